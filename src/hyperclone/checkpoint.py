@@ -1,0 +1,303 @@
+"""Reading a Hugging Face model directory: safetensors and JSON only, never pickle, never remote code.
+
+Headers are validated before any weight is read; weights are read with plain `pread` into buffers of our own. A
+memory map would be simpler, but its touched pages count as resident memory, up to the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from hyperclone.errors import CheckpointError
+
+if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
+    from torch import Tensor
+
+# safetensors name -> (torch name, bytes). What can be grown; everything else is refused by name.
+DTYPES: dict[str, tuple[str, int]] = {
+    "BF16": ("bfloat16", 2),
+    "F16": ("float16", 2),
+    "F32": ("float32", 4),
+    "F64": ("float64", 8),
+}
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Carried over to the grown directory. Everything else (other formats' weights, code, training state) is left behind.
+_CARRIED = re.compile(
+    r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|.*\.model|merges\.txt|vocab\.txt|.*\.jinja|.*\.tiktoken|LICENSE.*|NOTICE.*|.*USE_POLICY.*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor: where its bytes are."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class Checkpoint:
+    """A validated model directory.
+
+    Attributes:
+        path: the directory.
+        config: config.json.
+        entries: every stored tensor by name, in file order.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read and check config and headers; no weight is touched.
+
+        Raises:
+            CheckpointError: anything about the directory that would make its weights unreliable.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(
+                "not a model directory" if self.path.exists() else "no such directory",
+                file=self.path,
+                expected="a directory with config.json and *.safetensors",
+            )
+        if (self.path / "adapter_config.json").exists() and not (self.path / "config.json").exists():
+            raise CheckpointError(
+                "this is an adapter, not a model",
+                file=self.path / "adapter_config.json",
+                cure="merge it into its base model first (peft: model.merge_and_unload().save_pretrained(...))",
+            )
+        self.config = read_json(self.path / "config.json", missing="not a model directory: it has no config.json")
+        if "quantization_config" in self.config or "compression_config" in self.config:
+            method = (self.config.get("quantization_config") or {}).get("quant_method", "unknown")
+            raise CheckpointError(
+                "quantised checkpoints cannot be grown: their integers are not the weights",
+                file=self.path / "config.json",
+                field="quantization_config",
+                found=method,
+                cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantise the result",
+            )
+        self.files = self._weight_files()
+        self.entries: dict[str, Entry] = {}
+        for file in self.files:
+            for name, entry in read_header(self.path / file).items():
+                if name in self.entries:
+                    raise CheckpointError(
+                        "a tensor is stored twice",
+                        tensor=name,
+                        found=f"{self.entries[name].file} and {file}",
+                        expected="one file",
+                        cure="save the model again with save_pretrained into an empty directory",
+                    )
+                self.entries[name] = entry
+        self._check_index()
+        self._descriptors: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def _weight_files(self) -> list[str]:
+        single, index = self.path / _WEIGHTS, self.path / _INDEX
+        if index.exists():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+                raise CheckpointError("the index has no weight_map of names to files", file=index, field="weight_map")
+            self._weight_map: dict[str, str] | None = weight_map
+            files = sorted(set(weight_map.values()))
+            for file in files:
+                if Path(file).name != file or file in (".", ".."):
+                    raise CheckpointError(
+                        "the index points outside its directory", file=index, found=file, expected="a bare file name"
+                    )
+                if not (self.path / file).is_file():
+                    raise CheckpointError(
+                        "a file named by the index is missing",
+                        file=self.path / file,
+                        expected=f"{sum(v == file for v in weight_map.values())} tensors in it",
+                        cure="download the missing shard again",
+                    )
+            if single.exists() and _WEIGHTS not in files:
+                raise CheckpointError(
+                    "both a single file and a sharded index are present, so it is unclear which one is the model",
+                    file=self.path,
+                    found=f"{_WEIGHTS} and {_INDEX}",
+                    cure="remove the one that is out of date",
+                )
+            return files
+        self._weight_map = None
+        if single.exists():
+            return [_WEIGHTS]
+        names = sorted(p.name for p in self.path.iterdir())
+        if pickles := [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
+            raise CheckpointError(
+                "the weights are pickled, and pickle can run code when it is read",
+                file=self.path / pickles[0],
+                expected=_WEIGHTS,
+                cure="convert once, in a sandbox if you do not trust it: AutoModelForCausalLM.from_pretrained(SRC)"
+                ".save_pretrained(OUT) writes safetensors",
+            )
+        if ggufs := [n for n in names if n.endswith(".gguf")]:
+            raise CheckpointError(
+                "the weights are in GGUF",
+                file=self.path / ggufs[0],
+                expected=_WEIGHTS,
+                cure="convert with AutoModelForCausalLM.from_pretrained(SRC, gguf_file=...).save_pretrained(OUT)",
+            )
+        raise CheckpointError(
+            "no safetensors weights in this directory", file=self.path, expected=f"{_WEIGHTS} or {_INDEX}"
+        )
+
+    def _check_index(self) -> None:
+        if self._weight_map is None:
+            return
+        for name, file in self._weight_map.items():
+            if name not in self.entries:
+                raise CheckpointError(
+                    "the index names a tensor that its file does not hold", file=self.path / file, tensor=name
+                )
+            if self.entries[name].file != file:
+                raise CheckpointError(
+                    "the index and the files disagree about where a tensor is",
+                    tensor=name,
+                    found=self.entries[name].file,
+                    expected=file,
+                )
+        if extra := [name for name in self.entries if name not in self._weight_map]:
+            raise CheckpointError(
+                "a file holds a tensor that the index does not name",
+                file=self.path / self.entries[extra[0]].file,
+                tensor=extra[0],
+            )
+
+    @property
+    def carried_files(self) -> list[Path]:
+        """Files besides config and weights that belong to the model: tokenizer, templates, licence."""
+        found = [p for p in sorted(self.path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
+        templates = self.path / "chat_templates"
+        if templates.is_dir():
+            found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja")
+        return found
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
+
+        Raises:
+            CheckpointError: the file ended early.
+        """
+        import torch
+
+        entry = self.entries[name]
+        stop = entry.shape[0] if stop is None else stop
+        row = entry.nbytes // entry.shape[0]
+        dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
+        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
+        buffer = memoryview(tensor.view(torch.uint8).numpy()).cast("B") if tensor.numel() else memoryview(b"")
+        position, done = entry.offset + start * row, 0
+        while done < len(buffer):
+            got = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
+            if not got:
+                raise CheckpointError("the file ended early", file=self.path / entry.file, tensor=name)
+            done += got
+        return tensor
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(self.path / file, os.O_RDONLY)
+            return self._descriptors[file]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_descriptors", {}).values():
+            os.close(descriptor)
+
+
+def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: absent, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(missing, file=path) from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError("not readable as JSON", file=path, found=error) from None
+    if not isinstance(value, dict):
+        raise CheckpointError("not a JSON object", file=path, found=type(value).__name__)
+    return value
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """Every tensor of a safetensors file, in file order. The safetensors library judges the header first.
+
+    Raises:
+        CheckpointError: truncated, lying about sizes or offsets, or a dtype that cannot be grown.
+    """
+    try:
+        with safe_open(path, framework="np"):
+            pass
+        with path.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            "not a sound safetensors file",
+            file=path,
+            found=error,
+            cure="download it again, or save the model again; nothing was read from it",
+        ) from None
+    header.pop("__metadata__", None)
+    entries = {}
+    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        begin, end = info["data_offsets"]
+        shape = tuple(info["shape"])
+        if info["dtype"] in DTYPES:
+            # safetensors checks this too; a wrong size here would silently shear every row that follows.
+            assert end - begin == math.prod(shape) * DTYPES[info["dtype"]][1], name
+        entries[name] = Entry(path.name, info["dtype"], shape, 8 + size + begin, end - begin)
+    return entries
+
+
+def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """A local directory, or a Hub id downloaded to the Hub's own cache.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    path = Path(source)
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", *_HUB_EXTRAS]
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            "neither a local directory nor a model that the Hub gives out",
+            file=source,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            cure="check the spelling, the network, and access to gated models (`hf auth login`)",
+        ) from None
+
+
+_HUB_EXTRAS = ("*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
+
+
+def total_bytes(entries: Iterable[Entry]) -> int:
+    """Bytes of some stored tensors."""
+    return sum(entry.nbytes for entry in entries)

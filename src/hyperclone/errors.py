@@ -1,0 +1,64 @@
+"""Errors a user can cause. Each says where, what was found, what was expected, and the cure.
+
+`assert` is kept for our own bugs; anything raised here is about the input or the request, and the command line
+prints it without a traceback and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class HypercloneError(Exception):
+    """What the user asked for cannot be done; the message says why and what to do instead.
+
+    Args:
+        problem: one sentence, what is wrong.
+        file, tensor, field: where; each is optional.
+        found, expected: the two sides of the disagreement, when there is one.
+        cure: what to do next.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: object = None,
+        tensor: str | None = None,
+        field: str | None = None,
+        found: object = None,
+        expected: object = None,
+        cure: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.details: dict[str, str] = {
+            label: str(value)
+            for label, value in (
+                ("file", file),
+                ("tensor", tensor),
+                ("field", field),
+                ("found", found),
+                ("expected", expected),
+                ("cure", cure),
+            )
+            if value is not None
+        }
+        super().__init__("\n".join([problem, *(f"  {label + ':':<10}{value}" for label, value in self.details.items())]))
+
+
+class CheckpointError(HypercloneError):
+    """The source (or a directory to verify) is not a readable safetensors model directory."""
+
+
+class FamilyError(HypercloneError):
+    """The architecture is unknown, or its tensors do not fit the family file."""
+
+
+class GrowthError(HypercloneError):
+    """The requested sizes or options cannot be had for this model."""
+
+
+class DestinationError(HypercloneError):
+    """The output cannot be written where it was asked for."""
+
+
+class CollapseError(HypercloneError):
+    """The directory does not collapse to a smaller model: its copies have moved apart, or it has no receipt."""

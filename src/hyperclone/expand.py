@@ -1,0 +1,259 @@
+"""Grow one tensor, and undo it: pure functions on tensors.
+
+A tensor is seen as a matrix of output rows and input columns. Output units repeat. Input units repeat and are
+weighted so that the weights of the copies of one unit sum to 1: for output copy a and input copy b the block is
+C[a, b] W with sum_b C[a, b] = 1 (arXiv 2409.12903, section 2). So y = W x turns into [y; y; ...] when x turns into
+[x; x; ...], and every layer hands the next one what it needs.
+
+    symmetric   C[a, b] = 1/c            diagonal   C[a, b] = 1 if b = a mod c else 0
+
+Noise e[a, b] with sum_b e[a, b] = 0 keeps the function and tells the copies apart; without it they would receive the
+same gradient for ever. `snr_db` is the power of the noise-free weights of a row over the power of its noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from hyperclone import copies, noise, split
+from hyperclone.copies import Copies
+from hyperclone.layout import Layout
+
+_TILE = 1 << 18  # weights worked on at once: small enough to stay in cache between operations
+
+
+class Expansion(StrEnum):
+    """How the copies of an input unit share its weight."""
+
+    SYMMETRIC = "symmetric"
+    DIAGONAL = "diagonal"
+
+
+class Noise(StrEnum):
+    """How symmetry between copies is broken."""
+
+    SPLIT = "split"  # random shares of the integer mantissa: exact in the stored type
+    GAUSSIAN = "gaussian"  # the paper's additive noise: exact up to rounding in the stored type
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about a growth that is not a size."""
+
+    expansion: Expansion = Expansion.SYMMETRIC
+    noise: Noise = Noise.SPLIT
+    snr_db: float = 10.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A stored tensor as a matrix: which old row and column each new one copies.
+
+    Attributes:
+        rows: outputs. A vector is one row.
+        columns: inputs if `splits`, else outputs.
+        splits: the copies of a column share its weight (rather than repeat it).
+        transposed: the matrix is stored inputs first.
+    """
+
+    rows: Copies
+    columns: Copies
+    splits: bool
+    transposed: bool
+
+    @property
+    def exact_repeat(self) -> bool:
+        """Nothing is split: the grown tensor only repeats source values."""
+        return not (self.splits and self.columns.grown)
+
+
+def tensor_map(layout: Layout, sizes: Mapping[str, tuple[int, int]]) -> TensorMap:
+    """The map of a tensor with this layout when axes grow from sizes[axis][0] to sizes[axis][1]."""
+    maps = [copies.of_dim(dim, sizes) for dim in layout.dims]
+    if len(maps) == 1:
+        maps.insert(0, copies.axis(1, 1))
+        return TensorMap(*maps, splits=layout.reads is not None, transposed=False)
+    assert len(maps) == 2, layout.text
+    if layout.reads == 0:
+        return TensorMap(maps[1], maps[0], splits=True, transposed=True)
+    return TensorMap(*maps, splits=layout.reads is not None, transposed=False)
+
+
+def expand(weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, power: float | None = None) -> Tensor:
+    """The grown tensor, whole.
+
+    Args:
+        weight: (d_out, d_in) as stored ((d_in, d_out) when transposed; (d,) for a vector), finite.
+        tensor: its map.
+        recipe: expansion and noise.
+        name: the tensor's name on disk; the noise depends on it.
+        power: mean square of the weight, for Gaussian noise; computed here when not given.
+
+    Returns:
+        (D_out, D_in) as stored, in the weight's type.
+    """
+    matrix = weight.reshape(1, -1) if weight.dim() == 1 else weight.T if tensor.transposed else weight
+    if power is None and recipe.noise is Noise.GAUSSIAN:
+        power = mean_square(weight)
+    grown = expand_rows(
+        matrix[tensor.rows.source], tensor, recipe, name=name, rows=range(tensor.rows.new), power=power
+    )
+    return grown.flatten() if weight.dim() == 1 else grown.T.contiguous() if tensor.transposed else grown
+
+
+def expand_rows(
+    weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, rows: range, power: float | None = None
+) -> Tensor:
+    """Some rows of the grown matrix, the same however the rows are cut into ranges.
+
+    Args:
+        weight: (len(rows), d_in) the source row of each new row.
+        rows: the new rows' indices.
+
+    Returns:
+        (len(rows), D_in).
+    """
+    columns = tensor.columns
+    grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
+    step = max(1, _TILE // columns.new)
+    for start in range(0, len(rows), step):
+        tile = slice(start, min(start + step, len(rows)))
+        if tensor.exact_repeat:
+            for _, units, places in columns.groups:
+                for place in places:
+                    grown[tile, as_slice(place)] = weight[tile, as_slice(units)]
+            continue
+        numbers = tensor.rows.number[rows[tile].start : rows[tile].stop]
+        _split_columns(weight[tile], grown[tile], columns, numbers, recipe, name, rows[tile], power)
+    return grown
+
+
+def _split_columns(
+    weight: Tensor,
+    grown: Tensor,
+    columns: Copies,
+    numbers: Tensor,
+    recipe: Recipe,
+    name: str,
+    rows: range,
+    power: float | None,
+) -> None:
+    """Fill `grown` (R, D) with the shares of `weight` (R, d); `numbers` (R,) is which output copy each row is."""
+    raw = None if recipe.noise is Noise.NONE else noise.draws(recipe.seed, name, rows=rows, columns=columns.new)
+    for c, units, places in columns.groups:
+        for chosen, first in _rows_by_own_copy(numbers, c, recipe.expansion):
+            block = weight[chosen][:, as_slice(units)]
+            order = [(first + k) % c for k in range(c)]  # own copy first, so that the remainder is a small part
+            where = [as_slice(places[b]) for b in order]
+            zero_sum = None if raw is None or c == 1 else _zero_sum([raw[chosen][:, w] for w in where], recipe, power)
+            for place, part in zip(where, _shares(block, c, recipe, zero_sum, power), strict=True):
+                grown[chosen, place] = part
+
+
+def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator[tuple[slice | Tensor, int]]:
+    """Rows grouped by the input copy that the diagonal expansion gives their weight to."""
+    own = (numbers % c).unique().tolist()
+    if expansion is Expansion.SYMMETRIC or own == [0]:
+        yield slice(None), 0
+    elif len(own) == 1:
+        yield slice(None), own[0]
+    else:
+        for first in own:
+            yield (numbers % c == first).nonzero().flatten(), first
+
+
+def _zero_sum(raw: list[Tensor], recipe: Recipe, power: float | None) -> list[Tensor]:
+    """Unit-variance noise for each copy, summing to zero over the copies.
+
+    Removing the mean over c copies leaves 1 - 1/c of the variance; the scale puts it back. Uniform noise for the
+    exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise.
+    """
+    c = len(raw)
+    if recipe.noise is Noise.GAUSSIAN:
+        table = noise.normal_quantiles()
+        values = [table[r.to(torch.int32) + 32768] for r in raw]
+        scale = math.sqrt(c / (c - 1))
+    else:
+        values = [r.to(torch.float32) for r in raw]
+        scale = math.sqrt(12 * c / (c - 1)) / 65536
+    mean = sum(values[1:], start=values[0]) / c
+    return [(value - mean) * scale for value in values]
+
+
+def _shares(block: Tensor, c: int, recipe: Recipe, zero_sum: list[Tensor] | None, power: float | None) -> list[Tensor]:
+    """The c shares of a block, own copy first; they sum to the block."""
+    if c == 1:
+        return [block]
+    symmetric = recipe.expansion is Expansion.SYMMETRIC
+    base = [1 / c] * c if symmetric else [1.0] + [0.0] * (c - 1)
+    if zero_sum is None:
+        return split.split_evenly(block, c) if symmetric else [block] + [block * 0] * (c - 1)
+    # Noise power for each copy relative to W^2: the noise-free row has sum_b C^2, spread over c copies.
+    level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
+    if recipe.noise is Noise.SPLIT:
+        work = split.arithmetic_type(block.dtype)
+        return split.split_by_shares(block, [z.to(work) * level + b for z, b in zip(zero_sum, base, strict=True)])
+    assert power is not None
+    work = split.arithmetic_type(block.dtype)
+    sigma = level * math.sqrt(power)
+    whole = block.to(work)
+    return [(whole * b + z.to(work) * sigma).to(block.dtype) for z, b in zip(zero_sum, base, strict=True)]
+
+
+def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
+    """(R, D_in) -> (R, d_in): join the shares of every input unit.
+
+    Returned one type wider than stored (fp32, or fp64 for fp32 and fp64): exact there for an exact split.
+    """
+    joined: Tensor | None = None
+    step = max(1, _TILE // columns.new)
+    for start in range(0, grown.shape[0], step):
+        tile = slice(start, start + step)
+        for _, units, places in columns.groups:
+            total = split.join_wide([grown[tile, as_slice(place)] for place in places])
+            if joined is None:
+                joined = torch.empty(grown.shape[0], columns.old, dtype=total.dtype)
+            joined[tile, as_slice(units)] = total
+    assert joined is not None
+    return joined
+
+
+def rounding_bound(grown: Tensor, columns: Copies) -> Tensor:
+    """(R, d_in) the largest difference from the source that rounding may leave in shares with Gaussian noise.
+
+    With G_b the shares as stored, computed in a type of precision 2^-q and stored in one of 2^-p: storing moves each
+    by at most 2^-p |G_b| (or half the smallest subnormal), and each is computed with fewer than eight roundings of
+    terms that, as they cancel at most down to G_b, are bounded by the row's largest share. Hence
+    sum_b |G_b| 2^-p + 12 c max_b |G_b| 2^-q, with a margin of a half.
+    """
+    dtype = grown.dtype
+    work = split.arithmetic_type(dtype)
+    stored, computed = 2.0 ** -split.precision(dtype), 2.0 ** -split.precision(work)
+    bound = torch.empty(grown.shape[0], columns.old, dtype=work)
+    for c, units, places in columns.groups:
+        shares = torch.stack([grown[:, as_slice(place)].to(work).abs() for place in places])  # (c, R, J)
+        largest = grown.to(work).abs().amax(1, keepdim=True)
+        bound[:, as_slice(units)] = 1.5 * (
+            shares.sum(0) * stored + 12 * c * largest * computed + c * torch.finfo(dtype).smallest_normal * 2 * stored
+        )
+    return bound
+
+
+def mean_square(weight: Tensor) -> float:
+    """Mean of the squared weights, in fp64."""
+    return float(weight.double().square().mean())
+
+
+def as_slice(index: Tensor) -> slice | Tensor:
+    """A run of consecutive indices as a slice, which reads and writes without a gather."""
+    if index.numel() and bool((index == torch.arange(int(index[0]), int(index[0]) + index.numel())).all()):
+        return slice(int(index[0]), int(index[0]) + index.numel())
+    return index

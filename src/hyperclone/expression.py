@@ -1,0 +1,96 @@
+"""The small expressions of family files: config fields, whole-number arithmetic, conditions.
+
+`a | b` is a, or b where the config leaves a out (or null). Division must come out whole. Evaluated over the syntax
+tree of Python's own parser, with nothing callable in it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from hyperclone.errors import CheckpointError, FamilyError
+
+Value = int | float | bool | str | list[Any] | None
+
+
+@cache
+def _tree(text: str) -> ast.expr:
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise FamilyError(f"expression not understood: {text!r}", found=error.msg) from None
+
+
+def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
+    """The value of an expression over config fields.
+
+    Raises:
+        FamilyError: the expression uses something outside the language.
+        CheckpointError: a field is missing, is not a number where one is needed, or does not divide.
+    """
+
+    def number(node: ast.expr) -> int | float:
+        value = visit(node)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            what = "is missing" if value is None else "is not a number"
+            raise CheckpointError(
+                f"config field {what}", file="config.json", field=ast.unparse(node), found=value, expected="a number"
+            )
+        return value
+
+    def visit(node: ast.expr) -> Value:
+        match node:
+            case ast.Constant(value=int() | float() | str() | None as value):
+                return value
+            case ast.Name(id=name):
+                return fields.get(name)
+            case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+                first = visit(left)
+                return visit(right) if first is None else first
+            case ast.BinOp(left=left, op=ast.Div(), right=right):
+                a, b = number(left), number(right)
+                if not b or a % b:
+                    raise CheckpointError(
+                        "config fields do not divide",
+                        file="config.json",
+                        field=ast.unparse(node),
+                        found=f"{a} / {b}",
+                        expected="a whole number",
+                    )
+                return a // b if isinstance(a, int) and isinstance(b, int) else a / b
+            case ast.BinOp(left=left, op=ast.Mult(), right=right):
+                return number(left) * number(right)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return number(left) + number(right)
+            case ast.BinOp(left=left, op=ast.Sub(), right=right):
+                return number(left) - number(right)
+            case ast.BoolOp(op=ast.And(), values=values):
+                return all(bool(visit(value)) for value in values)
+            case ast.BoolOp(op=ast.Or(), values=values):
+                return any(bool(visit(value)) for value in values)
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not visit(operand)
+            case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+                return visit(left) == visit(right)
+            case ast.Compare(left=left, ops=[ast.NotEq()], comparators=[right]):
+                return visit(left) != visit(right)
+            case _:
+                raise FamilyError(f"expression not understood: {text!r}", found=ast.unparse(node))
+
+    return visit(_tree(text))
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Config fields that an expression reads, in order of appearance."""
+    return tuple(dict.fromkeys(node.id for node in ast.walk(_tree(text)) if isinstance(node, ast.Name)))
+
+
+def lead_field(text: str) -> str | None:
+    """The config field that an expression's first alternative names, if it is a bare field: where a size is written."""
+    node: ast.expr = _tree(text)
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        node = node.left
+    return node.id if isinstance(node, ast.Name) else None

@@ -1,0 +1,270 @@
+"""Families: what is known about an architecture, as data.
+
+A family file (families/*.toml) gives the config expression of every axis, one layout line for each tensor pattern,
+which tensors are tied, and what may be ignored. Adding an architecture is writing one file and one test row.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hyperclone import layout
+from hyperclone.errors import CheckpointError, FamilyError, GrowthError
+from hyperclone.expression import Value, evaluate, lead_field
+from hyperclone.layout import Layout
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named axis: the config expression of its size, and the axis it is one with under a condition (OPT's embed)."""
+
+    size: str
+    grows_with: str | None = None
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """One line of [tensors]: a name pattern with {i} for the layer, its layout, and when the tensor exists."""
+
+    pattern: str
+    layout: Layout
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class Tie:
+    """The head that shares the embedding, and the last norm's tensors that carry its 1/n while it does."""
+
+    when: str
+    head: str
+    embedding: str
+    fold: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything known about one architecture."""
+
+    name: str
+    file: str
+    model_types: tuple[str, ...]
+    layers: str
+    defaults: Mapping[str, Any]
+    axes: Mapping[str, Axis]
+    write: Mapping[str, str]
+    lines: tuple[TensorLine, ...]
+    tie: Tie | None
+    ignore: tuple[str, ...]
+
+    def value(self, text: str, config: Mapping[str, Any]) -> Value:
+        """An expression's value over the config, with the family's defaults for fields that it leaves out."""
+        return evaluate(text, {**self.defaults, **config})
+
+    def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """Size of every axis.
+
+        Raises:
+            CheckpointError: a field is missing, not a positive whole number, or does not divide.
+        """
+        sizes = {}
+        for name, axis in self.axes.items():
+            size = self.value(axis.size, config)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise CheckpointError(
+                    f"the config gives no usable size for axis {name!r}",
+                    file="config.json",
+                    field=lead_field(axis.size) or axis.size,
+                    found=size,
+                    expected="a positive whole number",
+                )
+            sizes[name] = size
+        return sizes
+
+    def grown_sizes(self, config: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """(old, new) size of every axis, given new sizes of the axes that a user grows."""
+        old = self.sizes(config)
+        return {axis: (old[axis], new[self.grows_with(axis, config)]) for axis in self.axes}
+
+    def grown_config(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+        """The config of the grown model: fields are written, then read back, and must say what was meant.
+
+        Raises:
+            GrowthError: the config cannot express these sizes.
+        """
+        grown = dict(config)
+        for field, text in self.write.items():
+            grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+        for axis, (_, new) in sizes.items():
+            field = lead_field(self.axes[axis].size)
+            if field and config.get(field) is not None:
+                grown[field] = new
+        for axis, (old, new) in sizes.items():
+            field = lead_field(self.axes[axis].size)
+            if (found := self._size_or_none(axis, grown)) != new and field and grown.get(field) is None:
+                grown[field] = new  # was implied by other fields, which now imply something else
+                found = self._size_or_none(axis, grown)
+            if found != new:
+                raise GrowthError(
+                    f"this architecture's config cannot express these sizes: {axis} = {self.axes[axis].size}",
+                    field=axis,
+                    found="not a whole number" if found is None else found,
+                    expected=f"{new}" + (" (unchanged)" if new == old else ""),
+                    cure="grow hidden and heads by the same factor" if axis == "head_dim" else None,
+                )
+        before, after = self.conditions(config), self.conditions(grown)
+        if changed := [text for text in before if before[text] != after[text]]:
+            raise GrowthError(
+                "at these sizes the architecture would gain or lose tensors",
+                field=changed[0],
+                found=f"{after[changed[0]]} in the grown model",
+                expected=f"{before[changed[0]]}, as in the source",
+                cure="choose another size",
+            )
+        return grown
+
+    def _size_or_none(self, axis: str, config: Mapping[str, Any]) -> Value:
+        try:
+            return self.value(self.axes[axis].size, config)
+        except CheckpointError:
+            return None
+
+    def depth(self, config: Mapping[str, Any]) -> int:
+        """Number of layers."""
+        layers = self.value(self.layers, config)
+        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+            raise CheckpointError(
+                "the config gives no usable number of layers",
+                file="config.json",
+                field=self.layers,
+                found=layers,
+                expected="a positive whole number",
+            )
+        return layers
+
+    def grows_with(self, axis: str, config: Mapping[str, Any]) -> str:
+        """The axis whose growth this one follows in this config: itself, or the one that it is one with."""
+        spec = self.axes[axis]
+        if spec.grows_with and (spec.when is None or self.value(spec.when, config)):
+            return spec.grows_with
+        return axis
+
+    def tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head shares the embedding."""
+        return self.tie is not None and bool(self.value(self.tie.when, config))
+
+    def tensors(self, config: Mapping[str, Any]) -> dict[str, Layout]:
+        """Every tensor that a checkpoint with this config must hold, with its layout."""
+        expected = {}
+        for line in self.lines:
+            if line.when is None or self.value(line.when, config):
+                for name in _names(line.pattern, self.depth(config)):
+                    expected[name] = line.layout
+        return expected
+
+    def ignored(self, name: str) -> bool:
+        """Whether a stored tensor is a buffer that no model loads."""
+        return any(re.fullmatch(re.escape(p).replace(r"\{i\}", r"\d+"), name) for p in self.ignore)
+
+    def conditions(self, config: Mapping[str, Any]) -> dict[str, bool]:
+        """The value of every condition of the file; a growth may not change any (a tie excepted)."""
+        texts = [line.when for line in self.lines] + [axis.when for axis in self.axes.values()]
+        return {text: bool(self.value(text, config)) for text in texts if text is not None}
+
+
+def _names(pattern: str, layers: int) -> Iterator[str]:
+    if "{i}" not in pattern:
+        yield pattern
+    else:
+        for i in range(layers):
+            yield pattern.replace("{i}", str(i))
+
+
+def load(text: str, *, name: str, file: str) -> Family:
+    """Parse a family file.
+
+    Raises:
+        FamilyError: not TOML, a key that is not known, a line that does not parse, or an axis that is not defined.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FamilyError("family file is not valid TOML", file=file, found=error) from None
+    known = {"model_types", "layers", "defaults", "axes", "write", "tensors", "tie", "ignore"}
+    if unknown := set(data) - known:
+        raise FamilyError("family file has unknown keys", file=file, found=sorted(unknown), expected=sorted(known))
+    try:
+        axes = {
+            key: Axis(spec) if isinstance(spec, str) else Axis(**spec) for key, spec in dict(data["axes"]).items()
+        }
+        lines = tuple(
+            TensorLine(pattern, layout.parse(spec))
+            if isinstance(spec, str)
+            else TensorLine(pattern, layout.parse(spec["line"]), spec.get("when"))
+            for pattern, spec in dict(data["tensors"]).items()
+        )
+        tie = data.get("tie")
+        family = Family(
+            name=name,
+            file=file,
+            model_types=tuple(data["model_types"]),
+            layers=data["layers"],
+            defaults=data.get("defaults", {}),
+            axes=axes,
+            write=data.get("write", {}),
+            lines=lines,
+            tie=Tie(tie["when"], tie["head"], tie["embedding"], tuple(tie["fold"])) if tie else None,
+            ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+        )
+    except FamilyError as error:
+        error.details.setdefault("file", file)
+        raise FamilyError(error.problem, file=file, found=error.details.get("found"),
+                          expected=error.details.get("expected")) from None
+    except (KeyError, TypeError) as error:
+        raise FamilyError("family file is incomplete", file=file, found=repr(error)) from None
+    for line in family.lines:
+        if missing := line.layout.axes - set(axes):
+            raise FamilyError("layout names an axis that the file does not define", file=file, tensor=line.pattern,
+                              found=sorted(missing), expected=sorted(axes))
+    patterns = {line.pattern for line in family.lines}
+    if family.tie and (missing := {family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
+        raise FamilyError("[tie] names tensors that [tensors] does not list", file=file, found=sorted(missing))
+    return family
+
+
+@cache
+def known() -> dict[str, Family]:
+    """Every family that ships with the package, by model type."""
+    families = {}
+    for entry in sorted(resources.files("hyperclone").joinpath("families").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".toml"):
+            family = load(entry.read_text("utf-8"), name=Path(entry.name).stem, file=f"families/{entry.name}")
+            families.update(dict.fromkeys(family.model_types, family))
+    return families
+
+
+def of_config(config: Mapping[str, Any]) -> Family:
+    """The family of a model.
+
+    Raises:
+        FamilyError: the architecture is not known; the message lists what is.
+    """
+    model_type = config.get("model_type")
+    family = known().get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise FamilyError(
+            "this architecture is not known" if model_type else "config.json names no model_type",
+            file="config.json",
+            field="model_type",
+            found=model_type,
+            expected="one of " + ", ".join(sorted(known())),
+            cure="describe its tensors in a family file (docs/architecture.md, 'Adding an architecture')",
+        )
+    return family

@@ -1,0 +1,169 @@
+"""What the user asked for, checked against a model's axes.
+
+Widths are factors (`2`, `2x`) or absolute sizes (`1152`). A bare number below the axis's present size is a factor,
+one at or above it is a size; where both readings are likely the request is refused and both spellings are named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hyperclone.errors import GrowthError
+
+Width = str | int | float
+EXPANSIONS = ("symmetric", "diagonal")
+NOISES = ("split", "gaussian", "none")
+OUTPUT_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """A request. Sizes are None for "as `width` says", or unchanged if that is None too.
+
+    Attributes:
+        width: factor for hidden, ffn and heads together.
+        hidden, ffn, heads, kv_heads: a factor or an absolute size each; KV heads follow heads by default.
+        expansion: "symmetric" or "diagonal".
+        noise: "split" (exact), "gaussian" (the paper's), "none".
+        snr_db: noise-free power over noise power, in dB.
+        seed: of the noise.
+        untie: write the head as a tensor of its own.
+        dtype: "bf16", "fp16", "fp32", "fp64", or None for the source's.
+    """
+
+    width: Width | None = None
+    hidden: Width | None = None
+    ffn: Width | None = None
+    heads: Width | None = None
+    kv_heads: Width | None = None
+    expansion: str = "symmetric"
+    noise: str = "split"
+    snr_db: float = 10.0
+    seed: int = 0
+    untie: bool = False
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("expansion", self.expansion, EXPANSIONS),
+            ("noise", self.noise, NOISES),
+            ("dtype", self.dtype, (None, *OUTPUT_DTYPES)),
+        ):
+            if value not in allowed:
+                raise GrowthError(
+                    f"unknown {field}", field=field, found=value, expected=", ".join(str(a) for a in allowed if a)
+                )
+        if not math.isfinite(self.snr_db) or not -40 <= self.snr_db <= 80:
+            raise GrowthError("noise level out of range", field="snr_db", found=self.snr_db, expected="-40 to 80 dB")
+        if self.width is not None:
+            _factor(self.width, "width")
+
+
+def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
+    """New sizes of the axes that a user can grow, from their present sizes.
+
+    Args:
+        growth: the request.
+        sizes: every axis of the model; heads are one axis `heads`, or `kv_heads` and `group` (query heads per KV head).
+
+    Returns:
+        New size of every axis in `sizes` (unchanged ones too).
+
+    Raises:
+        GrowthError: not a whole factor, smaller than the source, or nothing grows.
+    """
+    new = dict(sizes)
+    for name in ("hidden", "ffn"):
+        new[name] = _size(_first(getattr(growth, name), growth.width), sizes[name], name)
+    wanted = _first(growth.heads, growth.width)
+    if "heads" in sizes:
+        new["heads"] = _size(wanted, sizes["heads"], "heads")
+        if growth.kv_heads is not None:
+            raise GrowthError(
+                "this architecture has no KV heads of its own", field="kv_heads", found=growth.kv_heads, cure="use heads"
+            )
+    else:
+        new["kv_heads"], new["group"] = _grouped_heads(growth, wanted, sizes["kv_heads"], sizes["group"])
+    if new == dict(sizes):
+        raise GrowthError(
+            "nothing to grow: every width stays as it is",
+            cure="give --width 2, or --hidden, --ffn, --heads by factor (2x) or size",
+        )
+    return new
+
+
+def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:
+    """(KV heads, query heads per KV head). A query head must stay with a copy of its own KV head."""
+    heads = _size(wanted, kv_heads * group, "heads")
+    if growth.kv_heads is not None:
+        new_kv = _size(growth.kv_heads, kv_heads, "kv_heads")
+    elif kv_heads == 1 and group > 1:
+        new_kv = 1  # multi-query attention stays multi-query
+    else:
+        new_kv = kv_heads * (heads // (kv_heads * group))
+    if heads % new_kv or (heads // new_kv) % group:
+        raise GrowthError(
+            "these head counts do not keep every query head with its KV head",
+            field="heads / kv_heads",
+            found=f"{heads} / {new_kv}",
+            expected=f"heads a multiple of {group} x kv_heads (the source has {kv_heads * group} / {kv_heads})",
+        )
+    return new_kv, heads // new_kv
+
+
+def _first(*values: Width | None) -> Width | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _number(value: Width, field: str) -> tuple[float, bool]:
+    """(number, written as a factor with x)."""
+    if isinstance(value, bool):
+        raise GrowthError("not a width", field=field, found=value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([xX]?)\s*", str(value))
+    if match is None or float(match[1]) <= 0:
+        raise GrowthError("not a width", field=field, found=value, expected="a factor (2 or 2x) or a size (1152)")
+    return float(match[1]), bool(match[2])
+
+
+def _factor(value: Width, field: str) -> int:
+    number, _ = _number(value, field)
+    if number != int(number):
+        raise GrowthError(
+            "only whole factors can be grown", field=field, found=value, expected="2, 3, 4, ...", cure="use 2"
+        )
+    if number > 64:
+        raise GrowthError(
+            "a factor this large is surely a size", field=field, found=value, expected="2, 3, 4, ...",
+            cure="sizes go to --hidden, --ffn and --heads",
+        )  # fmt: skip
+    return int(number)
+
+
+def _size(value: Width | None, old: int, field: str) -> int:
+    """The new size of one axis."""
+    if value is None:
+        return old
+    number, is_factor = _number(value, field)
+    if not is_factor and 64 < number < old:
+        raise GrowthError("smaller than the model is now", field=field, found=value, expected=f"{old} or more")
+    if not is_factor and number >= old and 1 < old <= number <= 4:
+        raise GrowthError(
+            "this could be a factor or a size",
+            field=field,
+            found=value,
+            expected=f"{number:g}x for {number * old:g}, or {number / old:g}x for {number:g}",
+        )
+    if is_factor or number < old:
+        return old * _factor(value, field)
+    new = int(number)
+    if new != number or new % old:
+        raise GrowthError(
+            "only whole multiples of the present size can be grown",
+            field=field,
+            found=value,
+            expected=f"{old} (unchanged), {2 * old}, {3 * old}, ...",
+        )
+    return new

@@ -1,0 +1,40 @@
+"""Random numbers as a pure function of (seed, tensor name, position).
+
+The bytes of a grown checkpoint must not depend on shards, threads or the order of work, so every output weight has
+its own 16-bit draw: number `column` of row `row` in the Philox stream keyed by a hash of seed and tensor name
+(Salmon et al. 2011; the stream of numpy's bit generator is stable by policy). Everything downstream is IEEE
+arithmetic that every machine rounds alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DRAWS_PER_BLOCK = 16  # one Philox4x64 counter step gives 256 bits
+
+
+def draws(seed: int, name: str, *, rows: range, columns: int) -> Tensor:
+    """One signed 16-bit draw for every weight of some rows, uniform over -32768..32767.
+
+    Returns:
+        (len(rows), columns) int16; the same numbers however the rows are cut into ranges.
+    """
+    key = np.frombuffer(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest(), dtype="<u8")
+    blocks = -(-columns // _DRAWS_PER_BLOCK)  # each row starts on a counter step, so it can be reached directly
+    generator = np.random.Generator(np.random.Philox(key=key, counter=rows.start * blocks))
+    words = generator.integers(0, 1 << 64, size=len(rows) * blocks * 4, dtype=np.uint64)
+    return torch.from_numpy(words.astype("<u8", copy=False).view("<i2")).view(len(rows), -1)[:, :columns]
+
+
+@cache
+def normal_quantiles() -> Tensor:
+    """(65536,) float32: standard normal quantile of each 16-bit draw, at index draw + 32768; |z| <= 4.3."""
+    normal = NormalDist()
+    table = torch.tensor([normal.inv_cdf((i + 0.5) / 65536) for i in range(65536)], dtype=torch.float64)
+    return (table / table.square().mean().sqrt()).float()

@@ -1,0 +1,120 @@
+"""The proof that a directory holds a model that computes its source's function, from the files on disk.
+
+*Structural*: collapse(destination) equals the source, streaming, any size. *Behavioural*: both models run through
+stock transformers on text and random tokens. The first finds any wrong weight and names it; the second does not
+trust our own reading of the architecture. Each would catch what the other cannot.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hyperclone import checkpoint, planning, receipt
+from hyperclone.behaviour import Behaviour, prove_behaviour
+from hyperclone.checkpoint import Checkpoint
+from hyperclone.errors import GrowthError, HypercloneError
+from hyperclone.growing import Progress
+from hyperclone.planning import Plan
+from hyperclone.structure import Structure, prove_structure
+
+KINDS = ("full", "structural", "none")
+
+
+@dataclass
+class Proof:
+    """Both halves of the proof.
+
+    Attributes:
+        structure: the structural half.
+        behaviour: the behavioural half; None when it was not asked for.
+        failures: everything that is wrong, each naming its tensor, field or measurement.
+    """
+
+    structure: Structure
+    behaviour: Behaviour | None
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Nothing failed."""
+        return not self.failures and self.structure.passed
+
+    def summary(self) -> dict[str, Any]:
+        """The proof's figures as plain JSON data."""
+        structure = asdict(self.structure)
+        structure.pop("output_sha256")
+        structure.pop("source_sha256")
+        return {
+            "passed": self.passed,
+            "structure": structure,
+            "behaviour": asdict(self.behaviour) if self.behaviour else None,
+        }
+
+
+def check_kind(kind: str) -> None:
+    """Raises GrowthError unless `kind` is "full", "structural" or "none"."""
+    if kind not in KINDS:
+        raise GrowthError("unknown kind of proof", field="proof", found=kind, expected=", ".join(KINDS))
+
+
+def verify(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    proof: str = "full",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Proof:
+    """Prove that `destination` computes the function of `source`.
+
+    The destination's receipt says how it was grown; without one, sizes are taken from both configs and an exact
+    split is expected. Where the receipt holds hashes, every tensor must still have its own.
+
+    Raises:
+        HypercloneError: one of the directories cannot be read, or one cannot be a growth of the other.
+    """
+    check_kind(proof)
+    if proof == "none":
+        raise GrowthError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
+    origin = Checkpoint(checkpoint.resolve(source))
+    target = Path(destination)
+    told = receipt.read(target)
+    if told is None:
+        made = planning.from_sizes(origin, Checkpoint(target).config)
+    else:
+        made = planning.make(origin, told.growth)
+    result = prove(origin, target, made, kind=proof, threads=threads, progress=progress)
+    if told is not None:
+        for side, hashes, now in (
+            ("the output", told.output_sha256, result.structure.output_sha256),
+            ("the source", told.source_sha256, result.structure.source_sha256),
+        ):
+            result.failures += [
+                f"{name}: its bytes in {side} are not those that the receipt recorded"
+                for name, value in hashes.items()
+                if name in now and now[name] and now[name] != value
+            ]
+    return result
+
+
+def prove(
+    origin: Checkpoint,
+    path: Path,
+    made: Plan,
+    *,
+    kind: str = "full",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Proof:
+    """Both halves for a directory that should be `made`. A failed structure is not run: its behaviour is moot."""
+    structure = prove_structure(origin, path, made, threads=threads, progress=progress)
+    behaviour = None
+    if kind == "full" and structure.passed:
+        behaviour = prove_behaviour(origin, path, made, progress=progress)
+    return Proof(structure, behaviour, structure.failures + (behaviour.failures if behaviour else []))
+
+
+__all__ = ["HypercloneError", "Proof", "check_kind", "prove", "verify"]

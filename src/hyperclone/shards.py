@@ -1,0 +1,103 @@
+"""Output files laid out before a byte is written: which tensor goes where, at which offset.
+
+The safetensors format is eight bytes of header length, a JSON header, then the tensors end to end. With every size
+known from the plan, any thread can write any slice of any tensor at its own offset.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hyperclone.errors import GrowthError
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor to be stored: what a safetensors header says about it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file.
+
+    Attributes:
+        file: its name.
+        header: its first bytes, length prefix included.
+        offsets: where each tensor starts in the file.
+        nbytes: its whole size.
+    """
+
+    file: str
+    header: bytes
+    offsets: dict[str, int]
+    nbytes: int
+
+
+def parse_size(text: str) -> int:
+    """`5GB`, `500MB`, `2GiB` or a plain number of bytes.
+
+    Raises:
+        GrowthError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
+        raise GrowthError("not a size", field="shard_size", found=text, expected="5GB, 500MB, 2GiB, ...")
+    return max(1, int(float(match[1]) * _UNITS[match[2].lower()]))
+
+
+def lay_out(tensors: Sequence[Stored], *, shard_size: int) -> list[Shard]:
+    """Fill files up to `shard_size` bytes in the given order; a tensor is never cut in two."""
+    groups: list[list[Stored]] = [[]]
+    room = shard_size
+    for tensor in tensors:
+        if groups[-1] and tensor.nbytes > room:
+            groups.append([])
+            room = shard_size
+        groups[-1].append(tensor)
+        room -= tensor.nbytes
+    if len(groups) == 1:
+        return [_shard("model.safetensors", groups[0])]
+    return [_shard(f"model-{i:05}-of-{len(groups):05}.safetensors", g) for i, g in enumerate(groups, start=1)]
+
+
+def _shard(file: str, tensors: list[Stored]) -> Shard:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position, starts = 0, {}
+    # Wider types first keeps every tensor aligned to its own element size.
+    for tensor in sorted(tensors, key=lambda t: -_width(t)):
+        starts[tensor.name] = position
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
+        position += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    prefix = len(text).to_bytes(8, "little") + text
+    return Shard(file, prefix, {n: len(prefix) + start for n, start in starts.items()}, len(prefix) + position)
+
+
+def _width(tensor: Stored) -> int:
+    return {"F64": 8, "F32": 4}.get(tensor.dtype, 2)
+
+
+def index(shards: Sequence[Shard], tensors: Sequence[Stored]) -> dict[str, Any] | None:
+    """The content of model.safetensors.index.json; None for a single file."""
+    if len(shards) == 1:
+        return None
+    return {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+        "weight_map": dict(sorted((name, shard.file) for shard in shards for name in shard.offsets)),
+    }
