@@ -34,7 +34,7 @@ _PUBLIC = {
     "plan": "growing",
     "verify": "proving",
 }
-__all__ = ["Growth", "HypercloneError", "Proof", "collapse", "grow", "grow_model", "plan", "verify"]  # noqa: RUF022
+__all__ = ["Growth", "HypercloneError", "Proof", "collapse", "grow", "grow_model", "plan", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -187,6 +187,12 @@ class Checkpoint:
             found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja")
         return found
 
+    @property
+    def identity(self) -> str:
+        """Changes when the files change: their place, names, sizes and times."""
+        facts = [(f, (s := (self.path / f).stat()).st_size, s.st_mtime_ns) for f in ("config.json", *self.files)]
+        return f"{self.path.resolve()}:{facts}"
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
 
@@ -203,7 +209,10 @@ class Checkpoint:
         buffer = memoryview(tensor.view(torch.uint8).numpy()).cast("B") if tensor.numel() else memoryview(b"")
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
-            got = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
+            try:
+                got = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
+            except OSError as error:
+                raise CheckpointError("reading failed", file=self.path / entry.file, tensor=name, found=error) from None
             if not got:
                 raise CheckpointError("the file ended early", file=self.path / entry.file, tensor=name)
             done += got
@@ -282,9 +291,7 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
 
     try:
         return Path(
-            snapshot_download(
-                str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", *_HUB_EXTRAS]
-            )
+            snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", *_HUB_EXTRAS])
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
@@ -293,6 +300,12 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             cure="check the spelling, the network, and access to gated models (`hf auth login`)",
         ) from None
+
+
+def public_name(source: str | os.PathLike[str]) -> str:
+    """How receipts and cards call a source: its Hub id, or a local directory's name (its place is nobody's business)."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else str(source)
 
 
 _HUB_EXTRAS = ("*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")

@@ -86,9 +86,7 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
     for part in parts:
         sources.append(part.source + offset)
         offset += part.old
-    return Copies(
-        torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset
-    )
+    return Copies(torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset)
 
 
 def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]]) -> Copies:

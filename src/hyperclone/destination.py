@@ -11,6 +11,8 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,22 +100,20 @@ class Destination:
                 cure="free some space, choose another disk, or a smaller --dtype",
             )
 
-    def create(self, file: str, *, nbytes: int) -> int:
-        """Open a shard of known size for writing; a file descriptor."""
+    @contextmanager
+    def shard(self, file: str, *, nbytes: int) -> Iterator[int]:
+        """A file descriptor to write a shard of known size; on leaving it is synced and noted as finished."""
         descriptor = os.open(self.partial / file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
-            os.posix_fallocate(descriptor, 0, nbytes)
-        except OSError as error:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, nbytes)
+            else:  # macOS
+                os.ftruncate(descriptor, nbytes)
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
             os.close(descriptor)
-            raise DestinationError("cannot reserve the output's space", file=self.partial / file,
-                                   found=error.strerror) from None  # fmt: skip
-        return descriptor
-
-    def finish_shard(self, file: str, descriptor: int) -> None:
-        """Sync a shard to disk and note that it is done."""
-        os.fsync(descriptor)
-        self._log({"shard": file, "bytes": os.fstat(descriptor).st_size})
-        os.close(descriptor)
+        self._log({"shard": file, "bytes": nbytes})
 
     def write_text(self, file: str, text: str) -> None:
         """Write and sync a small file."""
@@ -142,6 +142,10 @@ class Destination:
         _sync_directory(self.target.parent)
         self.close()
         shutil.rmtree(old, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Finished shards count as unfinished from now on: a rerun starts anew."""
+        self._restart_journal([])
 
     def discard(self) -> None:
         """Remove everything that was built."""

@@ -41,7 +41,9 @@ class HypercloneError(Exception):
             )
             if value is not None
         }
-        super().__init__("\n".join([problem, *(f"  {label + ':':<10}{value}" for label, value in self.details.items())]))
+        super().__init__(
+            "\n".join([problem, *(f"  {label + ':':<10}{value}" for label, value in self.details.items())])
+        )
 
 
 class CheckpointError(HypercloneError):

@@ -26,6 +26,7 @@ from hyperclone.copies import Copies
 from hyperclone.layout import Layout
 
 _TILE = 1 << 18  # weights worked on at once: small enough to stay in cache between operations
+_RUN = 4096  # weights summed at once
 
 
 class Expansion(StrEnum):
@@ -74,17 +75,25 @@ class TensorMap:
         """Nothing is split: the grown tensor only repeats source values."""
         return not (self.splits and self.columns.grown)
 
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """A stored tensor (or some of its rows) as output rows and input columns; a view."""
+        return stored.reshape(1, -1) if stored.dim() == 1 else stored.T if self.transposed else stored
+
+    def as_stored(self, matrix: Tensor, dimensions: int) -> Tensor:
+        """The inverse: a matrix as the tensor of one or two dimensions that is stored."""
+        return matrix.flatten() if dimensions == 1 else matrix.T.contiguous() if self.transposed else matrix
+
 
 def tensor_map(layout: Layout, sizes: Mapping[str, tuple[int, int]]) -> TensorMap:
     """The map of a tensor with this layout when axes grow from sizes[axis][0] to sizes[axis][1]."""
     maps = [copies.of_dim(dim, sizes) for dim in layout.dims]
     if len(maps) == 1:
-        maps.insert(0, copies.axis(1, 1))
-        return TensorMap(*maps, splits=layout.reads is not None, transposed=False)
+        return TensorMap(copies.axis(1, 1), maps[0], splits=layout.reads is not None, transposed=False)
     assert len(maps) == 2, layout.text
+    first, second = maps
     if layout.reads == 0:
-        return TensorMap(maps[1], maps[0], splits=True, transposed=True)
-    return TensorMap(*maps, splits=layout.reads is not None, transposed=False)
+        return TensorMap(second, first, splits=True, transposed=True)
+    return TensorMap(first, second, splits=layout.reads is not None, transposed=False)
 
 
 def expand(weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, power: float | None = None) -> Tensor:
@@ -100,13 +109,11 @@ def expand(weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, powe
     Returns:
         (D_out, D_in) as stored, in the weight's type.
     """
-    matrix = weight.reshape(1, -1) if weight.dim() == 1 else weight.T if tensor.transposed else weight
+    matrix = tensor.as_matrix(weight)
     if power is None and recipe.noise is Noise.GAUSSIAN:
         power = mean_square(weight)
-    grown = expand_rows(
-        matrix[tensor.rows.source], tensor, recipe, name=name, rows=range(tensor.rows.new), power=power
-    )
-    return grown.flatten() if weight.dim() == 1 else grown.T.contiguous() if tensor.transposed else grown
+    grown = expand_rows(matrix[tensor.rows.source], tensor, recipe, name=name, rows=range(tensor.rows.new), power=power)
+    return tensor.as_stored(grown, weight.dim())
 
 
 def expand_rows(
@@ -155,12 +162,15 @@ def _split_columns(
             where = [as_slice(places[b]) for b in order]
             zero_sum = None if raw is None or c == 1 else _zero_sum([raw[chosen][:, w] for w in where], recipe, power)
             for place, part in zip(where, _shares(block, c, recipe, zero_sum, power), strict=True):
-                grown[chosen, place] = part
+                if isinstance(chosen, Tensor) and isinstance(place, Tensor):
+                    grown[chosen[:, None], place] = part  # side by side the two would pair up
+                else:
+                    grown[chosen, place] = part
 
 
 def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator[tuple[slice | Tensor, int]]:
     """Rows grouped by the input copy that the diagonal expansion gives their weight to."""
-    own = (numbers % c).unique().tolist()
+    own = sorted(set((numbers % c).tolist()))
     if expansion is Expansion.SYMMETRIC or own == [0]:
         yield slice(None), 0
     elif len(own) == 1:
@@ -174,18 +184,19 @@ def _zero_sum(raw: list[Tensor], recipe: Recipe, power: float | None) -> list[Te
     """Unit-variance noise for each copy, summing to zero over the copies.
 
     Removing the mean over c copies leaves 1 - 1/c of the variance; the scale puts it back. Uniform noise for the
-    exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise.
+    exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
+    fp64 so that c times a value less the sum is exact: whatever is lost there would be missing from the sum to zero.
     """
     c = len(raw)
     if recipe.noise is Noise.GAUSSIAN:
         table = noise.normal_quantiles()
-        values = [table[r.to(torch.int32) + 32768] for r in raw]
+        values = [table[r.to(torch.int32) + 32768].double() for r in raw]
         scale = math.sqrt(c / (c - 1))
     else:
         values = [r.to(torch.float32) for r in raw]
         scale = math.sqrt(12 * c / (c - 1)) / 65536
-    mean = sum(values[1:], start=values[0]) / c
-    return [(value - mean) * scale for value in values]
+    total = sum(values[1:], start=values[0])
+    return [(value * c - total) * (scale / c) for value in values]
 
 
 def _shares(block: Tensor, c: int, recipe: Recipe, zero_sum: list[Tensor] | None, power: float | None) -> list[Tensor]:
@@ -229,27 +240,29 @@ def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
 def rounding_bound(grown: Tensor, columns: Copies) -> Tensor:
     """(R, d_in) the largest difference from the source that rounding may leave in shares with Gaussian noise.
 
-    With G_b the shares as stored, computed in a type of precision 2^-q and stored in one of 2^-p: storing moves each
-    by at most 2^-p |G_b| (or half the smallest subnormal), and each is computed with fewer than eight roundings of
-    terms that, as they cancel at most down to G_b, are bounded by the row's largest share. Hence
-    sum_b |G_b| 2^-p + 12 c max_b |G_b| 2^-q, with a margin of a half.
+    Let G_b = C_b W + e_b be the c shares as stored, S the sum of |G_b|, and let them be computed in a type of
+    precision 2^-q and stored in one of 2^-p. Storing moves each by at most 2^-p |G_b| (or half the smallest
+    subnormal). Computing rounds C_b, e_b, their products and the sum: 2^-q (2 |e_b| + 2 C_b |W| + |G_b|), which over
+    the copies is at most 2^-q 7 S, because |e_b| <= |G_b| + C_b |W| and |W| <= S. Adding c shares up again rounds by
+    at most 2^-q c S. Hence S (2^-p + (7 + c) 2^-q), with a margin of a half.
     """
     dtype = grown.dtype
     work = split.arithmetic_type(dtype)
     stored, computed = 2.0 ** -split.precision(dtype), 2.0 ** -split.precision(work)
     bound = torch.empty(grown.shape[0], columns.old, dtype=work)
     for c, units, places in columns.groups:
-        shares = torch.stack([grown[:, as_slice(place)].to(work).abs() for place in places])  # (c, R, J)
-        largest = grown.to(work).abs().amax(1, keepdim=True)
-        bound[:, as_slice(units)] = 1.5 * (
-            shares.sum(0) * stored + 12 * c * largest * computed + c * torch.finfo(dtype).smallest_normal * 2 * stored
-        )
+        total = torch.stack([grown[:, as_slice(place)].to(work).abs() for place in places]).sum(0)  # (R, J)
+        smallest = torch.finfo(dtype).smallest_normal * 2 * stored
+        bound[:, as_slice(units)] = 1.5 * (total * (stored + (7 + c) * computed) + c * smallest)
     return bound
 
 
 def mean_square(weight: Tensor) -> float:
-    """Mean of the squared weights, in fp64."""
-    return float(weight.double().square().mean())
+    """Mean of the squared weights, in fp64, the same for any number of threads."""
+    squares = weight.double().square().flatten()
+    whole = squares.numel() // _RUN * _RUN
+    # Torch cuts one long sum among its threads but never a row of many, and fsum rounds only once.
+    return math.fsum([*squares[:whole].view(-1, _RUN).sum(1).tolist(), *squares[whole:].tolist()]) / squares.numel()
 
 
 def as_slice(index: Tensor) -> slice | Tensor:

@@ -20,8 +20,8 @@ Value = int | float | bool | str | list[Any] | None
 def _tree(text: str) -> ast.expr:
     try:
         return ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise FamilyError(f"expression not understood: {text!r}", found=error.msg) from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last three: null bytes, nesting
+        raise FamilyError(f"expression not understood: {text!r}", found=error) from None
 
 
 def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
@@ -80,12 +80,18 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
             case _:
                 raise FamilyError(f"expression not understood: {text!r}", found=ast.unparse(node))
 
-    return visit(_tree(text))
+    try:
+        return visit(_tree(text))
+    except RecursionError:
+        raise FamilyError("expression nested too deeply", found=f"{text[:60]!r}...") from None
+    except OverflowError:
+        raise CheckpointError("config fields out of range", file="config.json", field=text) from None
 
 
 def names(text: str) -> tuple[str, ...]:
     """Config fields that an expression reads, in order of appearance."""
-    return tuple(dict.fromkeys(node.id for node in ast.walk(_tree(text)) if isinstance(node, ast.Name)))
+    found = [node for node in ast.walk(_tree(text)) if isinstance(node, ast.Name)]  # breadth first
+    return tuple(dict.fromkeys(node.id for node in sorted(found, key=lambda node: (node.lineno, node.col_offset))))
 
 
 def lead_field(text: str) -> str | None:

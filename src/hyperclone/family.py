@@ -17,7 +17,7 @@ from typing import Any
 
 from hyperclone import layout
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
-from hyperclone.expression import Value, evaluate, lead_field
+from hyperclone.expression import Value, evaluate, lead_field, names
 from hyperclone.layout import Layout
 
 
@@ -63,6 +63,7 @@ class Family:
     lines: tuple[TensorLine, ...]
     tie: Tie | None
     ignore: tuple[str, ...]
+    whole: Mapping[str, str]  # expression that transformers wants to be a whole number -> when
 
     def value(self, text: str, config: Mapping[str, Any]) -> Value:
         """An expression's value over the config, with the family's defaults for fields that it leaves out."""
@@ -108,9 +109,9 @@ class Family:
                 grown[field] = new
         for axis, (old, new) in sizes.items():
             field = lead_field(self.axes[axis].size)
-            if (found := self._size_or_none(axis, grown)) != new and field and grown.get(field) is None:
+            if (found := self._value_or_none(self.axes[axis].size, grown)) != new and field and grown.get(field) is None:
                 grown[field] = new  # was implied by other fields, which now imply something else
-                found = self._size_or_none(axis, grown)
+                found = self._value_or_none(self.axes[axis].size, grown)
             if found != new:
                 raise GrowthError(
                     f"this architecture's config cannot express these sizes: {axis} = {self.axes[axis].size}",
@@ -118,6 +119,15 @@ class Family:
                     found="not a whole number" if found is None else found,
                     expected=f"{new}" + (" (unchanged)" if new == old else ""),
                     cure="grow hidden and heads by the same factor" if axis == "head_dim" else None,
+                )
+        for text, when in self.whole.items():
+            if self.value(when, grown) and self._value_or_none(text, grown) is None:
+                raise GrowthError(
+                    "transformers does not accept a config with these sizes",
+                    field=text,
+                    found=" / ".join(str(self.value(name, grown)) for name in names(text)),
+                    expected="a whole number",
+                    cure="grow hidden and heads by the same factor",
                 )
         before, after = self.conditions(config), self.conditions(grown)
         if changed := [text for text in before if before[text] != after[text]]:
@@ -130,9 +140,9 @@ class Family:
             )
         return grown
 
-    def _size_or_none(self, axis: str, config: Mapping[str, Any]) -> Value:
+    def _value_or_none(self, text: str, config: Mapping[str, Any]) -> Value:
         try:
-            return self.value(self.axes[axis].size, config)
+            return self.value(text, config)
         except CheckpointError:
             return None
 
@@ -197,13 +207,11 @@ def load(text: str, *, name: str, file: str) -> Family:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FamilyError("family file is not valid TOML", file=file, found=error) from None
-    known = {"model_types", "layers", "defaults", "axes", "write", "tensors", "tie", "ignore"}
+    known = {"model_types", "layers", "defaults", "axes", "write", "tensors", "tie", "ignore", "whole"}
     if unknown := set(data) - known:
         raise FamilyError("family file has unknown keys", file=file, found=sorted(unknown), expected=sorted(known))
     try:
-        axes = {
-            key: Axis(spec) if isinstance(spec, str) else Axis(**spec) for key, spec in dict(data["axes"]).items()
-        }
+        axes = {key: Axis(spec) if isinstance(spec, str) else Axis(**spec) for key, spec in dict(data["axes"]).items()}
         lines = tuple(
             TensorLine(pattern, layout.parse(spec))
             if isinstance(spec, str)
@@ -222,17 +230,24 @@ def load(text: str, *, name: str, file: str) -> Family:
             lines=lines,
             tie=Tie(tie["when"], tie["head"], tie["embedding"], tuple(tie["fold"])) if tie else None,
             ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+            whole=data.get("whole", {}),
         )
     except FamilyError as error:
         error.details.setdefault("file", file)
-        raise FamilyError(error.problem, file=file, found=error.details.get("found"),
-                          expected=error.details.get("expected")) from None
+        raise FamilyError(
+            error.problem, file=file, found=error.details.get("found"), expected=error.details.get("expected")
+        ) from None
     except (KeyError, TypeError) as error:
         raise FamilyError("family file is incomplete", file=file, found=repr(error)) from None
     for line in family.lines:
         if missing := line.layout.axes - set(axes):
-            raise FamilyError("layout names an axis that the file does not define", file=file, tensor=line.pattern,
-                              found=sorted(missing), expected=sorted(axes))
+            raise FamilyError(
+                "layout names an axis that the file does not define",
+                file=file,
+                tensor=line.pattern,
+                found=sorted(missing),
+                expected=sorted(axes),
+            )
     patterns = {line.pattern for line in family.lines}
     if family.tie and (missing := {family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
         raise FamilyError("[tie] names tensors that [tensors] does not list", file=file, found=sorted(missing))

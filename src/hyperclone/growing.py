@@ -1,17 +1,12 @@
-"""Execute a plan: read, expand and write in slices, with several threads, within a fixed amount of memory.
+"""Execute a plan: read, expand and write in slices, then prove the result from disk and give it its name.
 
-A thread takes one output tensor at a time and works through it in slices of rows, so what is in memory is a few
-slices for each thread, whatever the model's size. The noise depends on positions only, so the bytes depend on
-neither the slices nor the number of threads.
+The noise depends on positions only, so the bytes depend on neither the slices nor the number of threads.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,16 +17,13 @@ from hyperclone.destination import Destination, check_place
 from hyperclone.errors import CheckpointError, HypercloneError
 from hyperclone.growth import Growth
 from hyperclone.planning import Plan, TensorPlan
-from hyperclone.shards import Shard
+from hyperclone.streaming import Progress, Weights, slices, write_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hyperclone.expand import Recipe, TensorMap
     from hyperclone.proving import Proof
-
-SLICE_BYTES = 16 << 20  # of output, in each thread
-Progress = Callable[[str, int, int], None]  # (what is being done, units done so far, units in all)
 
 
 class ProofFailed(HypercloneError):
@@ -54,7 +46,11 @@ class Grown:
 
 
 def plan(
-    source: str | os.PathLike[str], growth: Growth, *, shard_size: str | int = planning.DEFAULT_SHARD_SIZE
+    source: str | os.PathLike[str],
+    growth: Growth,
+    *,
+    shard_size: str | int = planning.DEFAULT_SHARD_SIZE,
+    revision: str | None = None,
 ) -> Plan:
     """What growing a model would give; reads headers only.
 
@@ -62,12 +58,13 @@ def plan(
         source: a local model directory or a Hub id.
         growth: the request.
         shard_size: largest weight file, in bytes or as "5GB".
+        revision: branch, tag or commit of a Hub id.
 
     Raises:
         HypercloneError: the source cannot be grown like this.
     """
     size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
-    return planning.make(Checkpoint(checkpoint.resolve(source)), growth, shard_size=size)
+    return planning.make(Checkpoint(checkpoint.resolve(source, revision=revision)), growth, shard_size=size)
 
 
 def grow(
@@ -79,6 +76,7 @@ def grow(
     threads: int | None = None,
     overwrite: bool = False,
     proof: str = "full",
+    revision: str | None = None,
     progress: Progress | None = None,
 ) -> Grown:
     """Grow a model directory into a wider one that computes the same function, and prove it from the files.
@@ -91,6 +89,7 @@ def grow(
         threads: readers and writers; by default twice the processors, eight at most.
         overwrite: replace a destination that an earlier run has made.
         proof: "full" (structural, and behavioural where memory allows), "structural", or "none".
+        revision: branch, tag or commit of a Hub id.
         progress: called with (stage, bytes done, bytes in all).
 
     Raises:
@@ -100,7 +99,7 @@ def grow(
     from hyperclone import card, proving, receipt
 
     proving.check_kind(proof)
-    place = checkpoint.resolve(source)
+    place = checkpoint.resolve(source, revision=revision)
     check_place(Path(destination), source=place, overwrite=overwrite)
     origin = Checkpoint(place)
     size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
@@ -108,7 +107,7 @@ def grow(
     target = Destination(
         Path(destination),
         source=place,
-        fingerprint=f"{made.fingerprint}:{_identity(origin)}",
+        fingerprint=f"{made.fingerprint}:{origin.identity}",
         nbytes=made.nbytes,
         overwrite=overwrite,
     )
@@ -124,66 +123,31 @@ def grow(
         if proof != "none":
             evidence = proving.prove(origin, target.partial, made, kind=proof, threads=threads, progress=progress)
             if not evidence.passed:
+                target.forget()
                 raise ProofFailed(evidence, target.partial)
-        target.write_text(receipt.FILE, receipt.to_json(receipt.make(made, str(source), evidence)))
-        target.write_text("README.md", card.make(made, place, str(source), evidence))
+        name = checkpoint.public_name(source)
+        target.write_text(receipt.FILE, receipt.to_json(receipt.make(made, name, evidence)))
+        target.write_text("README.md", card.make(made, place, name, evidence, on_hub=place != Path(source)))
         target.publish()
     finally:
         target.close()
     return Grown(target.target, made, evidence)
 
 
-def write(made: Plan, origin: Checkpoint, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
-    """Write every shard that is not finished yet."""
-    todo = [shard for shard in made.shards if shard.file not in target.finished]
-    tensors = {tensor.name: tensor for tensor in made.tensors}
-    total = sum(shard.nbytes for shard in made.shards)
-    done = total - sum(shard.nbytes for shard in todo)
-    lock = threading.Lock()
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        with lock:
-            done += nbytes
-            if progress:
-                progress("grow", done, total)
-
-    advance(0)
-    with worker_pool(threads) as pool:
-        for shard in todo:
-            descriptor = target.create(shard.file, nbytes=shard.nbytes)
-            os.pwrite(descriptor, shard.header, 0)
-            advance(len(shard.header))
-            run_all(
-                pool,
-                # Largest first, so that no thread is left alone with a large tensor at the end.
-                [
-                    lambda t=tensors[name], d=descriptor, s=shard: write_tensor(t, made, origin, d, s, advance)
-                    for name in sorted(shard.offsets, key=lambda n: -tensors[n].nbytes)
-                ],
-            )
-            target.finish_shard(shard.file, descriptor)
-
-
-def write_tensor(
-    tensor: TensorPlan, made: Plan, origin: Checkpoint, descriptor: int, shard: Shard, advance: Callable[[int], None]
-) -> None:
-    """Read, expand and write one tensor, slice by slice."""
+def write(made: Plan, origin: Weights, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
+    """Write every weight file that is not finished yet."""
     from hyperclone.expand import tensor_map
 
-    grown_map = tensor_map(tensor.layout, made.sizes)
-    position = shard.offsets[tensor.name]
-    for piece in grown_slices(tensor, grown_map, recipe_of(made.growth), origin):
-        data = memoryview(_bytes(piece))
-        while data:
-            count = os.pwrite(descriptor, data, position)
-            data, position = data[count:], position + count
-            advance(count)
+    tensors = {tensor.name: tensor for tensor in made.tensors}
+    recipe = recipe_of(made.growth)
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        return grown_slices(tensors[name], tensor_map(tensors[name].layout, made.sizes), recipe, origin)
+
+    write_shards(made.shards, target, pieces, stage="grow", threads=threads, progress=progress)
 
 
-def grown_slices(
-    tensor: TensorPlan, grown_map: TensorMap, recipe: Recipe, origin: Checkpoint
-) -> Iterator[Tensor]:
+def grown_slices(tensor: TensorPlan, grown_map: TensorMap, recipe: Recipe, origin: Weights) -> Iterator[Tensor]:
     """The grown tensor in stored order, in pieces of about SLICE_BYTES."""
     from hyperclone.expand import Noise, expand, expand_rows
 
@@ -200,14 +164,7 @@ def grown_slices(
         yield expand_rows(block, grown_map, recipe, name=tensor.name, rows=rows, power=power)
 
 
-def slices(shape: tuple[int, ...], nbytes: int) -> Iterator[range]:
-    """Ranges of rows of about SLICE_BYTES each."""
-    step = max(1, shape[0] * SLICE_BYTES // max(nbytes, 1))
-    for start in range(0, shape[0], step):
-        yield range(start, min(start + step, shape[0]))
-
-
-def source_rows(tensor: TensorPlan, origin: Checkpoint, start: int = 0, stop: int | None = None) -> Tensor:
+def source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int | None = None) -> Tensor:
     """Rows of a tensor's source in the output's type."""
     import torch
 
@@ -216,7 +173,7 @@ def source_rows(tensor: TensorPlan, origin: Checkpoint, start: int = 0, stop: in
     return rows if rows.dtype == wanted else rows.to(wanted)
 
 
-def _source_rows(tensor: TensorPlan, origin: Checkpoint, start: int = 0, stop: int | None = None) -> Tensor:
+def _source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int | None = None) -> Tensor:
     """Rows of a tensor's source, checked to be finite before and after conversion."""
     rows = source_rows(tensor, origin, start, stop)
     if not bool(rows.isfinite().all()):
@@ -239,7 +196,7 @@ def _consecutive(index: Tensor) -> bool:
     return bool((index.diff() == 1).all())
 
 
-def _power(tensor: TensorPlan, origin: Checkpoint) -> float:
+def _power(tensor: TensorPlan, origin: Weights) -> float:
     """Mean square of the source tensor in fp64, over fixed slices so that it does not depend on anything else."""
     total, count = 0.0, 0
     for rows in slices(tensor.source_shape, origin.entries[tensor.source].nbytes):
@@ -249,7 +206,7 @@ def _power(tensor: TensorPlan, origin: Checkpoint) -> float:
     return total / count
 
 
-def check_tie(origin: Checkpoint, head: str, embedding: str) -> None:
+def check_tie(origin: Weights, head: str, embedding: str) -> None:
     """A head that the config calls tied but that is stored as well must equal the embedding.
 
     Raises:
@@ -265,7 +222,7 @@ def check_tie(origin: Checkpoint, head: str, embedding: str) -> None:
     if not same:
         raise CheckpointError(
             "the config ties the head to the embedding, but both are stored and they differ",
-            file=origin.path / "config.json",
+            file="config.json",
             field="tie_word_embeddings",
             tensor=head,
             found="true",
@@ -281,42 +238,3 @@ def recipe_of(growth: Growth) -> Recipe:
     return Recipe(
         expansion=Expansion(growth.expansion), noise=Noise(growth.noise), snr_db=growth.snr_db, seed=growth.seed
     )
-
-
-def _identity(origin: Checkpoint) -> str:
-    """Changes when the source's files change: their names, sizes and times."""
-    facts = [(f, (s := (origin.path / f).stat()).st_size, s.st_mtime_ns) for f in ("config.json", *origin.files)]
-    return f"{origin.path.resolve()}:{facts}"
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    import torch
-
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-
-
-@contextmanager
-def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each run torch on one processor; torch's own setting is put back afterwards."""
-    import torch
-
-    count = threads or min(8, 2 * (os.cpu_count() or 1))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(count, thread_name_prefix="hyperclone", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
-
-
-def run_all(pool: ThreadPoolExecutor, jobs: list[Callable[[], None]]) -> None:
-    """Run jobs side by side; the first error stops those that have not started."""
-    futures = [pool.submit(job) for job in jobs]
-    finished, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in waiting:
-        future.cancel()
-    wait(waiting)
-    for future in finished:
-        future.result()

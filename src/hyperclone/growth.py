@@ -83,7 +83,10 @@ def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
         new["heads"] = _size(wanted, sizes["heads"], "heads")
         if growth.kv_heads is not None:
             raise GrowthError(
-                "this architecture has no KV heads of its own", field="kv_heads", found=growth.kv_heads, cure="use heads"
+                "this architecture has no KV heads of its own",
+                field="kv_heads",
+                found=growth.kv_heads,
+                cure="use heads",
             )
     else:
         new["kv_heads"], new["group"] = _grouped_heads(growth, wanted, sizes["kv_heads"], sizes["group"])

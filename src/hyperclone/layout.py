@@ -63,7 +63,7 @@ class Layout:
     def reading(self) -> Layout:
         """The same one-dimensional tensor as a reader of its axis: its copies are split instead of repeated."""
         assert len(self.dims) == 1, self.text
-        return Layout(text=f"<- {self.text}", dims=self.dims, reads=0)
+        return Layout(text="<- " + re.sub(r"norm\s*\((.*)\)", r"\1", self.text).strip(), dims=self.dims, reads=0)
 
 
 def parse(line: str) -> Layout:
@@ -77,6 +77,7 @@ def parse(line: str) -> Layout:
     while position < len(stripped):
         match = _TOKEN.match(stripped, position)
         if match is None:
+            position += len(stripped[position:]) - len(stripped[position:].lstrip())
             raise _bad(line, position, "a name, a number, '(', ')', '+', '<-' or '->'")
         tokens.append((match.group(1), match.start(1)))
         position = match.end()
@@ -97,7 +98,7 @@ def parse(line: str) -> Layout:
     def atom() -> Atom:
         where = tokens[index][1] if index < len(tokens) else len(line)
         token = take()
-        if token.isdigit() and int(token) > 0:
+        if re.fullmatch(r"0*[1-9]\d{0,17}", token):
             return int(token)
         if not token.isidentifier():
             raise _bad(line, where, "an axis name or a positive number")
@@ -137,8 +138,8 @@ def parse(line: str) -> Layout:
             raise _bad(line, 0, "at least one axis")
         return Layout(line, tuple(left), None, norm)
     take()
-    right, _ = side()
-    if peek() or norm:
+    right, norm_on_the_right = side()
+    if peek() or norm or norm_on_the_right:
         raise _bad(line, tokens[min(index, len(tokens) - 1)][1], "one arrow, and no norm() beside it")
     if len(left) > 1 or len(right) != 1 or (arrow == "->" and not left):
         raise _bad(line, 0, "one dimension on each side of the arrow (use parentheses to flatten axes)")
@@ -147,4 +148,8 @@ def parse(line: str) -> Layout:
 
 
 def _bad(line: str, position: int, expected: str) -> FamilyError:
-    return FamilyError(f"layout line not understood: {line!r}", found=f"{line[position:]!r} at column {position + 1}", expected=expected)
+    return FamilyError(
+        f"layout line not understood: {line!r}",
+        found=f"{line[position:]!r} at column {position + 1}",
+        expected=expected,
+    )

@@ -109,6 +109,17 @@ class Plan:
         """Bytes of all weight files."""
         return sum(shard.nbytes for shard in self.shards)
 
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """What people call the sizes: (old, new) of hidden_size, intermediate_size, heads, KV heads, head_dim."""
+        a = self.sizes
+        named = {"hidden size": a["hidden"], "feed-forward size": a["ffn"]}
+        if "kv_heads" in a:
+            named["attention heads"] = (a["kv_heads"][0] * a["group"][0], a["kv_heads"][1] * a["group"][1])
+            named["key-value heads"] = a["kv_heads"]
+        else:
+            named["attention heads"] = a["heads"]
+        return {**named, "head dimension": a["head_dim"]}
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the output's bytes, the source's content aside."""
@@ -213,7 +224,7 @@ def _check_tensors(
                 "a tensor of this architecture is missing",
                 tensor=name,
                 expected=f"{list(layout.shape(sizes))} ({layout.text})",
-                cure="the checkpoint may be incomplete, saved from a bare base model, or its config.json another model's",
+                cure="the checkpoint may be incomplete, or saved from a bare base model, or config.json another model's",
             )
         entry = source.entries[name]
         if entry.shape != layout.shape(sizes):
@@ -286,10 +297,8 @@ def _remarks(
     grown = [axis for axis, (old, new) in sizes.items() if new != old]
     factor = max(sizes[axis][1] / sizes[axis][0] for axis in grown)
     if folded:
-        notes.append(
-            f"The head stays tied to the embedding: {_count(sorted(folded), 'tensor')} of the last norm "
-            f"({', '.join(sorted(folded))}) carry its 1/{sizes['hidden'][1] / sizes['hidden'][0]:g}."
-        )
+        names, n = " and ".join(sorted(folded)), sizes["hidden"][1] / sizes["hidden"][0]
+        notes.append(f"The head stays tied to the embedding: its 1/{n:g} goes into {names}.")
     if tied and untied and not request.untie:
         notes.append("The head is untied: this model has no last norm that could carry the head's 1/n.")
     if request.untie and not tied:
@@ -305,23 +314,29 @@ def _remarks(
     if request.dtype and any(OUTPUT_DTYPES[request.dtype] != entry.dtype for entry in source.entries.values()):
         notes.append(f"Weights are converted to {request.dtype} first; the proof compares with the converted source.")
     if factor > 2:
-        notes.append(f"{factor:g}x in one step: 2x is the factor that pays most reliably in training (arXiv 2605.13405).")
+        notes.append(
+            f"{factor:g}x in one step: 2x is the factor that pays most reliably in training (arXiv 2605.13405)."
+        )
     if request.noise == "none":
-        dropout = {**fam.defaults, **source.config}
-        active = [k for k, v in dropout.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
-        if active:
+        fields = {**fam.defaults, **source.config}
+        active = [k for k, v in fields.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
+        if request.expansion == "diagonal":
+            notes.append("No noise: the copies start equal; the diagonal expansion gives each its own gradient.")
+        elif active:
             notes.append(f"No noise: the copies start equal and only dropout ({', '.join(active)}) will separate them.")
         else:
             warnings.append(
                 "The copies will never separate in training. Without noise all copies of a unit compute the same "
                 "value and receive the same gradient, and this model trains without dropout, so every update is the "
-                "same for all of them: the wider model stays the small one for ever. Use noise 'split' (the default)."
+                "same for all of them (up to rounding): the wider model stays the small one for ever. "
+                "Use --noise split (the default), or gaussian."
             )
     return tuple(notes), tuple(warnings)
 
 
 def _is_dropout(field: str) -> bool:
-    return ("drop" in field or field.endswith("pdrop")) and not field.startswith("classifier")
+    """A rate that acts on single units; layer drop and the heads of classifiers do not."""
+    return "drop" in field and field != "layerdrop" and not field.startswith("classifier")
 
 
 def _count(things: object, noun: str) -> str:

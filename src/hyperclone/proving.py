@@ -15,9 +15,9 @@ from typing import Any
 from hyperclone import checkpoint, planning, receipt
 from hyperclone.behaviour import Behaviour, prove_behaviour
 from hyperclone.checkpoint import Checkpoint
-from hyperclone.errors import GrowthError, HypercloneError
-from hyperclone.growing import Progress
+from hyperclone.errors import GrowthError
 from hyperclone.planning import Plan
+from hyperclone.streaming import Progress
 from hyperclone.structure import Structure, prove_structure
 
 KINDS = ("full", "structural", "none")
@@ -66,6 +66,7 @@ def verify(
     *,
     proof: str = "full",
     threads: int | None = None,
+    revision: str | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Prove that `destination` computes the function of `source`.
@@ -79,7 +80,7 @@ def verify(
     check_kind(proof)
     if proof == "none":
         raise GrowthError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
-    origin = Checkpoint(checkpoint.resolve(source))
+    origin = Checkpoint(checkpoint.resolve(source, revision=revision))
     target = Path(destination)
     told = receipt.read(target)
     if told is None:
@@ -115,6 +116,3 @@ def prove(
     if kind == "full" and structure.passed:
         behaviour = prove_behaviour(origin, path, made, progress=progress)
     return Proof(structure, behaviour, structure.failures + (behaviour.failures if behaviour else []))
-
-
-__all__ = ["HypercloneError", "Proof", "check_kind", "prove", "verify"]

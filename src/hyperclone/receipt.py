@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperclone import __version__
 from hyperclone.checkpoint import read_json
-from hyperclone.destination import RECEIPT as FILE
+from hyperclone.destination import RECEIPT
 from hyperclone.errors import CheckpointError
 from hyperclone.growth import Growth
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hyperclone.planning import Plan
     from hyperclone.proving import Proof
 
+FILE = RECEIPT
 _FORMAT = 1
 
 

@@ -43,6 +43,12 @@ class Shard:
     offsets: dict[str, int]
     nbytes: int
 
+    @property
+    def largest_first(self) -> list[str]:
+        """Tensor names by size, so that no thread is left alone with a large one at the end."""
+        ends = dict(zip(sorted(self.offsets.values()), [*sorted(self.offsets.values())[1:], self.nbytes], strict=True))
+        return sorted(self.offsets, key=lambda name: self.offsets[name] - ends[self.offsets[name]])
+
 
 def parse_size(text: str) -> int:
     """`5GB`, `500MB`, `2GiB` or a plain number of bytes.

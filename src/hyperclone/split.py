@@ -102,6 +102,16 @@ def join_wide(parts: Sequence[Tensor]) -> Tensor:
 
     Nothing is wider than fp64, so there the rounding errors are carried along (two-sum, Knuth 4.2.2).
     """
+    total = _sum(parts)
+    overflown = ~total.isfinite()
+    if bool(overflown.any()):
+        # bf16 and fp64 reach as far as the type they are summed in, so near the largest number the sum of some parts
+        # may overflow where the sum of all does not. Parts that large can be scaled down and back without rounding.
+        total = torch.where(overflown, _sum([part * 2.0**-8 for part in parts]) * 2.0**8, total)
+    return total
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
     dtype = parts[0].dtype
     wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else torch.float64
     total = parts[0].to(wide)

@@ -8,8 +8,6 @@ With the exact split the sums are compared bit for bit; with Gaussian noise agai
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from hyperclone import growing
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import HypercloneError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound, tensor_map
-from hyperclone.growing import Progress
 from hyperclone.planning import Plan, TensorPlan
+from hyperclone.streaming import Meter, Progress, Weights, digest, raw, run_all, slices, worker_pool
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -67,25 +65,14 @@ def prove_structure(
     found.failures += [f"{name}: missing from the output" for name in sorted(wanted - set(output.entries))]
     found.failures += [f"{name}: not part of the grown model" for name in sorted(set(output.entries) - wanted)]
     present = [tensor for tensor in made.tensors if tensor.name in output.entries]
-    total = sum(tensor.nbytes for tensor in present)
-    done, lock = 0, threading.Lock()
+    meter = Meter("prove", sum(tensor.nbytes for tensor in present), progress)
+    results: dict[str, _Compared] = {}
 
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        with lock:
-            done += nbytes
-            if progress:
-                progress("prove", done, total)
+    def job(tensor: TensorPlan) -> None:
+        results[tensor.name] = _compare(tensor, made, origin, output, meter)
 
-    advance(0)
-    with growing.worker_pool(threads) as pool:
-        results: dict[str, _Compared] = {}
-
-        def job(tensor: TensorPlan) -> None:
-            results[tensor.name] = _compare(tensor, made, origin, output, advance)
-
-        largest_first = sorted(present, key=lambda t: -t.nbytes)
-        growing.run_all(pool, [lambda t=tensor: job(t) for tensor in largest_first])  # type: ignore[misc]
+    with worker_pool(threads) as pool:
+        run_all(pool, job, sorted(present, key=lambda t: -t.nbytes))
     for tensor in present:
         result = results[tensor.name]
         found.tensors += 1
@@ -114,9 +101,7 @@ class _Compared:
     source_sha256: str = ""
 
 
-def _compare(
-    tensor: TensorPlan, made: Plan, origin: Checkpoint, output: Checkpoint, advance: Callable[[int], None]
-) -> _Compared:
+def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, meter: Meter) -> _Compared:
     entry, result = output.entries[tensor.name], _Compared()
     if (entry.shape, entry.dtype) != (tensor.shape, tensor.dtype):
         result.bit_equal = False
@@ -130,12 +115,12 @@ def _compare(
     wrong: list[str] = []
     count = 0
     whole = len(tensor.shape) == 1 or grown_map.transposed
-    for rows in [range(tensor.shape[0])] if whole else growing.slices(tensor.shape, tensor.nbytes):
+    for rows in [range(tensor.shape[0])] if whole else slices(tensor.shape, tensor.nbytes):
         stored = output.read(tensor.name, rows.start, rows.stop)
-        hash_of_output.update(_raw(stored))
+        hash_of_output.update(raw(stored))
         if whole:
-            block = _matrix(stored, grown_map)
-            source = _matrix(growing.source_rows(tensor, origin), grown_map)[grown_map.rows.source]
+            block = grown_map.as_matrix(stored)
+            source = grown_map.as_matrix(growing.source_rows(tensor, origin))[grown_map.rows.source]
             first_row = 0
         else:
             wanted = grown_map.rows.source[rows.start : rows.stop]
@@ -149,7 +134,7 @@ def _compare(
         if bool(bad.any()) and not wrong:
             row, column = (int(i) for i in bad.nonzero()[0])
             wrong.append(f"row {first_row + row}, source column {column}")
-        advance(entry.nbytes * len(rows) // tensor.shape[0])
+        meter.add(entry.nbytes * len(rows) // tensor.shape[0])
     if count:
         what = "does not collapse to the source" if exact else "is further from the source than rounding allows"
         result.failures.append(f"{tensor.name}: {what} at {wrong[0]} ({count:,} weights in all)")
@@ -178,21 +163,5 @@ def _differences(block: Tensor, source: Tensor, grown_map: TensorMap, *, exact: 
     return bad | ~gap.isfinite(), float(gap.max()), False
 
 
-def _matrix(stored: Tensor, grown_map: TensorMap) -> Tensor:
-    return stored.reshape(1, -1) if stored.dim() == 1 else stored.T if grown_map.transposed else stored
-
-
 def _as_bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(_BITS[tensor.element_size()])
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy()).cast("B")
-
-
-def digest(model: Checkpoint, name: str) -> str:
-    """SHA-256 of a tensor's bytes on disk."""
-    entry, hashed = model.entries[name], hashlib.sha256()
-    for rows in growing.slices(entry.shape, entry.nbytes):
-        hashed.update(_raw(model.read(name, rows.start, rows.stop)))
-    return hashed.hexdigest()

@@ -1,0 +1,98 @@
+"""The model card of a grown directory: where it comes from, what was proved, how to train it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperclone import __version__
+
+if TYPE_CHECKING:
+    from hyperclone.planning import Plan
+    from hyperclone.proving import Proof
+
+_CARRIED = ("license", "license_name", "license_link", "language")
+
+
+def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: bool) -> str:
+    """README.md with Hub metadata.
+
+    Args:
+        made: the plan.
+        place: the source's directory; its own card gives licence and language.
+        source: the source's public name: a Hub id, or the name of a local directory.
+        proof: its figures are quoted; None if none was run.
+        on_hub: `source` is a Hub id.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    told = _source_card(place)
+    data = ModelCardData(
+        base_model=source if on_hub else told.get("base_model"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["hyperclone"],
+        ignore_metadata_errors=True,
+        **{key: told[key] for key in _CARRIED if told.get(key)},
+    )
+    lines = [
+        f"# {source.rsplit('/', 1)[-1]}, grown",
+        "",
+        f"A wider copy of `{source}` that computes the same function, made by hyperclone {__version__} "
+        "(HyperCloning, [arXiv 2409.12903](https://arxiv.org/abs/2409.12903)). It has not been trained since: "
+        "it knows exactly what its source knows, and has room for more.",
+        "",
+        "| | source | grown |",
+        "|---|---:|---:|",
+        *(f"| {name} | {old:,} | {new:,} |" for name, (old, new) in made.widths().items()),
+        f"| parameters | {made.source_parameters:,} | {made.parameters:,} |",
+        "",
+        f"Expansion `{made.growth.expansion}`, noise `{made.growth.noise}`"
+        + (f" at {made.growth.snr_db:g} dB, seed {made.growth.seed}." if made.growth.noise != "none" else "."),
+        "",
+        "## Proof",
+        "",
+        *_proof_lines(proof),
+        "",
+        "## Training it",
+        "",
+        "Trained with the source's learning rate, every matrix that reads a grown axis would move n times as fast as "
+        "in the source. `hyperclone.json` lists for every parameter the learning rate, weight decay and epsilon, "
+        "relative to the source's, that keep AdamW's dynamics.",
+        "",
+        *(f"> {warning}" for warning in made.warnings),
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
+
+
+def _source_card(place: Path) -> dict[str, Any]:
+    """The metadata of the source's own card; empty if it has none that can be read."""
+    from huggingface_hub import ModelCard
+
+    if not (place / "README.md").is_file():
+        return {}
+    try:
+        return dict(ModelCard.load(place / "README.md", ignore_metadata_errors=True).data.to_dict())
+    except Exception:  # somebody else's card, in whatever state, must not stop a growth
+        return {}
+
+
+def _proof_lines(proof: Proof | None) -> list[str]:
+    if proof is None:
+        return ["No proof was run (`--proof none`). `hyperclone verify SOURCE THIS` runs it."]
+    structure = proof.structure
+    lines = [
+        f"Collapsing the files on disk gives the source back: {structure.bit_equal} of {structure.tensors} tensors bit "
+        f"for bit, largest difference {structure.largest_error:.1e}."
+    ]
+    if proof.behaviour and proof.behaviour.measured:
+        lines += [
+            "",
+            "| inputs | type | relative logit error | explained by rounding | same top token |",
+            "|---|---|---:|---:|---:|",
+            *(
+                f"| {m.what} | {m.dtype} | {m.relative:.1e} | {m.tolerance:.1e} | {m.top1:.1%} |"
+                for m in proof.behaviour.measured
+            ),
+        ]
+    return lines

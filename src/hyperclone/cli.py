@@ -1,0 +1,231 @@
+"""The command line: options and exit codes. 0 done, 1 the proof failed, 2 what was asked is impossible."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hyperclone import __version__
+from hyperclone.errors import HypercloneError
+from hyperclone.growth import Growth
+
+app = typer.Typer(
+    name="hyperclone",
+    help="Grow a trained language model into a wider one that computes the same function, and prove it.",
+    epilog="Start with: hyperclone plan SRC --width 2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Source = Annotated[str, typer.Argument(metavar="SRC", help="Model directory (safetensors), or Hub id.")]
+Width = Annotated[str | None, typer.Option(help="Factor for hidden, feed-forward and heads together: 2, 3, ...")]
+Hidden = Annotated[str | None, typer.Option(help="Hidden size: a factor (2x) or a size (1152).")]
+Ffn = Annotated[str | None, typer.Option(help="Feed-forward size: a factor or a size.")]
+Heads = Annotated[str | None, typer.Option(help="Attention heads: a factor or a number.")]
+KvHeads = Annotated[str | None, typer.Option(help="Key-value heads; by default they follow --heads.")]
+Expansion = Annotated[str, typer.Option(help="symmetric, or diagonal.")]
+Noise = Annotated[str, typer.Option(help="What tells the copies apart: split (exact), gaussian (the paper's), none.")]
+SnrDb = Annotated[float, typer.Option(help="Weights over noise, in dB of power.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise: same seed, same bytes.")]
+Dtype = Annotated[str | None, typer.Option(help="bf16, fp16, fp32 or fp64; by default the source's.")]
+Untie = Annotated[bool, typer.Option("--untie", help="Write the head as a tensor of its own.")]
+ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Readers and writers; the bytes do not depend on it.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Kind = Annotated[
+    str, typer.Option("--proof", help="full (weights and logits), structural (weights; any size), or none.")
+]
+
+
+@app.command(epilog="Example: hyperclone plan HuggingFaceTB/SmolLM2-135M --width 2")
+def plan(
+    src: Source,
+    width: Width = None,
+    hidden: Hidden = None,
+    ffn: Ffn = None,
+    heads: Heads = None,
+    kv_heads: KvHeads = None,
+    expansion: Expansion = "symmetric",
+    noise: Noise = "split",
+    snr_db: SnrDb = 10.0,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    untie: Untie = False,
+    shard_size: ShardSize = "5GB",
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Show what growing SRC would give. Reads headers only, writes nothing."""
+    growth = Growth(
+        width=width, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, expansion=expansion, noise=noise,
+        snr_db=snr_db, seed=seed, untie=untie, dtype=dtype,
+    )  # fmt: skip
+    _show_plan(src, growth, shard_size, revision, as_json=as_json, tensors=True)
+
+
+@app.command(
+    epilog="Example: hyperclone grow HuggingFaceTB/SmolLM2-135M smollm2-480m --width 2"
+    "  |  as the paper does OLMo: --hidden 2 --heads 2 --ffn 1x"
+)
+def grow(
+    src: Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Directory to create.")],
+    width: Width = None,
+    hidden: Hidden = None,
+    ffn: Ffn = None,
+    heads: Heads = None,
+    kv_heads: KvHeads = None,
+    expansion: Expansion = "symmetric",
+    noise: Noise = "split",
+    snr_db: SnrDb = 10.0,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    untie: Untie = False,
+    shard_size: ShardSize = "5GB",
+    threads: Threads = None,
+    proof: Kind = "full",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a directory that hyperclone made.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Grow SRC into DST and prove from the files that the function is the same.
+
+    DST appears complete or not at all; after an interruption, the same command continues.
+    """
+    from hyperclone import display, growing
+
+    growth = Growth(
+        width=width, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, expansion=expansion, noise=noise,
+        snr_db=snr_db, seed=seed, untie=untie, dtype=dtype,
+    )  # fmt: skip
+    if dry_run:
+        _show_plan(src, growth, shard_size, revision, as_json=False, tensors=True)
+        return
+    _show_plan(src, growth, shard_size, revision, as_json=False, tensors=False)
+    console = _console()
+    with display.progress_bars(_console(error=True)) as progress:
+        done = growing.grow(
+            src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite, proof=proof,
+            revision=revision, progress=progress,
+        )  # fmt: skip
+    if done.proof is not None:
+        _show_proof(done.proof)
+    else:
+        console.print("No proof was run (--proof none).")
+    console.print(f"Wrote {display.human_bytes(done.plan.nbytes)} to {dst}", highlight=False)
+
+
+@app.command(epilog="Example: hyperclone verify HuggingFaceTB/SmolLM2-135M smollm2-480m")
+def verify(
+    src: Source,
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The grown directory.")],
+    proof: Kind = "full",
+    threads: Threads = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that DST computes the function of SRC, from the files on disk. Exit code 1 if it does not."""
+    from hyperclone import display, proving
+
+    with display.progress_bars(_console(error=True)) as progress:
+        result = proving.verify(src, dst, proof=proof, threads=threads, revision=revision, progress=progress)
+    if as_json:
+        print(json.dumps(result.summary(), indent=2))
+    else:
+        _show_proof(result)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: hyperclone collapse smollm2-480m smollm2-135m-again")
+def collapse(
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="A grown directory, not trained since.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.")],
+    shard_size: ShardSize = "5GB",
+    threads: Threads = None,
+) -> None:
+    """Write the model that DST was grown from."""
+    from hyperclone import collapsing, display
+
+    with display.progress_bars(_console(error=True)) as progress:
+        done = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
+    verdict = {
+        True: "every tensor has the hash that the receipt recorded of the source",
+        False: "equal to the source up to rounding",
+        None: "the receipt holds no hashes to compare with",
+    }[done.exact]
+    _console().print(f"Wrote {done.tensors} tensors to {out}: {verdict}", highlight=False)
+
+
+def _show_plan(
+    src: str, growth: Growth, shard_size: str, revision: str | None, *, as_json: bool, tensors: bool
+) -> None:
+    from hyperclone import growing
+
+    made = growing.plan(src, growth, shard_size=shard_size, revision=revision)
+    if as_json:
+        print(json.dumps(made.summary(), indent=2))
+        return
+    from hyperclone import display
+
+    _console().print(display.plan_table(made, tensors=tensors), highlight=False)
+
+
+def _show_proof(proof: Any) -> None:
+    from hyperclone import display
+
+    console = _console()
+    console.print(display.proof_table(proof), highlight=False)
+    if (texts := display.continuations(proof)) is not None:
+        console.print(texts, highlight=False)
+
+
+def _console(*, error: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=error, soft_wrap=False)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"hyperclone {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors of the user's become one message and exit code 2."""
+    from hyperclone import growing
+
+    try:
+        app()
+    except growing.ProofFailed as error:
+        _show_proof(error.proof)
+        print(f"{error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except HypercloneError as error:
+        print(f"hyperclone: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nInterrupted. Nothing was damaged; the same command continues where it stopped.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
+        raise SystemExit(0) from None

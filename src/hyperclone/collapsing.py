@@ -1,0 +1,198 @@
+"""Undo a growth: the source's directory from a grown one and its receipt, bit for bit where the split was exact."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperclone import checkpoint, family, planning, receipt, shards
+from hyperclone.checkpoint import Checkpoint, Entry
+from hyperclone.destination import Destination
+from hyperclone.errors import CheckpointError, CollapseError
+from hyperclone.expand import TensorMap, collapse_rows, rounding_bound, tensor_map
+from hyperclone.planning import Plan, TensorPlan
+from hyperclone.shards import Stored
+from hyperclone.streaming import Progress, digest, slices, write_shards
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """What `collapse` has done.
+
+    Attributes:
+        path: where the model is.
+        tensors: how many tensors it has.
+        exact: every tensor has the hash that the receipt recorded of the source; None where it recorded none or the
+            source was converted to another type first.
+    """
+
+    path: Path
+    tensors: int
+    exact: bool | None
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """A source of which only the config and the shapes are known."""
+
+    config: dict[str, Any]
+    entries: Mapping[str, Entry]
+
+
+def collapse(
+    grown: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    shard_size: str | int = planning.DEFAULT_SHARD_SIZE,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Collapsed:
+    """Write the model that a grown directory came from.
+
+    Args:
+        grown: a directory made by `grow`, not trained since: its copies must still agree.
+        destination: the directory to create. It appears complete, or not at all.
+        shard_size: largest weight file, in bytes or as "5GB".
+        threads: readers and writers.
+        progress: called with (stage, bytes done, bytes in all).
+
+    Raises:
+        CollapseError: no receipt, or the copies have moved apart.
+        HypercloneError: the directory cannot be read, or the destination cannot be written.
+    """
+    place = checkpoint.resolve(grown)
+    output = Checkpoint(place)
+    told = receipt.read(place)
+    if told is None:
+        raise CollapseError(
+            "this directory has no receipt, so what it was grown from is not known",
+            file=place / receipt.FILE,
+            cure="collapse works on directories made by `hyperclone grow`",
+        )
+    made = planning.make(_source_headers(told, output), told.growth)
+    for tensor in made.tensors:
+        entry = output.entries.get(tensor.name)
+        if entry is None or entry.shape != tensor.shape:
+            raise CheckpointError(
+                "a tensor is not the one that the receipt speaks of",
+                file=place,
+                tensor=tensor.name,
+                found=list(entry.shape) if entry else "missing",
+                expected=list(tensor.shape),
+            )
+    by_source = {tensor.source: tensor for tensor in made.tensors if tensor.name == tensor.source}
+    content = [
+        Stored(t.name, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
+        for t in by_source.values()
+    ]
+    size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
+    files = shards.lay_out(content, shard_size=size)
+    target = Destination(
+        Path(destination),
+        source=place,
+        fingerprint=f"collapse:{made.fingerprint}:{output.identity}",
+        nbytes=sum(shard.nbytes for shard in files),
+        overwrite=False,
+    )
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        yield _collapse_tensor(by_source[name], made, output)
+
+    try:
+        for tensor in made.tensors:
+            # A head that was untied can only go back if it still is the embedding (Gaussian noise hides that).
+            if tensor.name != tensor.source and made.growth.noise != "gaussian":
+                embedding = _collapse_tensor(by_source[tensor.source], made, output)
+                if not _agree(_collapse_tensor(tensor, made, output), embedding, made):
+                    raise _apart(tensor.name, f"it no longer equals {tensor.source}, to which the source ties it")
+        write_shards(files, target, pieces, stage="collapse", threads=threads, progress=progress)
+        target.carry(output.carried_files, root=place)
+        target.write_text("config.json", receipt.to_json(_source_config(made)))
+        if (index := shards.index(files, content)) is not None:
+            target.write_text("model.safetensors.index.json", receipt.to_json(index))
+        exact = None
+        if told.source_sha256 and told.growth.dtype is None:
+            written = Checkpoint(target.partial)
+            exact = all(digest(written, name) == told.source_sha256.get(name) for name in written.entries)
+        target.publish()
+    finally:
+        target.close()
+    return Collapsed(target.target, len(by_source), exact)
+
+
+def _collapse_tensor(tensor: TensorPlan, made: Plan, output: Checkpoint) -> Tensor:
+    """The source tensor, after checking that every copy of every row and column agrees on it."""
+    grown = tensor_map(tensor.layout, made.sizes)
+    rows_map, columns = grown.rows, grown.columns
+    dtype = output.read(tensor.name, 0, 0).dtype
+    result = torch.empty(rows_map.old, columns.old, dtype=dtype)
+    whole = len(tensor.shape) == 1 or grown.transposed
+    for rows in [range(rows_map.new)] if whole else slices(tensor.shape, tensor.nbytes):
+        block = grown.as_matrix(output.read(tensor.name, *(() if whole else (rows.start, rows.stop))))
+        joined = _columns_joined(block, grown, tensor.name, made)
+        unit, first = rows_map.source[rows.start : rows.stop], rows_map.number[rows.start : rows.stop] == 0
+        result[unit[first]] = joined[first]  # in every layout the first copy of a row comes before the others
+        if not _agree(joined, result[unit], made, bound=None if grown.exact_repeat else rounding_bound(block, columns)):
+            raise _apart(tensor.name, "copies of the same output unit differ")
+    return grown.as_stored(result, len(tensor.source_shape))
+
+
+def _columns_joined(block: Tensor, grown: TensorMap, name: str, made: Plan) -> Tensor:
+    """(R, D) -> (R, d): shares summed, or repeated columns checked to be equal."""
+    if not grown.exact_repeat:
+        return collapse_rows(block, grown.columns).to(block.dtype)
+    first = (grown.columns.number == 0).nonzero().flatten()
+    joined = torch.empty(block.shape[0], grown.columns.old, dtype=block.dtype)
+    joined[:, grown.columns.source[first]] = block[:, first]
+    if not _agree(block, joined[:, grown.columns.source], made):
+        raise _apart(name, "copies of the same unit differ")
+    return joined
+
+
+def _agree(a: Tensor, b: Tensor, made: Plan, *, bound: Tensor | None = None) -> bool:
+    """Equal; with Gaussian noise, within what rounding may leave."""
+    if not bool(a.isfinite().all() & b.isfinite().all()):
+        return False
+    if made.growth.noise != "gaussian" or bound is None:
+        return a.equal(b)
+    # Each side is off by at most its own bound, then rounded to the stored type.
+    return bool(
+        ((a.double() - b.double()).abs() <= 3 * bound.double() + torch.finfo(a.dtype).eps * b.double().abs()).all()
+    )
+
+
+def _apart(name: str, why: str) -> CollapseError:
+    return CollapseError(
+        "the copies have moved apart, so this is no longer a grown model of its source",
+        tensor=name,
+        found=why,
+        cure="only a directory that was not trained or changed since it was grown can be collapsed",
+    )
+
+
+def _source_headers(told: receipt.Receipt, output: Checkpoint) -> _Headers:
+    """The source as the receipt remembers it, in the types that the output has."""
+    fam = family.of_config(told.source_config)
+    sizes = fam.sizes(told.source_config)
+    entries = {}
+    for name, layout in fam.tensors(told.source_config).items():
+        if name not in output.entries:
+            raise CheckpointError("a tensor is missing", file=output.path, tensor=name)
+        entry, shape = output.entries[name], layout.shape(sizes)
+        entries[name] = Entry(entry.file, entry.dtype, shape, entry.offset, 0)
+    return _Headers(told.source_config, entries)
+
+
+def _source_config(made: Plan) -> dict[str, Any]:
+    config = dict(made.source_config)
+    for field in ("dtype", "torch_dtype"):
+        if made.growth.dtype and field in made.config:
+            config[field] = made.config[field]
+    return config

@@ -1,0 +1,179 @@
+"""What people see: tables of plans and proofs, progress bars, the two continuations side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from hyperclone.planning import Plan, TensorPlan
+    from hyperclone.proving import Proof
+    from hyperclone.streaming import Progress
+
+_STAGES = {
+    "grow": "Growing",
+    "prove": "Proving weights",
+    "compare": "Proving behaviour",
+    "collapse": "Collapsing",
+}
+
+
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_count(count: int) -> str:
+    """134515008 -> 134.5M."""
+    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
+    )
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return table
+
+
+def plan_table(made: Plan, *, tensors: bool = False) -> RenderableType:
+    """Sizes before and after, what will be written, and what the user should know."""
+    sizes = _table("", "source", "grown", "", title=f"Plan ({made.source_config.get('model_type')})")
+    for name, (old, new) in made.widths().items():
+        sizes.add_row(name, f"{old:,}", f"{new:,}", f"{new / old:g}x" if new != old else "")
+    old, new = made.source_parameters, made.parameters
+    sizes.add_row("parameters", human_count(old), human_count(new), f"{new / old:.2f}x")
+    files = f"{len(made.shards)} file{'s' if len(made.shards) > 1 else ''}"
+    sizes.add_row("weights on disk", "", human_bytes(made.nbytes), files)
+    noise = made.growth.noise + (f" noise, {made.growth.snr_db:g} dB" if made.growth.noise != "none" else " noise")
+    parts: list[RenderableType] = [sizes, Text(f"{made.growth.expansion} expansion, {noise}, seed {made.growth.seed}")]
+    if tensors:
+        parts += [Text(), _tensor_table(made)]
+    parts += [Text(f"- {note}", style="dim") for note in made.notes]
+    parts += [Text(f"WARNING: {warning}", style="bold yellow") for warning in made.warnings]
+    return Group(*parts)
+
+
+def _tensor_table(made: Plan) -> Table:
+    """One row for each kind of tensor; layers are counted."""
+    kinds: dict[str, list[TensorPlan]] = {}
+    for tensor in made.tensors:
+        kinds.setdefault(re.sub(r"^(.*\.)\d+\.", r"{i}.", tensor.name), []).append(tensor)
+    table = _table("tensor", "copies", "grown", "layout")
+    table.columns[3].justify = "left"
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    for kind, (t, *others) in kinds.items():
+        how = "" if t.shape == t.source_shape else "repeat" if t.scale == 1 else f"1/{1 / t.scale:g}"
+        name = kind.removesuffix(".weight") if len(kind) > 30 else kind
+        table.add_row(name + (f" x{len(others) + 1}" if others else ""), how, _shape(t.shape), t.layout.text)
+    return table
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def proof_table(proof: Proof) -> RenderableType:
+    """The verdict, its figures, and what failed."""
+    s = proof.structure
+    verdict = (
+        Text("PROVED: the grown model computes the source's function", style="bold green")
+        if proof.passed
+        else Text("FAILED: the grown model is not the source's function", style="bold red")
+    )
+    parts: list[RenderableType] = [
+        verdict,
+        Text(
+            f"weights    {s.bit_equal} of {s.tensors} tensors collapse to the source bit for bit"
+            + (f", largest difference {s.largest_error:.1e}" if s.bit_equal < s.tensors else "")
+        ),
+    ]
+    behaviour = proof.behaviour
+    if behaviour and behaviour.measured:
+        table = _table("logits", "tokens", "rel. error", "allowed", "largest", "KL", "same top")
+        for m in behaviour.measured:
+            figures = [f"{m.relative:.1e}", f"{m.tolerance:.1e}", f"{m.maximum:.1e}", f"{m.kl:.0e}", f"{m.top1:.1%}"]
+            what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
+            table.add_row(what, str(m.positions), *figures, style=None if m.passed else "red")
+        parts.append(table)
+        for m in behaviour.measured:
+            if m.perplexity:
+                dtype = _SHORT.get(m.dtype, m.dtype)
+                parts.append(Text(f"perplexity, {dtype}: source {m.perplexity[0]:.4f}, grown {m.perplexity[1]:.4f}"))
+    if behaviour:
+        parts += [Text(f"not measured: {reason}", style="dim") for reason in behaviour.skipped]
+    failures = proof.failures
+    parts += [Text(f"- {failure}", style="red") for failure in failures[:20]]
+    if len(failures) > 20:
+        parts.append(Text(f"... and {len(failures) - 20} more", style="red"))
+    return Group(*parts)
+
+
+def continuations(proof: Proof) -> RenderableType | None:
+    """The same prompt continued greedily by both models; None if that was not run."""
+    behaviour = proof.behaviour
+    if behaviour is None or not behaviour.prompt:
+        return None
+    table = Table(title=f"Greedy continuation of “{behaviour.prompt}”", title_justify="left", title_style="bold",
+                  show_lines=False, expand=True)  # fmt: skip
+    table.add_column("source", ratio=1)
+    table.add_column("grown", ratio=1)
+    table.add_row(behaviour.source_text.strip(), behaviour.grown_text.strip())
+    return table
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[Progress]:
+    """A callback that shows one bar for each stage, with bytes per second where it counts bytes."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    bars = Progress(
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    count = TextColumn("{task.completed}/{task.total} steps")
+    steps = Progress(TextColumn("{task.description:<18}"), BarColumn(), count, TimeElapsedColumn(), console=console)
+    tasks: dict[str, TaskID] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        bar = steps if stage == "compare" else bars
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(_STAGES.get(stage, stage), total=total)
+        bar.update(tasks[stage], completed=done, total=total)
+
+    from rich.live import Live
+
+    with Live(Group(bars, steps), console=console, refresh_per_second=8, transient=not console.is_terminal):
+        yield show

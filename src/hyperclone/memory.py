@@ -1,0 +1,73 @@
+"""Grow a model that is already in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperclone import growing, planning, stock
+from hyperclone.checkpoint import DTYPES, Entry
+from hyperclone.errors import CheckpointError
+from hyperclone.expand import tensor_map
+from hyperclone.growth import Growth
+
+
+class InMemory:
+    """A transformers model seen as a checkpoint: config, entries and rows under the names they have on disk."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        self.config: dict[str, Any] = model.config.to_dict()
+        self.tensors: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
+        names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+        self.entries: dict[str, Entry] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.is_meta:
+                raise CheckpointError("this model holds no weights", tensor=name, found="device meta",
+                                      cure="load it with weights, or grow its directory")  # fmt: skip
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.entries[name] = Entry(
+                "(memory)", names.get(dtype, dtype), tuple(tensor.shape), 0, tensor.numel() * tensor.element_size()
+            )
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop of a tensor, on the processor."""
+        return self.tensors[name][start:stop].detach().cpu()
+
+
+def grow_model(model: Any, growth: Growth) -> Any:
+    """A wider model that computes the same function; the given one is left as it is.
+
+    Both models are in memory at once and nothing is proved: `grow` works on directories of any size, with proof.
+
+    Args:
+        model: a transformers causal language model of a known family.
+        growth: the request.
+
+    Returns:
+        A model of the same class, on the same device, in the same mode (training or evaluation).
+
+    Raises:
+        HypercloneError: the model cannot be grown like this.
+    """
+    origin = InMemory(model)
+    made = planning.make(origin, growth)
+    for head, embedding in made.ties_to_check:
+        growing.check_tie(origin, head, embedding)
+    types = {tensor.dtype for tensor in made.tensors}
+    if len(types) > 1:
+        raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
+                              cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
+    recipe = growing.recipe_of(growth)
+    tensors = {}
+    for tensor in made.tensors:
+        grown = tensor_map(tensor.layout, made.sizes)
+        tensors[tensor.name] = torch.cat(list(growing.grown_slices(tensor, grown, recipe, origin)))
+    dtype: torch.dtype = getattr(torch, DTYPES[types.pop()][0])
+    with stock.quiet():
+        config = type(model.config).from_dict(made.config)
+        result = type(model).from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    return result.to(model.device).train(model.training)

@@ -1,0 +1,70 @@
+"""Stock transformers, quietly: load a model or tokenizer from a directory as any user would.
+
+Nothing here knows about growth. Remote code is never run and pickle is never read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperclone.errors import CheckpointError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars, log lines and warnings; put its settings back afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """A causal language model in evaluation mode, and what was wrong with its weights (nothing, when all is well).
+
+    Raises:
+        CheckpointError: transformers cannot load it at all.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                "transformers cannot load this model",
+                file=path,
+                found=str(error).splitlines()[0] if str(error) else error,
+            ) from error
+    wrong = [f"{name}: {kind.replace('_', ' ')}" for kind, names in info.items() for name in sorted(map(str, names))]
+    return model.eval(), wrong
+
+
+def load_tokenizer(path: Path) -> Any | None:
+    """The directory's tokenizer; None when it has none that can be used without remote code."""
+    if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        return None
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except Exception:  # a tokenizer of any kind of brokenness is no reason not to prove the weights
+            return None
