@@ -76,9 +76,10 @@ def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
         GrowthError: not a whole factor, smaller than the source, or nothing grows.
     """
     new = dict(sizes)
+    width = None if growth.width is None else f"{_factor(growth.width, 'width')}x"  # never a size
     for name in ("hidden", "ffn"):
-        new[name] = _size(_first(getattr(growth, name), growth.width), sizes[name], name)
-    wanted = _first(growth.heads, growth.width)
+        new[name] = _size(_first(getattr(growth, name), width), sizes[name], name)
+    wanted = _first(growth.heads, width)
     if "heads" in sizes:
         new["heads"] = _size(wanted, sizes["heads"], "heads")
         if growth.kv_heads is not None:

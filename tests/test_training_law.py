@@ -1,0 +1,128 @@
+"""Promise 2, and the multipliers in the receipt: what copies do under training, against real optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import build
+
+import hyperclone
+from hyperclone import Growth, planning
+from hyperclone.memory import InMemory
+
+STEPS = 12
+
+
+def batches(seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(300, (4, 16), generator=generator) for _ in range(STEPS)]
+
+
+def train(model: Any, groups: list[dict[str, Any]]) -> list[float]:
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    losses = []
+    for ids in batches():
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def one_group(model: Any) -> list[dict[str, Any]]:
+    return [{"params": list(model.parameters()), "lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}]
+
+
+def by_the_law(grown: Any, source: Any, growth: Growth) -> list[dict[str, Any]]:
+    """AdamW groups from the plan's multipliers, as anybody would build them from hyperclone.json."""
+    multipliers = {t.name: t.multipliers for t in planning.make(InMemory(source), growth).tensors}
+    on_disk = {"lm_head.weight": "embed_out.weight"} if source.config.model_type == "gpt_neox" else {}
+    groups = []
+    for name, parameter in grown.named_parameters():
+        m = multipliers[on_disk.get(name, name)]
+        groups.append({"params": [parameter], "lr": 3e-3 * m["lr"], "weight_decay": 0.1 * m["weight_decay"],
+                       "eps": 1e-6 * m["eps"]})  # fmt: skip
+    return groups
+
+
+NAMES = [
+    "llama-grouped-tied",
+    "llama-grouped-untied",
+    "llama-biases",
+    "neox-parallel",
+    "neox-tied",
+    "opt",
+    "opt-projected-post-norm",
+]
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        Growth(width=2, noise="none"),
+        Growth(width=4, noise="none"),
+        Growth(hidden="2x", heads="2x", ffn="4x", noise="none"),
+        Growth(ffn="2x", noise="none"),
+    ],
+    ids=["2x", "4x", "uneven", "ffn"],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_with_the_receipts_multipliers_a_clone_follows_its_sources_loss(name: str, growth: Growth) -> None:
+    no_dropout = {"dropout": 0.0} if name.startswith("opt") else {}
+    source = build(name, dtype=torch.float64, **no_dropout).train()
+    grown = hyperclone.grow_model(source, growth).train()
+    law = by_the_law(grown, source, growth)
+    expected = train(source, one_group(source))
+    assert train(grown, law) == pytest.approx(expected, abs=2e-6)  # RMSNorm computes in fp32 whatever the model's type
+
+
+def test_with_the_sources_learning_rate_the_clone_leaves_the_sources_loss() -> None:
+    source = build("llama-grouped-tied", dtype=torch.float64).train()
+    growth = Growth(width=2, noise="none")
+    grown = hyperclone.grow_model(source, growth).train()
+    expected = train(source, one_group(source))
+    assert abs(train(grown, one_group(grown))[-1] - expected[-1]) > 1e-3
+
+
+def copies_apart(model: Any, n: int) -> float:
+    """Largest difference between copies of the hidden state in the embedding, and between copies of feed-forward rows."""
+    embedding = model.get_input_embeddings().weight.detach().chunk(n, 1)
+    up = model.model.layers[0].mlp.up_proj.weight.detach()
+    rows = up.chunk(n, 0)
+    return max(
+        max(float((embedding[0] - e).abs().max()) for e in embedding[1:]),
+        max(float((rows[0] - r).abs().max()) for r in rows[1:]),
+    )
+
+
+def test_without_noise_the_symmetric_clone_stays_locked_for_ever() -> None:
+    grown = hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2, noise="none")).train()
+    train(grown, one_group(grown))
+    assert copies_apart(grown, 2) == 0.0
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        Growth(width=2),
+        Growth(width=2, noise="gaussian"),
+        Growth(width=2, noise="none", expansion="diagonal"),
+        Growth(width=3),
+    ],
+    ids=["default", "gaussian", "plain-diagonal", "three"],
+)
+def test_otherwise_the_copies_separate(growth: Growth) -> None:
+    grown = hyperclone.grow_model(build("llama-grouped-tied"), growth).train()
+    train(grown, one_group(grown))
+    assert copies_apart(grown, int(growth.width or 1)) > 1e-3
+
+
+def test_symmetry_is_broken_by_default_and_a_locked_clone_is_announced() -> None:
+    model = InMemory(build("llama-grouped-tied"))
+    assert not planning.make(model, Growth(width=2)).warnings
+    (warning,) = planning.make(model, Growth(width=2, noise="none")).warnings
+    assert "never separate" in warning
+    assert not planning.make(model, Growth(width=2, noise="none", expansion="diagonal")).warnings
