@@ -168,8 +168,8 @@ def test_the_grown_directory_is_plain_hugging_face_with_a_card_and_a_receipt(
 
 # A flag that goes or changes its name breaks people's scripts: this list changes on purpose only.
 FLAGS = {
-    "plan": "--dtype --expansion --ffn --heads --help --hidden --json --kv-heads --noise --revision --seed --shard-size "
-    "--snr-db --untie --width",
+    "plan": "--dtype --expansion --ffn --heads --help --hidden --json --kv-heads --noise --revision --seed "
+    "--shard-size --snr-db --untie --width",
     "grow": "--dry-run --dtype --expansion --ffn --heads --help --hidden --kv-heads --noise --overwrite --proof "
     "--revision --seed --shard-size --snr-db --threads --untie --width",
     "verify": "--help --json --proof --revision --threads",

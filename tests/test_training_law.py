@@ -88,7 +88,7 @@ def test_with_the_sources_learning_rate_the_clone_leaves_the_sources_loss() -> N
 
 
 def copies_apart(model: Any, n: int) -> float:
-    """Largest difference between copies of the hidden state in the embedding, and between copies of feed-forward rows."""
+    """Largest difference between copies in the embedding, and between copies of feed-forward rows."""
     embedding = model.get_input_embeddings().weight.detach().chunk(n, 1)
     up = model.model.layers[0].mlp.up_proj.weight.detach()
     rows = up.chunk(n, 0)
@@ -126,3 +126,12 @@ def test_symmetry_is_broken_by_default_and_a_locked_clone_is_announced() -> None
     (warning,) = planning.make(model, Growth(width=2, noise="none")).warnings
     assert "never separate" in warning
     assert not planning.make(model, Growth(width=2, noise="none", expansion="diagonal")).warnings
+
+
+@pytest.mark.parametrize(("dtype", "snr_db"), [(torch.bfloat16, 40.0), (torch.float16, 60.0), (torch.float32, -1.0)])
+def test_noise_that_the_stored_type_cannot_hold_is_refused(dtype: torch.dtype, snr_db: float) -> None:
+    """At 60 dB in bf16 a noisy diagonal split would hold no noise at all: a locked clone that nobody was told of."""
+    model = InMemory(build("llama-grouped-tied", dtype=dtype))
+    with pytest.raises(hyperclone.HypercloneError, match="snr_db"):
+        planning.make(model, Growth(width=2, snr_db=snr_db))
+    assert planning.make(model, Growth(width=2, snr_db=snr_db, noise="gaussian")).tensors

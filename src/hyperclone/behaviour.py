@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hyperclone.planning import Plan
 
 _SPREAD = 4.0
-_FLOOR = 4.0  # own rounding is taken to be at least this many units: a small model may round to itself by luck
+_FLOOR = 1.0  # own rounding is taken to be at least this many units: a small model may round to itself by luck
 
 
 @dataclass(frozen=True)

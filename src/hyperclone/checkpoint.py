@@ -66,28 +66,29 @@ class Checkpoint:
             CheckpointError: anything about the directory that would make its weights unreliable.
         """
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not _exists(self.path) or not self.path.is_dir():
             raise CheckpointError(
-                "not a model directory" if self.path.exists() else "no such directory",
+                "not a model directory" if _exists(self.path) else "no such directory",
                 file=self.path,
                 expected="a directory with config.json and *.safetensors",
             )
-        if (self.path / "adapter_config.json").exists() and not (self.path / "config.json").exists():
+        # transformers would load an adapter that lies beside a whole model too, so that is not the model either.
+        if (self.path / "adapter_config.json").exists():
             raise CheckpointError(
-                "this is an adapter, not a model",
+                "this is an adapter, not a model, or a model with an adapter beside it",
                 file=self.path / "adapter_config.json",
                 cure="merge it into its base model first (peft: model.merge_and_unload().save_pretrained(...))",
             )
         self.config = read_json(self.path / "config.json", missing="not a model directory: it has no config.json")
-        if "quantization_config" in self.config or "compression_config" in self.config:
-            method = (self.config.get("quantization_config") or {}).get("quant_method", "unknown")
-            raise CheckpointError(
-                "quantised checkpoints cannot be grown: their integers are not the weights",
-                file=self.path / "config.json",
-                field="quantization_config",
-                found=method,
-                cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantise the result",
-            )
+        for field in ("quantization_config", "compression_config"):
+            if (how := self.config.get(field)) is not None:
+                raise CheckpointError(
+                    "quantised checkpoints cannot be grown: their integers are not the weights",
+                    file=self.path / "config.json",
+                    field=field,
+                    found=how.get("quant_method", "a method without a name") if isinstance(how, dict) else how,
+                    cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantise the result",
+                )
         self.files = self._weight_files()
         self.entries: dict[str, Entry] = {}
         for file in self.files:
@@ -109,7 +110,11 @@ class Checkpoint:
         single, index = self.path / _WEIGHTS, self.path / _INDEX
         if index.exists():
             weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+            if (
+                not isinstance(weight_map, dict)
+                or not weight_map
+                or not all(isinstance(v, str) for v in weight_map.values())
+            ):
                 raise CheckpointError("the index has no weight_map of names to files", file=index, field="weight_map")
             self._weight_map: dict[str, str] | None = weight_map
             files = sorted(set(weight_map.values()))
@@ -134,7 +139,7 @@ class Checkpoint:
                 )
             return files
         self._weight_map = None
-        if single.exists():
+        if single.is_file():
             return [_WEIGHTS]
         names = sorted(p.name for p in self.path.iterdir())
         if pickles := [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
@@ -152,8 +157,15 @@ class Checkpoint:
                 expected=_WEIGHTS,
                 cure="convert with AutoModelForCausalLM.from_pretrained(SRC, gguf_file=...).save_pretrained(OUT)",
             )
+        shards = [n for n in names if n.endswith(".safetensors")]
         raise CheckpointError(
-            "no safetensors weights in this directory", file=self.path, expected=f"{_WEIGHTS} or {_INDEX}"
+            "shards without an index: which of them make the model is not known"
+            if shards
+            else "no safetensors weights in this directory",
+            file=self.path,
+            found=", ".join(shards[:3]) + (", ..." if len(shards) > 3 else "") if shards else None,
+            expected=f"{_WEIGHTS} or {_INDEX}",
+            cure="download the missing file again",
         )
 
     def _check_index(self) -> None:
@@ -162,7 +174,10 @@ class Checkpoint:
         for name, file in self._weight_map.items():
             if name not in self.entries:
                 raise CheckpointError(
-                    "the index names a tensor that its file does not hold", file=self.path / file, tensor=name
+                    "the index names a tensor that its file does not hold",
+                    file=self.path / file,
+                    tensor=name,
+                    cure="download both again, or save the model again with save_pretrained into an empty directory",
                 )
             if self.entries[name].file != file:
                 raise CheckpointError(
@@ -176,6 +191,7 @@ class Checkpoint:
                 "a file holds a tensor that the index does not name",
                 file=self.path / self.entries[extra[0]].file,
                 tensor=extra[0],
+                cure="download both again, or save the model again with save_pretrained into an empty directory",
             )
 
     @property
@@ -184,14 +200,15 @@ class Checkpoint:
         found = [p for p in sorted(self.path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
         templates = self.path / "chat_templates"
         if templates.is_dir():
-            found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja")
+            found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
         return found
 
     @property
     def identity(self) -> str:
         """Changes when the files change: their place, names, sizes and times."""
-        facts = [(f, (s := (self.path / f).stat()).st_size, s.st_mtime_ns) for f in ("config.json", *self.files)]
-        return f"{self.path.resolve()}:{facts}"
+        # The change time as well: copying tools set the modification time back, and nobody can set this one.
+        stats = [(self.path / file).stat() for file in ("config.json", *self.files)]
+        return f"{self.path.resolve()}:{self.files}:{[(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]}"
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
@@ -206,7 +223,7 @@ class Checkpoint:
         row = entry.nbytes // entry.shape[0]
         dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
         tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
-        buffer = memoryview(tensor.view(torch.uint8).numpy()).cast("B") if tensor.numel() else memoryview(b"")
+        buffer = tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
             try:
@@ -239,8 +256,8 @@ def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(missing, file=path) from None
-    except (ValueError, OSError) as error:
-        raise CheckpointError("not readable as JSON", file=path, found=error) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError("not readable as JSON", file=path, found=error, cure="download it again") from None
     if not isinstance(value, dict):
         raise CheckpointError("not a JSON object", file=path, found=type(value).__name__)
     return value
@@ -257,24 +274,36 @@ def read_header(path: Path) -> dict[str, Entry]:
             pass
         with path.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-    except (SafetensorError, OSError, ValueError) as error:
+            header = json.loads(stream.read(size), object_pairs_hook=_no_name_twice)
+        header.pop("__metadata__", None)
+        return {
+            name: _entry(path.name, name, info, start=8 + size)
+            for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+        }
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             "not a sound safetensors file",
             file=path,
             found=error,
             cure="download it again, or save the model again; nothing was read from it",
         ) from None
-    header.pop("__metadata__", None)
-    entries = {}
-    for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-        begin, end = info["data_offsets"]
-        shape = tuple(info["shape"])
-        if info["dtype"] in DTYPES:
-            # safetensors checks this too; a wrong size here would silently shear every row that follows.
-            assert end - begin == math.prod(shape) * DTYPES[info["dtype"]][1], name
-        entries[name] = Entry(path.name, info["dtype"], shape, 8 + size + begin, end - begin)
-    return entries
+
+
+def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; safetensors itself would silently take the last of two tensors with one name."""
+    if len(found := dict(pairs)) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the header names {next(n for n in names if names.count(n) > 1)!r} twice")
+    return found
+
+
+def _entry(file: str, name: str, info: dict[str, Any], *, start: int) -> Entry:
+    begin, end = info["data_offsets"]
+    shape = tuple(info["shape"])
+    # safetensors checks this too; a wrong size here would silently shear every row that follows.
+    if info["dtype"] in DTYPES and end - begin != math.prod(shape) * DTYPES[info["dtype"]][1]:
+        raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {info['dtype']}")
+    return Entry(file, info["dtype"], shape, start + begin, end - begin)
 
 
 def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -284,7 +313,11 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
         CheckpointError: neither.
     """
     path = Path(source)
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
+    if _exists(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
+        if revision is not None:
+            raise CheckpointError(
+                "a local directory has no revisions", field="revision", found=revision, cure="leave it out"
+            )
         return path
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -303,9 +336,16 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
 
 
 def public_name(source: str | os.PathLike[str]) -> str:
-    """How receipts and cards call a source: its Hub id, or a local directory's name (its place is nobody's business)."""
+    """How receipts and cards call a source: its Hub id, or a local directory's name without its place."""
     path = Path(source)
-    return path.resolve().name if path.exists() else str(source)
+    return path.resolve().name if _exists(path) else str(source)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long, or the place is not ours to look into
+        return False
 
 
 _HUB_EXTRAS = ("*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")

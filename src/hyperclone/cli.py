@@ -214,6 +214,8 @@ def main() -> None:
     """Entry point: errors of the user's become one message and exit code 2."""
     from hyperclone import growing
 
+    # Threads of OpenMP that spin while they wait make a busy machine many times slower; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except growing.ProofFailed as error:

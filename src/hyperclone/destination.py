@@ -11,8 +11,9 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,44 +38,75 @@ class Destination:
         Raises:
             DestinationError: exists, is the source or inside it, is being written by another run, or does not fit.
         """
-        self.target = target.absolute()
-        self.partial = self.target.with_name(f".{self.target.name}.partial")
-        check_place(self.target, source=source, overwrite=overwrite)
-        try:
+        self._check: Callable[[], None] = partial(check_place, target, source=source, overwrite=overwrite)
+        self._check()
+        self.target = target.resolve()  # of a link, what it points to: the link stays, and renaming stays on one disk
+        self.partial, self._replaced = _beside(self.target)
+        with _refusals("cannot create the output here", self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
-            self._journal = (self.partial / _JOURNAL).open("a+")
-        except OSError as error:
-            raise DestinationError("cannot create the output here", file=self.partial, found=error.strerror) from None
+            if not (self.partial / _JOURNAL).exists() and any(self.partial.iterdir()):
+                raise DestinationError(
+                    "a directory without a journal is where this output is to be built",
+                    file=self.partial,
+                    cure="remove it yourself if it is not needed",
+                )
+            self._journal = (self.partial / _JOURNAL).open("a+", encoding="utf-8", errors="replace")
+        try:
+            self._lock()
+        except BaseException:
+            self._journal.close()
+            raise
+        try:
+            self._check()  # again: a run that had the lock until now may have finished
+            with _refusals("cannot create the output here", self.partial):
+                self.finished = self._take_up(fingerprint)
+                self._check_space(nbytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            # A run that ended just now has taken away the journal that we opened: the lock on it is worth nothing.
+            locked = os.path.samestat(os.fstat(self._journal.fileno()), os.stat(self.partial / _JOURNAL))
+        except (BlockingIOError, FileNotFoundError):
+            locked = False
+        except OSError as error:
+            raise DestinationError("cannot lock the output", file=self.partial, found=error.strerror) from None
+        if not locked:
             raise DestinationError(
                 "another run is writing this output", file=self.partial, cure="wait for it, or choose another name"
-            ) from None
-        self.finished = self._take_up(fingerprint)
-        self._check_space(nbytes)
+            )
 
     def _take_up(self, fingerprint: str) -> frozenset[str]:
+        """Keep the finished shards of an earlier run with this fingerprint; remove everything else."""
         self._journal.seek(0)
         lines = []
         for line in self._journal.read().splitlines():
             try:
                 lines.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break  # the run was cut off while writing this line; what it spoke of is not finished
+        kept = []
         if lines and lines[0] == {"fingerprint": fingerprint}:
-            self._restart_journal(lines)
-            return frozenset(
-                line["shard"]
-                for line in lines[1:]
-                if (self.partial / line["shard"]).is_file()
-                and (self.partial / line["shard"]).stat().st_size == line["bytes"]
-            )
-        for entry in self.partial.iterdir():  # another plan's leftovers
-            if entry.name != _JOURNAL:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        self._restart_journal([{"fingerprint": fingerprint}])
-        return frozenset()
+            kept = [line for line in lines[1:] if self._is_finished(line)]
+        finished = frozenset(line["shard"] for line in kept)
+        self._clear(keep=finished)
+        self._restart_journal([{"fingerprint": fingerprint}, *kept])
+        return finished
+
+    def _is_finished(self, line: Any) -> bool:
+        match line:
+            case {"shard": str(name), "bytes": int(nbytes)} if Path(name).name == name:
+                file = self.partial / name
+                return file.is_file() and not file.is_symlink() and file.stat().st_size == nbytes
+        return False
+
+    def _clear(self, *, keep: Collection[str] = ()) -> None:
+        for entry in self.partial.iterdir():
+            if entry.name != _JOURNAL and entry.name not in keep:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def _restart_journal(self, lines: list[dict[str, Any]]) -> None:
         self._journal.seek(0)
@@ -91,7 +123,6 @@ class Destination:
         there = sum(entry.stat().st_blocks * 512 for entry in self.partial.iterdir() if entry.is_file())
         free = shutil.disk_usage(self.partial).free + there
         if nbytes > free:
-            self.discard()
             raise DestinationError(
                 "not enough room on the disk",
                 file=self.target.parent,
@@ -111,14 +142,17 @@ class Destination:
                 os.ftruncate(descriptor, nbytes)
             yield descriptor
             os.fsync(descriptor)
+        except BaseException:
+            (self.partial / file).unlink()  # half a shard is of no use to a rerun and may be large
+            raise
         finally:
             os.close(descriptor)
         self._log({"shard": file, "bytes": nbytes})
 
     def write_text(self, file: str, text: str) -> None:
         """Write and sync a small file."""
-        with (self.partial / file).open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with _refusals("writing the output failed", self.partial / file), (self.partial / file).open("wb") as stream:
+            stream.write(text.encode())
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -126,34 +160,48 @@ class Destination:
         """Copy files of the source, keeping their relative places."""
         for file in files:
             copy = self.partial / file.relative_to(root)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+            with _refusals("copying a file of the source failed", file), file.open("rb") as original:
+                copy.parent.mkdir(exist_ok=True)
+                with copy.open("wb") as stream:
+                    shutil.copyfileobj(original, stream)
+                    stream.flush()
+                    os.fsync(stream.fileno())
 
     def publish(self) -> None:
         """Give the finished directory its name. An old output with that name is removed only afterwards."""
-        (self.partial / _JOURNAL).unlink()
-        _sync_directory(self.partial)
-        old = self.target.with_name(f".{self.target.name}.replaced")
-        if old.exists():
-            shutil.rmtree(old)
-        if self.target.exists():
-            self.target.rename(old)
-        self.partial.rename(self.target)
-        _sync_directory(self.target.parent)
-        self.close()
+        self._check()  # again: hours may have passed, and what is there now may be somebody's work
+        old = self._replaced
+        with _refusals("the finished output cannot be given its name", self.target):
+            _sync_directory(self.partial)
+            if self.target.exists():
+                if old.exists():
+                    shutil.rmtree(old)  # left by a run that was killed while it removed this
+                self.target.rename(old)
+            try:
+                self.partial.rename(self.target)
+            except OSError:
+                if old.exists():
+                    old.rename(self.target)
+                raise
+            # Only now: had the run been killed before, a rerun would have found all shards finished.
+            (self.target / _JOURNAL).unlink()
+            _sync_directory(self.target)
+            _sync_directory(self.target.parent)
+        self._journal.close()
         shutil.rmtree(old, ignore_errors=True)
 
     def forget(self) -> None:
         """Finished shards count as unfinished from now on: a rerun starts anew."""
         self._restart_journal([])
 
-    def discard(self) -> None:
-        """Remove everything that was built."""
-        self.close()
-        shutil.rmtree(self.partial, ignore_errors=True)
-
     def close(self) -> None:
-        """Let go of the lock; what was built stays for a rerun."""
+        """Let go of the lock. What was built stays for a rerun; if nothing was, nothing stays."""
+        if self._journal.closed:
+            return
+        with suppress(OSError):
+            if [entry.name for entry in self.partial.iterdir()] == [_JOURNAL]:
+                (self.partial / _JOURNAL).unlink()
+                self.partial.rmdir()
         self._journal.close()
 
 
@@ -163,14 +211,22 @@ def check_place(target: Path, *, source: Path, overwrite: bool) -> None:
     Raises:
         DestinationError: it exists, or it and the source are one or inside each other.
     """
-    target, source = target.resolve(), source.resolve()
+    try:
+        target, source = target.resolve(), source.resolve()
+        exists = target.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not ours to look into, links in a circle
+        raise DestinationError("no output can be made here", file=target, found=error) from None
     if target == source:
         raise DestinationError("the destination is the source", file=target, cure="choose another directory")
     if source in target.parents:
         raise DestinationError("the destination is inside the source", file=target, cure="choose another directory")
     if target in source.parents:
         raise DestinationError("the source is inside the destination", file=target, cure="choose another directory")
-    if not target.exists():
+    if any(place == source or place in source.parents for place in _beside(target)):
+        raise DestinationError(
+            "the source is where this output would be built", file=source, cure="choose another directory"
+        )
+    if not exists:
         return
     if not target.is_dir():
         raise DestinationError("the destination is a file", file=target, expected="a directory to be made")
@@ -187,6 +243,25 @@ def check_place(target: Path, *, source: Path, overwrite: bool) -> None:
             expected=f"a directory with {RECEIPT}",
             cure="remove it yourself if it is not needed",
         )
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """Where an output is built, and where an old one waits until the new one has its name."""
+    return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.replaced")
+
+
+@contextmanager
+def _refusals(problem: str, file: Path) -> Iterator[None]:
+    """What the operating system refuses is told as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise DestinationError(
+            problem,
+            file=file,
+            found=error.strerror or error,
+            cure="mend that and run the same command again: finished files are kept",
+        ) from None
 
 
 def _sync_directory(path: Path) -> None:

@@ -108,12 +108,17 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behaviour = proof.behaviour
     if behaviour and behaviour.measured:
-        table = _table("logits", "tokens", "rel. error", "allowed", "largest", "KL", "same top")
+        table = _table("logits", "rel. error", "source's own", "allowed", "largest", "KL", "same top")
         for m in behaviour.measured:
-            figures = [f"{m.relative:.1e}", f"{m.tolerance:.1e}", f"{m.maximum:.1e}", f"{m.kl:.0e}", f"{m.top1:.1%}"]
+            figures = [
+                *(f"{x:.1e}" for x in (m.relative, m.own, m.tolerance, m.maximum)),
+                f"{m.kl:.0e}",
+                f"{m.top1:.1%}",
+            ]
             what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
-            table.add_row(what, str(m.positions), *figures, style=None if m.passed else "red")
-        parts.append(table)
+            table.add_row(what, *figures, style=None if m.passed else "red")
+        explained = "source's own: the source in this type against itself in the next wider one"
+        parts += [table, Text(explained, style="dim")]
         for m in behaviour.measured:
             if m.perplexity:
                 dtype = _SHORT.get(m.dtype, m.dtype)
@@ -175,5 +180,5 @@ def progress_bars(console: Console) -> Iterator[Progress]:
 
     from rich.live import Live
 
-    with Live(Group(bars, steps), console=console, refresh_per_second=8, transient=not console.is_terminal):
+    with Live(Group(bars, steps), console=console, refresh_per_second=8):
         yield show

@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -160,7 +161,7 @@ def _split_columns(
             block = weight[chosen][:, as_slice(units)]
             order = [(first + k) % c for k in range(c)]  # own copy first, so that the remainder is a small part
             where = [as_slice(places[b]) for b in order]
-            zero_sum = None if raw is None or c == 1 else _zero_sum([raw[chosen][:, w] for w in where], recipe, power)
+            zero_sum = None if raw is None or c == 1 else _zero_sum([raw[chosen][:, w] for w in where], recipe)
             for place, part in zip(where, _shares(block, c, recipe, zero_sum, power), strict=True):
                 if isinstance(chosen, Tensor) and isinstance(place, Tensor):
                     grown[chosen[:, None], place] = part  # side by side the two would pair up
@@ -180,7 +181,7 @@ def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator
             yield (numbers % c == first).nonzero().flatten(), first
 
 
-def _zero_sum(raw: list[Tensor], recipe: Recipe, power: float | None) -> list[Tensor]:
+def _zero_sum(raw: list[Tensor], recipe: Recipe) -> Iterator[Tensor]:
     """Unit-variance noise for each copy, summing to zero over the copies.
 
     Removing the mean over c copies leaves 1 - 1/c of the variance; the scale puts it back. Uniform noise for the
@@ -196,10 +197,12 @@ def _zero_sum(raw: list[Tensor], recipe: Recipe, power: float | None) -> list[Te
         values = [r.to(torch.float32) for r in raw]
         scale = math.sqrt(12 * c / (c - 1)) / 65536
     total = sum(values[1:], start=values[0])
-    return [(value * c - total) * (scale / c) for value in values]
+    return (value.mul_(c).sub_(total).mul_(scale / c) for value in values)
 
 
-def _shares(block: Tensor, c: int, recipe: Recipe, zero_sum: list[Tensor] | None, power: float | None) -> list[Tensor]:
+def _shares(
+    block: Tensor, c: int, recipe: Recipe, zero_sum: Iterator[Tensor] | None, power: float | None
+) -> list[Tensor]:
     """The c shares of a block, own copy first; they sum to the block."""
     if c == 1:
         return [block]
@@ -211,7 +214,9 @@ def _shares(block: Tensor, c: int, recipe: Recipe, zero_sum: list[Tensor] | None
     level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
     if recipe.noise is Noise.SPLIT:
         work = split.arithmetic_type(block.dtype)
-        return split.split_by_shares(block, [z.to(work) * level + b for z, b in zip(zero_sum, base, strict=True)])
+        # The last share is what the others leave, so its noise is never computed.
+        shares = [z.to(work).mul_(level).add_(b) for z, b in zip(islice(zero_sum, c - 1), base, strict=False)]
+        return split.split_by_shares(block, shares)
     assert power is not None
     work = split.arithmetic_type(block.dtype)
     sigma = level * math.sqrt(power)

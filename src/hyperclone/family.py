@@ -20,6 +20,8 @@ from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.expression import Value, evaluate, lead_field, names
 from hyperclone.layout import Layout
 
+_MOST_LAYERS = 10_000
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -104,12 +106,16 @@ class Family:
         for field, text in self.write.items():
             grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
         for axis, (_, new) in sizes.items():
-            field = lead_field(self.axes[axis].size)
+            field = lead_field(self.axes[axis].size) or ""
             if field and config.get(field) is not None:
                 grown[field] = new
         for axis, (old, new) in sizes.items():
-            field = lead_field(self.axes[axis].size)
-            if (found := self._value_or_none(self.axes[axis].size, grown)) != new and field and grown.get(field) is None:
+            field = lead_field(self.axes[axis].size) or ""
+            if (
+                (found := self._value_or_none(self.axes[axis].size, grown)) != new
+                and field
+                and grown.get(field) is None
+            ):
                 grown[field] = new  # was implied by other fields, which now imply something else
                 found = self._value_or_none(self.axes[axis].size, grown)
             if found != new:
@@ -149,13 +155,14 @@ class Family:
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""
         layers = self.value(self.layers, config)
-        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+        # The limit keeps a damaged config from filling the memory with the names of tensors.
+        if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             raise CheckpointError(
                 "the config gives no usable number of layers",
                 file="config.json",
                 field=self.layers,
                 found=layers,
-                expected="a positive whole number",
+                expected=f"a whole number from 1 to {_MOST_LAYERS:,}",
             )
         return layers
 
@@ -207,51 +214,146 @@ def load(text: str, *, name: str, file: str) -> Family:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise FamilyError("family file is not valid TOML", file=file, found=error) from None
-    known = {"model_types", "layers", "defaults", "axes", "write", "tensors", "tie", "ignore", "whole"}
-    if unknown := set(data) - known:
-        raise FamilyError("family file has unknown keys", file=file, found=sorted(unknown), expected=sorted(known))
     try:
-        axes = {key: Axis(spec) if isinstance(spec, str) else Axis(**spec) for key, spec in dict(data["axes"]).items()}
-        lines = tuple(
-            TensorLine(pattern, layout.parse(spec))
-            if isinstance(spec, str)
-            else TensorLine(pattern, layout.parse(spec["line"]), spec.get("when"))
-            for pattern, spec in dict(data["tensors"]).items()
-        )
-        tie = data.get("tie")
-        family = Family(
-            name=name,
-            file=file,
-            model_types=tuple(data["model_types"]),
-            layers=data["layers"],
-            defaults=data.get("defaults", {}),
-            axes=axes,
-            write=data.get("write", {}),
-            lines=lines,
-            tie=Tie(tie["when"], tie["head"], tie["embedding"], tuple(tie["fold"])) if tie else None,
-            ignore=tuple(data.get("ignore", {}).get("tensors", ())),
-            whole=data.get("whole", {}),
-        )
+        family = _family(data, name=name, file=file)
     except FamilyError as error:
-        error.details.setdefault("file", file)
-        raise FamilyError(
-            error.problem, file=file, found=error.details.get("found"), expected=error.details.get("expected")
-        ) from None
-    except (KeyError, TypeError) as error:
-        raise FamilyError("family file is incomplete", file=file, found=repr(error)) from None
-    for line in family.lines:
-        if missing := line.layout.axes - set(axes):
+        where = {**error.details, "file": file}
+        raise FamilyError(error.problem, **{key: where.get(key) for key in _DETAILS}) from None
+    return family
+
+
+_DETAILS = ("file", "tensor", "field", "found", "expected", "cure")
+
+
+def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
+    _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
+          {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict})  # fmt: skip
+    axes = {
+        key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "when")) for key, spec in data["axes"].items()
+    }
+    lines = []
+    for pattern, spec in data["tensors"].items():
+        entry = _entry(spec, f"tensors.{pattern}", "line", "when")
+        try:
+            lines.append(TensorLine(pattern, layout.parse(entry["line"]), entry.get("when")))
+        except FamilyError as error:
+            raise FamilyError(
+                error.problem,
+                tensor=pattern,
+                found=error.details.get("found"),
+                expected=error.details.get("expected"),
+            ) from None
+        if missing := lines[-1].layout.axes - set(axes):
             raise FamilyError(
                 "layout names an axis that the file does not define",
-                file=file,
-                tensor=line.pattern,
-                found=sorted(missing),
-                expected=sorted(axes),
+                tensor=pattern,
+                found=", ".join(sorted(missing)),
+                expected="one of " + ", ".join(sorted(axes)),
             )
-    patterns = {line.pattern for line in family.lines}
-    if family.tie and (missing := {family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
-        raise FamilyError("[tie] names tensors that [tensors] does not list", file=file, found=sorted(missing))
+    if "tie" in data:
+        _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
+    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
+    family = Family(
+        name=name,
+        file=file,
+        model_types=tuple(data["model_types"]),
+        layers=data["layers"],
+        defaults=data.get("defaults", {}),
+        axes=axes,
+        write=data.get("write", {}),
+        lines=tuple(lines),
+        tie=Tie(**{**data["tie"], "fold": tuple(data["tie"]["fold"])}) if "tie" in data else None,
+        ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+        whole=data.get("whole", {}),
+    )
+    _check(family)
     return family
+
+
+def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type]) -> None:
+    """A table has the keys it must have, no others, and values of their kinds."""
+    known = {**required, **optional}
+    if not isinstance(table, dict):
+        raise FamilyError("family file has a value where a table belongs", field=where, found=repr(table))
+    if unknown := set(table) - set(known):
+        raise FamilyError(
+            "family file has unknown keys",
+            field=where or None,
+            found=", ".join(sorted(unknown)),
+            expected=", ".join(known),
+        )
+    if missing := set(required) - set(table):
+        raise FamilyError(
+            "family file is incomplete", field=where or None, found="nothing", expected=", ".join(sorted(missing))
+        )
+    for key, value in table.items():
+        if not isinstance(value, known[key]) or (
+            isinstance(value, list) and not all(isinstance(v, str) for v in value)
+        ):
+            raise FamilyError(
+                "family file has a value of the wrong kind",
+                field=f"{where}.{key}".lstrip("."),
+                found=repr(value),
+                expected={"str": "a string", "list": "a list of strings", "dict": "a table"}[known[key].__name__],
+            )
+
+
+def _entry(spec: Any, where: str, lead: str, *others: str) -> dict[str, str]:
+    """A value that is a string, or a table with that string under `lead` and more beside it."""
+    entry = {lead: spec} if isinstance(spec, str) else spec
+    _keys(entry, where, {lead: str}, dict.fromkeys(others, str))
+    return dict(entry)
+
+
+def _check(family: Family) -> None:
+    """The parts of a file fit together, and every expression is one."""
+    axes, patterns = set(family.axes), {line.pattern for line in family.lines}
+    if missing := sorted({"hidden", "ffn", "head_dim"} - axes):
+        raise FamilyError("a family needs these axes", field="axes", expected=", ".join(missing))
+    if "heads" not in axes and not {"kv_heads", "group"} <= axes:
+        raise FamilyError("a family needs these axes", field="axes", expected="heads, or kv_heads and group")
+    for key, axis in family.axes.items():
+        if axis.grows_with and axis.grows_with not in axes:
+            raise FamilyError(
+                "an axis grows with one that the file does not define",
+                field=f"axes.{key}",
+                found=axis.grows_with,
+                expected="one of " + ", ".join(sorted(axes)),
+            )
+    if family.tie:
+        if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
+            raise FamilyError(
+                "[tie] names tensors that [tensors] does not list", field="tie", tensor=", ".join(unlisted)
+            )
+        if next(line for line in family.lines if line.pattern == family.tie.head).layout.reads is None:
+            raise FamilyError("a head reads: its line needs an arrow", field="tie", tensor=family.tie.head)
+    for where, text in _expressions(family):
+        try:
+            evaluate(text, dict.fromkeys(names(text), 1))
+        except FamilyError as error:
+            raise FamilyError(error.problem, field=where, found=error.details.get("found")) from None
+        except CheckpointError:
+            pass  # it is an expression; that it has no value for these numbers says nothing
+        if where.startswith("write.") and (missing := sorted(set(names(text)) - axes)):
+            raise FamilyError(
+                "a config field is written from an axis that the file does not define",
+                field=where,
+                found=", ".join(missing),
+                expected="one of " + ", ".join(sorted(axes)),
+            )
+
+
+def _expressions(family: Family) -> Iterator[tuple[str, str]]:
+    """(place, text) of every expression in a file."""
+    yield "layers", family.layers
+    for key, axis in family.axes.items():
+        yield from ((f"axes.{key}", text) for text in (axis.size, axis.when) if text is not None)
+    for line in family.lines:
+        yield from ((f"tensors.{line.pattern}", text) for text in (line.when,) if text is not None)
+    yield from ((f"write.{field}", text) for field, text in family.write.items())
+    yield from (("whole", text) for pair in family.whole.items() for text in pair)
+    if family.tie:
+        yield "tie.when", family.tie.when
 
 
 @cache

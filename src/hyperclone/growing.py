@@ -5,6 +5,7 @@ The noise depends on positions only, so the bytes depend on neither the slices n
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def grow(
     origin = Checkpoint(place)
     size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
     made = planning.make(origin, growth, shard_size=size)
+    for head, embedding in made.ties_to_check:
+        check_tie(origin, head, embedding)
     target = Destination(
         Path(destination),
         source=place,
@@ -112,8 +115,6 @@ def grow(
         overwrite=overwrite,
     )
     try:
-        for head, embedding in made.ties_to_check:
-            check_tie(origin, head, embedding)
         write(made, origin, target, threads=threads, progress=progress)
         target.carry(origin.carried_files, root=place)
         target.write_text("config.json", receipt.to_json(made.config))
@@ -197,13 +198,12 @@ def _consecutive(index: Tensor) -> bool:
 
 
 def _power(tensor: TensorPlan, origin: Weights) -> float:
-    """Mean square of the source tensor in fp64, over fixed slices so that it does not depend on anything else."""
-    total, count = 0.0, 0
+    """Mean square of the source tensor in fp64: row by row, and exactly over the rows, so that slices do not matter."""
+    sums: list[float] = []
     for rows in slices(tensor.source_shape, origin.entries[tensor.source].nbytes):
         block = source_rows(tensor, origin, rows.start, rows.stop)
-        total += float(block.double().square().sum())
-        count += block.numel()
-    return total / count
+        sums += block.double().square().view(len(rows), -1).sum(1).tolist()
+    return math.fsum(sums) / math.prod(tensor.source_shape)
 
 
 def check_tie(origin: Weights, head: str, embedding: str) -> None:

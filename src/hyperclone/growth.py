@@ -56,7 +56,13 @@ class Growth:
                 raise GrowthError(
                     f"unknown {field}", field=field, found=value, expected=", ".join(str(a) for a in allowed if a)
                 )
-        if not math.isfinite(self.snr_db) or not -40 <= self.snr_db <= 80:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
+        if not isinstance(self.untie, bool):
+            raise GrowthError("neither true nor false", field="untie", found=repr(self.untie), expected="True or False")
+        if isinstance(self.snr_db, bool) or not isinstance(self.snr_db, int | float):
+            raise GrowthError("not a noise level", field="snr_db", found=repr(self.snr_db), expected="-40 to 80 dB")
+        if not -40 <= self.snr_db <= 80:  # false for NaN
             raise GrowthError("noise level out of range", field="snr_db", found=self.snr_db, expected="-40 to 80 dB")
         if self.width is not None:
             _factor(self.width, "width")
@@ -124,10 +130,8 @@ def _first(*values: Width | None) -> Width | None:
 
 def _number(value: Width, field: str) -> tuple[float, bool]:
     """(number, written as a factor with x)."""
-    if isinstance(value, bool):
-        raise GrowthError("not a width", field=field, found=value)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([xX]?)\s*", str(value))
-    if match is None or float(match[1]) <= 0:
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([xX]?)\s*", str(value), re.ASCII)
+    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
         raise GrowthError("not a width", field=field, found=value, expected="a factor (2 or 2x) or a size (1152)")
     return float(match[1]), bool(match[2])
 
@@ -136,7 +140,11 @@ def _factor(value: Width, field: str) -> int:
     number, _ = _number(value, field)
     if number != int(number):
         raise GrowthError(
-            "only whole factors can be grown", field=field, found=value, expected="2, 3, 4, ...", cure="use 2"
+            "only whole factors can be grown",
+            field=field,
+            found=value,
+            expected="2, 3, 4, ...",
+            cure="use 2" if number < 2 else f"use {math.floor(number)} or {math.ceil(number)}",
         )
     if number > 64:
         raise GrowthError(
@@ -158,7 +166,8 @@ def _size(value: Width | None, old: int, field: str) -> int:
             "this could be a factor or a size",
             field=field,
             found=value,
-            expected=f"{number:g}x for {number * old:g}, or {number / old:g}x for {number:g}",
+            expected=f"{number:g}x for {number * old:g}"
+            + ("" if number % old else f", or {number / old:g}x for {number:g}"),
         )
     if is_factor or number < old:
         return old * _factor(value, field)
@@ -169,5 +178,6 @@ def _size(value: Width | None, old: int, field: str) -> int:
             field=field,
             found=value,
             expected=f"{old} (unchanged), {2 * old}, {3 * old}, ...",
+            cure=f"use {2 * old}" if new < 2 * old else f"use {new // old * old} or {(new // old + 1) * old}",
         )
     return new

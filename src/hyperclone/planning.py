@@ -22,6 +22,9 @@ from hyperclone.layout import Layout
 from hyperclone.shards import Shard, Stored
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
+# Noise in dB that an exact split realises within half a dB: louder shares are clipped, fainter ones fall below a unit
+# in the last place, until none is left (docs/architecture.md, measured).
+_SPLIT_RANGE = {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)}
 
 
 class Source(Protocol):
@@ -182,6 +185,7 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
         head = next(line.layout for line in fam.lines if line.pattern == fam.tie.head)
         entry = source.entries[fam.tie.embedding]
         tensors.append(_tensor(fam.tie.head, fam.tie.embedding, head, entry, sizes, request))
+    _check_level(request, tensors)
     files = shards.lay_out(stored(tensors), shard_size=shard_size)
     place = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     tensors.sort(key=lambda t: place[t.name])
@@ -224,7 +228,7 @@ def _check_tensors(
                 "a tensor of this architecture is missing",
                 tensor=name,
                 expected=f"{list(layout.shape(sizes))} ({layout.text})",
-                cure="the checkpoint may be incomplete, or saved from a bare base model, or config.json another model's",
+                cure="the checkpoint may be incomplete, or a bare base model's, or config.json another model's",
             )
         entry = source.entries[name]
         if entry.shape != layout.shape(sizes):
@@ -279,6 +283,19 @@ def _tensor(
     return TensorPlan(
         name, source, layout, entry.shape, shape, dtype, nbytes, scale=1 / inputs, gradient=inputs / copies
     )
+
+
+def _check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
+    for dtype in sorted({tensor.dtype for tensor in tensors if tensor.scale != 1}):
+        low, high = _SPLIT_RANGE[dtype]
+        if request.noise == "split" and not low <= request.snr_db <= high:
+            raise GrowthError(
+                f"an exact split of {dtype} cannot have noise of this level",
+                field="snr_db",
+                found=f"{request.snr_db:g} dB",
+                expected=f"{low} to {high} dB",
+                cure="choose a level in this range, or noise 'gaussian', or a wider dtype",
+            )
 
 
 def _remarks(
@@ -352,10 +369,11 @@ def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: int = DE
     """
     fam = family.of_config(source.config)
     new = fam.sizes(grown)
-    options = {name: f"{new[name] / old:g}x" for name, old in fam.sizes(source.config).items() if name in
-               ("hidden", "ffn", "heads", "kv_heads")}  # fmt: skip
+    old = fam.sizes(source.config)
+    options: dict[str, Any] = {
+        name: f"{new[name] / old[name]:g}x" for name in ("hidden", "ffn", "heads", "kv_heads") if name in old
+    }
     if "group" in new:
-        old = fam.sizes(source.config)
         options["heads"] = f"{new['kv_heads'] * new['group'] / (old['kv_heads'] * old['group']):g}x"
     untie = fam.tied(source.config) and not fam.tied(grown)
     made = make(source, Growth(**options, untie=untie), shard_size=shard_size)

@@ -56,14 +56,20 @@ def parse_size(text: str) -> int:
     Raises:
         GrowthError: not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
     if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
         raise GrowthError("not a size", field="shard_size", found=text, expected="5GB, 500MB, 2GiB, ...")
     return max(1, int(float(match[1]) * _UNITS[match[2].lower()]))
 
 
 def lay_out(tensors: Sequence[Stored], *, shard_size: int) -> list[Shard]:
-    """Fill files up to `shard_size` bytes in the given order; a tensor is never cut in two."""
+    """Fill files up to `shard_size` bytes in the given order; a tensor is never cut in two.
+
+    Raises:
+        GrowthError: the size is not a positive number of bytes.
+    """
+    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
+        raise GrowthError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
     groups: list[list[Stored]] = [[]]
     room = shard_size
     for tensor in tensors:

@@ -41,15 +41,15 @@ def unit_in_last_place(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float]) -> list[Tensor]:
-    """Split every weight into parts in the given proportions; the last part is the remainder.
+    """Split every weight into parts in given proportions; the last part is the remainder.
 
     Args:
         weight: finite, any shape, bf16 / fp16 / fp32 / fp64.
-        shares: c proportions, each a number or a tensor of the weight's shape in its arithmetic type; they should
-            sum to 1 (the last one is not read: it is what the others leave).
+        shares: proportions of all parts but the last, each a number or a tensor of the weight's shape in its
+            arithmetic type; the last part is what they leave.
 
     Returns:
-        c tensors of the weight's shape and type whose sum is the weight, bit for bit.
+        one tensor more than shares, of the weight's shape and type; their sum is the weight, bit for bit.
     """
     dtype = weight.dtype
     whole = weight.to(arithmetic_type(dtype)).contiguous()
@@ -59,10 +59,9 @@ def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float]) -> list[Te
     largest = torch.finfo(dtype).max
     left = whole
     parts = []
-    for share in shares[:-1]:
+    for share in shares:
         part = (mantissa * share).round_().mul_(unit)
-        part = torch.minimum(torch.maximum(part, left - reach), left + reach).clamp_(-largest, largest)
-        stored = part.to(dtype)
+        stored = part.clamp_(left - reach, left + reach).clamp_(-largest, largest).to(dtype)
         left = left - stored.to(left.dtype)
         parts.append(stored)
     parts.append(left.to(dtype))

@@ -6,6 +6,7 @@ each thread, whatever the model's size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from hyperclone.destination import Destination
-from hyperclone.errors import DestinationError
+from hyperclone.errors import DestinationError, GrowthError
 from hyperclone.planning import Source
 from hyperclone.shards import Shard
 
@@ -94,13 +95,17 @@ def write_shards(
     """
     meter = Meter(stage, sum(shard.nbytes for shard in files), progress)
 
-    def write(name: str, descriptor: int, position: int) -> None:
+    def write(data: memoryview, descriptor: int, position: int) -> int:
+        while data:
+            count = os.pwrite(descriptor, data, position)
+            data, position = data[count:], position + count
+            meter.add(count)
+        return position
+
+    def write_tensor(name: str, shard: Shard, descriptor: int) -> None:
+        position = shard.offsets[name]
         for piece in pieces(name):
-            data = raw(piece)
-            while data:
-                count = os.pwrite(descriptor, data, position)
-                data, position = data[count:], position + count
-                meter.add(count)
+            position = write(raw(piece), descriptor, position)
 
     with worker_pool(threads) as pool:
         for shard in files:
@@ -109,10 +114,9 @@ def write_shards(
                 continue
             try:
                 with target.shard(shard.file, nbytes=shard.nbytes) as descriptor:
-                    meter.add(os.pwrite(descriptor, shard.header, 0))
-                    run_all(
-                        pool, lambda name, d=descriptor, s=shard: write(name, d, s.offsets[name]), shard.largest_first
-                    )
+                    write(memoryview(shard.header), descriptor, 0)
+                    job = functools.partial(write_tensor, shard=shard, descriptor=descriptor)
+                    run_all(pool, job, shard.largest_first)
             except OSError as error:
                 raise DestinationError(
                     "writing the output failed",
@@ -127,6 +131,8 @@ def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads that each run torch on one processor; torch's own setting is put back afterwards."""
     import torch
 
+    if threads is not None and threads < 1:
+        raise GrowthError("no work can be done without a thread", field="threads", found=threads, expected="1 or more")
     count = threads or min(8, 2 * (os.cpu_count() or 1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -139,11 +145,16 @@ def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
 
 def run_all(pool: ThreadPoolExecutor, job: Callable[[_T], None], items: Iterable[_T]) -> None:
-    """Run a job for every item, side by side; the first error stops those that have not started."""
+    """Run a job for every item, side by side; the first error stops those that have not started.
+
+    Whatever happens, an interruption included, no job is running any more afterwards: their files can be closed.
+    """
     futures = [pool.submit(job, item) for item in items]
-    finished, waiting = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in waiting:
-        future.cancel()
-    wait(waiting)
+    try:
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
     for future in finished:
         future.result()

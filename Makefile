@@ -1,0 +1,32 @@
+# make demo   grow a real model, prove it, show it
+# make test   everything that CI checks
+VENV := .venv
+PYTHON ?= python3
+PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+CACHE := $(or $(HYPERCLONE_CACHE),$(HOME)/.cache/hyperclone)
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test bench clean
+
+demo: $(VENV)/done
+	@HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python demo/run.py
+
+test: $(VENV)/done
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadscope
+
+bench: $(VENV)/done
+	$(VENV)/bin/python bench/grow.py model "$(CACHE)/SmolLM2-135M-Instruct" --work "$(CACHE)/bench" -o bench/results/grow-model.json
+
+$(VENV)/done: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once, some minutes: torch is large) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,173 @@
+"""The layout language: what each line means, and what is refused where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from hyperclone.errors import FamilyError
+from hyperclone.layout import Dim, Layout, parse
+
+LINES: dict[str, tuple[tuple[Dim, ...], int | None, bool]] = {
+    "vocab hidden": (((("vocab",),), (("hidden",),)), None, False),
+    "(kv_heads group head_dim) <- hidden": (((("kv_heads", "group", "head_dim"),), (("hidden",),)), 1, False),
+    "hidden -> (3 heads head_dim)": (((("hidden",),), ((3, "heads", "head_dim"),)), 0, False),
+    "(kv_heads group head_dim + 2 kv_heads head_dim) <- hidden": (
+        ((("kv_heads", "group", "head_dim"), (2, "kv_heads", "head_dim")), (("hidden",),)),
+        1,
+        False,
+    ),
+    "norm(hidden)": (((("hidden",),),), None, True),
+    "<- hidden": (((("hidden",),),), 0, False),
+    "hidden": (((("hidden",),),), None, False),
+    "(heads 3 head_dim)": (((("heads", 3, "head_dim"),),), None, False),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_means_what_the_documentation_says(line: str) -> None:
+    layout = parse(line)
+    assert (layout.dims, layout.reads, layout.norm) == LINES[line]
+    assert layout.text == line
+
+
+def test_the_stored_shape_follows_from_the_sizes_of_the_axes() -> None:
+    sizes = {"hidden": 12, "heads": 4, "kv_heads": 2, "group": 2, "head_dim": 3, "vocab": 50}
+    assert parse("vocab hidden").shape(sizes) == (50, 12)
+    assert parse("(kv_heads group head_dim) <- hidden").shape(sizes) == (12, 12)
+    assert parse("hidden -> (3 heads head_dim)").shape(sizes) == (12, 36)
+    assert parse("(kv_heads group head_dim + 2 kv_heads head_dim) <- hidden").shape(sizes) == (24, 12)
+    assert parse("norm(hidden)").shape(sizes) == (12,)
+    assert parse("<- hidden").shape(sizes) == (12,)
+
+
+def test_the_axes_of_a_tensor_are_its_names_and_not_its_numbers() -> None:
+    layout = parse("hidden -> (3 heads head_dim + 2 ffn)")
+    assert layout.axes == {"hidden", "heads", "head_dim", "ffn"}
+    assert layout.axes_of(0) == {"hidden"}
+    assert layout.axes_of(1) == {"heads", "head_dim", "ffn"}
+
+
+@pytest.mark.parametrize("line", ["norm(hidden)", " norm ( hidden ) ", "hidden", "(heads head_dim)"])
+def test_a_vector_becomes_a_reader_that_the_language_can_spell(line: str) -> None:
+    reader = parse(line).reading()
+    assert reader.dims == parse(line).dims
+    assert (reader.reads, reader.norm) == (0, False)
+    assert parse(reader.text) == reader
+
+
+@pytest.mark.parametrize(
+    ("line", "column"),
+    [
+        ("", 1),
+        ("   ", 1),
+        ("vocab hid-den", 10),
+        ("vocab   $hidden", 9),
+        ("vocab (hidden", 14),
+        ("vocab hidden)", 13),
+        ("vocab ()", 8),
+        ("vocab (hidden +)", 16),
+        ("vocab (+ hidden)", 8),
+        ("(a (b))", 4),
+        ("0 hidden", 1),
+        ("(00 hidden)", 2),
+        ("norm hidden", 6),
+        ("norm(a b)", 8),
+        ("a + b", 3),
+        ("a <- b <- c", 8),
+        ("a -> b <- c", 8),
+        ("a² b", 1),
+        ("9" * 5000, 1),
+        ("a.b", 2),
+        ("a[0]", 2),
+        ("a\x00", 2),
+    ],
+)
+def test_an_error_points_at_the_column(line: str, column: int) -> None:
+    with pytest.raises(FamilyError) as caught:
+        parse(line)
+    assert caught.value.details["found"].endswith(f"at column {column}")
+    assert repr(line) in caught.value.problem
+    assert caught.value.details["expected"]
+
+
+@pytest.mark.parametrize(
+    "line", ["a b <- c", "a <- b c", "-> a", "a ->", "a <-", "<-", "->", "norm(a) <- b", "a <- norm(b)", "a -> norm(b)"]
+)
+def test_an_arrow_stands_between_two_dimensions_and_beside_no_norm(line: str) -> None:
+    with pytest.raises(FamilyError):
+        parse(line)
+
+
+names = st.from_regex(r"[a-z_][a-z0-9_]{0,6}", fullmatch=True).filter(lambda name: name != "norm")
+atoms = st.one_of(names, st.integers(1, 999))
+products = st.lists(atoms, min_size=1, max_size=3).map(tuple)
+dims = st.lists(products, min_size=1, max_size=3).map(tuple)
+spaces = st.sampled_from(["", " ", "  ", "\t"])
+
+
+@st.composite
+def written(draw: st.DrawFn) -> tuple[str, Layout]:
+    """A line and what it says, spelled with any spacing the language allows."""
+
+    def spell(dim: Dim) -> str:
+        gap = draw(spaces)
+        blocks = [" ".join(str(atom) for atom in block) for block in dim]
+        bare = len(dim) == 1 and len(dim[0]) == 1 and draw(st.booleans())
+        return blocks[0] if bare else f"({gap}{f'{gap}+{gap}'.join(blocks)}{gap})"
+
+    kind = draw(st.sampled_from(["outputs", "linear", "conv", "reader", "norm"]))
+    gap = draw(spaces)
+    if kind == "outputs":
+        several = draw(st.lists(dims, min_size=1, max_size=3).map(tuple))
+        line, found = " ".join(spell(dim) for dim in several), (several, None, False)
+    elif kind == "norm":
+        atom = draw(atoms)
+        line, found = f"norm{gap}({gap}{atom}{gap})", ((((atom,),),), None, True)
+    elif kind == "reader":
+        dim = draw(dims)
+        line, found = f"<-{gap}{spell(dim)}", ((dim,), 0, False)
+    else:
+        left, right = draw(dims), draw(dims)
+        arrow, reads = ("<-", 1) if kind == "linear" else ("->", 0)
+        line, found = f"{spell(left)}{gap}{arrow}{gap}{spell(right)}", ((left, right), reads, False)
+    line = draw(spaces) + line + draw(spaces)
+    return line, Layout(line, *found)
+
+
+@settings(deadline=None, max_examples=300)
+@given(written(), st.integers(1, 9))
+def test_what_is_written_is_what_is_parsed(case: tuple[str, Layout], size: int) -> None:
+    line, layout = case
+    assert parse(line) == layout
+    sizes = {name: size + len(name) for name in layout.axes}
+    value: Callable[[str | int], int] = lambda atom: atom if isinstance(atom, int) else sizes[atom]  # noqa: E731
+    shape = tuple(sum(math.prod(value(atom) for atom in block) for block in dim) for dim in layout.dims)
+    assert layout.shape(sizes) == shape
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.lists(st.sampled_from(["a", "norm", "(", ")", "+", "<-", "->", "3", "0", " ", "<", "-", "\u0663"])).map(
+            "".join
+        ),
+    )
+)
+@example("(" * 5000)
+@example("norm(" * 3)
+@example("1" * 20)
+def test_junk_is_either_understood_or_refused_as_a_family_error(line: str) -> None:
+    try:
+        layout = parse(line)
+    except FamilyError:
+        return
+    assert layout.dims
+    assert all(block for dim in layout.dims for block in dim)
+    assert layout.reads in (None, 0, 1)
+    assert all(size > 0 for size in layout.shape(dict.fromkeys(layout.axes, 2)))
