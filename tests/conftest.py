@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rows_dense
+import rows_more
 import torch
 
 torch.set_num_threads(1)
@@ -40,6 +42,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-projected-post-norm": ("opt", {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
     "opt-plain-norms": ("opt", {**_OPT, "layer_norm_elementwise_affine": False}),
 }
+
+MODELS |= rows_dense.ROWS | rows_more.ROWS
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
