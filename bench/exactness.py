@@ -56,7 +56,7 @@ def level() -> list[dict[str, Any]]:
 
 def tolerance(work: Path) -> dict[str, Any]:
     """relative / tolerance of every comparison in the behavioural proofs of the tests' small models."""
-    from conftest import MODELS, build, save_tokenizer
+    from conftest import MODELS, build, save_tokenizer  # type: ignore[import-not-found]  # the tests' models
 
     requests = [
         Growth(width=n, expansion=e, noise=z)

@@ -14,7 +14,7 @@ from conftest import MODELS, save_tokenizer
 from safetensors.torch import load_file, save_file
 
 import hyperclone
-from hyperclone import Growth, growing
+from hyperclone import Growth, producing
 from hyperclone.growing import ProofFailed
 
 ModelDir = Callable[..., Path]
@@ -298,11 +298,11 @@ def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
 def test_a_broken_growth_is_never_published(
     broken: str, model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperclone import expand, planning
+    from hyperclone import planning, producing
 
     if broken == "expand_rows":
-        intact = expand.expand_rows
-        monkeypatch.setattr(expand, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
+        intact = producing.expand_rows
+        monkeypatch.setattr(producing, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
     else:
         monkeypatch.setattr(planning, "_fold", lambda *a, **k: (frozenset(), False))
     with pytest.raises(ProofFailed):
@@ -344,6 +344,6 @@ def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) 
     from hyperclone.checkpoint import Checkpoint
 
     weights = load_file(model_dir("opt") / "model.safetensors")[tensor.source]
-    assert growing._power(tensor, Checkpoint(model_dir("opt"))) == pytest.approx(
+    assert producing._power(tensor, Checkpoint(model_dir("opt"))) == pytest.approx(
         float(weights.double().square().mean()), rel=1e-12
     )

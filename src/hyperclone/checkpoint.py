@@ -141,7 +141,7 @@ class Checkpoint:
         self._weight_map = None
         if single.is_file():
             return [_WEIGHTS]
-        names = sorted(p.name for p in self.path.iterdir())
+        names = sorted(p.name for p in self.path.iterdir() if p.is_file())
         if pickles := [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
             raise CheckpointError(
                 "the weights are pickled, and pickle can run code when it is read",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperclone import growing, planning, stock
+from hyperclone import planning, producing, stock
 from hyperclone.checkpoint import DTYPES, Entry
 from hyperclone.errors import CheckpointError
 from hyperclone.expand import tensor_map
@@ -56,16 +56,16 @@ def grow_model(model: Any, growth: Growth) -> Any:
     origin = InMemory(model)
     made = planning.make(origin, growth)
     for head, embedding in made.ties_to_check:
-        growing.check_tie(origin, head, embedding)
+        producing.check_tie(origin, head, embedding)
     types = {tensor.dtype for tensor in made.tensors}
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
-    recipe = growing.recipe_of(growth)
+    recipe = producing.recipe_of(growth)
     tensors = {}
     for tensor in made.tensors:
         grown = tensor_map(tensor.layout, made.sizes)
-        tensors[tensor.name] = torch.cat(list(growing.grown_slices(tensor, grown, recipe, origin)))
+        tensors[tensor.name] = torch.cat(list(producing.grown_slices(tensor, grown, recipe, origin)))
     dtype: torch.dtype = getattr(torch, DTYPES[types.pop()][0])
     with stock.quiet():
         config = type(model.config).from_dict(made.config)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperclone import growing
+from hyperclone import producing
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import HypercloneError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound, tensor_map
@@ -120,13 +120,13 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
         hash_of_output.update(raw(stored))
         if whole:
             block = grown_map.as_matrix(stored)
-            source = grown_map.as_matrix(growing.source_rows(tensor, origin))[grown_map.rows.source]
+            source = grown_map.as_matrix(producing.source_rows(tensor, origin))[grown_map.rows.source]
             first_row = 0
         else:
             wanted = grown_map.rows.source[rows.start : rows.stop]
             first, last = int(wanted.min()), int(wanted.max())
             block, first_row = stored, rows.start
-            source = growing.source_rows(tensor, origin, first, last + 1)[wanted - first]
+            source = producing.source_rows(tensor, origin, first, last + 1)[wanted - first]
         bad, error, equal = _differences(block, source, grown_map, exact=exact)
         result.bit_equal &= equal
         result.error = max(result.error, error)
