@@ -92,7 +92,7 @@ def grow(
         HypercloneError: the source cannot be grown like this, or the destination cannot be written.
         ProofFailed: the output is not the source's function.
     """
-    from hyperclone import card, proving, receipt
+    from hyperclone import card, producing, proving, receipt
 
     proving.check_kind(proof)
     place = checkpoint.resolve(source, revision=revision)
