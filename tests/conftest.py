@@ -56,7 +56,8 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **ove
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            gain = "norm" in parameter_name and parameter_name.endswith("weight")
+            # Norms go by other names too (ln_1); nothing else has a weight of one dimension.
+            gain = parameter_name.endswith("weight") and ("norm" in parameter_name or parameter.dim() == 1)
             parameter.copy_(1 + 0.3 * noise if gain else 0.2 * noise if parameter.dim() > 1 else 0.3 * noise)
     return model.eval().to(dtype)
 

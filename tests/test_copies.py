@@ -11,22 +11,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperclone.copies import Copies, axis, concatenate, of_dim, product
+from hyperclone.layout import Dim, Factor
 
 Sizes = dict[str, tuple[int, int]]
 NAMES = ("a", "b", "c")
 
 
-def by_hand(dim: tuple[tuple[str | int, ...], ...], sizes: Sizes) -> tuple[list[int], int]:
+def units(factor: Factor, sizes: Sizes) -> tuple[list[int], int]:
     """(the old unit of each new unit, number of old units), one unit at a time."""
+    if not isinstance(factor, tuple):
+        old, new = (factor, factor) if isinstance(factor, int) else sizes[factor]
+        return [i % old for i in range(new)], old
     found, offset = [], 0
-    for block in dim:
-        pairs = [(atom, atom) if isinstance(atom, int) else sizes[atom] for atom in block]
-        for new_index in itertools.product(*(range(new) for _, new in pairs)):
+    for block in factor:
+        parts = [units(inner, sizes) for inner in block]
+        for places in itertools.product(*(source for source, _ in parts)):
             flat = 0
-            for index, (old, _) in zip(new_index, pairs, strict=True):
-                flat = flat * old + index % old
+            for place, (_, old) in zip(places, parts, strict=True):
+                flat = flat * old + place
             found.append(offset + flat)
-        offset += math.prod(old for old, _ in pairs)
+        offset += math.prod(old for _, old in parts)
     return found, offset
 
 
@@ -48,15 +52,20 @@ def check(map_: Copies, source: list[int], old: int) -> None:
     assert len({c for c, _, _ in map_.groups}) == len(map_.groups)
 
 
+def parts(factor: st.SearchStrategy[Factor], blocks: int, factors: int) -> st.SearchStrategy[Dim]:
+    block = st.lists(factor, min_size=1, max_size=factors).map(tuple)
+    return st.lists(block, min_size=1, max_size=blocks).map(tuple)
+
+
 @st.composite
-def dims_and_sizes(draw: st.DrawFn) -> tuple[tuple[tuple[str | int, ...], ...], Sizes]:
+def dims_and_sizes(draw: st.DrawFn) -> tuple[Dim, Sizes]:
     sizes = {}
     for name in NAMES:
         old = draw(st.integers(1, 4))
         sizes[name] = (old, old + draw(st.integers(0, 7)))  # uneven counts more often than even ones
     atom = st.one_of(st.sampled_from(NAMES), st.integers(1, 3))
-    block = st.lists(atom, min_size=1, max_size=3).map(tuple)
-    return draw(st.lists(block, min_size=1, max_size=3).map(tuple)), sizes
+    factor = st.recursive(atom, lambda inner: parts(inner, 2, 2), max_leaves=4)  # parts of parts, at any depth
+    return draw(parts(factor, 3, 3)), sizes
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,13 +74,11 @@ def test_unit_i_of_an_axis_copies_unit_i_mod_d(old: int, more: int) -> None:
     check(axis(old, old + more), [i % old for i in range(old + more)], old)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=120)
 @given(dims_and_sizes())
-def test_a_stored_dimension_is_the_product_and_concatenation_of_its_axes(
-    case: tuple[tuple[tuple[str | int, ...], ...], Sizes],
-) -> None:
+def test_a_stored_dimension_is_the_product_and_concatenation_of_its_axes(case: tuple[Dim, Sizes]) -> None:
     dim, sizes = case
-    source, old = by_hand(dim, sizes)
+    source, old = units(dim, sizes)
     if len(source) <= 600:  # the reference is quadratic
         check(of_dim(dim, sizes), source, old)
 
@@ -94,6 +101,19 @@ def test_parts_lie_end_to_end() -> None:
     assert joined.source.tolist() == [0, 1, 0, 1, 2, 2]
     assert joined.number.tolist() == [0, 0, 1, 1, 0, 1]
     assert joined.old == 3
+
+
+def test_parts_inside_a_product_stay_with_their_outer_unit() -> None:
+    # Falcon's "(kv_heads (group + 2))": each key-value head stores its queries, its key and its value.
+    fused: Dim = (("kv_heads", (("group",), (2,))),)
+    heads = of_dim(fused, {"kv_heads": (2, 4), "group": (1, 1)})
+    assert heads.source.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    queries = of_dim(fused, {"kv_heads": (2, 2), "group": (1, 3)})
+    assert queries.source.tolist() == [0, 0, 0, 1, 2, 3, 3, 3, 4, 5]
+    assert queries.count.tolist() == [3, 3, 3, 1, 1, 3, 3, 3, 1, 1]
+    both = of_dim(fused, {"kv_heads": (1, 2), "group": (1, 2)})
+    assert both.source.tolist() == [0, 0, 1, 2, 0, 0, 1, 2]
+    assert both.number.tolist() == [0, 1, 0, 0, 2, 3, 1, 1]
 
 
 def test_an_axis_that_does_not_grow_is_the_identity() -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperclone.errors import FamilyError
-from hyperclone.layout import Dim, Layout, parse
+from hyperclone.layout import Dim, Factor, Layout, parse
 
 LINES: dict[str, tuple[tuple[Dim, ...], int | None, bool]] = {
     "vocab hidden": (((("vocab",),), (("hidden",),)), None, False),
@@ -21,7 +20,14 @@ LINES: dict[str, tuple[tuple[Dim, ...], int | None, bool]] = {
         1,
         False,
     ),
+    "(kv_heads (group + 2) head_dim) <- hidden": (
+        ((("kv_heads", (("group",), (2,)), "head_dim"),), (("hidden",),)),
+        1,
+        False,
+    ),
     "norm(hidden)": (((("hidden",),),), None, True),
+    "norm(kv_heads head_dim)": (((("kv_heads", "head_dim"),),), None, True),
+    "(kv_heads group) norm(head_dim)": (((("kv_heads", "group"),), (("head_dim",),)), None, True),
     "<- hidden": (((("hidden",),),), 0, False),
     "hidden": (((("hidden",),),), None, False),
     "(heads 3 head_dim)": (((("heads", 3, "head_dim"),),), None, False),
@@ -41,7 +47,10 @@ def test_the_stored_shape_follows_from_the_sizes_of_the_axes() -> None:
     assert parse("(kv_heads group head_dim) <- hidden").shape(sizes) == (12, 12)
     assert parse("hidden -> (3 heads head_dim)").shape(sizes) == (12, 36)
     assert parse("(kv_heads group head_dim + 2 kv_heads head_dim) <- hidden").shape(sizes) == (24, 12)
+    assert parse("(kv_heads (group + 2) head_dim) <- hidden").shape(sizes) == (24, 12)
+    assert parse("(2 (group + 3 (kv_heads + 1)) + 5)").shape(sizes) == (27,)
     assert parse("norm(hidden)").shape(sizes) == (12,)
+    assert parse("norm(kv_heads head_dim)").shape(sizes) == (6,)
     assert parse("<- hidden").shape(sizes) == (12,)
 
 
@@ -50,9 +59,32 @@ def test_the_axes_of_a_tensor_are_its_names_and_not_its_numbers() -> None:
     assert layout.axes == {"hidden", "heads", "head_dim", "ffn"}
     assert layout.axes_of(0) == {"hidden"}
     assert layout.axes_of(1) == {"heads", "head_dim", "ffn"}
+    assert parse("(kv_heads (group + 2 (q + 1)) head_dim) <- hidden").axes_of(0) == {
+        "kv_heads",
+        "group",
+        "q",
+        "head_dim",
+    }
 
 
-@pytest.mark.parametrize("line", ["norm(hidden)", " norm ( hidden ) ", "hidden", "(heads head_dim)"])
+@pytest.mark.parametrize(
+    ("line", "plain"),
+    [
+        ("(a (b))", "(a b)"),
+        ("((a b) c)", "(a b c)"),
+        ("(a (b (c d)))", "(a b c d)"),
+        ("((a + b) + c)", "(a + b + c)"),
+        ("((a + b))", "(a + b)"),
+        ("((a (b + c)) d)", "(a (b + c) d)"),
+        ("norm((a b))", "norm(a b)"),
+        ("(((a))) <- ((b))", "a <- b"),
+    ],
+)
+def test_parentheses_that_change_nothing_leave_no_trace(line: str, plain: str) -> None:
+    assert (parse(line).dims, parse(line).reads) == (parse(plain).dims, parse(plain).reads)
+
+
+@pytest.mark.parametrize("line", ["norm(hidden)", " norm ( hidden ) ", "hidden", "(a b)", "norm(a (b + 2) c)"])
 def test_a_vector_becomes_a_reader_that_the_language_can_spell(line: str) -> None:
     reader = parse(line).reading()
     assert reader.dims == parse(line).dims
@@ -72,11 +104,19 @@ def test_a_vector_becomes_a_reader_that_the_language_can_spell(line: str) -> Non
         ("vocab ()", 8),
         ("vocab (hidden +)", 16),
         ("vocab (+ hidden)", 8),
-        ("(a (b))", 4),
+        ("(a (b)", 7),
+        ("(a (b +) c)", 8),
+        ("(a () b)", 5),
+        ("(a (+ b))", 5),
+        ("(a + (b)) c) d", 12),
+        ("(a <- b)", 4),
         ("0 hidden", 1),
         ("(00 hidden)", 2),
         ("norm hidden", 6),
-        ("norm(a b)", 8),
+        ("norm()", 6),
+        ("norm(norm(a))", 6),
+        ("(a norm)", 4),
+        ("(" * 5000, 9),
         ("a + b", 3),
         ("a <- b <- c", 8),
         ("a -> b <- c", 8),
@@ -105,8 +145,16 @@ def test_an_arrow_stands_between_two_dimensions_and_beside_no_norm(line: str) ->
 
 names = st.from_regex(r"[a-z_][a-z0-9_]{0,6}", fullmatch=True).filter(lambda name: name != "norm")
 atoms = st.one_of(names, st.integers(1, 999))
-products = st.lists(atoms, min_size=1, max_size=3).map(tuple)
-dims = st.lists(products, min_size=1, max_size=3).map(tuple)
+
+
+def parts_of(factor: st.SearchStrategy[Factor], least: int, most: int) -> st.SearchStrategy[Dim]:
+    """Several products end to end; a product of one factor that is itself parts is spelled without parentheses."""
+    product = st.lists(factor, min_size=1, max_size=3).map(tuple)
+    product = product.filter(lambda factors: len(factors) > 1 or not isinstance(factors[0], tuple))
+    return st.lists(product, min_size=least, max_size=most).map(tuple)
+
+
+dims = parts_of(st.recursive(atoms, lambda inner: parts_of(inner, 2, 3), max_leaves=5), 1, 3)
 spaces = st.sampled_from(["", " ", "  ", "\t"])
 
 
@@ -114,10 +162,12 @@ spaces = st.sampled_from(["", " ", "  ", "\t"])
 def written(draw: st.DrawFn) -> tuple[str, Layout]:
     """A line and what it says, spelled with any spacing the language allows."""
 
-    def spell(dim: Dim) -> str:
+    def spell(factor: Factor) -> str:
+        if not isinstance(factor, tuple):
+            return str(factor)
         gap = draw(spaces)
-        blocks = [" ".join(str(atom) for atom in block) for block in dim]
-        bare = len(dim) == 1 and len(dim[0]) == 1 and draw(st.booleans())
+        blocks = [" ".join(spell(inner) for inner in block) for block in factor]
+        bare = len(factor) == 1 and len(factor[0]) == 1 and draw(st.booleans())
         return blocks[0] if bare else f"({gap}{f'{gap}+{gap}'.join(blocks)}{gap})"
 
     kind = draw(st.sampled_from(["outputs", "linear", "conv", "reader", "norm"]))
@@ -126,8 +176,8 @@ def written(draw: st.DrawFn) -> tuple[str, Layout]:
         several = draw(st.lists(dims, min_size=1, max_size=3).map(tuple))
         line, found = " ".join(spell(dim) for dim in several), (several, None, False)
     elif kind == "norm":
-        atom = draw(atoms)
-        line, found = f"norm{gap}({gap}{atom}{gap})", ((((atom,),),), None, True)
+        dim = draw(dims)
+        line, found = f"norm{gap}({spell(dim)})", ((dim,), None, True)
     elif kind == "reader":
         dim = draw(dims)
         line, found = f"<-{gap}{spell(dim)}", ((dim,), 0, False)
@@ -145,9 +195,20 @@ def test_what_is_written_is_what_is_parsed(case: tuple[str, Layout], size: int) 
     line, layout = case
     assert parse(line) == layout
     sizes = {name: size + len(name) for name in layout.axes}
-    value: Callable[[str | int], int] = lambda atom: atom if isinstance(atom, int) else sizes[atom]  # noqa: E731
-    shape = tuple(sum(math.prod(value(atom) for atom in block) for block in dim) for dim in layout.dims)
-    assert layout.shape(sizes) == shape
+
+    def count(factor: Factor) -> int:
+        if isinstance(factor, tuple):
+            return sum(math.prod(count(inner) for inner in block) for block in factor)
+        return factor if isinstance(factor, int) else sizes[factor]
+
+    assert layout.shape(sizes) == tuple(count(dim) for dim in layout.dims)
+
+
+@settings(deadline=None, max_examples=200)
+@given(dims)
+def test_a_readers_text_says_what_it_reads(dim: Dim) -> None:
+    reader = Layout("", (dim,), None).reading()
+    assert parse(reader.text) == reader
 
 
 @settings(deadline=None, max_examples=400)

@@ -8,7 +8,8 @@ with the size of its terms and, being independent, with the root of their number
 terms, and the absolute values of the shares of a weight sum to at most a = sqrt(n B (1 + q)) times the weight in root
 mean square (q the noise-to-signal power ratio; B = 1/n for symmetric, 1 for diagonal). So the grown model may differ
 from the wide source by `4 a sqrt(n) own`; the 4 covers the spread between two draws of rounding errors. Gaussian
-noise also moves each weight by a rounding error of the stored type, whose effect is the source's `own` in that type.
+noise, and factors that the stored type cannot hold, move weights by a rounding error of the stored type as well, whose
+effect is the source's `own` in that type.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ class _Comparing:
             ("KV cache", plain.steps[:shared], truth.steps[:shared], mine.steps[:shared]),
         ]
         factor, name = tolerated_factor(made), str(compute).removeprefix("torch.")
-        extra = rounding if made.growth.noise == "gaussian" else 0.0
+        extra = rounding if made.growth.noise == "gaussian" or made.rounds else 0.0
         largest = 0.0
         for i, (what, theirs, true, ours) in enumerate(rows):
             for side, values in (("source", true), ("grown model", ours)):

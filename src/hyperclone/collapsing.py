@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperclone import checkpoint, family, planning, receipt, shards
+from hyperclone import checkpoint, family, planning, producing, receipt, shards
 from hyperclone.checkpoint import Checkpoint, Entry
 from hyperclone.destination import Destination
 from hyperclone.errors import CheckpointError, CollapseError
-from hyperclone.expand import TensorMap, collapse_rows, rounding_bound, tensor_map
+from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
 from hyperclone.planning import Plan, TensorPlan
 from hyperclone.shards import Stored
 from hyperclone.streaming import Progress, digest, slices, write_shards
@@ -129,31 +129,41 @@ def collapse(
 
 def _collapse_tensor(tensor: TensorPlan, made: Plan, output: Checkpoint) -> Tensor:
     """The source tensor, after checking that every copy of every row and column agrees on it."""
-    grown = tensor_map(tensor.layout, made.sizes)
+    grown = producing.map_of(tensor, made)
     rows_map, columns = grown.rows, grown.columns
-    dtype = output.read(tensor.name, 0, 0).dtype
-    result = torch.empty(rows_map.old, columns.old, dtype=dtype)
+    result = torch.empty(rows_map.old, columns.old, dtype=producing.stored_type(tensor))
     whole = len(tensor.shape) == 1 or grown.transposed
     for rows in [range(rows_map.new)] if whole else slices(tensor.shape, tensor.nbytes):
         block = grown.as_matrix(output.read(tensor.name, *(() if whole else (rows.start, rows.stop))))
-        joined = _columns_joined(block, grown, tensor.name, made)
-        unit, first = rows_map.source[rows.start : rows.stop], rows_map.number[rows.start : rows.stop] == 0
+        kept = rows_map.count[rows.start : rows.stop] > 0  # new units that copy nothing have no say
+        if not bool(kept.all()):
+            block = block[kept]
+        joined = _columns_joined(block, grown, tensor, made)
+        unit = rows_map.source[rows.start : rows.stop][kept]
+        first = rows_map.number[rows.start : rows.stop][kept] == 0
         result[unit[first]] = joined[first]  # in every layout the first copy of a row comes before the others
         if not _agree(joined, result[unit], made, bound=None if grown.exact_repeat else rounding_bound(block, columns)):
             raise _apart(tensor.name, "copies of the same output unit differ")
     return grown.as_stored(result, len(tensor.source_shape))
 
 
-def _columns_joined(block: Tensor, grown: TensorMap, name: str, made: Plan) -> Tensor:
-    """(R, D) -> (R, d): shares summed, or repeated columns checked to be equal."""
-    if not grown.exact_repeat:
-        return collapse_rows(block, grown.columns).to(block.dtype)
-    first = (grown.columns.number == 0).nonzero().flatten()
-    joined = torch.empty(block.shape[0], grown.columns.old, dtype=block.dtype)
-    joined[:, grown.columns.source[first]] = block[:, first]
-    if not _agree(block, joined[:, grown.columns.source], made):
-        raise _apart(name, "copies of the same unit differ")
-    return joined
+def _columns_joined(block: Tensor, grown: TensorMap, tensor: TensorPlan, made: Plan) -> Tensor:
+    """(R, D) -> (R, d): shares summed, or repeated columns checked to be equal; the factor is taken out again."""
+    columns = grown.columns
+    if grown.exact_repeat:
+        copied = columns.count > 0
+        first = (copied & (columns.number == 0)).nonzero().flatten()
+        joined = torch.empty(block.shape[0], columns.old, dtype=block.dtype)
+        joined[:, columns.source[first]] = block[:, first]
+        if not _agree(block[:, copied], joined[:, columns.source[copied]], made):
+            raise _apart(tensor.name, "copies of the same unit differ")
+    else:
+        joined = collapse_rows(block.double() + tensor.offset if tensor.offset else block, columns)
+    if tensor.offset and grown.exact_repeat:
+        joined = joined.double() + tensor.offset
+    if tensor.factor != 1:
+        joined = joined.double() / tensor.factor
+    return (joined - tensor.offset if tensor.offset else joined).to(block.dtype)
 
 
 def _agree(a: Tensor, b: Tensor, made: Plan, *, bound: Tensor | None = None) -> bool:

@@ -2,20 +2,20 @@
 
 Grow an axis from d to D units: new unit i copies old unit i mod d, so a hidden state becomes n stacked copies
 `[x; x; ...]` (arXiv 2409.12903, section 2). A stored dimension flattens several axes, so its map is the C-order
-product of theirs; concatenated parts are maps laid end to end. Everything the arithmetic needs is three integers
-for each new unit.
+product of theirs; concatenated parts are maps laid end to end, also as one factor of a product. Everything the
+arithmetic needs is three integers for each new unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from hyperclone.layout import Dim
+from hyperclone.layout import Dim, Factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Copies:
     Attributes:
         source: (D,) the old unit that each new unit copies.
         number: (D,) which copy of that old unit it is, from 0.
-        count: (D,) how many copies that old unit has in all.
+        count: (D,) how many copies that old unit has in all; 0 for a new unit that copies nothing (a filler).
         old: d.
     """
 
@@ -45,10 +45,15 @@ class Copies:
         return self.new != self.old
 
     @cached_property
+    def fillers(self) -> Tensor:
+        """(F,) new units that copy nothing."""
+        return (self.count == 0).nonzero().flatten()
+
+    @cached_property
     def groups(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
         """Old units by their number of copies: (c, units (J,), places (c, J)); places[b] holds copy b of each unit."""
         groups = []
-        for c in sorted(set(self.count.tolist())):
+        for c in sorted(set(self.count.tolist()) - {0}):
             first = ((self.number == 0) & (self.count == c)).nonzero().flatten()
             units = self.source[first]
             slot = torch.full((self.old,), -1, dtype=torch.long)
@@ -60,12 +65,18 @@ class Copies:
         return tuple(groups)
 
 
-def axis(old: int, new: int) -> Copies:
-    """One axis: new unit i copies old unit i mod old."""
+def axis(old: int, new: int, *, filled: bool = False) -> Copies:
+    """One axis: new unit i copies old unit i mod old.
+
+    Where `filled`, every old unit has the same number of copies, and the units that remain are fillers.
+    """
     assert new >= old > 0, (old, new)
     unit = torch.arange(new)
     source, number = unit % old, unit // old
-    return Copies(source, number, (new - source + old - 1) // old, old)
+    count = (new - source + old - 1) // old
+    if filled:
+        count = torch.where(unit < new // old * old, new // old, 0)
+    return Copies(source, number, count, old)
 
 
 def product(parts: Sequence[Copies]) -> Copies:
@@ -89,8 +100,12 @@ def concatenate(parts: Sequence[Copies]) -> Copies:
     return Copies(torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset)
 
 
-def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]]) -> Copies:
-    """The map of one stored dimension, given (old, new) sizes of every axis."""
-    return concatenate(
-        [product([axis(*((atom, atom) if isinstance(atom, int) else sizes[atom])) for atom in block]) for block in dim]
-    )
+def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], filled: Collection[str] = ()) -> Copies:
+    """The map of one stored dimension, given (old, new) sizes of every axis and the axes that have fillers."""
+
+    def of(factor: Factor) -> Copies:
+        if isinstance(factor, tuple):
+            return of_dim(factor, sizes, filled)
+        return axis(factor, factor) if isinstance(factor, int) else axis(*sizes[factor], filled=factor in filled)
+
+    return concatenate([product([of(factor) for factor in block]) for block in dim])

@@ -120,7 +120,7 @@ class Destination:
         os.fsync(self._journal.fileno())
 
     def _check_space(self, nbytes: int) -> None:
-        there = sum(entry.stat().st_blocks * 512 for entry in self.partial.iterdir() if entry.is_file())
+        there = sum((self.partial / file).stat().st_blocks * 512 for file in self.finished)
         free = shutil.disk_usage(self.partial).free + there
         if nbytes > free:
             raise DestinationError(

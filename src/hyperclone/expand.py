@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hyperclone import copies, noise, split
 from hyperclone.copies import Copies
+from hyperclone.fill import Fill, fill_columns, fill_rows, free_columns
 from hyperclone.layout import Layout
 
 _TILE = 1 << 18  # weights worked on at once: small enough to stay in cache between operations
@@ -64,17 +65,30 @@ class TensorMap:
         columns: inputs if `splits`, else outputs.
         splits: the copies of a column share its weight (rather than repeat it).
         transposed: the matrix is stored inputs first.
+        row_fill, column_fill: what new units hold that copy nothing.
     """
 
     rows: Copies
     columns: Copies
     splits: bool
     transposed: bool
+    row_fill: Fill = Fill.ZERO
+    column_fill: Fill = Fill.ZERO
 
     @property
     def exact_repeat(self) -> bool:
         """Nothing is split: the grown tensor only repeats source values."""
         return not (self.splits and self.columns.grown)
+
+    @property
+    def needs_power(self) -> bool:
+        """Random weights of the source's size are drawn, whatever the noise."""
+        return self.column_fill is Fill.FREE and len(self.columns.fillers) > 0
+
+    @property
+    def needs_mean(self) -> bool:
+        """The mean of all source rows is written."""
+        return self.row_fill is Fill.MEAN and len(self.rows.fillers) > 0
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """A stored tensor (or some of its rows) as output rows and input columns; a view."""
@@ -85,19 +99,46 @@ class TensorMap:
         return matrix.flatten() if dimensions == 1 else matrix.T.contiguous() if self.transposed else matrix
 
 
-def tensor_map(layout: Layout, sizes: Mapping[str, tuple[int, int]]) -> TensorMap:
-    """The map of a tensor with this layout when axes grow from sizes[axis][0] to sizes[axis][1]."""
-    maps = [copies.of_dim(dim, sizes) for dim in layout.dims]
+def tensor_map(
+    layout: Layout, sizes: Mapping[str, tuple[int, int]], fills: Mapping[str, Fill] = {}, *, shift: bool = False
+) -> TensorMap:
+    """The map of a tensor when axes grow from sizes[axis][0] to sizes[axis][1].
+
+    Args:
+        layout: what its dimensions mean.
+        sizes: (old, new) of every axis.
+        fills: axes with fillers (see fill.py), and what such a unit writes.
+        shift: a norm's tensor is its bias, not its gain.
+    """
+    maps = [copies.of_dim(dim, sizes, fills) for dim in layout.dims]
+
+    def fill(dim: int) -> Fill:
+        if layout.reads == dim:
+            return Fill.FREE if len(layout.dims) > 1 else Fill.ZERO if shift else Fill.KEEP
+        if layout.norm:
+            return Fill.ZERO if shift else Fill.KEEP
+        return next((fills[axis] for axis in layout.axes_of(dim) if axis in fills), Fill.ZERO)
+
     if len(maps) == 1:
-        return TensorMap(copies.axis(1, 1), maps[0], splits=layout.reads is not None, transposed=False)
+        one = copies.axis(1, 1)
+        return TensorMap(one, maps[0], splits=layout.reads is not None, transposed=False, column_fill=fill(0))
     assert len(maps) == 2, layout.text
-    first, second = maps
-    if layout.reads == 0:
-        return TensorMap(second, first, splits=True, transposed=True)
-    return TensorMap(first, second, splits=layout.reads is not None, transposed=False)
+    out, read = (1, 0) if layout.reads == 0 else (0, 1)
+    return TensorMap(
+        maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
+        row_fill=fill(out), column_fill=fill(read),
+    )  # fmt: skip
 
 
-def expand(weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, power: float | None = None) -> Tensor:
+def expand(
+    weight: Tensor,
+    tensor: TensorMap,
+    recipe: Recipe,
+    *,
+    name: str,
+    power: float | None = None,
+    mean: Tensor | None = None,
+) -> Tensor:
     """The grown tensor, whole.
 
     Args:
@@ -105,35 +146,54 @@ def expand(weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, powe
         tensor: its map.
         recipe: expansion and noise.
         name: the tensor's name on disk; the noise depends on it.
-        power: mean square of the weight, for Gaussian noise; computed here when not given.
+        power: mean square of the weight, for Gaussian noise and free weights; computed here when not given.
+        mean: mean of the rows, where fillers write it; computed here when not given.
 
     Returns:
         (D_out, D_in) as stored, in the weight's type.
     """
     matrix = tensor.as_matrix(weight)
-    if power is None and recipe.noise is Noise.GAUSSIAN:
+    if power is None and (recipe.noise is Noise.GAUSSIAN or tensor.needs_power):
         power = mean_square(weight)
-    grown = expand_rows(matrix[tensor.rows.source], tensor, recipe, name=name, rows=range(tensor.rows.new), power=power)
+    if mean is None and tensor.needs_mean:
+        mean = matrix.double().mean(0)
+    rows = range(tensor.rows.new)
+    grown = expand_rows(matrix[tensor.rows.source], tensor, recipe, name=name, rows=rows, power=power, mean=mean)
     return tensor.as_stored(grown, weight.dim())
 
 
 def expand_rows(
-    weight: Tensor, tensor: TensorMap, recipe: Recipe, *, name: str, rows: range, power: float | None = None
+    weight: Tensor,
+    tensor: TensorMap,
+    recipe: Recipe,
+    *,
+    name: str,
+    rows: range,
+    power: float | None = None,
+    mean: Tensor | None = None,
 ) -> Tensor:
     """Some rows of the grown matrix, the same however the rows are cut into ranges.
 
     Args:
         weight: (len(rows), d_in) the source row of each new row.
         rows: the new rows' indices.
+        power, mean: of the whole tensor, as in `expand`.
 
     Returns:
         (len(rows), D_in).
     """
-    columns = tensor.columns
+    columns, fillers = tensor.columns, as_slice(tensor.columns.fillers)
+    weight = fill_rows(weight, tensor.rows, rows, tensor.row_fill, mean)
     grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
     step = max(1, _TILE // columns.new)
     for start in range(0, len(rows), step):
         tile = slice(start, min(start + step, len(rows)))
+        if tensor.needs_power:
+            assert power is not None
+            free = free_columns(columns, seed=recipe.seed, name=name, rows=rows[tile], power=power)
+            grown[tile, fillers] = free.to(grown.dtype)
+        elif len(columns.fillers):
+            grown[tile, fillers] = fill_columns(weight[tile], columns, tensor.column_fill, name=name)
         if tensor.exact_repeat:
             for _, units, places in columns.groups:
                 for place in places:

@@ -6,6 +6,7 @@ which tensors are tied, and what may be ignored. Adding an architecture is writi
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -20,12 +21,14 @@ from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.expression import Value, evaluate, lead_field, names
 from hyperclone.layout import Layout
 
+# These limits keep a damaged config from filling the memory with the names of tensors.
 _MOST_LAYERS = 10_000
+_MOST_EXPERTS = 100_000  # in all layers together
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A named axis: the config expression of its size, and the axis it is one with under a condition (OPT's embed)."""
+    """A named axis: the config expression of its size, and the axis it grows with, under a condition (OPT's embed)."""
 
     size: str
     grows_with: str | None = None
@@ -34,7 +37,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class TensorLine:
-    """One line of [tensors]: a name pattern with {i} for the layer, its layout, and when the tensor exists."""
+    """One line of [tensors]: a name with {i} for the layer and {e} for the expert, its layout, when it exists.
+
+    Of several lines for one name, the first whose condition holds is meant.
+    """
 
     pattern: str
     layout: Layout
@@ -52,6 +58,15 @@ class Tie:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """An axis that may grow to any size: what channels hold that copy nothing (fill.py), and the norms' eps field."""
+
+    fill: str
+    eps: str
+    when: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything known about one architecture."""
 
@@ -66,6 +81,10 @@ class Family:
     tie: Tie | None
     ignore: tuple[str, ...]
     whole: Mapping[str, str]  # expression that transformers wants to be a whole number -> when
+    refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
+    residual: Mapping[str, Residual]
+    multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
+    gain_offset: float  # what the model adds to the stored gain of a norm
 
     def value(self, text: str, config: Mapping[str, Any]) -> Value:
         """An expression's value over the config, with the family's defaults for fields that it leaves out."""
@@ -92,9 +111,18 @@ class Family:
         return sizes
 
     def grown_sizes(self, config: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """(old, new) size of every axis, given new sizes of the axes that a user grows."""
+        """(old, new) size of every axis, given new sizes of the axes that a user grows.
+
+        Raises:
+            GrowthError: the family file refuses this growth, and says why.
+        """
         old = self.sizes(config)
-        return {axis: (old[axis], new[self.grows_with(axis, config)]) for axis in self.axes}
+        leads = {axis: self.grows_with(axis, config) for axis in self.axes}
+        sizes = {axis: (old[axis], old[axis] * new[lead] // old[lead]) for axis, lead in leads.items()}
+        for condition, reason in self.refuse.items():
+            if self.value(condition, {**config, **{axis: size for axis, (_, size) in sizes.items()}}):
+                raise GrowthError(f"this model cannot be grown so: {reason}", field=condition)
+        return sizes
 
     def grown_config(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         """The config of the grown model: fields are written, then read back, and must say what was meant.
@@ -152,10 +180,27 @@ class Family:
         except CheckpointError:
             return None
 
+    def fills(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """Axes of the residual stream that grow to a size that is no multiple, and what their fillers write."""
+        found = {}
+        for axis, (old, new) in sizes.items():
+            spec = self.residual.get(self.grows_with(axis, config))
+            if spec and new % old and (spec.when is None or self.value(spec.when, config)):
+                found[axis] = spec.fill
+        return found
+
+    def rescaled(self, sizes: Mapping[str, tuple[int, int]], fills: Mapping[str, str]) -> dict[str, float]:
+        """Config fields (eps of the norms) to be multiplied where an axis has fillers, and the factor."""
+        return {spec.eps: fill_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in fills}
+
+    def factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> float:
+        """What a tensor must be multiplied by because the model multiplies it by the root of a size that grows."""
+        axis = self.multiplied.get(name)
+        return math.sqrt(sizes[axis][0] / sizes[axis][1]) if axis else 1.0
+
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""
         layers = self.value(self.layers, config)
-        # The limit keeps a damaged config from filling the memory with the names of tensors.
         if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             raise CheckpointError(
                 "the config gives no usable number of layers",
@@ -167,7 +212,7 @@ class Family:
         return layers
 
     def grows_with(self, axis: str, config: Mapping[str, Any]) -> str:
-        """The axis whose growth this one follows in this config: itself, or the one that it is one with."""
+        """The axis whose growth this one follows in this config: itself, or another by the same factor."""
         spec = self.axes[axis]
         if spec.grows_with and (spec.when is None or self.value(spec.when, config)):
             return spec.grows_with
@@ -179,16 +224,25 @@ class Family:
 
     def tensors(self, config: Mapping[str, Any]) -> dict[str, Layout]:
         """Every tensor that a checkpoint with this config must hold, with its layout."""
-        expected = {}
+        expected: dict[str, Layout] = {}
+        counts = {"{i}": self.depth(config), "{e}": self.sizes(config).get("experts", 0)}
+        if math.prod(counts.values()) > _MOST_EXPERTS:
+            raise CheckpointError(
+                "the config gives no usable number of experts",
+                file="config.json",
+                field=lead_field(self.axes["experts"].size) or "experts",
+                found=counts["{e}"],
+                expected=f"at most {_MOST_EXPERTS // counts['{i}']:,} in each of {counts['{i}']:,} layers",
+            )
         for line in self.lines:
             if line.when is None or self.value(line.when, config):
-                for name in _names(line.pattern, self.depth(config)):
-                    expected[name] = line.layout
+                for name in _names(line.pattern, counts):
+                    expected.setdefault(name, line.layout)
         return expected
 
     def ignored(self, name: str) -> bool:
         """Whether a stored tensor is a buffer that no model loads."""
-        return any(re.fullmatch(re.escape(p).replace(r"\{i\}", r"\d+"), name) for p in self.ignore)
+        return any(re.fullmatch(re.sub(r"\\\{[ie]\\\}", r"\\d+", re.escape(p)), name) for p in self.ignore)
 
     def conditions(self, config: Mapping[str, Any]) -> dict[str, bool]:
         """The value of every condition of the file; a growth may not change any (a tie excepted)."""
@@ -196,12 +250,18 @@ class Family:
         return {text: bool(self.value(text, config)) for text in texts if text is not None}
 
 
-def _names(pattern: str, layers: int) -> Iterator[str]:
-    if "{i}" not in pattern:
-        yield pattern
-    else:
-        for i in range(layers):
-            yield pattern.replace("{i}", str(i))
+def fill_scale(old: int, new: int) -> float:
+    """sqrt(k d / D), k = D // d: for the gains of norms over a hidden state with fillers (fill.py); 1 for multiples."""
+    return math.sqrt(new // old * old / new)
+
+
+def _names(pattern: str, counts: Mapping[str, int]) -> list[str]:
+    """Every name of a pattern, given how far each index in it runs."""
+    found = [pattern]
+    for index, count in counts.items():
+        if index in pattern:
+            found = [name.replace(index, str(k)) for name in found for k in range(count)]
+    return found
 
 
 def load(text: str, *, name: str, file: str) -> Family:
@@ -227,13 +287,16 @@ _DETAILS = ("file", "tensor", "field", "found", "expected", "cure")
 
 def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
-          {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict})  # fmt: skip
+          {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
+           "residual": dict, "multiplied": dict, "gain_offset": int})  # fmt: skip
     axes = {
         key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "when")) for key, spec in data["axes"].items()
     }
     lines = []
-    for pattern, spec in data["tensors"].items():
-        entry = _entry(spec, f"tensors.{pattern}", "line", "when")
+    cases = [(pattern, case) for pattern, spec in data["tensors"].items()
+             for case in (spec if isinstance(spec, list) else [spec])]  # fmt: skip
+    for pattern, case in cases:
+        entry = _entry(case, f"tensors.{pattern}", "line", "when")
         try:
             lines.append(TensorLine(pattern, layout.parse(entry["line"]), entry.get("when")))
         except FamilyError as error:
@@ -265,9 +328,19 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         tie=Tie(**{**data["tie"], "fold": tuple(data["tie"]["fold"])}) if "tie" in data else None,
         ignore=tuple(data.get("ignore", {}).get("tensors", ())),
         whole=data.get("whole", {}),
+        refuse=data.get("refuse", {}),
+        residual={
+            axis: Residual(**_entry(spec, f"residual.{axis}", "fill", "eps", "when"))
+            for axis, spec in data.get("residual", {}).items()
+        },
+        multiplied=data.get("multiplied", {}),
+        gain_offset=data.get("gain_offset", 0),
     )
     _check(family)
     return family
+
+
+_KINDS = {str: "a string", list: "a list of strings", dict: "a table", int: "a whole number"}
 
 
 def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type]) -> None:
@@ -294,7 +367,9 @@ def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mappin
                 "family file has a value of the wrong kind",
                 field=f"{where}.{key}".lstrip("."),
                 found=repr(value),
-                expected={"str": "a string", "list": "a list of strings", "dict": "a table"}[known[key].__name__],
+                expected={"str": "a string", "list": "a list of strings", "dict": "a table", "int": "a whole number"}[
+                    known[key].__name__
+                ],
             )
 
 
@@ -320,6 +395,13 @@ def _check(family: Family) -> None:
                 found=axis.grows_with,
                 expected="one of " + ", ".join(sorted(axes)),
             )
+    if "experts" not in axes and (numbered := sorted(pattern for pattern in patterns if "{e}" in pattern)):
+        raise FamilyError(
+            "a tensor for each expert needs the axis that counts them",
+            field="axes",
+            tensor=numbered[0],
+            expected="experts",
+        )
     if family.tie:
         if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
             raise FamilyError(
@@ -352,6 +434,7 @@ def _expressions(family: Family) -> Iterator[tuple[str, str]]:
         yield from ((f"tensors.{line.pattern}", text) for text in (line.when,) if text is not None)
     yield from ((f"write.{field}", text) for field, text in family.write.items())
     yield from (("whole", text) for pair in family.whole.items() for text in pair)
+    yield from (("refuse", text) for text in family.refuse)
     if family.tie:
         yield "tie.when", family.tie.when
 

@@ -132,13 +132,11 @@ def grow(
 
 def write(made: Plan, origin: Weights, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
     """Write every weight file that is not finished yet."""
-    from hyperclone.expand import tensor_map
-    from hyperclone.producing import grown_slices, recipe_of
+    from hyperclone.producing import grown_slices
 
     tensors = {tensor.name: tensor for tensor in made.tensors}
-    recipe = recipe_of(made.growth)
 
     def pieces(name: str) -> Iterator[Tensor]:
-        return grown_slices(tensors[name], tensor_map(tensors[name].layout, made.sizes), recipe, origin)
+        return grown_slices(tensors[name], made, origin)
 
     write_shards(made.shards, target, pieces, stage="grow", threads=threads, progress=progress)

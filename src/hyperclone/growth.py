@@ -1,14 +1,13 @@
 """What the user asked for, checked against a model's axes.
 
-Widths are factors (`2`, `2x`) or absolute sizes (`1152`). A bare number below the axis's present size is a factor,
+Widths are factors (`2`, `1.5x`) or absolute sizes (`1152`). A bare number below the axis's present size is a factor,
 one at or above it is a size; where both readings are likely the request is refused and both spellings are named.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hyperclone.errors import GrowthError
@@ -32,6 +31,7 @@ class Growth:
         seed: of the noise.
         untie: write the head as a tensor of its own.
         dtype: "bf16", "fp16", "fp32", "fp64", or None for the source's.
+        allow_rounding: accept growths that bf16 or fp16 cannot hold exactly (irrational factors).
     """
 
     width: Width | None = None
@@ -45,6 +45,7 @@ class Growth:
     seed: int = 0
     untie: bool = False
     dtype: str | None = None
+    allow_rounding: bool = False
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
@@ -58,8 +59,9 @@ class Growth:
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
-        if not isinstance(self.untie, bool):
-            raise GrowthError("neither true nor false", field="untie", found=repr(self.untie), expected="True or False")
+        for field in ("untie", "allow_rounding"):
+            if not isinstance(flag := getattr(self, field), bool):
+                raise GrowthError("neither true nor false", field=field, found=repr(flag), expected="True or False")
         if isinstance(self.snr_db, bool) or not isinstance(self.snr_db, int | float):
             raise GrowthError("not a noise level", field="snr_db", found=repr(self.snr_db), expected="-40 to 80 dB")
         if not -40 <= self.snr_db <= 80:  # false for NaN
@@ -79,10 +81,10 @@ def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
         New size of every axis in `sizes` (unchanged ones too).
 
     Raises:
-        GrowthError: not a whole factor, smaller than the source, or nothing grows.
+        GrowthError: not a whole number of units, smaller than the source, or nothing grows.
     """
     new = dict(sizes)
-    width = None if growth.width is None else f"{_factor(growth.width, 'width')}x"  # never a size
+    width = None if growth.width is None else f"{_factor(growth.width, 'width'):.15g}x"  # never a size
     for name in ("hidden", "ffn"):
         new[name] = _size(_first(getattr(growth, name), width), sizes[name], name)
     wanted = _first(growth.heads, width)
@@ -107,21 +109,16 @@ def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:
     """(KV heads, query heads per KV head). A query head must stay with a copy of its own KV head."""
-    heads = _size(wanted, kv_heads * group, "heads")
+    old = kv_heads * group
     if growth.kv_heads is not None:
         new_kv = _size(growth.kv_heads, kv_heads, "kv_heads")
-    elif kv_heads == 1 and group > 1:
-        new_kv = 1  # multi-query attention stays multi-query
-    else:
-        new_kv = kv_heads * (heads // (kv_heads * group))
-    if heads % new_kv or (heads // new_kv) % group:
-        raise GrowthError(
-            "these head counts do not keep every query head with its KV head",
-            field="heads / kv_heads",
-            found=f"{heads} / {new_kv}",
-            expected=f"heads a multiple of {group} x kv_heads (the source has {kv_heads * group} / {kv_heads})",
-        )
-    return new_kv, heads // new_kv
+        heads = _size(wanted, old, "heads", lambda n: n % new_kv == 0 and n // new_kv >= group)
+        return new_kv, heads // new_kv
+    if kv_heads == 1 and group > 1:
+        return 1, _size(wanted, old, "heads")  # multi-query attention stays multi-query
+    heads = _size(wanted, old, "heads", lambda n: n % group == 0 or n % kv_heads == 0)
+    # Whole groups are copied where that comes out, else every group gets more query heads.
+    return (heads // group, group) if heads % group == 0 else (kv_heads, heads // kv_heads)
 
 
 def _first(*values: Width | None) -> Width | None:
@@ -136,28 +133,22 @@ def _number(value: Width, field: str) -> tuple[float, bool]:
     return float(match[1]), bool(match[2])
 
 
-def _factor(value: Width, field: str) -> int:
+def _factor(value: Width, field: str) -> float:
     number, _ = _number(value, field)
-    if number != int(number):
-        raise GrowthError(
-            "only whole factors can be grown",
-            field=field,
-            found=value,
-            expected="2, 3, 4, ...",
-            cure="use 2" if number < 2 else f"use {math.floor(number)} or {math.ceil(number)}",
-        )
+    if number < 1:
+        raise GrowthError("a model cannot be grown to less than it is", field=field, found=value, expected="1 or more")
     if number > 64:
         raise GrowthError(
-            "a factor this large is surely a size", field=field, found=value, expected="2, 3, 4, ...",
+            "a factor this large is surely a size", field=field, found=value, expected="1.5, 2, 3, ...",
             cure="sizes go to --hidden, --ffn and --heads",
         )  # fmt: skip
-    return int(number)
+    return number
 
 
-def _size(value: Width | None, old: int, field: str) -> int:
-    """The new size of one axis."""
+def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool] = lambda size: True) -> int:
+    """The new size of one axis, which must be whole and fit."""
     if value is None:
-        return old
+        value = "1x"
     number, is_factor = _number(value, field)
     if not is_factor and 64 < number < old:
         raise GrowthError("smaller than the model is now", field=field, found=value, expected=f"{old} or more")
@@ -166,18 +157,18 @@ def _size(value: Width | None, old: int, field: str) -> int:
             "this could be a factor or a size",
             field=field,
             found=value,
-            expected=f"{number:g}x for {number * old:g}"
-            + ("" if number % old else f", or {number / old:g}x for {number:g}"),
+            expected=f"{number:g}x for {number * old:g}, or {number / old:g}x for {number:g}",
         )
-    if is_factor or number < old:
-        return old * _factor(value, field)
-    new = int(number)
-    if new != number or new % old:
+    wanted = old * _factor(value, field) if is_factor or number < old else number
+    size = round(wanted)
+    if abs(size - wanted) > 1e-9 * wanted or not fits(size):
+        near = [n for n in range(max(old, size - 64 * old), size + 64 * old) if fits(n)]
+        below = max((n for n in near if n <= wanted), default=None)
+        above = min((n for n in near if n >= wanted), default=None)
         raise GrowthError(
-            "only whole multiples of the present size can be grown",
+            "no such size",
             field=field,
-            found=value,
-            expected=f"{old} (unchanged), {2 * old}, {3 * old}, ...",
-            cure=f"use {2 * old}" if new < 2 * old else f"use {new // old * old} or {(new // old + 1) * old}",
+            found=f"{value}" + (f", that is {wanted:g}" if is_factor or number < old else ""),
+            expected=" or ".join(dict.fromkeys(str(n) for n in (below, above) if n is not None)) or "another size",
         )
-    return new
+    return size

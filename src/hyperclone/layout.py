@@ -4,27 +4,36 @@
     (kv_heads group head_dim) <- hidden             nn.Linear: rows are outputs, columns are inputs
     hidden -> (3 heads head_dim)                    GPT-2's Conv1D: columns are outputs
     (kv_heads group head_dim + 2 kv_heads head_dim) <- hidden      concatenated parts in one dimension
+    (kv_heads (group + 2) head_dim) <- hidden       parts inside a product: each KV head's queries, its key, its value
     norm(hidden)                                    a norm's gain or bias over an axis
+    norm(kv_heads head_dim)                         a norm over the flattened axes
     <- hidden                                       a vector that reads hidden (a final norm carrying the head's 1/n)
 
 A name is an axis whose size the family file takes from the config; a number is an axis that never grows.
-Several axes in parentheses are one stored dimension, flattened in C order (the last varies fastest).
+Several axes in parentheses are one stored dimension, flattened in C order (the last varies fastest). In full:
+
+    line      = dimension+ | [dimension] "<-" dimension | dimension "->" dimension
+    dimension = name | number | parts | "norm" parts
+    parts     = "(" product ("+" product)* ")"
+    product   = (name | number | parts)+
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Union
 
 from hyperclone.errors import FamilyError
 
-Atom = str | int
-Product = tuple[Atom, ...]  # axes flattened into one block, C order
+Factor = Union[str, int, "Dim"]  # an axis, a number, or parts inside a product
+Product = tuple[Factor, ...]  # factors flattened into one block, C order
 Dim = tuple[Product, ...]  # blocks concatenated along one stored dimension
 
+_DEEPEST = 8  # levels of parentheses
 _TOKEN = re.compile(r"\s*(<-|->|[A-Za-z_]\w*|\d+|[()+])")
 
 
@@ -47,23 +56,42 @@ class Layout:
     @cached_property
     def axes(self) -> frozenset[str]:
         """Names of the axes that occur."""
-        return frozenset(atom for dim in self.dims for block in dim for atom in block if isinstance(atom, str))
+        return frozenset(name for dim in self.dims for name in _names(dim))
 
     def axes_of(self, dim: int) -> frozenset[str]:
         """Names of the axes in one stored dimension."""
-        return frozenset(atom for block in self.dims[dim] for atom in block if isinstance(atom, str))
+        return frozenset(_names(self.dims[dim]))
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The stored shape for the given axis sizes."""
-        return tuple(
-            sum(math.prod(atom if isinstance(atom, int) else sizes[atom] for atom in block) for block in dim)
-            for dim in self.dims
-        )
+        return tuple(_size(dim, sizes) for dim in self.dims)
 
     def reading(self) -> Layout:
         """The same one-dimensional tensor as a reader of its axis: its copies are split instead of repeated."""
         assert len(self.dims) == 1, self.text
-        return Layout(text="<- " + re.sub(r"norm\s*\((.*)\)", r"\1", self.text).strip(), dims=self.dims, reads=0)
+        return Layout(text=f"<- {_spelled(self.dims[0])}", dims=self.dims, reads=0)
+
+
+def _names(dim: Dim) -> Iterator[str]:
+    for block in dim:
+        for factor in block:
+            if isinstance(factor, str):
+                yield factor
+            elif isinstance(factor, tuple):
+                yield from _names(factor)
+
+
+def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
+    if isinstance(factor, tuple):
+        return sum(math.prod(_size(inner, sizes) for inner in block) for block in factor)
+    return factor if isinstance(factor, int) else sizes[factor]
+
+
+def _spelled(factor: Factor) -> str:
+    if not isinstance(factor, tuple):
+        return str(factor)
+    text = " + ".join(" ".join(_spelled(inner) for inner in block) for block in factor)
+    return text if len(factor) == len(factor[0]) == 1 else f"({text})"
 
 
 def parse(line: str) -> Layout:
@@ -95,14 +123,39 @@ def parse(line: str) -> Layout:
         index += 1
         return token
 
-    def atom() -> Atom:
+    def name_or_number() -> str | int:
         where = tokens[index][1] if index < len(tokens) else len(line)
         token = take()
         if re.fullmatch(r"0*[1-9]\d{0,17}", token):
             return int(token)
-        if not token.isidentifier():
+        if not token.isidentifier() or token == "norm":
             raise _bad(line, where, "an axis name or a positive number")
         return token
+
+    # Parentheses that change nothing leave no trace: (a (b c)) is (a b c), ((a + b) + c) is (a + b + c).
+    def product(depth: int) -> Product:
+        factors: list[Factor] = []
+        while not factors or peek() not in ("", "+", ")"):
+            inner = dimension(depth + 1)
+            factors += inner[0] if len(inner) == 1 else (inner,)
+        return tuple(factors)
+
+    def parts(depth: int) -> Dim:
+        if depth > _DEEPEST:
+            raise _bad(line, tokens[index][1], f"at most {_DEEPEST} levels of parentheses")
+        blocks: list[Product] = []
+        take("(")
+        while True:
+            block = product(depth)
+            blocks += block[0] if len(block) == 1 and isinstance(block[0], tuple) else (block,)
+            if peek() != "+":
+                break
+            take()
+        take(")")
+        return tuple(blocks)
+
+    def dimension(depth: int = 1) -> Dim:
+        return parts(depth) if peek() == "(" else ((name_or_number(),),)
 
     def side() -> tuple[list[Dim], bool]:
         dims: list[Dim] = []
@@ -110,25 +163,10 @@ def parse(line: str) -> Layout:
         while peek() not in ("", "<-", "->"):
             if peek() == "norm":
                 take()
-                take("(")
-                dims.append(((atom(),),))
-                take(")")
+                dims.append(parts(1))
                 norm = True
-            elif peek() == "(":
-                take()
-                blocks: list[Product] = []
-                block: list[Atom] = [atom()]
-                while peek() != ")":
-                    if peek() == "+":
-                        take()
-                        blocks.append(tuple(block))
-                        block = [atom()]
-                    else:
-                        block.append(atom())
-                take(")")
-                dims.append((*blocks, tuple(block)))
             else:
-                dims.append(((atom(),),))
+                dims.append(dimension())
         return dims, norm
 
     left, norm = side()

@@ -10,7 +10,6 @@ from torch import Tensor
 from hyperclone import planning, producing, stock
 from hyperclone.checkpoint import DTYPES, Entry
 from hyperclone.errors import CheckpointError
-from hyperclone.expand import tensor_map
 from hyperclone.growth import Growth
 
 
@@ -61,11 +60,7 @@ def grow_model(model: Any, growth: Growth) -> Any:
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
-    recipe = producing.recipe_of(growth)
-    tensors = {}
-    for tensor in made.tensors:
-        grown = tensor_map(tensor.layout, made.sizes)
-        tensors[tensor.name] = torch.cat(list(producing.grown_slices(tensor, grown, recipe, origin)))
+    tensors = {t.name: torch.cat(list(producing.grown_slices(t, made, origin))) for t in made.tensors}
     dtype: torch.dtype = getattr(torch, DTYPES[types.pop()][0])
     with stock.quiet():
         config = type(model.config).from_dict(made.config)

@@ -15,10 +15,12 @@ from typing import Any, Protocol
 
 from hyperclone import __version__, family, growth, shards
 from hyperclone.checkpoint import DTYPES, Entry
-from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.family import Family
+from hyperclone.errors import GrowthError
+from hyperclone.family import Family, fill_scale
+from hyperclone.fitting import check_tensors
 from hyperclone.growth import OUTPUT_DTYPES, Growth
 from hyperclone.layout import Layout
+from hyperclone.remarks import remarks
 from hyperclone.shards import Shard, Stored
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -48,6 +50,8 @@ class TensorPlan:
         dtype, nbytes: as stored.
         scale: s, the weight of one copy relative to the source: 1/n for what reads a grown axis, else 1.
         gradient: r, a copy's gradient relative to the source's: 1 / (k s) with k copies of each source scalar.
+        factor: the source's values (plus `offset`) are multiplied by this before anything else.
+        offset: what the model adds to the stored values (Gemma's norms store gain - 1).
     """
 
     name: str
@@ -59,6 +63,18 @@ class TensorPlan:
     nbytes: int
     scale: float
     gradient: float
+    factor: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def bias(self) -> bool:
+        """It is a bias: of a layer, or of a norm."""
+        return self.name.endswith(".bias")
+
+    @property
+    def rounds(self) -> bool:
+        """Its values cannot be had exactly in every stored type."""
+        return self.offset != 0 or math.frexp(self.factor)[0] != 0.5
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -74,6 +90,7 @@ class Plan:
     Attributes:
         family, growth: what is grown, and how.
         sizes: (old, new) of every axis.
+        fills: axes with new units that copy nothing, and what these write: "zero" or "mean" (fill.py).
         source_config, config: before and after.
         tensors: in the order in which they are stored.
         shards: the output files.
@@ -87,6 +104,7 @@ class Plan:
     family: Family
     growth: Growth
     sizes: dict[str, tuple[int, int]]
+    fills: dict[str, str]
     source_config: dict[str, Any]
     config: dict[str, Any]
     tensors: tuple[TensorPlan, ...]
@@ -106,6 +124,11 @@ class Plan:
     def parameters(self) -> int:
         """Scalars in the output."""
         return sum(math.prod(t.shape) for t in self.tensors)
+
+    @property
+    def rounds(self) -> bool:
+        """Some weights are rounded to the stored type, so the function is kept up to that."""
+        return any(tensor.rounds for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +189,7 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
     sizes = fam.grown_sizes(source.config, growth.resolve(request, fam.sizes(source.config)))
     tied = fam.tied(source.config)
     expected = fam.tensors(source.config)
-    dropped, ties_to_check = _check_tensors(source, fam, expected, tied=tied)
+    dropped, ties_to_check = check_tensors(source, fam, expected, tied=tied)
     config = fam.grown_config(source.config, sizes)
     config.pop("auto_map", None)  # points at code that is neither run nor copied
 
@@ -176,79 +199,33 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
     if request.dtype:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = DTYPES[OUTPUT_DTYPES[request.dtype]][0]
 
+    fills = fam.fills(source.config, sizes)
+    _check_uneven(fam, source.config, expected, sizes, fills)
+    for field, factor in fam.rescaled(sizes, fills).items():
+        config[field] = float(fam.value(field, source.config)) * factor  # type: ignore[arg-type]  # a number, or refused
+    build = _Builder(fam, source, sizes, fills, request)
     tensors = [
-        _tensor(name, name, layout.reading() if name in folded else layout, source.entries[name], sizes, request)
+        build.tensor(name, layout, folded=name in folded)
         for name, layout in sorted(expected.items(), key=lambda item: _place(source.entries[item[0]]))
     ]
     if untied:
         assert fam.tie is not None
         head = next(line.layout for line in fam.lines if line.pattern == fam.tie.head)
-        entry = source.entries[fam.tie.embedding]
-        tensors.append(_tensor(fam.tie.head, fam.tie.embedding, head, entry, sizes, request))
+        tensors.append(build.tensor(fam.tie.head, head, source=fam.tie.embedding))
+    _check_rounding(request, tensors)
     _check_level(request, tensors)
     files = shards.lay_out(stored(tensors), shard_size=shard_size)
     place = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     tensors.sort(key=lambda t: place[t.name])
-    notes, warnings = _remarks(source, fam, request, sizes, folded=folded, tied=tied, untied=untied, dropped=dropped)
+    notes, warnings = remarks(source, fam, request, sizes, folded=folded, tied=tied, untied=untied, dropped=dropped)
     return Plan(
-        fam, request, sizes, dict(source.config), config, tuple(tensors), tuple(files), untied, ties_to_check,
+        fam, request, sizes, fills, dict(source.config), config, tuple(tensors), tuple(files), untied, ties_to_check,
         dropped, notes, warnings,
     )  # fmt: skip
 
 
 def _place(entry: Entry) -> tuple[str, int]:
     return entry.file, entry.offset
-
-
-def _check_tensors(
-    source: Source, fam: Family, expected: Mapping[str, Layout], *, tied: bool
-) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """The stored tensors are the expected ones, with the sizes of the config; (dropped buffers, ties to check)."""
-    sizes = fam.sizes(source.config)
-    dropped, ties = [], []
-    for name, entry in source.entries.items():
-        if name in expected:
-            continue
-        if tied and fam.tie and name == fam.tie.head:
-            ties.append((name, fam.tie.embedding))
-        elif fam.ignored(name):
-            dropped.append(name)
-        else:
-            raise CheckpointError(
-                "a stored tensor has no place in this architecture",
-                file=entry.file,
-                tensor=name,
-                found=list(entry.shape),
-                expected=f"the tensors of {fam.file} for this config",
-                cure="if it is a real weight, the family file needs a line for it; if it is a leftover, remove it",
-            )
-    for name, layout in expected.items():
-        if name not in source.entries:
-            raise CheckpointError(
-                "a tensor of this architecture is missing",
-                tensor=name,
-                expected=f"{list(layout.shape(sizes))} ({layout.text})",
-                cure="the checkpoint may be incomplete, or a bare base model's, or config.json another model's",
-            )
-        entry = source.entries[name]
-        if entry.shape != layout.shape(sizes):
-            raise CheckpointError(
-                "a tensor's size disagrees with the config",
-                file=entry.file,
-                tensor=name,
-                found=list(entry.shape),
-                expected=f"{list(layout.shape(sizes))} ({layout.text})",
-            )
-        if entry.dtype not in DTYPES:
-            raise CheckpointError(
-                "a tensor of this type cannot be grown",
-                file=entry.file,
-                tensor=name,
-                found=entry.dtype,
-                expected=", ".join(DTYPES),
-                cure="grow the original bf16 / fp16 / fp32 checkpoint",
-            )
-    return tuple(dropped), tuple(ties)
 
 
 def _fold(
@@ -268,21 +245,83 @@ def _fold(
     return (fold if head_grows and not untied else frozenset()), untied
 
 
-def _tensor(
-    name: str, source: str, layout: Layout, entry: Entry, sizes: Mapping[str, tuple[int, int]], request: Growth
-) -> TensorPlan:
-    shape = layout.shape({axis: new for axis, (_, new) in sizes.items()})
-    dtype = OUTPUT_DTYPES[request.dtype] if request.dtype else entry.dtype
-    inputs = (
-        1
-        if layout.reads is None
-        else shape[layout.reads] / layout.shape({axis: old for axis, (old, _) in sizes.items()})[layout.reads]
-    )
-    copies = math.prod(shape) / math.prod(entry.shape)
-    nbytes = math.prod(shape) * DTYPES[dtype][1]
-    return TensorPlan(
-        name, source, layout, entry.shape, shape, dtype, nbytes, scale=1 / inputs, gradient=inputs / copies
-    )
+@dataclass(frozen=True)
+class _Builder:
+    """Makes the plan of one tensor."""
+
+    family: Family
+    source: Source
+    sizes: Mapping[str, tuple[int, int]]
+    fills: Mapping[str, str]
+    request: Growth
+
+    def tensor(self, name: str, layout: Layout, *, source: str | None = None, folded: bool = False) -> TensorPlan:
+        """The plan of the output tensor `name`; a folded norm reads its axis."""
+        entry = self.source.entries[source or name]
+        old, new = ({axis: pair[i] for axis, pair in self.sizes.items()} for i in (0, 1))
+        shape = layout.shape(new)
+        dtype = OUTPUT_DTYPES[self.request.dtype] if self.request.dtype else entry.dtype
+        gain = layout.norm and not name.endswith(".bias")
+        factor = self.family.factor(name, self.sizes)
+        if gain:
+            factor *= math.prod(fill_scale(*self.sizes[axis]) for axis in layout.axes if axis in self.fills)
+        if folded:
+            layout = layout.reading()
+            assert self.family.tie is not None
+            factor /= self.family.factor(self.family.tie.embedding, self.sizes)  # the head is the embedding, scaled
+        inputs = 1.0 if layout.reads is None else shape[layout.reads] / layout.shape(old)[layout.reads]
+        offset = self.family.gain_offset if gain and (factor != 1 or folded) else 0.0
+        return TensorPlan(
+            name,
+            source or name,
+            layout,
+            entry.shape,
+            shape,
+            dtype,
+            math.prod(shape) * DTYPES[dtype][1],
+            scale=1 / inputs,
+            gradient=inputs * math.prod(entry.shape) / math.prod(shape),
+            factor=factor,
+            offset=offset,
+        )
+
+
+def _check_rounding(request: Growth, tensors: Sequence[TensorPlan]) -> None:
+    """Rounding to bf16 or fp16 moves the logits by some 1e-3: only when asked for by name."""
+    coarse = [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
+    if coarse and not request.allow_rounding:
+        raise GrowthError(
+            f"this growth is not exact in {coarse[0].dtype}: {len(coarse)} tensors would have to be rounded",
+            tensor=coarse[0].name,
+            found=f"a factor of {coarse[0].factor:.6g}",
+            expected="powers of two, or a type in which rounding does not matter",
+            cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
+        )
+
+
+def _check_uneven(
+    fam: Family,
+    config: Mapping[str, Any],
+    expected: Mapping[str, Layout],
+    sizes: Mapping[str, tuple[int, int]],
+    fills: Mapping[str, str],
+) -> None:
+    """A norm over an axis sees how often each unit is copied: uneven counts need fillers, or are refused."""
+    for name, layout in expected.items():
+        axes = (
+            layout.axes if layout.norm else {axis for axis in layout.axes if fam.grows_with(axis, config) == "hidden"}
+        )
+        for axis in sorted(axes - fills.keys()):
+            old, new = sizes[axis]
+            if new % old:
+                raise GrowthError(
+                    f"{axis} of this model can only grow to multiples of {old}",
+                    field=axis,
+                    tensor=name,
+                    found=new,
+                    expected=f"{new // old * old} or {(new // old + 1) * old}",
+                    cure="its norms would see uneven copies, and have no gain and eps of their own to put it right",
+                )
 
 
 def _check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
@@ -296,69 +335,6 @@ def _check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
                 expected=f"{low} to {high} dB",
                 cure="choose a level in this range, or noise 'gaussian', or a wider dtype",
             )
-
-
-def _remarks(
-    source: Source,
-    fam: Family,
-    request: Growth,
-    sizes: Mapping[str, tuple[int, int]],
-    *,
-    folded: frozenset[str],
-    tied: bool,
-    untied: bool,
-    dropped: tuple[str, ...],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(notes, warnings)."""
-    notes, warnings = [], []
-    grown = [axis for axis, (old, new) in sizes.items() if new != old]
-    factor = max(sizes[axis][1] / sizes[axis][0] for axis in grown)
-    if folded:
-        names, n = " and ".join(sorted(folded)), sizes["hidden"][1] / sizes["hidden"][0]
-        notes.append(f"The head stays tied to the embedding: its 1/{n:g} goes into {names}.")
-    if tied and untied and not request.untie:
-        notes.append("The head is untied: this model has no last norm that could carry the head's 1/n.")
-    if request.untie and not tied:
-        notes.append("The head was not tied to begin with; untie changes nothing.")
-    if dropped:
-        notes.append(f"{_count(dropped, 'stored buffer')} that no current model loads will be left out ({dropped[0]}).")
-    if "auto_map" in source.config:
-        notes.append("auto_map is left out of the config: the architecture is built in, and remote code is never run.")
-    if request.noise == "gaussian":
-        notes.append(
-            "Gaussian noise sums to zero only up to rounding in the stored type; the default, split, is exact."
-        )
-    if request.dtype and any(OUTPUT_DTYPES[request.dtype] != entry.dtype for entry in source.entries.values()):
-        notes.append(f"Weights are converted to {request.dtype} first; the proof compares with the converted source.")
-    if factor > 2:
-        notes.append(
-            f"{factor:g}x in one step: 2x is the factor that pays most reliably in training (arXiv 2605.13405)."
-        )
-    if request.noise == "none":
-        fields = {**fam.defaults, **source.config}
-        active = [k for k, v in fields.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
-        if request.expansion == "diagonal":
-            notes.append("No noise: the copies start equal; the diagonal expansion gives each its own gradient.")
-        elif active:
-            notes.append(f"No noise: the copies start equal and only dropout ({', '.join(active)}) will separate them.")
-        else:
-            warnings.append(
-                "The copies will never separate in training. Without noise all copies of a unit compute the same "
-                "value and receive the same gradient, and this model trains without dropout, so every update is the "
-                "same for all of them (up to rounding): the wider model stays the small one for ever. "
-                "Use --noise split (the default), or gaussian."
-            )
-    return tuple(notes), tuple(warnings)
-
-
-def _is_dropout(field: str) -> bool:
-    """A rate that acts on single units; layer drop and the heads of classifiers do not."""
-    return "drop" in field and field != "layerdrop" and not field.startswith("classifier")
-
-
-def _count(things: object, noun: str) -> str:
-    number = len(things)  # type: ignore[arg-type]
-    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: int = DEFAULT_SHARD_SIZE) -> Plan:

@@ -13,33 +13,77 @@ import torch
 from torch import Tensor
 
 from hyperclone.checkpoint import DTYPES
+from hyperclone.copies import Copies
 from hyperclone.errors import CheckpointError
-from hyperclone.expand import Expansion, Noise, Recipe, TensorMap, expand, expand_rows
+from hyperclone.expand import Expansion, Noise, Recipe, TensorMap, expand, expand_rows, tensor_map
+from hyperclone.fill import Fill
 from hyperclone.growth import Growth
-from hyperclone.planning import TensorPlan
+from hyperclone.planning import Plan, TensorPlan
 from hyperclone.streaming import Weights, slices
 
 
-def grown_slices(tensor: TensorPlan, grown_map: TensorMap, recipe: Recipe, origin: Weights) -> Iterator[Tensor]:
+def map_of(tensor: TensorPlan, made: Plan) -> TensorMap:
+    """Which old row and column each new one of a planned tensor copies."""
+    fills = {axis: Fill(fill) for axis, fill in made.fills.items()}
+    return tensor_map(tensor.layout, made.sizes, fills, shift=tensor.bias)
+
+
+def grown_slices(tensor: TensorPlan, made: Plan, origin: Weights) -> Iterator[Tensor]:
     """The grown tensor in stored order, in pieces of about SLICE_BYTES."""
-    power = _power(tensor, origin) if recipe.noise is Noise.GAUSSIAN and not grown_map.exact_repeat else None
-    if len(tensor.shape) == 1 or grown_map.transposed:
-        yield expand(_source_rows(tensor, origin), grown_map, recipe, name=tensor.name, power=power)
+    grown, recipe = map_of(tensor, made), recipe_of(made.growth)
+    splits_noisily = recipe.noise is Noise.GAUSSIAN and not grown.exact_repeat
+    power = _power(tensor, origin) if splits_noisily or grown.needs_power else None
+    mean = mean_row(tensor, origin, grown) if grown.needs_mean else None
+    if len(tensor.shape) == 1 or grown.transposed:
+        whole = _source_rows(tensor, origin)
+        yield _stored(tensor, expand(whole, grown, recipe, name=tensor.name, power=power, mean=mean))
         return
     for rows in slices(tensor.shape, tensor.nbytes):
-        wanted = grown_map.rows.source[rows.start : rows.stop]
-        first, last = int(wanted.min()), int(wanted.max())
-        block = _source_rows(tensor, origin, first, last + 1)
-        # Rows of one run of copies stand in the file as they are needed; anything else is gathered.
-        block = block if _consecutive(wanted) else block[wanted - first]
-        yield expand_rows(block, grown_map, recipe, name=tensor.name, rows=rows, power=power)
+        block = gather(tensor, origin, grown.rows, rows, check=True)
+        yield expand_rows(block, grown, recipe, name=tensor.name, rows=rows, power=power, mean=mean)
+
+
+def gather(tensor: TensorPlan, origin: Weights, rows_map: Copies, rows: range, *, check: bool = False) -> Tensor:
+    """The source row of each of some new rows: (len(rows), d_in)."""
+    wanted = rows_map.source[rows.start : rows.stop]
+    first, last = int(wanted.min()), int(wanted.max())
+    block = (_source_rows if check else source_rows)(tensor, origin, first, last + 1)
+    # Rows of one run of copies stand in the file as they are needed; anything else is gathered.
+    return block if bool((wanted.diff() == 1).all()) else block[wanted - first]
 
 
 def source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int | None = None) -> Tensor:
-    """Rows of a tensor's source in the output's type."""
+    """Rows of a tensor's source as they are grown: times its factor, in the output's type.
+
+    Gains with an offset are returned in fp64, offset included: what their shares sum to is seldom a number of the type.
+    """
     rows = origin.read(tensor.source, start, stop)
-    wanted: torch.dtype = getattr(torch, DTYPES[tensor.dtype][0])
+    if tensor.offset:
+        return (rows.double() + tensor.offset) * tensor.factor
+    if tensor.factor != 1:
+        rows = rows.double() * tensor.factor
+    wanted = stored_type(tensor)
     return rows if rows.dtype == wanted else rows.to(wanted)
+
+
+def stored_type(tensor: TensorPlan) -> torch.dtype:
+    """The torch type of a planned tensor."""
+    dtype: torch.dtype = getattr(torch, DTYPES[tensor.dtype][0])
+    return dtype
+
+
+def _stored(tensor: TensorPlan, grown: Tensor) -> Tensor:
+    return (grown - tensor.offset).to(stored_type(tensor)) if tensor.offset else grown
+
+
+def mean_row(tensor: TensorPlan, origin: Weights, grown: TensorMap) -> Tensor:
+    """(d_in,) mean of a tensor's source rows, in fp64."""
+    if grown.transposed or len(tensor.shape) == 1:
+        return grown.as_matrix(source_rows(tensor, origin)).double().mean(0)
+    total = torch.zeros(grown.columns.old, dtype=torch.float64)
+    for rows in slices(tensor.source_shape, origin.entries[tensor.source].nbytes):
+        total += source_rows(tensor, origin, rows.start, rows.stop).double().sum(0)
+    return total / grown.rows.old
 
 
 def _source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int | None = None) -> Tensor:
@@ -59,10 +103,6 @@ def _source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int 
             cure="choose a --dtype with more range" if finite else "the checkpoint is damaged or training diverged",
         )
     return rows
-
-
-def _consecutive(index: Tensor) -> bool:
-    return bool((index.diff() == 1).all())
 
 
 def _power(tensor: TensorPlan, origin: Weights) -> float:

@@ -18,7 +18,8 @@ from torch import Tensor
 from hyperclone import producing
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import HypercloneError
-from hyperclone.expand import TensorMap, collapse_rows, rounding_bound, tensor_map
+from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
+from hyperclone.fill import Fill, fill_columns, fill_rows
 from hyperclone.planning import Plan, TensorPlan
 from hyperclone.streaming import Meter, Progress, Weights, digest, raw, run_all, slices, worker_pool
 
@@ -109,31 +110,29 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
             f"{tensor.name}: found {entry.dtype} {list(entry.shape)}, expected {tensor.dtype} {list(tensor.shape)}"
         )
         return result
-    exact = made.growth.noise != "gaussian"
-    grown_map = tensor_map(tensor.layout, made.sizes)
+    grown = producing.map_of(tensor, made)
+    exact = grown.exact_repeat or not (tensor.offset or made.growth.noise == "gaussian")
+    mean = producing.mean_row(tensor, origin, grown) if grown.needs_mean else None
     hash_of_output = hashlib.sha256()
     wrong: list[str] = []
     count = 0
-    whole = len(tensor.shape) == 1 or grown_map.transposed
+    whole = len(tensor.shape) == 1 or grown.transposed
     for rows in [range(tensor.shape[0])] if whole else slices(tensor.shape, tensor.nbytes):
         stored = output.read(tensor.name, rows.start, rows.stop)
         hash_of_output.update(raw(stored))
+        chosen = range(grown.rows.new) if whole else rows
         if whole:
-            block = grown_map.as_matrix(stored)
-            source = grown_map.as_matrix(producing.source_rows(tensor, origin))[grown_map.rows.source]
-            first_row = 0
+            source = grown.as_matrix(producing.source_rows(tensor, origin))[grown.rows.source]
         else:
-            wanted = grown_map.rows.source[rows.start : rows.stop]
-            first, last = int(wanted.min()), int(wanted.max())
-            block, first_row = stored, rows.start
-            source = producing.source_rows(tensor, origin, first, last + 1)[wanted - first]
-        bad, error, equal = _differences(block, source, grown_map, exact=exact)
-        result.bit_equal &= equal
+            source = producing.gather(tensor, origin, grown.rows, rows)
+        source = fill_rows(source, grown.rows, chosen, grown.row_fill, mean)
+        bad, error = _differences(grown.as_matrix(stored), source, grown, tensor, exact=exact)
+        result.bit_equal &= error == 0 and not bool(bad.any())
         result.error = max(result.error, error)
         count += int(bad.sum())
         if bool(bad.any()) and not wrong:
             row, column = (int(i) for i in bad.nonzero()[0])
-            wrong.append(f"row {first_row + row}, source column {column}")
+            wrong.append(f"row {chosen.start + row}, column {column}")
         meter.add(entry.nbytes * len(rows) // tensor.shape[0])
     if count:
         what = "does not collapse to the source" if exact else "is further from the source than rounding allows"
@@ -143,24 +142,40 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
     return result
 
 
-def _differences(block: Tensor, source: Tensor, grown_map: TensorMap, *, exact: bool) -> tuple[Tensor, float, bool]:
-    """((R, d) True where wrong, largest error, whether bit-equal) for grown rows and the source rows they copy."""
-    columns = grown_map.columns
-    if grown_map.exact_repeat:
-        repeated = source[:, columns.source] if columns.grown else source
-        bad = _as_bits(block) != _as_bits(repeated)
-        equal = not bool(bad.any())
-        error = 0.0 if equal else float((block.double() - repeated.double()).abs().nan_to_num(torch.inf).max())
-        return bad, error, equal
-    collapsed = collapse_rows(block, columns)
-    differs = _as_bits(collapsed.to(source.dtype)) != _as_bits(source)
-    # A sum that only rounds to the source is not the source: compare before rounding as well.
-    differs |= collapsed != source.to(collapsed.dtype)
-    if not bool(differs.any()):
-        return differs, 0.0, True
-    gap = (collapsed.double() - source.double()).abs().nan_to_num(torch.inf, torch.inf)
-    bad = differs if exact else gap > rounding_bound(block, columns).double()
-    return bad | ~gap.isfinite(), float(gap.max()), False
+def _differences(
+    block: Tensor, source: Tensor, grown: TensorMap, tensor: TensorPlan, *, exact: bool
+) -> tuple[Tensor, float]:
+    """Where grown rows (R, D) are not what their source rows (R, d) ask for, and the largest error.
+
+    Repeated weights are compared with the grown columns, shared ones with the source's columns after summing; what new
+    units hold that copy nothing comes last.
+    """
+    columns = grown.columns
+    fillers = block[:, columns.fillers]
+    if grown.column_fill is Fill.FREE:  # what reads zero may be anything that is a number
+        bad_fill = ~fillers.isfinite()
+    else:
+        plain = _without_offset(source, tensor)
+        bad_fill = _as_bits(fillers) != _as_bits(fill_columns(plain, columns, grown.column_fill, name=tensor.name))
+    if grown.exact_repeat:
+        copied = columns.count > 0
+        expected = _without_offset(source, tensor)[:, columns.source[copied]]
+        found = block[:, copied] if len(columns.fillers) else block
+        bad, gap = _as_bits(found) != _as_bits(expected), (found.double() - expected.double()).abs()
+    else:
+        collapsed = collapse_rows(block.double() + tensor.offset if tensor.offset else block, columns)
+        narrow = collapsed.to(source.dtype)
+        # A sum that only rounds to the source is not the source: compare before rounding as well.
+        bad = (_as_bits(narrow) != _as_bits(source)) | (collapsed != source.to(collapsed.dtype))
+        gap = (collapsed.double() - source.double()).abs()
+        if not exact:
+            bad = ~(gap <= rounding_bound(block, columns).double())
+    error = float(gap.nan_to_num(torch.inf, torch.inf).max()) if bool(bad.any()) or not exact else 0.0
+    return torch.cat([bad, bad_fill], 1) if bad_fill.numel() else bad, error
+
+
+def _without_offset(source: Tensor, tensor: TensorPlan) -> Tensor:
+    return (source - tensor.offset).to(producing.stored_type(tensor)) if tensor.offset else source
 
 
 def _as_bits(tensor: Tensor) -> Tensor:

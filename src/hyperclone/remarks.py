@@ -1,0 +1,75 @@
+"""What the user should know before a growth: notes and warnings, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING
+
+from hyperclone.family import Family
+from hyperclone.growth import OUTPUT_DTYPES, Growth
+
+if TYPE_CHECKING:
+    from hyperclone.planning import Source
+
+
+def remarks(
+    source: Source,
+    fam: Family,
+    request: Growth,
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    folded: frozenset[str],
+    tied: bool,
+    untied: bool,
+    dropped: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(notes, warnings)."""
+    notes, warnings = [], []
+    grown = [axis for axis, (old, new) in sizes.items() if new != old]
+    factor = max(sizes[axis][1] / sizes[axis][0] for axis in grown)
+    if folded:
+        names, n = " and ".join(sorted(folded)), sizes["hidden"][1] / sizes["hidden"][0]
+        notes.append(f"The head stays tied to the embedding: its 1/{n:g} goes into {names}.")
+    if tied and untied and not request.untie:
+        notes.append("The head is untied: this model has no last norm that could carry the head's 1/n.")
+    if request.untie and not tied:
+        notes.append("The head was not tied to begin with; untie changes nothing.")
+    if dropped:
+        notes.append(f"{_count(dropped, 'stored buffer')} that no current model loads will be left out ({dropped[0]}).")
+    if "auto_map" in source.config:
+        notes.append("auto_map is left out of the config: the architecture is built in, and remote code is never run.")
+    if request.noise == "gaussian":
+        notes.append(
+            "Gaussian noise sums to zero only up to rounding in the stored type; the default, split, is exact."
+        )
+    if request.dtype and any(OUTPUT_DTYPES[request.dtype] != entry.dtype for entry in source.entries.values()):
+        notes.append(f"Weights are converted to {request.dtype} first; the proof compares with the converted source.")
+    if factor > 2:
+        notes.append(
+            f"{factor:g}x in one step: 2x is the factor that pays most reliably in training (arXiv 2605.13405)."
+        )
+    if request.noise == "none":
+        fields = {**fam.defaults, **source.config}
+        active = [k for k, v in fields.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
+        if request.expansion == "diagonal":
+            notes.append("No noise: the copies start equal; the diagonal expansion gives each its own gradient.")
+        elif active:
+            notes.append(f"No noise: the copies start equal and only dropout ({', '.join(active)}) will separate them.")
+        else:
+            warnings.append(
+                "The copies will never separate in training. Without noise all copies of a unit compute the same "
+                "value and receive the same gradient, and this model trains without dropout, so every update is the "
+                "same for all of them (up to rounding): the wider model stays the small one for ever. "
+                "Use --noise split (the default), or gaussian."
+            )
+    return tuple(notes), tuple(warnings)
+
+
+def _is_dropout(field: str) -> bool:
+    """A rate that acts on single units; layer drop and the heads of classifiers do not."""
+    return "drop" in field and field != "layerdrop" and not field.startswith("classifier")
+
+
+def _count(things: Sized, noun: str) -> str:
+    number = len(things)
+    return f"{number} {noun}{'s' if number != 1 else ''}"

@@ -1,0 +1,155 @@
+"""Dense families: defaults, old checkpoints, head counts of their own, and what is refused, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rows_dense
+import torch
+from conftest import build
+from safetensors.torch import load_file, save_file
+
+import hyperclone
+from hyperclone import Growth, family
+
+ModelDir = Callable[..., Path]
+TYPES = sorted({model_type for model_type, _ in rows_dense.ROWS.values()})
+
+
+def save_changed(source: Path, place: Path, *, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
+    """A model directory with another config and weights."""
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(config))
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    return place
+
+
+def config_of(source: Path) -> dict[str, Any]:
+    return json.loads((source / "config.json").read_text())
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_defaults_are_those_of_the_config_class(model_type: str) -> None:
+    from transformers import AutoConfig
+
+    fam = family.known()[model_type]
+    config = AutoConfig.for_model(model_type)
+    assert {field: getattr(config, field) for field in fam.defaults} == dict(fam.defaults)
+    # A field that a condition or a dropout note reads is in the config class, so its default is known here.
+    texts = [line.when for line in fam.lines if line.when] + [fam.tie.when] if fam.tie else []
+    read = {name for text in texts for name in family.names(text)}
+    active = {k for k, v in config.to_dict().items() if ("drop" in k and not k.startswith("summary_"))}
+    assert read | active <= set(fam.defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("qwen2-grouped-tied", {"hidden": "2x"}),
+        ("qwen2-window", {"heads": "4x", "kv_heads": "2x"}),
+        ("qwen3-free-head-dim", {"hidden": "3x", "heads": "2x"}),
+        ("qwen3-grouped-tied", {"heads": "2x", "kv_heads": "1x"}),
+        ("granite-grouped-tied", {"hidden": "2x"}),
+        ("smollm3-grouped-tied", {"heads": "2x"}),
+        ("starcoder2-grouped-tied", {"hidden": "2x", "ffn": "3x"}),
+        ("phi-grouped-tied", {"hidden": "2x"}),
+        ("phi-qk-norms", {"hidden": "2x", "heads": "2x", "kv_heads": "1x"}),
+        ("phi3-multiquery-untied", {"hidden": "2x", "heads": "2x", "kv_heads": "2x"}),
+        ("stablelm-grouped-untied", {"hidden": "2x", "heads": "2x", "kv_heads": "1x"}),
+        ("gpt2-implied-ffn", {"hidden": "2x", "heads": "2x"}),
+        ("gpt2-tied", {"ffn": "2x"}),
+        ("gptj-implied-ffn", {"ffn": "3x"}),
+    ],
+    ids=str,
+)
+def test_widths_grow_apart_where_the_config_can_say_so(
+    name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(**sizes))
+    assert done.proof is not None
+    assert done.proof.passed
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "gptj-untied", "gpt2-tied", "stablelm-grouped-untied"])
+@pytest.mark.parametrize("sizes", [{"hidden": "2x"}, {"heads": "2x"}], ids=str)
+def test_heads_of_hidden_over_heads_do_not_grow_apart(name: str, sizes: dict[str, Any], model_dir: ModelDir) -> None:
+    with pytest.raises(hyperclone.HypercloneError, match="grow hidden and heads by the same factor"):
+        hyperclone.plan(model_dir(name), Growth(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        ("gpt2-tied", ["transformer.h.{i}.attn.bias", "transformer.h.{i}.attn.masked_bias"]),
+        ("gptj-untied", ["transformer.h.{i}.attn.bias", "transformer.h.{i}.attn.masked_bias"]),
+        ("phi-multihead-untied", ["model.layers.{i}.self_attn.rotary_emb.inv_freq"]),
+        ("stablelm-grouped-untied", ["model.layers.{i}.self_attn.rotary_emb.inv_freq"]),
+    ],
+)
+def test_buffers_of_old_checkpoints_are_left_out(
+    name: str, buffers: list[str], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name)
+    tensors = load_file(source / "model.safetensors")
+    old = tensors | {b.replace("{i}", str(i)): torch.ones(1, 1, 4, 4) for b in buffers for i in range(2)}
+    old = save_changed(source, tmp_path / "old", config=config_of(source), tensors=old)
+    done = hyperclone.grow(old, tmp_path / "grown", Growth(width=2))
+    assert len(done.plan.dropped) == 2 * len(buffers)
+    assert load_file(tmp_path / "grown/model.safetensors").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("name", ["qwen2-multihead-untied", "gpt2-implied-ffn", "gptj-untied", "phi-multihead-untied"])
+def test_a_config_without_the_fields_that_have_defaults_grows(name: str, model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir(name)
+    config = config_of(source)
+    defaults = family.known()[config["model_type"]].defaults
+    short = {k: v for k, v in config.items() if v is not None and (k not in defaults or v != defaults[k])}
+    assert len(short) < len(config)
+    short = save_changed(source, tmp_path / "short", config=short, tensors=load_file(source / "model.safetensors"))
+    done = hyperclone.grow(short, tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+
+
+def test_stablelm_with_a_norm_for_every_head_is_refused_with_the_reason(tmp_path: Path) -> None:
+    build("stablelm-grouped-untied", qk_layernorm=True).save_pretrained(tmp_path)
+    with pytest.raises(hyperclone.HypercloneError, match="every head has norms of its own"):
+        hyperclone.plan(tmp_path, Growth(width=2))
+
+
+def test_phis_norms_of_queries_and_keys_keep_heads_with_hidden(model_dir: ModelDir) -> None:
+    with pytest.raises(hyperclone.HypercloneError, match="q and k norms are hidden / heads long"):
+        hyperclone.plan(model_dir("phi-qk-norms"), Growth(hidden="2x"))
+
+
+@pytest.mark.parametrize("name", ["qwen3-grouped-tied", "phi-qk-norms"])
+def test_an_eps_that_other_norms_share_keeps_hidden_a_multiple(name: str, model_dir: ModelDir) -> None:
+    with pytest.raises(hyperclone.HypercloneError, match="hidden"):
+        hyperclone.plan(model_dir(name), Growth(hidden=48, heads=6))
+
+
+@pytest.mark.parametrize("name", [name for name in rows_dense.ROWS if "tied" in name and "qwen3" not in name])
+def test_any_width(name: str, model_dir: ModelDir, tmp_path: Path) -> None:
+    done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(width=1.5, allow_rounding=True))
+    assert done.proof is not None
+    assert done.proof.passed
+
+
+def test_gptj_without_rotary_dim_is_refused_by_name(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("gptj-untied")
+    config = {**config_of(source), "rotary_dim": None}
+    whole = save_changed(source, tmp_path / "s", config=config, tensors=load_file(source / "model.safetensors"))
+    with pytest.raises(hyperclone.HypercloneError, match="rotary_dim"):
+        hyperclone.plan(whole, Growth(width=2))
+
+
+def test_granites_multipliers_stay(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("granite-grouped-tied")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=3), proof="structural")
+    before, after = config_of(source), config_of(tmp_path / "grown")
+    changed = {k for k in before if before[k] != after[k]}
+    assert changed == {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
