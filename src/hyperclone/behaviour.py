@@ -95,11 +95,12 @@ def prove_behaviour(origin: Checkpoint, path: Path, made: Plan, *, progress: Pro
     rounding = comparing.compare(comparing.stored, torch.float32) if comparing.narrow else 0.0
     comparing.compare(torch.float32, torch.float64, rounding=rounding)
     comparing.save_again()
-    found.failures += [
-        f"{m.what}, {m.dtype}: logits differ by {m.relative:.2e} of their size; rounding explains {m.tolerance:.2e}"
-        for m in found.measured
-        if not m.passed
-    ]
+    if made.keeps_function:
+        found.failures += [
+            f"{m.what}, {m.dtype}: logits differ by {m.relative:.2e} of their size; rounding explains {m.tolerance:.2e}"
+            for m in found.measured
+            if not m.passed
+        ]
     return found
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperclone import checkpoint, family, planning, producing, receipt, shards
+from hyperclone import checkpoint, family, growth, planning, producing, receipt, shards
 from hyperclone.checkpoint import Checkpoint, Entry
+from hyperclone.depth import layer_map
 from hyperclone.destination import Destination
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
@@ -87,9 +88,9 @@ def collapse(
                 found=list(entry.shape) if entry else "missing",
                 expected=list(tensor.shape),
             )
-    by_source = {tensor.source: tensor for tensor in made.tensors if tensor.name == tensor.source}
+    by_source = {tensor.source: tensor for tensor in made.tensors if tensor.original}
     content = [
-        Stored(t.name, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
+        Stored(t.source, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
         for t in by_source.values()
     ]
     size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
@@ -107,11 +108,14 @@ def collapse(
 
     try:
         for tensor in made.tensors:
-            # A head that was untied can only go back if it still is the embedding (Gaussian noise hides that).
-            if tensor.name != tensor.source and made.growth.noise != "gaussian":
-                embedding = _collapse_tensor(by_source[tensor.source], made, output)
-                if not _agree(_collapse_tensor(tensor, made, output), embedding, made):
-                    raise _apart(tensor.name, f"it no longer equals {tensor.source}, to which the source ties it")
+            # An untied head, or a copied layer, can only go back if it still is its source (Gaussian noise hides that).
+            if not tensor.original and made.growth.noise != "gaussian":
+                again = _collapse_tensor(tensor, made, output)
+                same = (
+                    torch.zeros_like(again) if tensor.zero else _collapse_tensor(by_source[tensor.source], made, output)
+                )
+                if not _agree(again, same, made):
+                    raise _apart(tensor.name, f"it no longer is the copy of {tensor.source} that it was")
         write_shards(files, target, pieces, stage="collapse", threads=threads, progress=progress)
         target.carry(output.carried_files, root=place)
         target.write_text("config.json", receipt.to_json(_source_config(made)))
@@ -192,10 +196,15 @@ def _source_headers(told: receipt.Receipt, output: Checkpoint) -> _Headers:
     fam = family.of_config(told.source_config)
     sizes = fam.sizes(told.source_config)
     entries = {}
+    depth = fam.depth(told.source_config)
+    layers = layer_map(depth, growth.resolve_layers(told.growth, depth), told.growth.depth_mode)
+    stored: dict[str, str] = {}
+    for new, (old, _) in fam.grown_names(told.source_config, layers).items():
+        stored.setdefault(old, new)
     for name, layout in fam.tensors(told.source_config).items():
-        if name not in output.entries:
-            raise CheckpointError("a tensor is missing", file=output.path, tensor=name)
-        entry, shape = output.entries[name], layout.shape(sizes)
+        if stored[name] not in output.entries:
+            raise CheckpointError("a tensor is missing", file=output.path, tensor=stored[name])
+        entry, shape = output.entries[stored[name]], layout.shape(sizes)
         entries[name] = Entry(entry.file, entry.dtype, shape, entry.offset, 0)
     return _Headers(told.source_config, entries)
 

@@ -94,11 +94,14 @@ def _shape(shape: tuple[int, ...]) -> str:
 def proof_table(proof: Proof) -> RenderableType:
     """The verdict, its figures, and what failed."""
     s = proof.structure
-    verdict = (
-        Text("PROVED: the grown model computes the source's function", style="bold green")
-        if proof.passed
-        else Text("FAILED: the grown model is not the source's function", style="bold red")
-    )
+    if not proof.passed:
+        verdict = Text("FAILED: the grown model is not what was asked for", style="bold red")
+    elif proof.keeps_function:
+        verdict = Text("PROVED: the grown model computes the source's function", style="bold green")
+    else:
+        verdict = Text(
+            "PROVED: the weights are the source's. The function changes, by how much stands below", "bold yellow"
+        )
     parts: list[RenderableType] = [
         verdict,
         Text(

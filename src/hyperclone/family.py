@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -85,6 +85,7 @@ class Family:
     residual: Mapping[str, Residual]
     multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
     gain_offset: float  # what the model adds to the stored gain of a norm
+    per_layer: tuple[str, ...]  # config lists with an entry for each layer
 
     def value(self, text: str, config: Mapping[str, Any]) -> Value:
         """An expression's value over the config, with the family's defaults for fields that it leaves out."""
@@ -240,6 +241,28 @@ class Family:
                     expected.setdefault(name, line.layout)
         return expected
 
+    def grown_names(self, config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, tuple[str, int | None]]:
+        """Every tensor of a model whose layer j copies layer layers[j]: (the tensor it grows from, its layer)."""
+        found: dict[str, tuple[str, int | None]] = {}
+        experts = {"{e}": self.sizes(config).get("experts", 0)}
+        for line in self.lines:
+            if line.when is not None and not self.value(line.when, config):
+                continue
+            for name in _names(line.pattern, experts):
+                if "{i}" not in name:
+                    found.setdefault(name, (name, None))
+                    continue
+                for new, old in enumerate(layers):
+                    found.setdefault(name.replace("{i}", str(new)), (name.replace("{i}", str(old)), new))
+        return found
+
+    def writes_hidden(self, layout: Layout, config: Mapping[str, Any]) -> bool:
+        """Whether a tensor of a block is an output projection (or its bias): what it writes is the residual stream."""
+        out = next((dim for dim in range(len(layout.dims)) if dim != layout.reads), None)
+        if layout.norm or out is None:
+            return False
+        return any(self.grows_with(axis, config) == "hidden" for axis in layout.axes_of(out))
+
     def ignored(self, name: str) -> bool:
         """Whether a stored tensor is a buffer that no model loads."""
         return any(re.fullmatch(re.sub(r"\\\{[ie]\\\}", r"\\d+", re.escape(p)), name) for p in self.ignore)
@@ -288,7 +311,7 @@ _DETAILS = ("file", "tensor", "field", "found", "expected", "cure")
 def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
           {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
-           "residual": dict, "multiplied": dict, "gain_offset": int})  # fmt: skip
+           "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list})  # fmt: skip
     axes = {
         key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "when")) for key, spec in data["axes"].items()
     }
@@ -335,6 +358,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         },
         multiplied=data.get("multiplied", {}),
         gain_offset=data.get("gain_offset", 0),
+        per_layer=tuple(data.get("per_layer", ())),
     )
     _check(family)
     return family

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hyperclone.depth import MODES
 from hyperclone.errors import GrowthError
 
 Width = str | int | float
@@ -25,6 +26,8 @@ class Growth:
     Attributes:
         width: factor for hidden, ffn and heads together.
         hidden, ffn, heads, kv_heads: a factor or an absolute size each; KV heads follow heads by default.
+        layers: a factor or a number of layers.
+        depth_mode: "identity" (copied blocks that add nothing: exact) or "stack" (the model repeated: not exact).
         expansion: "symmetric" or "diagonal".
         noise: "split" (exact), "gaussian" (the paper's), "none".
         snr_db: noise-free power over noise power, in dB.
@@ -39,6 +42,8 @@ class Growth:
     ffn: Width | None = None
     heads: Width | None = None
     kv_heads: Width | None = None
+    layers: Width | None = None
+    depth_mode: str = "identity"
     expansion: str = "symmetric"
     noise: str = "split"
     snr_db: float = 10.0
@@ -51,6 +56,7 @@ class Growth:
         for field, value, allowed in (
             ("expansion", self.expansion, EXPANSIONS),
             ("noise", self.noise, NOISES),
+            ("depth_mode", self.depth_mode, MODES),
             ("dtype", self.dtype, (None, *OUTPUT_DTYPES)),
         ):
             if value not in allowed:
@@ -70,12 +76,13 @@ class Growth:
             _factor(self.width, "width")
 
 
-def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
+def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -> dict[str, int]:
     """New sizes of the axes that a user can grow, from their present sizes.
 
     Args:
         growth: the request.
         sizes: every axis of the model; heads are one axis `heads`, or `kv_heads` and `group` (query heads per KV head).
+        deeper: the model grows in depth, so its widths may stay.
 
     Returns:
         New size of every axis in `sizes` (unchanged ones too).
@@ -99,12 +106,17 @@ def resolve(growth: Growth, sizes: Mapping[str, int]) -> dict[str, int]:
             )
     else:
         new["kv_heads"], new["group"] = _grouped_heads(growth, wanted, sizes["kv_heads"], sizes["group"])
-    if new == dict(sizes):
+    if new == dict(sizes) and not deeper:
         raise GrowthError(
             "nothing to grow: every width stays as it is",
-            cure="give --width 2, or --hidden, --ffn, --heads by factor (2x) or size",
+            cure="give --width 2, or --hidden, --ffn, --heads, --layers by factor (2x) or size",
         )
     return new
+
+
+def resolve_layers(growth: Growth, layers: int) -> int:
+    """The new number of layers."""
+    return _size(growth.layers, layers, "layers")
 
 
 def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:

@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from hyperclone import __version__, family, growth, shards
 from hyperclone.checkpoint import DTYPES, Entry
+from hyperclone.depth import layer_map, originals, per_layer
 from hyperclone.errors import GrowthError
 from hyperclone.family import Family, fill_scale
 from hyperclone.fitting import check_tensors
@@ -52,6 +53,8 @@ class TensorPlan:
         gradient: r, a copy's gradient relative to the source's: 1 / (k s) with k copies of each source scalar.
         factor: the source's values (plus `offset`) are multiplied by this before anything else.
         offset: what the model adds to the stored values (Gemma's norms store gain - 1).
+        original: it is the first that grows from its source, not a copy in another layer or an untied head.
+        zero: an output projection of a copied block that must add nothing.
     """
 
     name: str
@@ -65,6 +68,8 @@ class TensorPlan:
     gradient: float
     factor: float = 1.0
     offset: float = 0.0
+    original: bool = True
+    zero: bool = False
 
     @property
     def bias(self) -> bool:
@@ -91,6 +96,7 @@ class Plan:
         family, growth: what is grown, and how.
         sizes: (old, new) of every axis.
         fills: axes with new units that copy nothing, and what these write: "zero" or "mean" (fill.py).
+        layers: the old layer that each new one copies.
         source_config, config: before and after.
         tensors: in the order in which they are stored.
         shards: the output files.
@@ -105,6 +111,7 @@ class Plan:
     growth: Growth
     sizes: dict[str, tuple[int, int]]
     fills: dict[str, str]
+    layers: tuple[int, ...]
     source_config: dict[str, Any]
     config: dict[str, Any]
     tensors: tuple[TensorPlan, ...]
@@ -126,6 +133,16 @@ class Plan:
         return sum(math.prod(t.shape) for t in self.tensors)
 
     @property
+    def deeper(self) -> bool:
+        """It has more layers than its source."""
+        return len(self.layers) > len(set(self.layers))
+
+    @property
+    def keeps_function(self) -> bool:
+        """The grown model must compute the source's function (stacked layers change it)."""
+        return not (self.deeper and self.growth.depth_mode == "stack")
+
+    @property
     def rounds(self) -> bool:
         """Some weights are rounded to the stored type, so the function is kept up to that."""
         return any(tensor.rounds for tensor in self.tensors)
@@ -136,7 +153,7 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     def widths(self) -> dict[str, tuple[int, int]]:
-        """What people call the sizes: (old, new) of hidden_size, intermediate_size, heads, KV heads, head_dim."""
+        """What people call the sizes: (old, new) of hidden size, feed-forward size, heads, head dimension, layers."""
         a = self.sizes
         named = {"hidden size": a["hidden"], "feed-forward size": a["ffn"]}
         if "kv_heads" in a:
@@ -144,7 +161,7 @@ class Plan:
             named["key-value heads"] = a["kv_heads"]
         else:
             named["attention heads"] = a["heads"]
-        return {**named, "head dimension": a["head_dim"]}
+        return {**named, "head dimension": a["head_dim"], "layers": (len(set(self.layers)), len(self.layers))}
 
     @property
     def fingerprint(self) -> str:
@@ -186,12 +203,18 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
         GrowthError: the sizes cannot be had for this model.
     """
     fam = family.of_config(source.config)
-    sizes = fam.grown_sizes(source.config, growth.resolve(request, fam.sizes(source.config)))
+    depth = fam.depth(source.config)
+    layers = layer_map(depth, growth.resolve_layers(request, depth), request.depth_mode)
+    asked = growth.resolve(request, fam.sizes(source.config), deeper=len(layers) > depth)
+    sizes = fam.grown_sizes(source.config, asked)
     tied = fam.tied(source.config)
     expected = fam.tensors(source.config)
     dropped, ties_to_check = check_tensors(source, fam, expected, tied=tied)
     config = fam.grown_config(source.config, sizes)
     config.pop("auto_map", None)  # points at code that is neither run nor copied
+    if len(layers) > depth:
+        config[fam.layers] = len(layers)
+        config |= per_layer(source.config, fam.per_layer, layers)
 
     folded, untied = _fold(fam, sizes, expected, request, tied=tied)
     if untied:
@@ -204,23 +227,39 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
     for field, factor in fam.rescaled(sizes, fills).items():
         config[field] = float(fam.value(field, source.config)) * factor  # type: ignore[arg-type]  # a number, or refused
     build = _Builder(fam, source, sizes, fills, request)
-    tensors = [
-        build.tensor(name, layout, folded=name in folded)
-        for name, layout in sorted(expected.items(), key=lambda item: _place(source.entries[item[0]]))
-    ]
+    first = originals(layers)
+    tensors = []
+    for name, (old, layer) in fam.grown_names(source.config, layers).items():
+        tensor = build.tensor(name, expected[old], source=old, folded=old in folded)
+        if layer is not None and not first[layer]:
+            zero = request.depth_mode == "identity" and fam.writes_hidden(expected[old], source.config)
+            tensor = replace(tensor, original=False, zero=zero)
+        tensors.append(tensor)
+    # In the order of the source's files, layer by layer, so that reading is sequential.
+    tensors.sort(key=lambda t: (_place(source.entries[t.source]), t.name))
     if untied:
         assert fam.tie is not None
         head = next(line.layout for line in fam.lines if line.pattern == fam.tie.head)
-        tensors.append(build.tensor(fam.tie.head, head, source=fam.tie.embedding))
+        tensors.append(replace(build.tensor(fam.tie.head, head, source=fam.tie.embedding), original=False))
     _check_rounding(request, tensors)
     _check_level(request, tensors)
     files = shards.lay_out(stored(tensors), shard_size=shard_size)
     place = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     tensors.sort(key=lambda t: place[t.name])
-    notes, warnings = remarks(source, fam, request, sizes, folded=folded, tied=tied, untied=untied, dropped=dropped)
+    notes, warnings = remarks(
+        source,
+        fam,
+        request,
+        sizes,
+        folded=folded,
+        tied=tied,
+        untied=untied,
+        dropped=dropped,
+        deeper=len(layers) > depth,
+    )
     return Plan(
-        fam, request, sizes, fills, dict(source.config), config, tuple(tensors), tuple(files), untied, ties_to_check,
-        dropped, notes, warnings,
+        fam, request, sizes, fills, layers, dict(source.config), config, tuple(tensors), tuple(files), untied,
+        ties_to_check, dropped, notes, warnings,
     )  # fmt: skip
 
 

@@ -30,6 +30,10 @@ def map_of(tensor: TensorPlan, made: Plan) -> TensorMap:
 
 def grown_slices(tensor: TensorPlan, made: Plan, origin: Weights) -> Iterator[Tensor]:
     """The grown tensor in stored order, in pieces of about SLICE_BYTES."""
+    if tensor.zero:
+        for rows in slices(tensor.shape, tensor.nbytes):
+            yield torch.zeros((len(rows), *tensor.shape[1:]), dtype=stored_type(tensor))
+        return
     grown, recipe = map_of(tensor, made), recipe_of(made.growth)
     splits_noisily = recipe.noise is Noise.GAUSSIAN and not grown.exact_repeat
     power = _power(tensor, origin) if splits_noisily or grown.needs_power else None

@@ -30,11 +30,13 @@ class Proof:
     Attributes:
         structure: the structural half.
         behaviour: the behavioural half; None when it was not asked for.
+        keeps_function: the growth is one that keeps the function; otherwise behaviour is measured, not judged.
         failures: everything that is wrong, each naming its tensor, field or measurement.
     """
 
     structure: Structure
     behaviour: Behaviour | None
+    keeps_function: bool
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -49,6 +51,7 @@ class Proof:
         structure.pop("source_sha256")
         return {
             "passed": self.passed,
+            "keeps_function": self.keeps_function,
             "structure": structure,
             "behaviour": asdict(self.behaviour) if self.behaviour else None,
         }
@@ -115,4 +118,6 @@ def prove(
     behaviour = None
     if kind == "full" and structure.passed:
         behaviour = prove_behaviour(origin, path, made, progress=progress)
-    return Proof(structure, behaviour, structure.failures + (behaviour.failures if behaviour else []))
+    return Proof(
+        structure, behaviour, made.keeps_function, structure.failures + (behaviour.failures if behaviour else [])
+    )

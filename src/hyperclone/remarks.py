@@ -22,11 +22,12 @@ def remarks(
     tied: bool,
     untied: bool,
     dropped: tuple[str, ...],
+    deeper: bool,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(notes, warnings)."""
     notes, warnings = [], []
     grown = [axis for axis, (old, new) in sizes.items() if new != old]
-    factor = max(sizes[axis][1] / sizes[axis][0] for axis in grown)
+    factor = max((sizes[axis][1] / sizes[axis][0] for axis in grown), default=1.0)
     if folded:
         names, n = " and ".join(sorted(folded)), sizes["hidden"][1] / sizes["hidden"][0]
         notes.append(f"The head stays tied to the embedding: its 1/{n:g} goes into {names}.")
@@ -48,7 +49,14 @@ def remarks(
         notes.append(
             f"{factor:g}x in one step: 2x is the factor that pays most reliably in training (arXiv 2605.13405)."
         )
-    if request.noise == "none":
+    if deeper and request.depth_mode == "stack":
+        warnings.append(
+            "Stacking layers changes the function: the grown model is not its source (arXiv 2405.15319). The proof "
+            "holds its weights against the source's and measures the change. Use --depth-mode identity to keep it."
+        )
+    elif deeper:
+        notes.append("Copied layers add nothing at the start: their output projections are zero (arXiv 2401.02415).")
+    if request.noise == "none" and factor > 1:
         fields = {**fam.defaults, **source.config}
         active = [k for k, v in fields.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
         if request.expansion == "diagonal":

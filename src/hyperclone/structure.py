@@ -110,6 +110,8 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
             f"{tensor.name}: found {entry.dtype} {list(entry.shape)}, expected {tensor.dtype} {list(tensor.shape)}"
         )
         return result
+    if tensor.zero:
+        return _compare_zero(tensor, origin, output, meter)
     grown = producing.map_of(tensor, made)
     exact = grown.exact_repeat or not (tensor.offset or made.growth.noise == "gaussian")
     mean = producing.mean_row(tensor, origin, grown) if grown.needs_mean else None
@@ -139,6 +141,18 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
         result.failures.append(f"{tensor.name}: {what} at {wrong[0]} ({count:,} weights in all)")
     result.output_sha256 = hash_of_output.hexdigest()
     result.source_sha256 = digest(origin, tensor.source)
+    return result
+
+
+def _compare_zero(tensor: TensorPlan, origin: Weights, output: Weights, meter: Meter) -> _Compared:
+    """The output projection of a copied block."""
+    result = _Compared(output_sha256=digest(output, tensor.name), source_sha256=digest(origin, tensor.source))
+    for rows in slices(tensor.shape, tensor.nbytes):
+        block = output.read(tensor.name, rows.start, rows.stop)
+        if bool((block != 0).any()) and result.bit_equal:
+            result.bit_equal, result.error = False, float(block.double().abs().max())
+            result.failures.append(f"{tensor.name}: a copied block must add nothing, but this is not zero")
+        meter.add(tensor.nbytes * len(rows) // tensor.shape[0])
     return result
 
 
