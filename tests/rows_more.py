@@ -40,7 +40,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-refined-web-parallel": ("falcon", {**_REFINED_WEB, "bias": False}),
     "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
     "mixtral-tied-window": (
-        "mixtral", {**_EXPERTS, "num_local_experts": 3, "head_dim": 16, "sliding_window": 8, "tie_word_embeddings": True}
+        "mixtral",
+        {**_EXPERTS, "num_local_experts": 3, "head_dim": 16, "sliding_window": 8, "tie_word_embeddings": True},
     ),
     "qwen3-moe": ("qwen3_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}),
     "qwen3-moe-tied-biases": (

@@ -153,3 +153,48 @@ def test_granites_multipliers_stay(model_dir: ModelDir, tmp_path: Path) -> None:
     before, after = config_of(source), config_of(tmp_path / "grown")
     changed = {k for k in before if before[k] != after[k]}
     assert changed == {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "reason"),
+    [
+        ("gpt2-other-scales", "", "depends on the number of the layer"),
+        ("qwen2-max-window-layers", "layer_types", "which layers have a window"),
+        ("smollm3-window", "no_rope_layers", "which layers have rotary positions"),
+    ],
+)
+def test_depth_is_refused_where_a_layers_number_decides_what_it_does(
+    name: str, without: str, reason: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name)
+    config = {field: value for field, value in config_of(source).items() if field != without}
+    place = save_changed(source, tmp_path / "s", config=config, tensors=load_file(source / "model.safetensors"))
+    with pytest.raises(hyperclone.HypercloneError, match=reason):
+        hyperclone.plan(place, Growth(width=2, layers="2x"))
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2-window", "qwen3-biases-window", "smollm3-window", "phi3-longrope", "gptj-tied"]
+)
+def test_depth_takes_the_lists_of_layers_along(name: str, model_dir: ModelDir, tmp_path: Path) -> None:
+    done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(width=2, layers="2x"))
+    assert done.proof is not None
+    assert done.proof.passed
+
+
+def test_gpt2_as_on_the_hub_has_names_without_prefix(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("gpt2-tied")
+    tensors = load_file(source / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(2)}
+    hub = save_changed(source, tmp_path / "hub", config=config_of(source), tensors=bare)
+    done = hyperclone.grow(hub, tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert len(done.plan.dropped) == 2
+    assert hyperclone.verify(hub, tmp_path / "grown").passed
+    assert load_file(tmp_path / "grown/model.safetensors").keys() == tensors.keys()
+    assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(again[name].equal(tensors[name]) for name in tensors)

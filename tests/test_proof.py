@@ -35,7 +35,9 @@ def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
     """Logits in float64 through stock transformers, with nothing of ours involved."""
     from transformers import AutoModelForCausalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, output_loading_info=True, experts_implementation="eager"
+    )
     assert not any(info.values()), info
     with torch.inference_mode():
         return model.eval()(ids).logits

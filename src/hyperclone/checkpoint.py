@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from hyperclone import family
 from hyperclone.errors import CheckpointError
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
@@ -56,7 +57,7 @@ class Checkpoint:
     Attributes:
         path: the directory.
         config: config.json.
-        entries: every stored tensor by name, in file order.
+        entries: every stored tensor by its name in the whole model, in file order.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -103,6 +104,7 @@ class Checkpoint:
                     )
                 self.entries[name] = entry
         self._check_index()
+        self.entries = family.full_names(self.config, self.entries)
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
 

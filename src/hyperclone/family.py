@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hyperclone import layout
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.expression import Value, evaluate, lead_field, names
 from hyperclone.layout import Layout
+
+T = TypeVar("T")
 
 # These limits keep a damaged config from filling the memory with the names of tensors.
 _MOST_LAYERS = 10_000
@@ -86,6 +88,7 @@ class Family:
     multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
     gain_offset: float  # what the model adds to the stored gain of a norm
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
+    prefix: str  # what the names of a checkpoint lack that was saved from the base model ("" if that is not done)
 
     def value(self, text: str, config: Mapping[str, Any]) -> Value:
         """An expression's value over the config, with the family's defaults for fields that it leaves out."""
@@ -111,8 +114,10 @@ class Family:
             sizes[name] = size
         return sizes
 
-    def grown_sizes(self, config: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-        """(old, new) size of every axis, given new sizes of the axes that a user grows.
+    def grown_sizes(
+        self, config: Mapping[str, Any], new: Mapping[str, int], *, identity: bool = False
+    ) -> dict[str, tuple[int, int]]:
+        """(old, new) size of every axis, given new sizes of the axes that a user grows; `identity`: layers are added.
 
         Raises:
             GrowthError: the family file refuses this growth, and says why.
@@ -121,7 +126,7 @@ class Family:
         leads = {axis: self.grows_with(axis, config) for axis in self.axes}
         sizes = {axis: (old[axis], old[axis] * new[lead] // old[lead]) for axis, lead in leads.items()}
         for condition, reason in self.refuse.items():
-            if self.value(condition, {**config, **{axis: size for axis, (_, size) in sizes.items()}}):
+            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
                 raise GrowthError(f"this model cannot be grown so: {reason}", field=condition)
         return sizes
 
@@ -311,7 +316,8 @@ _DETAILS = ("file", "tensor", "field", "found", "expected", "cure")
 def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
           {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
-           "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list})  # fmt: skip
+           "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list,
+           "prefix": str})  # fmt: skip
     axes = {
         key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "when")) for key, spec in data["axes"].items()
     }
@@ -358,6 +364,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         },
         multiplied=data.get("multiplied", {}),
         gain_offset=data.get("gain_offset", 0),
+        prefix=data.get("prefix", ""),
         per_layer=tuple(data.get("per_layer", ())),
     )
     _check(family)
@@ -472,6 +479,17 @@ def known() -> dict[str, Family]:
             family = load(entry.read_text("utf-8"), name=Path(entry.name).stem, file=f"families/{entry.name}")
             families.update(dict.fromkeys(family.model_types, family))
     return families
+
+
+def full_names(config: Mapping[str, Any], stored: Mapping[str, T]) -> dict[str, T]:
+    """Stored tensors under the names they have in the whole model: a base model's own names lack its prefix (GPT-2)."""
+    model_type = config.get("model_type")
+    family = known().get(model_type) if isinstance(model_type, str) else None
+    prefix = family.prefix if family else ""
+    if family is None or any(name.startswith(prefix) for name in stored):
+        return dict(stored)
+    beside = {line.pattern for line in family.lines if not line.pattern.startswith(prefix)}
+    return {name if name in beside else prefix + name: value for name, value in stored.items()}
 
 
 def of_config(config: Mapping[str, Any]) -> Family:

@@ -206,7 +206,8 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
     depth = fam.depth(source.config)
     layers = layer_map(depth, growth.resolve_layers(request, depth), request.depth_mode)
     asked = growth.resolve(request, fam.sizes(source.config), deeper=len(layers) > depth)
-    sizes = fam.grown_sizes(source.config, asked)
+    adds = len(layers) > depth and request.depth_mode == "identity"
+    sizes = fam.grown_sizes(source.config, asked, identity=adds)
     tied = fam.tied(source.config)
     expected = fam.tensors(source.config)
     dropped, ties_to_check = check_tensors(source, fam, expected, tied=tied)

@@ -74,8 +74,8 @@ def remarks(
 
 
 def _is_dropout(field: str) -> bool:
-    """A rate that acts on single units; layer drop and the heads of classifiers do not."""
-    return "drop" in field and field != "layerdrop" and not field.startswith("classifier")
+    """A rate that acts on single units of the language model; layer drop and the heads of classifiers do not."""
+    return "drop" in field and field != "layerdrop" and not field.startswith(("classifier", "summary"))
 
 
 def _count(things: Sized, noun: str) -> str:

@@ -45,7 +45,12 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+                path,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                experts_implementation="eager",  # the grouped kernels of mixtures of experts know no fp64
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(
