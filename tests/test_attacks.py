@@ -464,7 +464,7 @@ def test_an_index_that_points_elsewhere_is_refused(place: str, sharded: Path, tm
         index["weight_map"] = {n: place if f == first.name else f for n, f in index["weight_map"].items()}
 
     edit_index(sharded, escape)
-    refused(sharded)
+    refused(sharded, "points outside", "model.safetensors.index.json", f"found:    {place}", "a bare file name")
 
 
 def test_links_inside_the_directory_may_point_outside_as_in_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:

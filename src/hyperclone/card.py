@@ -83,7 +83,9 @@ def _proof_lines(proof: Proof | None) -> list[str]:
     structure = proof.structure
     lines = [
         f"Collapsing the files on disk gives the source back: {structure.bit_equal} of {structure.tensors} tensors bit "
-        f"for bit, largest difference {structure.largest_error:.1e}."
+        "for bit"
+        + (f"; {structure.rounded} had to be rounded to their type" if structure.rounded else "")
+        + (f"; largest difference {structure.largest_error:.1e}." if structure.largest_error else ".")
     ]
     if proof.behaviour and proof.behaviour.measured:
         lines += [

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Carried over to the grown directory. Everything else (other formats' weights, code, training state) is left behind.
 _CARRIED = re.compile(
     r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
-    r"|.*\.model|merges\.txt|vocab\.txt|.*\.jinja|.*\.tiktoken|LICENSE.*|NOTICE.*|.*USE_POLICY.*",
+    r"|.*\.model(\.v\d+)?|tekken\.json|merges\.txt|vocab\.txt|.*\.jinja|.*\.tiktoken|LICENSE.*|NOTICE.*|.*USE_POLICY.*",
     re.IGNORECASE,
 )
 
@@ -67,9 +67,9 @@ class Checkpoint:
             CheckpointError: anything about the directory that would make its weights unreliable.
         """
         self.path = Path(path)
-        if not _exists(self.path) or not self.path.is_dir():
+        if not exists(self.path) or not self.path.is_dir():
             raise CheckpointError(
-                "not a model directory" if _exists(self.path) else "no such directory",
+                "not a model directory" if exists(self.path) else "no such directory",
                 file=self.path,
                 expected="a directory with config.json and *.safetensors",
             )
@@ -81,15 +81,7 @@ class Checkpoint:
                 cure="merge it into its base model first (peft: model.merge_and_unload().save_pretrained(...))",
             )
         self.config = read_json(self.path / "config.json", missing="not a model directory: it has no config.json")
-        for field in ("quantization_config", "compression_config"):
-            if (how := self.config.get(field)) is not None:
-                raise CheckpointError(
-                    "quantised checkpoints cannot be grown: their integers are not the weights",
-                    file=self.path / "config.json",
-                    field=field,
-                    found=how.get("quant_method", "a method without a name") if isinstance(how, dict) else how,
-                    cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantise the result",
-                )
+        refuse_quantised(self.config, self.path / "config.json")
         self.files = self._weight_files()
         self.entries: dict[str, Entry] = {}
         for file in self.files:
@@ -121,7 +113,7 @@ class Checkpoint:
             self._weight_map: dict[str, str] | None = weight_map
             files = sorted(set(weight_map.values()))
             for file in files:
-                if Path(file).name != file or file in (".", ".."):
+                if Path(file).name != file or file in ("", ".."):
                     raise CheckpointError(
                         "the index points outside its directory", file=index, found=file, expected="a bare file name"
                     )
@@ -200,8 +192,9 @@ class Checkpoint:
     def carried_files(self) -> list[Path]:
         """Files besides config and weights that belong to the model: tokenizer, templates, licence."""
         found = [p for p in sorted(self.path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
-        templates = self.path / "chat_templates"
-        if templates.is_dir():
+        for templates in (self.path / "chat_templates", self.path / "additional_chat_templates"):
+            if not templates.is_dir():
+                continue
             found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
         return found
 
@@ -246,6 +239,19 @@ class Checkpoint:
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def refuse_quantised(config: Mapping[str, Any], file: Path) -> None:
+    """Raises CheckpointError if a config speaks of quantised weights."""
+    for field in ("quantization_config", "compression_config"):
+        if (how := config.get(field)) is not None:
+            raise CheckpointError(
+                "quantised checkpoints cannot be grown: their integers are not the weights",
+                file=file,
+                field=field,
+                found=how.get("quant_method", "a method without a name") if isinstance(how, dict) else how,
+                cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantise the result",
+            )
 
 
 def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]:
@@ -308,51 +314,9 @@ def _entry(file: str, name: str, info: dict[str, Any], *, start: int) -> Entry:
     return Entry(file, info["dtype"], shape, start + begin, end - begin)
 
 
-def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """A local directory, or a Hub id downloaded to the Hub's own cache.
-
-    Raises:
-        CheckpointError: neither.
-    """
-    path = Path(source)
-    if _exists(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
-        if revision is not None:
-            raise CheckpointError(
-                "a local directory has no revisions", field="revision", found=revision, cure="leave it out"
-            )
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            snapshot_download(str(source), revision=revision, allow_patterns=["*.json", "*.safetensors", *_HUB_EXTRAS])
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise CheckpointError(
-            "neither a local directory nor a model that the Hub gives out",
-            file=source,
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            cure="check the spelling, the network, and access to gated models (`hf auth login`)",
-        ) from None
-
-
-def public_name(source: str | os.PathLike[str]) -> str:
-    """How receipts and cards call a source: its Hub id, or a local directory's name without its place."""
-    path = Path(source)
-    return path.resolve().name if _exists(path) else str(source)
-
-
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether something is there that we may look at."""
     try:
         return path.exists()
     except OSError:  # the name is too long, or the place is not ours to look into
         return False
-
-
-_HUB_EXTRAS = ("*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md")
-
-
-def total_bytes(entries: Iterable[Entry]) -> int:
-    """Bytes of some stored tensors."""
-    return sum(entry.nbytes for entry in entries)

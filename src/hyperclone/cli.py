@@ -1,10 +1,11 @@
-"""The command line: options and exit codes. 0 done, 1 the proof failed, 2 what was asked is impossible."""
+"""The command line: options and exit codes. 0 done, 1 the proof failed, 2 what was asked is impossible, 3 a bug."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,7 +135,7 @@ def grow(
         _show_proof(done.proof)
     else:
         console.print("No proof was run (--proof none).")
-    console.print(f"Wrote {display.human_bytes(done.plan.nbytes)} to {dst}", highlight=False)
+    print(f"Wrote {display.human_bytes(done.plan.nbytes)} to {dst}")
 
 
 @app.command(epilog="Example: hyperclone verify HuggingFaceTB/SmolLM2-135M smollm2-480m")
@@ -173,10 +174,10 @@ def collapse(
         done = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
     verdict = {
         True: "every tensor has the hash that the receipt recorded of the source",
-        False: "equal to the source up to rounding",
-        None: "the receipt holds no hashes to compare with",
+        False: "the source up to rounding, not bit for bit (Gaussian noise, or rounded factors)",
+        None: "not compared with the source's hashes (none recorded, or the type was converted)",
     }[done.exact]
-    _console().print(f"Wrote {done.tensors} tensors to {out}: {verdict}", highlight=False)
+    print(f"Wrote {done.tensors} tensors to {out}: {verdict}")
 
 
 def _show_plan(
@@ -230,7 +231,7 @@ def main() -> None:
     # Threads of OpenMP that spin while they wait make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        code = app(standalone_mode=False)
     except growing.ProofFailed as error:
         _show_proof(error.proof)
         print(f"{error}", file=sys.stderr)
@@ -238,9 +239,18 @@ def main() -> None:
     except HypercloneError as error:
         print(f"hyperclone: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nInterrupted. Nothing was damaged; the same command continues where it stopped.", file=sys.stderr)
+    except (KeyboardInterrupt, typer.Abort):
+        print("\nInterrupted. Nothing was damaged; the same command begins again, or goes on where it stopped.",
+              file=sys.stderr)  # fmt: skip
         raise SystemExit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
         raise SystemExit(0) from None
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # what the option parser did not understand
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        traceback.print_exc()
+        print("hyperclone: this is a bug of ours, please report it with the lines above", file=sys.stderr)
+        raise SystemExit(3) from None
+    raise SystemExit(code or 0)

@@ -83,7 +83,7 @@ def _tensor_table(made: Plan) -> Table:
     for kind, (t, *others) in kinds.items():
         how = "" if t.shape == t.source_shape else "repeat" if t.scale == 1 else f"1/{1 / t.scale:g}"
         name = kind.removesuffix(".weight") if len(kind) > 30 else kind
-        table.add_row(name + (f" x{len(others) + 1}" if others else ""), how, _shape(t.shape), t.layout.text)
+        table.add_row(Text(name + (f" x{len(others) + 1}" if others else "")), how, _shape(t.shape), t.layout.text)
     return table
 
 
@@ -106,7 +106,8 @@ def proof_table(proof: Proof) -> RenderableType:
         verdict,
         Text(
             f"weights    {s.bit_equal} of {s.tensors} tensors collapse to the source bit for bit"
-            + (f", largest difference {s.largest_error:.1e}" if s.bit_equal < s.tensors else "")
+            + (f", {s.rounded} are rounded to their type" if s.rounded else "")
+            + (f", largest difference {s.largest_error:.1e}" if s.largest_error else "")
         ),
     ]
     behaviour = proof.behaviour
@@ -140,11 +141,12 @@ def continuations(proof: Proof) -> RenderableType | None:
     behaviour = proof.behaviour
     if behaviour is None or not behaviour.prompt:
         return None
-    table = Table(title=f"Greedy continuation of “{behaviour.prompt}”", title_justify="left", title_style="bold",
-                  show_lines=False, expand=True)  # fmt: skip
+    title = Text(f"Greedy continuation of “{behaviour.prompt}”", style="bold")
+    table = Table(title=title, title_justify="left", show_lines=False, expand=True)
     table.add_column("source", ratio=1)
     table.add_column("grown", ratio=1)
-    table.add_row(behaviour.source_text.strip(), behaviour.grown_text.strip())
+    # As Text: what a model writes must not be read as markup.
+    table.add_row(Text(behaviour.source_text.strip()), Text(behaviour.grown_text.strip()))
     return table
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperclone import checkpoint, planning, shards
+from hyperclone import hub, planning, shards
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.destination import Destination, check_place
 from hyperclone.errors import HypercloneError
@@ -60,7 +60,7 @@ def plan(
         HypercloneError: the source cannot be grown like this.
     """
     size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
-    return planning.make(Checkpoint(checkpoint.resolve(source, revision=revision)), growth, shard_size=size)
+    return planning.make(hub.headers(source, revision=revision), growth, shard_size=size)
 
 
 def grow(
@@ -95,7 +95,7 @@ def grow(
     from hyperclone import card, producing, proving, receipt
 
     proving.check_kind(proof)
-    place = checkpoint.resolve(source, revision=revision)
+    place = hub.resolve(source, revision=revision)
     check_place(Path(destination), source=place, overwrite=overwrite)
     origin = Checkpoint(place)
     size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
@@ -121,8 +121,11 @@ def grow(
             if not evidence.passed:
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
-        name = checkpoint.public_name(source)
-        target.write_text(receipt.FILE, receipt.to_json(receipt.make(made, name, evidence)))
+        name = hub.public_name(source)
+        target.write_text(
+            receipt.FILE,
+            receipt.to_json(receipt.make(made, name, evidence, receipt.digests(place, origin.carried_files))),
+        )
         target.write_text("README.md", card.make(made, place, name, evidence, on_hub=place != Path(source)))
         target.publish()
     finally:

@@ -162,8 +162,11 @@ def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool]
     if value is None:
         value = "1x"
     number, is_factor = _number(value, field)
-    if not is_factor and 64 < number < old:
-        raise GrowthError("smaller than the model is now", field=field, found=value, expected=f"{old} or more")
+    if not is_factor and 8 < number < old:
+        raise GrowthError(
+            "smaller than the model is now", field=field, found=value, expected=f"{old} or more",
+            cure=f"write {number:g}x if it is meant as a factor",
+        )  # fmt: skip
     if not is_factor and number >= old and 1 < old <= number <= 4:
         raise GrowthError(
             "this could be a factor or a size",

@@ -66,18 +66,20 @@ def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool)
     random = torch.randint(vocab, (2, min(random_length, context)), generator=torch.Generator().manual_seed(0))
     probes = [_unpadded("random tokens", random)]
     flow, prompt = random.flatten(), random[0, :8]
+    text_ids = torch.tensor([], dtype=torch.long)
     if tokenizer is not None:
         text = resources.files("hyperclone").joinpath("data/proof.txt").read_text("utf-8")
-        flow = torch.tensor(tokenizer(text)["input_ids"])
-        prompt = torch.tensor(tokenizer(PROMPT)["input_ids"])
-        length = min(length, context, len(flow) // rows)
+        text_ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+        length = min(length, context, len(text_ids) // rows)
+    if tokenizer is not None and length > 1 and bool((text_ids < vocab).all()):
+        flow, prompt = text_ids, torch.tensor(tokenizer(PROMPT)["input_ids"], dtype=torch.long)
         probes.insert(0, _unpadded(REAL_TEXT, flow[: rows * length].view(rows, length)))
     padded = min(padded, context, len(flow) // 2)
     short = torch.arange(padded) < padded - padded // 3
     for what, mask in (("right padding", short), ("left padding", short.flip(0))):
         both = torch.stack([torch.ones(padded, dtype=torch.bool), mask])
         probes.append(Probe(what, flow[: 2 * padded].view(2, padded), both))
-    return probes, prompt[: max(1, context // 2)]
+    return probes, prompt[: max(1, (context - 1) // 2)]
 
 
 def _unpadded(what: str, ids: Tensor) -> Probe:
@@ -94,6 +96,7 @@ def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> A
         do_sample=False, use_cache=True, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, eos_token_id=None,
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
+    model.generation_config = GenerationConfig()  # the directory's own (beams, stop strings, ...) is not our matter
     ids = prompt[None]
     output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return Answers(logits, output.sequences[0, len(prompt) :], torch.cat(output.logits))
@@ -103,7 +106,8 @@ def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> A
 def run_along(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> Answers:
     """The same inputs, with the continuation given and read in one pass: no cache is involved."""
     whole = torch.cat([prompt, tokens])[None]
-    steps = model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    output = model(input_ids=whole, use_cache=False, return_dict=True)
+    steps = output.logits[0, len(prompt) - 1 : -1]
     return Answers(_on_probes(model, probes), tokens, steps)
 
 
@@ -111,7 +115,8 @@ def _on_probes(model: Any, probes: Sequence[Probe]) -> list[Tensor]:
     found = []
     for probe in probes:
         mask = None if bool(probe.mask.all()) else probe.mask.long()
-        found.append(model(input_ids=probe.ids, attention_mask=mask, use_cache=False).logits[probe.mask])
+        output = model(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
+        found.append(output.logits[probe.mask])
     return found
 
 
@@ -139,4 +144,5 @@ def perplexity(logits: Tensor, ids: Tensor) -> float:
     """Of each row's next tokens; logits (B * S, vocab) for ids (B, S)."""
     rows = logits.view(*ids.shape, -1)
     losses = [torch.nn.functional.cross_entropy(r[:-1].double(), t[1:]) for r, t in zip(rows, ids, strict=True)]
-    return math.exp(float(torch.stack(losses).mean()))
+    loss = float(torch.stack(losses).mean())
+    return math.exp(loss) if loss < 700 else math.inf

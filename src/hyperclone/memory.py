@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ class InMemory:
         from transformers.core_model_loading import revert_weight_conversion
 
         self.config: dict[str, Any] = model.config.to_dict()
-        self.tensors: dict[str, Tensor] = revert_weight_conversion(model, model.state_dict())
+        tied = set(model.all_tied_weights_keys)  # not on disk either
+        state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+        self.tensors: dict[str, Tensor] = revert_weight_conversion(model, state)
         names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
         self.entries: dict[str, Entry] = {}
         for name, tensor in self.tensors.items():
@@ -64,5 +67,12 @@ def grow_model(model: Any, growth: Growth) -> Any:
     dtype: torch.dtype = getattr(torch, DTYPES[types.pop()][0])
     with stock.quiet():
         config = type(model.config).from_dict(made.config)
-        result = type(model).from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+        result = type(model).from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, attn_implementation=model.config._attn_implementation
+        )
+    result.name_or_path = config._name_or_path = model.config._name_or_path
+    result.generation_config = copy.deepcopy(model.generation_config)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in result.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
     return result.to(model.device).train(model.training)

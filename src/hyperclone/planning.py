@@ -25,9 +25,13 @@ from hyperclone.remarks import remarks
 from hyperclone.shards import Shard, Stored
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-# Noise in dB that an exact split realises within half a dB: louder shares are clipped, fainter ones fall below a unit
-# in the last place, until none is left (docs/architecture.md, measured).
-_SPLIT_RANGE = {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)}
+# Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
+# unit in the last place, until none is left (docs/architecture.md, measured). Gaussian shares that are louder than the
+# weights cancel, and what rounding takes from them is missing from the function.
+_LEVELS = {
+    "split": {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)},
+    "gaussian": {"BF16": (5, 40), "F16": (5, 60), "F32": (5, 80), "F64": (5, 80)},
+}
 
 
 class Source(Protocol):
@@ -366,14 +370,14 @@ def _check_uneven(
 
 def _check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
     for dtype in sorted({tensor.dtype for tensor in tensors if tensor.scale != 1}):
-        low, high = _SPLIT_RANGE[dtype]
-        if request.noise == "split" and not low <= request.snr_db <= high:
+        low, high = _LEVELS.get(request.noise, {}).get(dtype, (-math.inf, math.inf))
+        if not low <= request.snr_db <= high:
             raise GrowthError(
-                f"an exact split of {dtype} cannot have noise of this level",
+                f"{request.noise} noise of this level is not to be had in {dtype}",
                 field="snr_db",
                 found=f"{request.snr_db:g} dB",
                 expected=f"{low} to {high} dB",
-                cure="choose a level in this range, or noise 'gaussian', or a wider dtype",
+                cure="choose a level in this range, or a wider dtype",
             )
 
 
@@ -384,21 +388,39 @@ def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: int = DE
         GrowthError: no growth of the source has this config.
     """
     fam = family.of_config(source.config)
-    new = fam.sizes(grown)
-    old = fam.sizes(source.config)
-    options: dict[str, Any] = {
-        name: f"{new[name] / old[name]:g}x" for name in ("hidden", "ffn", "heads", "kv_heads") if name in old
-    }
+    if grown.get("model_type") != source.config.get("model_type"):
+        raise _unrelated("model_type", grown.get("model_type"), source.config.get("model_type"))
+    old, new = ({**fam.sizes(c), "layers": fam.depth(c)} for c in (source.config, grown))
     if "group" in new:
-        options["heads"] = f"{new['kv_heads'] * new['group'] / (old['kv_heads'] * old['group']):g}x"
+        for sizes in (old, new):
+            sizes["heads"] = sizes["kv_heads"] * sizes["group"]
+    for axis in new:
+        if new[axis] < old[axis] and axis != "group":
+            raise _unrelated(axis, new[axis], f"{old[axis]} or more")
+    if new == old:
+        raise _unrelated("sizes", "those of the source", "larger ones")
+    # A whole factor is written as one, since a small size could be read as either.
+    options: dict[str, Any] = {
+        axis: f"{new[axis] // old[axis]}x" if new[axis] % old[axis] == 0 else new[axis]
+        for axis in ("hidden", "ffn", "heads", "kv_heads", "layers")
+        if axis in old
+    }
     untie = fam.tied(source.config) and not fam.tied(grown)
-    made = make(source, Growth(**options, untie=untie), shard_size=shard_size)
-    if any(made.sizes[axis][1] != new[axis] for axis in made.sizes):
-        raise GrowthError(
-            "the grown config does not follow from the source's", found=new, expected={a: s for a, (_, s) in
-            made.sizes.items()},
-        )  # fmt: skip
+    made = make(source, Growth(**options, untie=untie, allow_rounding=True), shard_size=shard_size)
+    for axis, (_, size) in made.sizes.items():
+        if size != new[axis]:
+            raise _unrelated(axis, new[axis], size)
     return made
+
+
+def _unrelated(field: str, found: object, expected: object) -> GrowthError:
+    return GrowthError(
+        "the second directory is not a growth of the first",
+        field=field,
+        found=found,
+        expected=expected,
+        cure="name the source first, then the grown directory",
+    )
 
 
 def stored(tensors: Sequence[TensorPlan]) -> list[Stored]:

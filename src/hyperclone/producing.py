@@ -118,6 +118,11 @@ def _power(tensor: TensorPlan, origin: Weights) -> float:
     return math.fsum(sums) / math.prod(tensor.source_shape)
 
 
+def loudest_noise(tensor: TensorPlan, made: Plan, origin: Weights) -> float:
+    """More than any share's Gaussian noise can be: six deviations of the loudest expansion's noise."""
+    return 6 * math.sqrt(_power(tensor, origin) * 10 ** (-made.growth.snr_db / 10))
+
+
 def check_tie(origin: Weights, head: str, embedding: str) -> None:
     """A head that the config calls tied but that is stored as well must equal the embedding.
 

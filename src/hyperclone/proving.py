@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperclone import checkpoint, planning, receipt
+from hyperclone import hub, planning, receipt
 from hyperclone.behaviour import Behaviour, prove_behaviour
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import GrowthError
@@ -83,7 +83,7 @@ def verify(
     check_kind(proof)
     if proof == "none":
         raise GrowthError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
-    origin = Checkpoint(checkpoint.resolve(source, revision=revision))
+    origin = Checkpoint(hub.resolve(source, revision=revision))
     target = Path(destination)
     told = receipt.read(target)
     if told is None:
@@ -92,6 +92,8 @@ def verify(
         made = planning.make(origin, told.growth)
     result = prove(origin, target, made, kind=proof, threads=threads, progress=progress)
     if told is not None:
+        if told.proved and not told.output_sha256:
+            result.failures.append("hyperclone.json: it speaks of a proof but holds no hashes")
         for side, hashes, now in (
             ("the output", told.output_sha256, result.structure.output_sha256),
             ("the source", told.source_sha256, result.structure.source_sha256),
@@ -101,6 +103,13 @@ def verify(
                 for name, value in hashes.items()
                 if name in now and now[name] and now[name] != value
             ]
+        there = [target / name for name in told.file_sha256 if (target / name).is_file()]
+        now = receipt.digests(target, there)
+        result.failures += [
+            f"{name}: not the file that was carried over from the source"
+            for name, value in told.file_sha256.items()
+            if now.get(name) != value
+        ]
     return result
 
 

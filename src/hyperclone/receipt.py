@@ -6,6 +6,7 @@ for every parameter the multipliers that keep the source's training dynamics, as
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -32,13 +33,15 @@ class Receipt:
     """What a receipt says that later work needs."""
 
     growth: Growth
+    proved: bool
     source_config: dict[str, Any]
     output_sha256: dict[str, str]
     source_sha256: dict[str, str]
+    file_sha256: dict[str, str]
 
 
-def make(made: Plan, source: str, proof: Proof | None) -> dict[str, Any]:
-    """The receipt's content."""
+def make(made: Plan, source: str, proof: Proof | None, files: dict[str, str]) -> dict[str, Any]:
+    """The receipt's content; `files` are hashes of what was carried over (tokenizer, templates, licence)."""
     return {
         "format": _FORMAT,
         "hyperclone": __version__,
@@ -61,8 +64,14 @@ def make(made: Plan, source: str, proof: Proof | None) -> dict[str, Any]:
         "sha256": {
             "output": proof.structure.output_sha256 if proof else {},
             "source": proof.structure.source_sha256 if proof else {},
+            "files": files,
         },
     }
+
+
+def digests(root: Path, files: list[Path]) -> dict[str, str]:
+    """SHA-256 of some small files, by their place below `root`."""
+    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def to_json(content: dict[str, Any]) -> str:
@@ -87,9 +96,11 @@ def read(directory: Path) -> Receipt | None:
     try:
         return Receipt(
             growth=Growth(**content["growth"]),
+            proved=content["proof"] is not None,
             source_config=dict(content["source_config"]),
             output_sha256=dict(content["sha256"]["output"]),
             source_sha256=dict(content["sha256"]["source"]),
+            file_sha256=dict(content["sha256"]["files"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete", file=path, found=repr(error)) from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, HypercloneError
 
 
 @contextmanager
@@ -52,12 +52,8 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
                 trust_remote_code=False,
                 experts_implementation="eager",  # the grouped kernels of mixtures of experts know no fp64
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise CheckpointError(
-                "transformers cannot load this model",
-                file=path,
-                found=str(error).splitlines()[0] if str(error) else error,
-            ) from error
+        except Exception as error:  # whatever a config can provoke in there, it is the directory that cannot be loaded
+            raise CheckpointError("transformers cannot load this model", file=path, found=_first_line(error)) from error
     wrong = [f"{name}: {kind.replace('_', ' ')}" for kind, names in info.items() for name in sorted(map(str, names))]
     return model.eval(), wrong
 
@@ -73,3 +69,28 @@ def load_tokenizer(path: Path) -> Any | None:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except Exception:  # a tokenizer of any kind of brokenness is no reason not to prove the weights
             return None
+
+
+@contextmanager
+def running(path: Path) -> Iterator[None]:
+    """What a model raises while it runs becomes an error of ours.
+
+    Raises:
+        CheckpointError: transformers cannot run this model.
+    """
+    try:
+        with quiet():
+            yield
+    except HypercloneError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            "transformers cannot run this model",
+            file=path,
+            found=_first_line(error),
+            cure="--proof structural proves the weights without running it",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,102 @@
+"""Sources by name: a local directory, or a model on the Hub, of which a plan reads headers only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperclone.checkpoint import Checkpoint, Entry, exists, read_json, refuse_quantised
+from hyperclone.errors import CheckpointError
+from hyperclone.planning import Source
+
+# What belongs to a model at the top of its repository; other formats and subfolders are left where they are.
+_FILES = (
+    "*.json", "model*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*chat_templates/*.jinja",
+    "*.tiktoken", "LICENSE*", "NOTICE*", "README.md",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A source of which only the config and the headers are known."""
+
+    config: dict[str, Any]
+    entries: Mapping[str, Entry]
+
+
+def headers(source: str | os.PathLike[str], *, revision: str | None = None) -> Source:
+    """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
+
+    Raises:
+        CheckpointError: neither, or not a model that can be grown.
+    """
+    if _is_local(source, revision):
+        return Checkpoint(source)
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _refusals(source):
+        config = read_json(Path(hf_hub_download(str(source), "config.json", revision=revision)))
+        found = HfApi().get_safetensors_metadata(str(source), revision=revision)
+    refuse_quantised(config, Path("config.json"))
+    entries = {}
+    for file, metadata in sorted(found.files_metadata.items()):
+        for name, info in metadata.tensors.items():
+            begin, end = info.data_offsets
+            entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
+    return Headers(config, entries)
+
+
+def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """A local directory, or a Hub id downloaded to the Hub's own cache.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    if _is_local(source, revision):
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with _refusals(source):
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES)))
+
+
+def public_name(source: str | os.PathLike[str]) -> str:
+    """How receipts and cards call a source: its Hub id, or a local directory's name without its place."""
+    path = Path(source)
+    return path.resolve().name if exists(path) else str(source)
+
+
+def _is_local(source: str | os.PathLike[str], revision: str | None) -> bool:
+    local = exists(Path(source)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith(".")
+    if local and revision is not None:
+        raise CheckpointError(
+            "a local directory has no revisions", field="revision", found=revision, cure="leave it out"
+        )
+    return local
+
+
+@contextmanager
+def _refusals(source: str | os.PathLike[str]) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
+
+    try:
+        yield
+    except NotASafetensorsRepoError:
+        raise CheckpointError(
+            "this repository has no safetensors weights",
+            file=source,
+            expected="model.safetensors, or its index",
+            cure="convert once: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) writes safetensors",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            "neither a local directory nor a model that the Hub gives out",
+            file=source,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            cure="check the spelling, the network, and access to gated models (`hf auth login`)",
+        ) from None
