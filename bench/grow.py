@@ -237,7 +237,7 @@ def main() -> None:
         figures: Any = bench_model(args.source, args.work, args.rounds)
     else:
         figures = bench_shape(args.shape, args.layers, args.work, args.source_in or args.work, keep_copy=args.copy)
-    text = json.dumps({"machine": machine(), "command": " ".join(sys.argv[1:3]), "figures": figures}, indent=2)
+    text = json.dumps({"machine": machine(), "what": args.kind, "figures": figures}, indent=2)
     print(text)
     if args.output:
         args.output.write_text(text + "\n")

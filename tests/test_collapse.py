@@ -86,6 +86,26 @@ def test_a_trained_folded_norm_has_no_copies_to_compare_but_its_hash_tells(model
     weights = load_file(tmp_path / "grown/model.safetensors")
     weights["model.norm.weight"][3] += 1e-3
     save_file(weights, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    with pytest.raises(CollapseError, match=r"model\.norm\.weight"):
+        hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_locked_clone_that_was_trained_collapses_to_something_else_and_is_refused(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2, noise="none"), proof="structural")
+    weights = load_file(tmp_path / "grown/model.safetensors")
+    weights["model.decoder.layers.0.fc2.weight"] *= -2  # copies stay equal, as they do in training
+    save_file(weights, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    with pytest.raises(CollapseError, match=r"fc2\.weight"):
+        hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_untouched_gaussian_growth_in_bf16_collapses(seed: int, model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("neox-parallel", dtype=torch.bfloat16)
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, noise="gaussian", seed=seed), proof="structural")
     assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact is False
 
 

@@ -35,14 +35,17 @@ def config_of(path: Path) -> dict[str, Any]:
     return json.loads((path / "config.json").read_text())
 
 
-@pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, "2x") for name in MODELS]
+    + [(name, kind) for name in ("llama-grouped-tied", "neox-parallel", "opt") for kind in GROWTHS if kind != "2x"],
+)
 def test_the_plan_is_what_then_is_on_disk_and_what_transformers_loads(
-    name: str, growth: Growth, model_dir: ModelDir, tmp_path: Path
+    name: str, kind: str, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    source = model_dir(name)
+    source, growth = model_dir(name), GROWTHS[kind]
     plan = hyperclone.plan(source, growth, shard_size="60KB")
     done = hyperclone.grow(source, tmp_path / "grown", growth, shard_size="60KB", proof="none")
     assert done.plan == plan
@@ -134,7 +137,7 @@ def by_name(plan: Plan) -> dict[str, TensorPlan]:
     return {tensor.name: tensor for tensor in plan.tensors}
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("name", MODELS)
 def test_multipliers_obey_the_law(name: str, n: int, model_dir: ModelDir) -> None:
     """s = 1 for what writes, 1/n for what reads and for a norm that carries the head's 1/n; r = 1/(k s)."""

@@ -349,3 +349,84 @@ def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) 
     assert producing._power(tensor, Checkpoint(model_dir("opt"))) == pytest.approx(
         float(weights.double().square().mean()), rel=1e-12
     )
+
+
+# --- what a fresh reader found ------------------------------------------------------------------------------------
+
+
+def test_a_receipt_cannot_widen_the_bounds_until_another_function_passes(model_dir: ModelDir, tmp_path: Path) -> None:
+    """Negated weights hidden in loud shares, with a receipt that calls them noise."""
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, noise="gaussian", snr_db=5), proof="structural")
+    tensors = load_file(tmp_path / "grown/model.safetensors")
+    weights = load_file(source / "model.safetensors")
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        loud = torch.full_like(weights[name], 256)
+        tensors[name] = torch.cat([loud, -weights[name] - loud], 1).repeat(2, 1)
+    save_file(tensors, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    receipt = json.loads((tmp_path / "grown/hyperclone.json").read_text())
+    receipt["sha256"] = {"output": {}, "source": {}, "files": {}}
+    (tmp_path / "grown/hyperclone.json").write_text(json.dumps(receipt))
+    proof = hyperclone.verify(source, tmp_path / "grown")
+    assert any("down_proj" in failure for failure in proof.failures)
+    assert any("no hashes" in failure for failure in proof.failures)
+
+
+def test_the_sources_own_generation_settings_do_not_touch_the_proof(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("llama-grouped-tied"), source)
+    (source / "generation_config.json").write_text('{"num_beams": 4, "stop_strings": ["a"], "eos_token_id": 2}')
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert "num_beams" in (tmp_path / "grown/generation_config.json").read_text()
+
+
+def test_what_a_model_writes_is_not_read_as_markup(model_dir: ModelDir, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from hyperclone import display
+
+    done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.behaviour is not None
+    done.proof.behaviour.source_text = done.proof.behaviour.grown_text = "[/INST] [b]bold"
+    console = Console(record=True, width=100)
+    console.print(display.continuations(done.proof))
+    assert console.export_text().count("[/INST] [b]bold") == 2
+
+
+def test_a_tokenizer_of_another_model_is_skipped_and_said(model_dir: ModelDir, tmp_path: Path) -> None:
+    from conftest import build
+
+    build("llama-grouped-tied", vocab_size=100).save_pretrained(tmp_path / "source")  # the tokenizer has 259
+    save_tokenizer(tmp_path / "source")
+    done = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert done.proof.behaviour is not None
+    assert any("tokenizer" in reason for reason in done.proof.behaviour.skipped)
+
+
+def test_a_swapped_tokenizer_is_noticed(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("opt")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="structural")
+    (tmp_path / "grown/tokenizer.json").write_text("{}")
+    proof = hyperclone.verify(source, tmp_path / "grown", proof="structural")
+    assert any("tokenizer.json" in failure for failure in proof.failures)
+
+
+def test_unrelated_or_swapped_directories_are_told_apart(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none")
+    for first, second in ((source, source), (tmp_path / "grown", source), (model_dir("opt"), source)):
+        with pytest.raises(hyperclone.HypercloneError, match="not a growth of the first"):
+            hyperclone.verify(first, second, proof="structural")
+
+
+def test_rounded_tensors_are_not_counted_as_bit_equal(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, allow_rounding=True))
+    assert done.proof is not None
+    assert (done.proof.structure.rounded, done.proof.structure.bit_equal) == (5, 15)

@@ -134,4 +134,9 @@ def test_noise_that_the_stored_type_cannot_hold_is_refused(dtype: torch.dtype, s
     model = InMemory(build("llama-grouped-tied", dtype=dtype))
     with pytest.raises(hyperclone.HypercloneError, match="snr_db"):
         planning.make(model, Growth(width=2, snr_db=snr_db))
-    assert planning.make(model, Growth(width=2, snr_db=snr_db, noise="gaussian")).tensors
+    assert planning.make(model, Growth(width=2, snr_db=20, noise="gaussian")).tensors
+
+
+def test_gaussian_shares_that_would_cancel_are_refused() -> None:
+    with pytest.raises(hyperclone.HypercloneError, match="snr_db"):
+        planning.make(InMemory(build("llama-grouped-tied")), Growth(width=2, snr_db=0, noise="gaussian"))

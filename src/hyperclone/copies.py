@@ -64,6 +64,18 @@ class Copies:
             groups.append((c, units, places))
         return tuple(groups)
 
+    @cached_property
+    def spans(self) -> tuple[tuple[int, slice | Tensor, tuple[slice | Tensor, ...]], ...]:
+        """`groups`, with runs of consecutive units as slices, which read and write without a gather."""
+        return tuple((c, as_slice(units), tuple(map(as_slice, places))) for c, units, places in self.groups)
+
+
+def as_slice(index: Tensor) -> slice | Tensor:
+    """A run of consecutive indices as a slice; anything else as it is."""
+    if index.numel() and bool((index == torch.arange(int(index[0]), int(index[0]) + index.numel())).all()):
+        return slice(int(index[0]), int(index[0]) + index.numel())
+    return index
+
 
 def axis(old: int, new: int, *, filled: bool = False) -> Copies:
     """One axis: new unit i copies old unit i mod old.

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from hyperclone import copies, noise, split
-from hyperclone.copies import Copies
+from hyperclone.copies import Copies, as_slice
 from hyperclone.fill import Fill, fill_columns, fill_rows, free_columns
 from hyperclone.layout import Layout
 
-_TILE = 1 << 18  # weights worked on at once: small enough to stay in cache between operations
+_UNIFORM = math.sqrt(12) / 65536  # makes a 16-bit draw one of unit variance
+_TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
 _RUN = 4096  # weights summed at once
 
 
@@ -195,9 +196,9 @@ def expand_rows(
         elif len(columns.fillers):
             grown[tile, fillers] = fill_columns(weight[tile], columns, tensor.column_fill, name=name)
         if tensor.exact_repeat:
-            for _, units, places in columns.groups:
+            for _, units, places in columns.spans:
                 for place in places:
-                    grown[tile, as_slice(place)] = weight[tile, as_slice(units)]
+                    grown[tile, place] = weight[tile, units]
             continue
         numbers = tensor.rows.number[rows[tile].start : rows[tile].stop]
         _split_columns(weight[tile], grown[tile], columns, numbers, recipe, name, rows[tile], power)
@@ -216,13 +217,13 @@ def _split_columns(
 ) -> None:
     """Fill `grown` (R, D) with the shares of `weight` (R, d); `numbers` (R,) is which output copy each row is."""
     raw = None if recipe.noise is Noise.NONE else noise.draws(recipe.seed, name, rows=rows, columns=columns.new)
-    for c, units, places in columns.groups:
+    for c, units, places in columns.spans:
         for chosen, first in _rows_by_own_copy(numbers, c, recipe.expansion):
-            block = weight[chosen][:, as_slice(units)]
+            block = weight[chosen][:, units]
             order = [(first + k) % c for k in range(c)]  # own copy first, so that the remainder is a small part
-            where = [as_slice(places[b]) for b in order]
-            zero_sum = None if raw is None or c == 1 else _zero_sum([raw[chosen][:, w] for w in where], recipe)
-            for place, part in zip(where, _shares(block, c, recipe, zero_sum, power), strict=True):
+            where = [places[b] for b in order]
+            drawn = None if raw is None else [raw[chosen][:, w] for w in where]
+            for place, part in zip(where, _shares(block, c, recipe, drawn, power), strict=True):
                 if isinstance(chosen, Tensor) and isinstance(place, Tensor):
                     grown[chosen[:, None], place] = part  # side by side the two would pair up
                 else:
@@ -231,8 +232,8 @@ def _split_columns(
 
 def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator[tuple[slice | Tensor, int]]:
     """Rows grouped by the input copy that the diagonal expansion gives their weight to."""
-    own = sorted(set((numbers % c).tolist()))
-    if expansion is Expansion.SYMMETRIC or own == [0]:
+    own = [0] if expansion is Expansion.SYMMETRIC else sorted(set((numbers % c).tolist()))
+    if own == [0]:
         yield slice(None), 0
     elif len(own) == 1:
         yield slice(None), own[0]
@@ -241,47 +242,46 @@ def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator
             yield (numbers % c == first).nonzero().flatten(), first
 
 
-def _zero_sum(raw: list[Tensor], recipe: Recipe) -> Iterator[Tensor]:
-    """Unit-variance noise for each copy, summing to zero over the copies.
+def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tensor]:
+    """Noise of deviation `scale` for each copy, summing to zero over the copies.
 
-    Removing the mean over c copies leaves 1 - 1/c of the variance; the scale puts it back. Uniform noise for the
-    exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
+    Removing the mean over c copies leaves 1 - 1/c of the variance; sqrt(c / (c - 1)) puts it back. Uniform noise for
+    the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
     fp64 so that c times a value less the sum is exact: whatever is lost there would be missing from the sum to zero.
     """
     c = len(raw)
+    scale *= math.sqrt(c / (c - 1)) / c
     if recipe.noise is Noise.GAUSSIAN:
         table = noise.normal_quantiles()
         values = [table[r.to(torch.int32) + 32768].double() for r in raw]
-        scale = math.sqrt(c / (c - 1))
     else:
         values = [r.to(torch.float32) for r in raw]
-        scale = math.sqrt(12 * c / (c - 1)) / 65536
+        scale *= _UNIFORM
     total = sum(values[1:], start=values[0])
-    return (value.mul_(c).sub_(total).mul_(scale / c) for value in values)
+    return (value.mul_(c).sub_(total).mul_(scale) for value in values)
 
 
-def _shares(
-    block: Tensor, c: int, recipe: Recipe, zero_sum: Iterator[Tensor] | None, power: float | None
-) -> list[Tensor]:
-    """The c shares of a block, own copy first; they sum to the block."""
+def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, power: float | None) -> list[Tensor]:
+    """The c shares of a block, own copy first; they sum to the block. `raw`: draws for each copy, if there is noise."""
     if c == 1:
         return [block]
     symmetric = recipe.expansion is Expansion.SYMMETRIC
     base = [1 / c] * c if symmetric else [1.0] + [0.0] * (c - 1)
-    if zero_sum is None:
+    if raw is None:
         return split.split_evenly(block, c) if symmetric else [block] + [block * 0] * (c - 1)
     # Noise power for each copy relative to W^2: the noise-free row has sum_b C^2, spread over c copies.
     level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
-    if recipe.noise is Noise.SPLIT:
-        work = split.arithmetic_type(block.dtype)
-        # The last share is what the others leave, so its noise is never computed.
-        shares = [z.to(work).mul_(level).add_(b) for z, b in zip(islice(zero_sum, c - 1), base, strict=False)]
-        return split.split_by_shares(block, shares)
-    assert power is not None
     work = split.arithmetic_type(block.dtype)
-    sigma = level * math.sqrt(power)
+    if recipe.noise is Noise.SPLIT:
+        # The last share is what the others leave, so its noise is never computed.
+        noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
+        shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
+        loudest = level * _UNIFORM * 32768 * math.sqrt((c - 1) / c)
+        return split.split_by_shares(block, shares, within=min(base) >= loudest)
+    assert power is not None
     whole = block.to(work)
-    return [(whole * b + z.to(work) * sigma).to(block.dtype) for z, b in zip(zero_sum, base, strict=True)]
+    noises = _zero_sum(raw, recipe, level * math.sqrt(power))
+    return [(whole * b + z.to(work)).to(block.dtype) for z, b in zip(noises, base, strict=True)]
 
 
 def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
@@ -293,11 +293,11 @@ def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
     step = max(1, _TILE // columns.new)
     for start in range(0, grown.shape[0], step):
         tile = slice(start, start + step)
-        for _, units, places in columns.groups:
-            total = split.join_wide([grown[tile, as_slice(place)] for place in places])
+        for _, units, places in columns.spans:
+            total = split.join_wide([grown[tile, place] for place in places])
             if joined is None:
                 joined = torch.empty(grown.shape[0], columns.old, dtype=total.dtype)
-            joined[tile, as_slice(units)] = total
+            joined[tile, units] = total
     assert joined is not None
     return joined
 
@@ -315,10 +315,10 @@ def rounding_bound(grown: Tensor, columns: Copies) -> Tensor:
     work = split.arithmetic_type(dtype)
     stored, computed = 2.0 ** -split.precision(dtype), 2.0 ** -split.precision(work)
     bound = torch.empty(grown.shape[0], columns.old, dtype=work)
-    for c, units, places in columns.groups:
-        total = torch.stack([grown[:, as_slice(place)].to(work).abs() for place in places]).sum(0)  # (R, J)
+    for c, units, places in columns.spans:
+        total = torch.stack([grown[:, place].to(work).abs() for place in places]).sum(0)  # (R, J)
         smallest = torch.finfo(dtype).smallest_normal * 2 * stored
-        bound[:, as_slice(units)] = 1.5 * (total * (stored + (7 + c) * computed) + c * smallest)
+        bound[:, units] = 1.5 * (total * (stored + (7 + c) * computed) + c * smallest)
     return bound
 
 
@@ -328,10 +328,3 @@ def mean_square(weight: Tensor) -> float:
     whole = squares.numel() // _RUN * _RUN
     # Torch cuts one long sum among its threads but never a row of many, and fsum rounds only once.
     return math.fsum([*squares[:whole].view(-1, _RUN).sum(1).tolist(), *squares[whole:].tolist()]) / squares.numel()
-
-
-def as_slice(index: Tensor) -> slice | Tensor:
-    """A run of consecutive indices as a slice, which reads and writes without a gather."""
-    if index.numel() and bool((index == torch.arange(int(index[0]), int(index[0]) + index.numel())).all()):
-        return slice(int(index[0]), int(index[0]) + index.numel())
-    return index

@@ -40,13 +40,14 @@ def unit_in_last_place(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return power.clamp_(min=torch.finfo(dtype).smallest_normal).mul_(2.0 ** (1 - precision(dtype)))
 
 
-def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float]) -> list[Tensor]:
+def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float], *, within: bool = False) -> list[Tensor]:
     """Split every weight into parts in given proportions; the last part is the remainder.
 
     Args:
         weight: finite, any shape, bf16 / fp16 / fp32 / fp64.
         shares: proportions of all parts but the last, each a number or a tensor of the weight's shape in its
             arithmetic type; the last part is what they leave.
+        within: all shares, the last one too, are known to lie in 0 .. 1, so that nothing needs to be clipped.
 
     Returns:
         one tensor more than shares, of the weight's shape and type; their sum is the weight, bit for bit.
@@ -54,6 +55,8 @@ def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float]) -> list[Te
     dtype = weight.dtype
     whole = weight.to(arithmetic_type(dtype)).contiguous()
     unit = unit_in_last_place(whole, dtype)
+    if within and dtype in (torch.bfloat16, torch.float16) and float(whole.abs().amax()) < _ANCHORED:
+        return _keep_negative_zero(weight, _unclipped(whole, unit, shares, dtype))
     mantissa = whole / unit
     reach = unit * float(2 ** precision(dtype) - 2)
     largest = torch.finfo(dtype).max
@@ -66,6 +69,26 @@ def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float]) -> list[Te
         parts.append(stored)
     parts.append(left.to(dtype))
     return _keep_negative_zero(weight, parts)
+
+
+_ANCHORED = 2.0**100  # below this, 1.5 x 2^23 units of bf16 are a number of fp32
+
+
+def _unclipped(whole: Tensor, unit: Tensor, shares: Sequence[Tensor | float], dtype: torch.dtype) -> list[Tensor]:
+    """The same with fewer passes over memory.
+
+    The unit in the last place of 1.5 x 2^23 u in fp32 is u, so adding and taking away that anchor rounds to whole
+    units. Parts in 0 .. M and a remainder in -c/2 .. M need no clipping.
+    """
+    anchor = unit.mul_(1.5 * 2**23)
+    left = whole
+    parts = []
+    for share in shares:
+        part = (whole * share).add_(anchor).sub_(anchor)
+        parts.append(part.to(dtype))
+        left = left - part
+    parts.append(left.to(dtype))
+    return parts
 
 
 def split_evenly(weight: Tensor, c: int) -> list[Tensor]:
