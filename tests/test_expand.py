@@ -429,13 +429,13 @@ def test_the_bytes_do_not_depend_on_how_rows_are_cut(
 
 
 def test_a_matrix_larger_than_a_tile_is_grown_and_joined_whole() -> None:
-    weight = gaussian_weights(300, 512, dtype=torch.bfloat16)
-    tensor = linear(300, 512, 2, 2)
+    weight = gaussian_weights(600, 512, dtype=torch.bfloat16)
+    tensor = linear(600, 512, 2, 2)
     grown = expand(weight, tensor, Recipe(), name="w")
     assert grown.numel() > 2 * module._TILE
     assert torch.equal(collapse_rows(grown, tensor.columns), weight.float().repeat(2, 1))
-    alone = expand_rows(weight[:1], tensor, Recipe(), name="w", rows=range(300, 301))
-    assert torch.equal(grown[300:301], alone)
+    alone = expand_rows(weight[:1], tensor, Recipe(), name="w", rows=range(600, 601))
+    assert torch.equal(grown[600:601], alone)
     assert not torch.equal(grown[:1], alone)
 
 

@@ -82,7 +82,7 @@ def grow(
         destination: the directory to create. It appears complete, or not at all; a rerun continues.
         growth: widths, expansion, noise.
         shard_size: largest weight file, in bytes or as "5GB".
-        threads: readers and writers; by default twice the processors, eight at most.
+        threads: readers and writers; by default one for each processor, two to eight.
         overwrite: replace a destination that an earlier run has made.
         proof: "full" (structural, and behavioural where memory allows), "structural", or "none".
         revision: branch, tag or commit of a Hub id.

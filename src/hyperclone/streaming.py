@@ -133,7 +133,7 @@ def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
     if threads is not None and threads < 1:
         raise GrowthError("no work can be done without a thread", field="threads", found=threads, expected="1 or more")
-    count = threads or min(8, 2 * (os.cpu_count() or 1))
+    count = threads or min(8, max(2, os.cpu_count() or 1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(count, thread_name_prefix="hyperclone", initializer=torch.set_num_threads, initargs=(1,))
