@@ -66,7 +66,8 @@ def tolerance(work: Path) -> dict[str, Any]:
         ]
     ]  # fmt: skip
     used = []
-    for name in MODELS:
+    names = [name for name in MODELS if name.startswith(("llama", "mistral", "neox", "opt"))]
+    for name in names:
         for dtype in (torch.float32, torch.bfloat16):
             source = fresh(work / "source")
             build(name, dtype=dtype).save_pretrained(source)
@@ -76,7 +77,7 @@ def tolerance(work: Path) -> dict[str, Any]:
                 assert proof is not None
                 assert proof.behaviour is not None
                 used += [m.relative / m.tolerance for m in proof.behaviour.measured]
-    return {"models": len(MODELS), "comparisons": len(used), "largest": round(max(used), 3),
+    return {"models": len(names), "comparisons": len(used), "largest": round(max(used), 3),
             "median": round(statistics.median(used), 3)}  # fmt: skip
 
 
