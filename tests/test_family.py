@@ -14,7 +14,7 @@ import torch
 from conftest import MODELS
 from safetensors import safe_open
 
-from hyperclone import Growth, family, growth
+from hyperclone import Growth, family, family_file, growth
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 
 ModelDir = Callable[..., Path]
@@ -59,7 +59,7 @@ tensors = ["h.{i}.mask"]
 
 
 def load(text: str) -> family.Family:
-    return family.load(text, name="toy", file="families/toy.toml")
+    return family_file.load(text, name="toy", file="families/toy.toml")
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def config_of(path: Path) -> dict[str, Any]:
 
 def test_every_shipped_file_loads_and_no_model_type_is_claimed_twice() -> None:
     files = [e for e in resources.files("hyperclone").joinpath("families").iterdir() if e.name.endswith(".toml")]
-    loaded = [family.load(e.read_text("utf-8"), name=e.name, file=e.name) for e in files]
+    loaded = [family_file.load(e.read_text("utf-8"), name=e.name, file=e.name) for e in files]
     types = [model_type for one in loaded for model_type in one.model_types]
     assert len(types) == len(set(types))
     assert set(types) == set(family.known()) >= {model_type for model_type, _ in MODELS.values()}

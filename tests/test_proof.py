@@ -279,7 +279,7 @@ def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The behavioural proof does not trust our reading of the architecture, and nothing is published."""
-    from hyperclone import family
+    from hyperclone import family, family_file
 
     text = (Path(family.__file__).parent / "families/llama.toml").read_text()
     # Key heads flattened the other way round: sizes agree, heads are mixed.
@@ -287,7 +287,7 @@ def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
         'k_proj.weight"           = "(kv_heads head_dim)', 'k_proj.weight"           = "(head_dim kv_heads)'
     )
     assert wrong != text
-    false = family.load(wrong, name="llama", file="families/llama.toml")
+    false = family_file.load(wrong, name="llama", file="families/llama.toml")
     monkeypatch.setattr(family, "known", lambda: {"llama": false})
     with pytest.raises(ProofFailed) as caught:
         hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(width=2))
