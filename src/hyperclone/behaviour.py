@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hyperclone import logits, stock
-from hyperclone.checkpoint import DTYPES, Checkpoint
+from hyperclone.checkpoint import Checkpoint
+from hyperclone.producing import stored_type
 from hyperclone.streaming import Progress, digest, worker_pool
 
 if TYPE_CHECKING:
@@ -113,9 +114,8 @@ class _Comparing:
     def __init__(self, origin: Checkpoint, path: Path, made: Plan, found: Behaviour, progress: Progress | None) -> None:
         self.origin, self.path, self.made, self.found, self.progress = origin, path, made, found, progress
         self.tokenizer = stock.load_tokenizer(origin.path)
-        dtypes = sorted({tensor.dtype for tensor in made.tensors})
-        self.mixed = len(dtypes) > 1
-        self.stored: torch.dtype = getattr(torch, DTYPES[max(made.tensors, key=lambda t: t.nbytes).dtype][0])
+        self.mixed = len({tensor.dtype for tensor in made.tensors}) > 1
+        self.stored = stored_type(max(made.tensors, key=lambda t: t.nbytes))
         self.narrow = self.stored in (torch.bfloat16, torch.float16)
         self.stages, self.stage = (7 if self.narrow else 4), 0
         self.advance(0)

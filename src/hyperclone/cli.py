@@ -121,11 +121,9 @@ def grow(
         expansion=expansion, noise=noise, snr_db=snr_db, seed=seed, untie=untie, dtype=dtype,
         allow_rounding=allow_rounding,
     )  # fmt: skip
+    _show_plan(src, growth, shard_size, revision, as_json=False, tensors=dry_run)
     if dry_run:
-        _show_plan(src, growth, shard_size, revision, as_json=False, tensors=True)
         return
-    _show_plan(src, growth, shard_size, revision, as_json=False, tensors=False)
-    console = _console()
     with display.progress_bars(_console(error=True)) as progress:
         done = growing.grow(
             src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite, proof=proof,
@@ -134,7 +132,7 @@ def grow(
     if done.proof is not None:
         _show_proof(done.proof)
     else:
-        console.print("No proof was run (--proof none).")
+        print("No proof was run (--proof none).")
     print(f"Wrote {display.human_bytes(done.plan.nbytes)} to {dst}")
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from hyperclone import family, growth, hub, planning, producing, receipt, shards
 from hyperclone.checkpoint import Checkpoint, Entry
-from hyperclone.depth import layer_map
 from hyperclone.destination import Destination
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
@@ -93,8 +92,7 @@ def collapse(
         Stored(t.source, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
         for t in by_source.values()
     ]
-    size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
-    files = shards.lay_out(content, shard_size=size)
+    files = shards.lay_out(content, shard_size=shard_size)
     target = Destination(
         Path(destination),
         source=place,
@@ -124,9 +122,9 @@ def collapse(
         exact = None
         if told.source_sha256 and told.growth.dtype is None:
             written = Checkpoint(target.partial)
-            exact = all(digest(written, name) == told.source_sha256.get(name) for name in written.entries)
-            if not exact and told.growth.noise != "gaussian" and not made.rounds:
-                changed = next(n for n in written.entries if digest(written, n) != told.source_sha256.get(n))
+            changed = next((n for n in written.entries if digest(written, n) != told.source_sha256.get(n)), None)
+            exact = changed is None
+            if changed is not None and told.growth.noise != "gaussian" and not made.rounds:
                 raise _apart(changed, "its copies agree, but not on what the source had: it has been changed together")
         target.publish()
     finally:
@@ -204,7 +202,7 @@ def _source_headers(told: receipt.Receipt, output: Checkpoint) -> _Headers:
     sizes = fam.sizes(told.source_config)
     entries = {}
     depth = fam.depth(told.source_config)
-    layers = layer_map(depth, growth.resolve_layers(told.growth, depth), told.growth.depth_mode)
+    layers = growth.resolve_layers(told.growth, depth)
     stored: dict[str, str] = {}
     for new, (old, _) in fam.grown_names(told.source_config, layers).items():
         stored.setdefault(old, new)

@@ -252,8 +252,7 @@ def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tenso
     c = len(raw)
     scale *= math.sqrt(c / (c - 1)) / c
     if recipe.noise is Noise.GAUSSIAN:
-        table = noise.normal_quantiles()
-        values = [table[r.to(torch.int32) + 32768].double() for r in raw]
+        values = [noise.normal(r).double() for r in raw]
     else:
         values = [r.to(torch.float32) for r in raw]
         scale *= _UNIFORM

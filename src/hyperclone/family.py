@@ -226,6 +226,12 @@ class Family:
         """Whether the head shares the embedding."""
         return self.tie is not None and bool(self.value(self.tie.when, config))
 
+    @property
+    def head_layout(self) -> Layout:
+        """The line of the head that can be tied."""
+        assert self.tie is not None
+        return next(line.layout for line in self.lines if line.pattern == self.tie.head)
+
     def tensors(self, config: Mapping[str, Any]) -> dict[str, Layout]:
         """Every tensor that a checkpoint with this config must hold, with its layout."""
         expected: dict[str, Layout] = {}

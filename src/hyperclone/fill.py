@@ -62,4 +62,4 @@ def fill_columns(block: Tensor, columns: Copies, fill: Fill, *, name: str) -> Te
 def free_columns(columns: Copies, *, seed: int, name: str, rows: range, power: float) -> Tensor:
     """(R, F) normal weights with mean square `power` for the fillers among the columns, in fp32."""
     drawn = noise.draws(seed, name, rows=rows, columns=columns.new)[:, columns.fillers]
-    return noise.normal_quantiles()[drawn.to(torch.int32) + 32768] * math.sqrt(power)
+    return noise.normal(drawn) * math.sqrt(power)

@@ -59,8 +59,7 @@ def plan(
     Raises:
         HypercloneError: the source cannot be grown like this.
     """
-    size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
-    return planning.make(hub.headers(source, revision=revision), growth, shard_size=size)
+    return planning.make(hub.headers(source, revision=revision), growth, shard_size=shard_size)
 
 
 def grow(
@@ -98,8 +97,7 @@ def grow(
     place = hub.resolve(source, revision=revision)
     check_place(Path(destination), source=place, overwrite=overwrite)
     origin = Checkpoint(place)
-    size = shards.parse_size(shard_size) if isinstance(shard_size, str) else shard_size
-    made = planning.make(origin, growth, shard_size=size)
+    made = planning.make(origin, growth, shard_size=shard_size)
     for head, embedding in made.ties_to_check:
         producing.check_tie(origin, head, embedding)
     target = Destination(

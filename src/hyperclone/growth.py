@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hyperclone.depth import MODES
+from hyperclone.depth import MODES, layer_map
 from hyperclone.errors import GrowthError
 
 Width = str | int | float
@@ -114,9 +114,9 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
     return new
 
 
-def resolve_layers(growth: Growth, layers: int) -> int:
-    """The new number of layers."""
-    return _size(growth.layers, layers, "layers")
+def resolve_layers(growth: Growth, layers: int) -> tuple[int, ...]:
+    """The old layer that each new one copies."""
+    return layer_map(layers, _size(growth.layers, layers, "layers"), growth.depth_mode)
 
 
 def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:

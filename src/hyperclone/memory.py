@@ -64,7 +64,7 @@ def grow_model(model: Any, growth: Growth) -> Any:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
     tensors = {t.name: torch.cat(list(producing.grown_slices(t, made, origin))) for t in made.tensors}
-    dtype: torch.dtype = getattr(torch, DTYPES[types.pop()][0])
+    dtype = producing.stored_type(made.tensors[0])
     with stock.quiet():
         config = type(model.config).from_dict(made.config)
         result = type(model).from_pretrained(

@@ -34,6 +34,11 @@ def draws(seed: int, name: str, *, rows: range, columns: int) -> Tensor:
     return values.view(len(rows), blocks * _DRAWS_PER_BLOCK)[:, :columns]
 
 
+def normal(drawn: Tensor) -> Tensor:
+    """Standard normal numbers (float32) from 16-bit draws."""
+    return normal_quantiles()[drawn.to(torch.int32) + 32768]
+
+
 @cache
 def normal_quantiles() -> Tensor:
     """(65536,) float32: standard normal quantile of each 16-bit draw, at index draw + 32768; |z| < 4.33."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from hyperclone import __version__, family, growth, shards
 from hyperclone.checkpoint import DTYPES, Entry
-from hyperclone.depth import layer_map, originals, per_layer
+from hyperclone.depth import originals, per_layer
 from hyperclone.errors import GrowthError
 from hyperclone.family import Family, fill_scale
 from hyperclone.fitting import check_tensors
@@ -198,7 +198,7 @@ class Plan:
         }  # fmt: skip
 
 
-def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZE) -> Plan:
+def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
     """Plan a growth.
 
     Raises:
@@ -208,16 +208,16 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
     """
     fam = family.of_config(source.config)
     depth = fam.depth(source.config)
-    layers = layer_map(depth, growth.resolve_layers(request, depth), request.depth_mode)
-    asked = growth.resolve(request, fam.sizes(source.config), deeper=len(layers) > depth)
-    adds = len(layers) > depth and request.depth_mode == "identity"
-    sizes = fam.grown_sizes(source.config, asked, identity=adds)
+    layers = growth.resolve_layers(request, depth)
+    deeper, identity = len(layers) > depth, request.depth_mode == "identity"
+    asked = growth.resolve(request, fam.sizes(source.config), deeper=deeper)
+    sizes = fam.grown_sizes(source.config, asked, identity=deeper and identity)
     tied = fam.tied(source.config)
     expected = fam.tensors(source.config)
     dropped, ties_to_check = check_tensors(source, fam, expected, tied=tied)
     config = fam.grown_config(source.config, sizes)
     config.pop("auto_map", None)  # points at code that is neither run nor copied
-    if len(layers) > depth:
+    if deeper:
         config[fam.layers] = len(layers)
         config |= per_layer(source.config, fam.per_layer, layers)
 
@@ -237,30 +237,21 @@ def make(source: Source, request: Growth, *, shard_size: int = DEFAULT_SHARD_SIZ
     for name, (old, layer) in fam.grown_names(source.config, layers).items():
         tensor = build.tensor(name, expected[old], source=old, folded=old in folded)
         if layer is not None and not first[layer]:
-            zero = request.depth_mode == "identity" and fam.writes_hidden(expected[old], source.config)
+            zero = identity and fam.writes_hidden(expected[old], source.config)
             tensor = replace(tensor, original=False, zero=zero)
         tensors.append(tensor)
     # In the order of the source's files, layer by layer, so that reading is sequential.
     tensors.sort(key=lambda t: (_place(source.entries[t.source]), t.name))
     if untied:
         assert fam.tie is not None
-        head = next(line.layout for line in fam.lines if line.pattern == fam.tie.head)
-        tensors.append(replace(build.tensor(fam.tie.head, head, source=fam.tie.embedding), original=False))
+        tensors.append(replace(build.tensor(fam.tie.head, fam.head_layout, source=fam.tie.embedding), original=False))
     _check_rounding(request, tensors)
     _check_level(request, tensors)
     files = shards.lay_out(stored(tensors), shard_size=shard_size)
     place = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     tensors.sort(key=lambda t: place[t.name])
     notes, warnings = remarks(
-        source,
-        fam,
-        request,
-        sizes,
-        folded=folded,
-        tied=tied,
-        untied=untied,
-        dropped=dropped,
-        deeper=len(layers) > depth,
+        source, fam, request, sizes, folded=folded, tied=tied, untied=untied, dropped=dropped, deeper=deeper
     )
     return Plan(
         fam, request, sizes, fills, layers, dict(source.config), config, tuple(tensors), tuple(files), untied,
@@ -281,7 +272,7 @@ def _fold(
     """
     if not tied or fam.tie is None:
         return frozenset(), False
-    head = next(line.layout for line in fam.lines if line.pattern == fam.tie.head)
+    head = fam.head_layout
     assert head.reads is not None
     head_grows = any(sizes[axis][0] != sizes[axis][1] for axis in head.axes_of(head.reads))
     fold = frozenset(name for name in fam.tie.fold if name in expected)
@@ -381,7 +372,7 @@ def _check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
             )
 
 
-def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: int = DEFAULT_SHARD_SIZE) -> Plan:
+def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
     """The plan that leads from a source to a grown config, for a directory without a receipt.
 
     Raises:

@@ -40,7 +40,7 @@ def grown_slices(tensor: TensorPlan, made: Plan, origin: Weights) -> Iterator[Te
     mean = mean_row(tensor, origin, grown) if grown.needs_mean else None
     if len(tensor.shape) == 1 or grown.transposed:
         whole = _source_rows(tensor, origin)
-        yield _stored(tensor, expand(whole, grown, recipe, name=tensor.name, power=power, mean=mean))
+        yield without_offset(tensor, expand(whole, grown, recipe, name=tensor.name, power=power, mean=mean))
         return
     for rows in slices(tensor.shape, tensor.nbytes):
         block = gather(tensor, origin, grown.rows, rows, check=True)
@@ -76,7 +76,8 @@ def stored_type(tensor: TensorPlan) -> torch.dtype:
     return dtype
 
 
-def _stored(tensor: TensorPlan, grown: Tensor) -> Tensor:
+def without_offset(tensor: TensorPlan, grown: Tensor) -> Tensor:
+    """Gains as they are stored; anything else as it is."""
     return (grown - tensor.offset).to(stored_type(tensor)) if tensor.offset else grown
 
 

@@ -62,12 +62,14 @@ def parse_size(text: str) -> int:
     return max(1, int(float(match[1]) * _UNITS[match[2].lower()]))
 
 
-def lay_out(tensors: Sequence[Stored], *, shard_size: int) -> list[Shard]:
+def lay_out(tensors: Sequence[Stored], *, shard_size: str | int) -> list[Shard]:
     """Fill files up to `shard_size` bytes in the given order; a tensor is never cut in two.
 
     Raises:
         GrowthError: the size is not a positive number of bytes.
     """
+    if isinstance(shard_size, str):
+        shard_size = parse_size(shard_size)
     if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
         raise GrowthError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
     groups: list[list[Stored]] = [[]]

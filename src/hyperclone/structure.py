@@ -178,11 +178,11 @@ def _differences(
     if grown.column_fill is Fill.FREE:  # what reads zero may be anything that is a number
         bad_fill = ~fillers.isfinite()
     else:
-        plain = _without_offset(source, tensor)
+        plain = producing.without_offset(tensor, source)
         bad_fill = _as_bits(fillers) != _as_bits(fill_columns(plain, columns, grown.column_fill, name=tensor.name))
     if grown.exact_repeat:
         copied = columns.count > 0
-        expected = _without_offset(source, tensor)[:, columns.source[copied]]
+        expected = producing.without_offset(tensor, source)[:, columns.source[copied]]
         found = block[:, copied] if len(columns.fillers) else block
         bad, gap = _as_bits(found) != _as_bits(expected), (found.double() - expected.double()).abs()
     else:
@@ -199,10 +199,6 @@ def _differences(
             bad = bad | bool(loud.any())
     error = float(gap.nan_to_num(torch.inf, torch.inf).max()) if bool(bad.any()) or not exact else 0.0
     return torch.cat([bad, bad_fill], 1) if bad_fill.numel() else bad, error
-
-
-def _without_offset(source: Tensor, tensor: TensorPlan) -> Tensor:
-    return (source - tensor.offset).to(producing.stored_type(tensor)) if tensor.offset else source
 
 
 def _as_bits(tensor: Tensor) -> Tensor:
