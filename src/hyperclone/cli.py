@@ -14,6 +14,7 @@ import typer
 from hyperclone import __version__
 from hyperclone.errors import HypercloneError
 from hyperclone.growth import Growth
+from hyperclone.options import takes_growth
 
 app = typer.Typer(
     name="hyperclone",
@@ -27,22 +28,6 @@ app = typer.Typer(
 )
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Model directory (safetensors), or Hub id.")]
-Width = Annotated[str | None, typer.Option(help="Factor for hidden, feed-forward and heads together: 2, 1.5, ...")]
-Hidden = Annotated[str | None, typer.Option(help="Hidden size: a factor (2x) or a size (1152).")]
-Ffn = Annotated[str | None, typer.Option(help="Feed-forward size: a factor or a size.")]
-Heads = Annotated[str | None, typer.Option(help="Attention heads: a factor or a number.")]
-KvHeads = Annotated[str | None, typer.Option(help="Key-value heads; by default they follow --heads.")]
-Layers = Annotated[str | None, typer.Option(help="Layers: a factor (1.5x) or a number.")]
-DepthMode = Annotated[str, typer.Option(help="identity (new layers add nothing yet: exact) or stack (not exact).")]
-Expansion = Annotated[str, typer.Option(help="symmetric, or diagonal.")]
-Noise = Annotated[str, typer.Option(help="What tells the copies apart: split (exact), gaussian (the paper's), none.")]
-SnrDb = Annotated[float, typer.Option(help="Weights over noise, in dB of power.")]
-Seed = Annotated[int, typer.Option(help="Seed of the noise: same seed, same bytes.")]
-Dtype = Annotated[str | None, typer.Option(help="bf16, fp16, fp32 or fp64; by default the source's.")]
-Rounding = Annotated[
-    bool, typer.Option("--allow-rounding", help="Accept growths that bf16 or fp16 cannot hold exactly.")
-]
-Untie = Annotated[bool, typer.Option("--untie", help="Write the head as a tensor of its own.")]
 ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Readers and writers; the bytes do not depend on it.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")]
@@ -53,32 +38,15 @@ Kind = Annotated[
 
 
 @app.command(epilog="Example: hyperclone plan HuggingFaceTB/SmolLM2-135M --width 2")
+@takes_growth
 def plan(
     src: Source,
-    width: Width = None,
-    hidden: Hidden = None,
-    ffn: Ffn = None,
-    heads: Heads = None,
-    kv_heads: KvHeads = None,
-    layers: Layers = None,
-    depth_mode: DepthMode = "identity",
-    expansion: Expansion = "symmetric",
-    noise: Noise = "split",
-    snr_db: SnrDb = 10.0,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    untie: Untie = False,
-    allow_rounding: Rounding = False,
+    growth: Growth,
     shard_size: ShardSize = "5GB",
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Show what growing SRC would give. Reads headers only, writes nothing."""
-    growth = Growth(
-        width=width, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, layers=layers, depth_mode=depth_mode,
-        expansion=expansion, noise=noise, snr_db=snr_db, seed=seed, untie=untie, dtype=dtype,
-        allow_rounding=allow_rounding,
-    )  # fmt: skip
     _show_plan(src, growth, shard_size, revision, as_json=as_json, tensors=True)
 
 
@@ -86,23 +54,11 @@ def plan(
     epilog="Example: hyperclone grow HuggingFaceTB/SmolLM2-135M smollm2-480m --width 2"
     "  |  as the paper does OLMo: --hidden 2 --heads 2 --ffn 1x"
 )
+@takes_growth
 def grow(
     src: Source,
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Directory to create.")],
-    width: Width = None,
-    hidden: Hidden = None,
-    ffn: Ffn = None,
-    heads: Heads = None,
-    kv_heads: KvHeads = None,
-    layers: Layers = None,
-    depth_mode: DepthMode = "identity",
-    expansion: Expansion = "symmetric",
-    noise: Noise = "split",
-    snr_db: SnrDb = 10.0,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    untie: Untie = False,
-    allow_rounding: Rounding = False,
+    growth: Growth,
     shard_size: ShardSize = "5GB",
     threads: Threads = None,
     proof: Kind = "full",
@@ -116,11 +72,6 @@ def grow(
     """
     from hyperclone import display, growing
 
-    growth = Growth(
-        width=width, hidden=hidden, ffn=ffn, heads=heads, kv_heads=kv_heads, layers=layers, depth_mode=depth_mode,
-        expansion=expansion, noise=noise, snr_db=snr_db, seed=seed, untie=untie, dtype=dtype,
-        allow_rounding=allow_rounding,
-    )  # fmt: skip
     _show_plan(src, growth, shard_size, revision, as_json=False, tensors=dry_run)
     if dry_run:
         return

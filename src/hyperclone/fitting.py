@@ -1,17 +1,27 @@
-"""Do the stored tensors fit the architecture? Names, sizes and types are checked before anything is planned."""
+"""Does it fit? The stored tensors the architecture, the sizes its norms, factors and noise the stored types."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hyperclone.checkpoint import DTYPES
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.family import Family
+from hyperclone.growth import Growth
 from hyperclone.layout import Layout
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Source
+    from hyperclone.planning import Source, TensorPlan
+
+# Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
+# unit in the last place, until none is left (docs/architecture.md, measured). Gaussian shares that are louder than the
+# weights cancel, and what rounding takes from them is missing from the function.
+_LEVELS = {
+    "split": {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)},
+    "gaussian": {"BF16": (5, 40), "F16": (5, 60), "F32": (5, 80), "F64": (5, 80)},
+}
 
 
 def check_tensors(
@@ -70,3 +80,54 @@ def check_tensors(
                 cure="grow the original bf16 / fp16 / fp32 checkpoint",
             )
     return tuple(dropped), tuple(ties)
+
+
+def check_rounding(request: Growth, tensors: Sequence[TensorPlan]) -> None:
+    """Rounding to bf16 or fp16 moves the logits by some 1e-3: only when asked for by name."""
+    coarse = [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
+    if coarse and not request.allow_rounding:
+        raise GrowthError(
+            f"this growth is not exact in {coarse[0].dtype}: {len(coarse)} tensors would have to be rounded",
+            tensor=coarse[0].name,
+            found=f"a factor of {coarse[0].factor:.6g}",
+            expected="powers of two, or a type in which rounding does not matter",
+            cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
+        )
+
+
+def check_uneven(
+    fam: Family,
+    config: Mapping[str, Any],
+    expected: Mapping[str, Layout],
+    sizes: Mapping[str, tuple[int, int]],
+    fills: Mapping[str, str],
+) -> None:
+    """A norm over an axis sees how often each unit is copied: uneven counts need fillers, or are refused."""
+    for name, layout in expected.items():
+        axes = (
+            layout.axes if layout.norm else {axis for axis in layout.axes if fam.grows_with(axis, config) == "hidden"}
+        )
+        for axis in sorted(axes - fills.keys()):
+            old, new = sizes[axis]
+            if new % old:
+                raise GrowthError(
+                    f"{axis} of this model can only grow to multiples of {old}",
+                    field=axis,
+                    tensor=name,
+                    found=new,
+                    expected=f"{new // old * old} or {(new // old + 1) * old}",
+                    cure="its norms would see uneven copies, and have no gain and eps of their own to put it right",
+                )
+
+
+def check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
+    for dtype in sorted({tensor.dtype for tensor in tensors if tensor.scale != 1}):
+        low, high = _LEVELS.get(request.noise, {}).get(dtype, (-math.inf, math.inf))
+        if not low <= request.snr_db <= high:
+            raise GrowthError(
+                f"{request.noise} noise of this level is not to be had in {dtype}",
+                field="snr_db",
+                found=f"{request.snr_db:g} dB",
+                expected=f"{low} to {high} dB",
+                cure="choose a level in this range, or a wider dtype",
+            )

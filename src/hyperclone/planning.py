@@ -18,20 +18,13 @@ from hyperclone.checkpoint import DTYPES, Entry
 from hyperclone.depth import originals, per_layer
 from hyperclone.errors import GrowthError
 from hyperclone.family import Family, fill_scale
-from hyperclone.fitting import check_tensors
+from hyperclone.fitting import check_level, check_rounding, check_tensors, check_uneven
 from hyperclone.growth import OUTPUT_DTYPES, Growth
 from hyperclone.layout import Layout
 from hyperclone.remarks import remarks
 from hyperclone.shards import Shard, Stored
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
-# Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
-# unit in the last place, until none is left (docs/architecture.md, measured). Gaussian shares that are louder than the
-# weights cancel, and what rounding takes from them is missing from the function.
-_LEVELS = {
-    "split": {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)},
-    "gaussian": {"BF16": (5, 40), "F16": (5, 60), "F32": (5, 80), "F64": (5, 80)},
-}
 
 
 class Source(Protocol):
@@ -228,7 +221,7 @@ def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHA
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = DTYPES[OUTPUT_DTYPES[request.dtype]][0]
 
     fills = fam.fills(source.config, sizes)
-    _check_uneven(fam, source.config, expected, sizes, fills)
+    check_uneven(fam, source.config, expected, sizes, fills)
     for field, factor in fam.rescaled(sizes, fills).items():
         config[field] = float(fam.value(field, source.config)) * factor  # type: ignore[arg-type]  # a number, or refused
     build = _Builder(fam, source, sizes, fills, request)
@@ -245,8 +238,8 @@ def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHA
     if untied:
         assert fam.tie is not None
         tensors.append(replace(build.tensor(fam.tie.head, fam.head_layout, source=fam.tie.embedding), original=False))
-    _check_rounding(request, tensors)
-    _check_level(request, tensors)
+    check_rounding(request, tensors)
+    check_level(request, tensors)
     files = shards.lay_out(stored(tensors), shard_size=shard_size)
     place = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     tensors.sort(key=lambda t: place[t.name])
@@ -319,57 +312,6 @@ class _Builder:
             factor=factor,
             offset=offset,
         )
-
-
-def _check_rounding(request: Growth, tensors: Sequence[TensorPlan]) -> None:
-    """Rounding to bf16 or fp16 moves the logits by some 1e-3: only when asked for by name."""
-    coarse = [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
-    if coarse and not request.allow_rounding:
-        raise GrowthError(
-            f"this growth is not exact in {coarse[0].dtype}: {len(coarse)} tensors would have to be rounded",
-            tensor=coarse[0].name,
-            found=f"a factor of {coarse[0].factor:.6g}",
-            expected="powers of two, or a type in which rounding does not matter",
-            cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
-        )
-
-
-def _check_uneven(
-    fam: Family,
-    config: Mapping[str, Any],
-    expected: Mapping[str, Layout],
-    sizes: Mapping[str, tuple[int, int]],
-    fills: Mapping[str, str],
-) -> None:
-    """A norm over an axis sees how often each unit is copied: uneven counts need fillers, or are refused."""
-    for name, layout in expected.items():
-        axes = (
-            layout.axes if layout.norm else {axis for axis in layout.axes if fam.grows_with(axis, config) == "hidden"}
-        )
-        for axis in sorted(axes - fills.keys()):
-            old, new = sizes[axis]
-            if new % old:
-                raise GrowthError(
-                    f"{axis} of this model can only grow to multiples of {old}",
-                    field=axis,
-                    tensor=name,
-                    found=new,
-                    expected=f"{new // old * old} or {(new // old + 1) * old}",
-                    cure="its norms would see uneven copies, and have no gain and eps of their own to put it right",
-                )
-
-
-def _check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
-    for dtype in sorted({tensor.dtype for tensor in tensors if tensor.scale != 1}):
-        low, high = _LEVELS.get(request.noise, {}).get(dtype, (-math.inf, math.inf))
-        if not low <= request.snr_db <= high:
-            raise GrowthError(
-                f"{request.noise} noise of this level is not to be had in {dtype}",
-                field="snr_db",
-                found=f"{request.snr_db:g} dB",
-                expected=f"{low} to {high} dB",
-                cure="choose a level in this range, or a wider dtype",
-            )
 
 
 def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
