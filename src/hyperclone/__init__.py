@@ -14,27 +14,56 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from hyperclone.anatomy import examine as examine
     from hyperclone.collapsing import collapse as collapse
     from hyperclone.errors import HypercloneError as HypercloneError
+    from hyperclone.evaluation import evaluate as evaluate
     from hyperclone.growing import grow as grow
     from hyperclone.growing import plan as plan
     from hyperclone.growth import Growth as Growth
     from hyperclone.memory import grow_model as grow_model
+    from hyperclone.proposing import propose as propose
     from hyperclone.proving import Proof as Proof
     from hyperclone.proving import verify as verify
+    from hyperclone.training.groups import param_groups as param_groups
+    from hyperclone.training.loading import load_state as load_state
+    from hyperclone.training.request import Training as Training
+    from hyperclone.training.run import train as train
 
 # Loaded on first use, so that `plan` and `--help` start without torch.
 _PUBLIC = {
     "Growth": "growth",
     "HypercloneError": "errors",
     "Proof": "proving",
+    "Training": "training.request",
     "collapse": "collapsing",
+    "evaluate": "evaluation",
+    "examine": "anatomy",
     "grow": "growing",
     "grow_model": "memory",
+    "load_state": "training.loading",
+    "param_groups": "training.groups",
     "plan": "growing",
+    "train": "training.run",
+    "propose": "proposing",
     "verify": "proving",
 }
-__all__ = ["Growth", "HypercloneError", "Proof", "collapse", "grow", "grow_model", "plan", "verify"]
+__all__ = [
+    "Growth",
+    "HypercloneError",
+    "Proof",
+    "Training",
+    "collapse",
+    "evaluate",
+    "examine",
+    "grow",
+    "grow_model",
+    "load_state",
+    "param_groups",
+    "plan",
+    "propose",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

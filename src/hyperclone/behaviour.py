@@ -10,6 +10,12 @@ mean square (q the noise-to-signal power ratio; B = 1/n for symmetric, 1 for dia
 from the wide source by `4 a sqrt(n) own`; the 4 covers the spread between two draws of rounding errors. Gaussian
 noise, and factors that the stored type cannot hold, move weights by a rounding error of the stored type as well, whose
 effect is the source's `own` in that type.
+
+New experts (upcycling.py) round a block's output y more often than the dense block: the weights p of a token's k
+experts, their products with y, and k - 1 sums. Relative to one rounding of y these have mean squares of at most
+sum p^2 <= 1, the same, and k - 1 (no partial sum is larger than y): k + 1 together. One rounding of y is among what
+`own` measures, so the square of `own` grows by at most k + 1 times itself, and the tolerance by sqrt(k + 2). A single
+expert has weight 1, and adds nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ from hyperclone.streaming import Progress, digest, worker_pool
 if TYPE_CHECKING:
     from hyperclone.planning import Plan
 
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")  # fields with the longest sequence
 _SPREAD = 4.0
 _CEILING = 0.5  # whatever rounding may explain, this is another function
 _FLOOR = 1.0  # own rounding is taken to be at least this many units: a small model may round to itself by luck
@@ -129,7 +136,7 @@ class _Comparing:
         """Add the measurements in one computing type; returns the largest `own`."""
         made, found = self.made, self.found
         small = compute != torch.float32
-        context = int(made.config.get("max_position_embeddings") or made.config.get("n_positions") or 1 << 30)
+        context = next((int(made.config[field]) for field in _CONTEXT if made.config.get(field)), 1 << 30)
         probes, prompt = logits.make_probes(self.tokenizer, vocab=made.sizes["vocab"][0], context=context, small=small)
         steps = max(1, min(8 if small else 24, context - len(prompt)))
         if not any(probe.what == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
@@ -224,11 +231,12 @@ class _Comparing:
 
 
 def tolerated_factor(made: Plan) -> float:
-    """4 a sqrt(n), as derived at the head of this module."""
-    n = max(1 / tensor.scale for tensor in made.tensors)
+    """4 a sqrt(n), times sqrt(k + 2) for several experts of a token, as derived at the head of this module."""
+    n = max(tensor.inputs for tensor in made.tensors)
     q = 0.0 if made.growth.noise == "none" else 10 ** (-made.growth.snr_db / 10)
     spread = n if made.growth.expansion == "diagonal" else 1.0
-    return _SPREAD * math.sqrt(spread * (1 + q)) * math.sqrt(n)
+    k = made.growth.top_k if made.growth.experts is not None else 1
+    return _SPREAD * math.sqrt(spread * (1 + q)) * math.sqrt(n) * (math.sqrt(k + 2) if k > 1 else 1.0)
 
 
 def available_memory() -> float:

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from hyperclone.planning import Plan
     from hyperclone.proving import Proof
 
+_EXPERTS = (
+    "Its experts start as the source's feed-forward block (sparse upcycling, "
+    "[arXiv 2212.05055](https://arxiv.org/abs/2212.05055)) and its routers were drawn at random: train with a "
+    "load-balancing loss. An expert sees some of the tokens only, so for experts and routers these numbers are a "
+    "starting point, not a law."
+)
 _CARRIED = ("license", "license_name", "license_link", "language")
 
 
@@ -35,10 +41,11 @@ def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: b
         ignore_metadata_errors=True,
         **{key: told[key] for key in _CARRIED if told.get(key)},
     )
+    what = "wider copy of" if made.growth.experts is None else "mixture of experts made from"
     lines = [
         f"# {source.rsplit('/', 1)[-1]}, grown",
         "",
-        f"A wider copy of `{source}` that computes the same function, made by hyperclone {__version__} "
+        f"A {what} `{source}` that computes the same function, made by hyperclone {__version__} "
         "(HyperCloning, [arXiv 2409.12903](https://arxiv.org/abs/2409.12903)). It has not been trained since: "
         "it knows exactly what its source knows, and has room for more.",
         "",
@@ -46,6 +53,7 @@ def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: b
         "|---|---:|---:|",
         *(f"| {name} | {old:,} | {new:,} |" for name, (old, new) in made.widths().items()),
         f"| parameters | {made.source_parameters:,} | {made.parameters:,} |",
+        *([f"| active for a token | | {made.active_parameters:,} |"] if made.growth.experts is not None else []),
         "",
         f"Expansion `{made.growth.expansion}`, noise `{made.growth.noise}`"
         + (f" at {made.growth.snr_db:g} dB, seed {made.growth.seed}." if made.growth.noise != "none" else "."),
@@ -60,6 +68,7 @@ def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: b
         "in the source. `hyperclone.json` lists for every parameter the learning rate, weight decay and epsilon, "
         "relative to the source's, that keep AdamW's dynamics.",
         "",
+        *([_EXPERTS, ""] if made.growth.experts is not None else []),
         *(f"> {warning}" for warning in made.warnings),
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
@@ -85,6 +94,7 @@ def _proof_lines(proof: Proof | None) -> list[str]:
         f"Collapsing the files on disk gives the source back: {structure.bit_equal} of {structure.tensors} tensors bit "
         "for bit"
         + (f"; {structure.rounded} had to be rounded to their type" if structure.rounded else "")
+        + (f"; {structure.drawn} are new routers, drawn at random" if structure.drawn else "")
         + (f"; largest difference {structure.largest_error:.1e}." if structure.largest_error else ".")
     ]
     if proof.behaviour and proof.behaviour.measured:
@@ -97,4 +107,4 @@ def _proof_lines(proof: Proof | None) -> list[str]:
                 for m in proof.behaviour.measured
             ),
         ]
-    return lines
+    return lines + [line for note in proof.notes for line in ("", note)]

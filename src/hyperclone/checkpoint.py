@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from hyperclone import family
 from hyperclone.errors import CheckpointError
+from hyperclone.family import Family, full_names, of_config
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
@@ -51,7 +51,57 @@ class Entry:
     nbytes: int
 
 
-class Checkpoint:
+class TensorFiles:
+    """Tensors in safetensors files of one directory.
+
+    Attributes:
+        path: the directory.
+        entries: every tensor by its name.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, Entry]) -> None:
+        """Nothing is read."""
+        self.path, self.entries = path, entries
+        self._descriptors: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
+
+        Raises:
+            CheckpointError: the file ended early.
+        """
+        import torch
+
+        entry = self.entries[name]
+        stop = entry.shape[0] if stop is None else stop
+        row = entry.nbytes // entry.shape[0]
+        dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
+        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
+        buffer = tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+        position, done = entry.offset + start * row, 0
+        while done < len(buffer):
+            try:
+                got = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
+            except OSError as error:
+                raise CheckpointError("reading failed", file=self.path / entry.file, tensor=name, found=error) from None
+            if not got:
+                raise CheckpointError("the file ended early", file=self.path / entry.file, tensor=name)
+            done += got
+        return tensor
+
+    def _descriptor(self, file: str) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(self.path / file, os.O_RDONLY)
+            return self._descriptors[file]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_descriptors", {}).values():
+            os.close(descriptor)
+
+
+class Checkpoint(TensorFiles):
     """A validated model directory.
 
     Attributes:
@@ -60,8 +110,12 @@ class Checkpoint:
         entries: every stored tensor by its name in the whole model, in file order.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, family: Family | None = None) -> None:
         """Read and check config and headers; no weight is touched.
+
+        Args:
+            path: the directory.
+            family: the user's own; by default the one that ships for the config's model type.
 
         Raises:
             CheckpointError: anything about the directory that would make its weights unreliable.
@@ -96,9 +150,9 @@ class Checkpoint:
                     )
                 self.entries[name] = entry
         self._check_index()
-        self.entries = family.full_names(self.config, self.entries)
-        self._descriptors: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._own_family = family
+        self.entries = full_names(self.config, self.entries, own=family)
+        super().__init__(self.path, self.entries)
 
     def _weight_files(self) -> list[str]:
         single, index = self.path / _WEIGHTS, self.path / _INDEX
@@ -189,14 +243,18 @@ class Checkpoint:
             )
 
     @property
+    def family(self) -> Family:
+        """What is known about the architecture.
+
+        Raises:
+            FamilyError: nothing is.
+        """
+        return of_config(self.config, own=self._own_family)
+
+    @property
     def carried_files(self) -> list[Path]:
         """Files besides config and weights that belong to the model: tokenizer, templates, licence."""
-        found = [p for p in sorted(self.path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
-        for templates in (self.path / "chat_templates", self.path / "additional_chat_templates"):
-            if not templates.is_dir():
-                continue
-            found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
-        return found
+        return carried_files(self.path)
 
     @property
     def identity(self) -> str:
@@ -205,40 +263,14 @@ class Checkpoint:
         stats = [(self.path / file).stat() for file in ("config.json", *self.files)]
         return f"{self.path.resolve()}:{self.files}:{[(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]}"
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
 
-        Raises:
-            CheckpointError: the file ended early.
-        """
-        import torch
-
-        entry = self.entries[name]
-        stop = entry.shape[0] if stop is None else stop
-        row = entry.nbytes // entry.shape[0]
-        dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
-        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
-        buffer = tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
-        position, done = entry.offset + start * row, 0
-        while done < len(buffer):
-            try:
-                got = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
-            except OSError as error:
-                raise CheckpointError("reading failed", file=self.path / entry.file, tensor=name, found=error) from None
-            if not got:
-                raise CheckpointError("the file ended early", file=self.path / entry.file, tensor=name)
-            done += got
-        return tensor
-
-    def _descriptor(self, file: str) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(self.path / file, os.O_RDONLY)
-            return self._descriptors[file]
-
-    def __del__(self) -> None:
-        for descriptor in getattr(self, "_descriptors", {}).values():
-            os.close(descriptor)
+def carried_files(path: Path) -> list[Path]:
+    """Files of a model directory besides config and weights that belong to the model: tokenizer, templates, licence."""
+    found = [p for p in sorted(path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
+    for templates in (path / "chat_templates", path / "additional_chat_templates"):
+        if templates.is_dir():
+            found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
+    return found
 
 
 def refuse_quantised(config: Mapping[str, Any], file: Path) -> None:

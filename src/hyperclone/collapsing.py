@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperclone import family, growth, hub, planning, producing, receipt, shards
+from hyperclone import hub, planning, producing, receipt, shards
 from hyperclone.checkpoint import Checkpoint, Entry
 from hyperclone.destination import Destination
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
+from hyperclone.family import Family, of_config
 from hyperclone.planning import Plan, TensorPlan
 from hyperclone.shards import Stored
 from hyperclone.streaming import Progress, digest, slices, write_shards
@@ -44,6 +45,7 @@ class _Headers:
 
     config: dict[str, Any]
     entries: Mapping[str, Entry]
+    family: Family
 
 
 def collapse(
@@ -68,8 +70,8 @@ def collapse(
         HypercloneError: the directory cannot be read, or the destination cannot be written.
     """
     place = hub.resolve(grown)
-    output = Checkpoint(place)
     told = receipt.read(place)
+    output = Checkpoint(place, family=told.family if told is not None else None)
     if told is None:
         raise CollapseError(
             "this directory has no receipt, so what it was grown from is not known",
@@ -87,7 +89,9 @@ def collapse(
                 found=list(entry.shape) if entry else "missing",
                 expected=list(tensor.shape),
             )
-    by_source = {tensor.source: tensor for tensor in made.tensors if tensor.original}
+    # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
+    copies = [tensor for tensor in made.tensors if not tensor.drawn]
+    by_source = {tensor.source: tensor for tensor in copies if tensor.original}
     content = [
         Stored(t.source, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
         for t in by_source.values()
@@ -105,14 +109,15 @@ def collapse(
         yield _collapse_tensor(by_source[name], made, output)
 
     try:
-        for tensor in made.tensors:
-            # An untied head, or a copied layer, can only go back if it still is its source (Gaussian noise hides that).
+        for tensor in copies:
+            # What is not the first copy can only go back if it still is its source (Gaussian noise hides that).
             if not tensor.original and made.growth.noise != "gaussian":
                 again = _collapse_tensor(tensor, made, output)
                 same = (
                     torch.zeros_like(again) if tensor.zero else _collapse_tensor(by_source[tensor.source], made, output)
                 )
-                if not _agree(again, same, made):
+                rounded = tensor.rounds != by_source[tensor.source].rounds  # Gemma's embedding, but not its untied head
+                if not (_agree_to_rounding(again, same) if rounded else _agree(again, same, made)):
                     raise _apart(tensor.name, f"it no longer is the copy of {tensor.source} that it was")
         write_shards(files, target, pieces, stage="collapse", threads=threads, progress=progress)
         target.carry(output.carried_files, root=place)
@@ -155,6 +160,8 @@ def _collapse_tensor(tensor: TensorPlan, made: Plan, output: Checkpoint) -> Tens
             bound = bound + bounds[unit]
         if not _agree(joined, result[unit], made, bound=bound):
             raise _apart(tensor.name, "copies of the same output unit differ")
+    if (queries := producing.query_rows(tensor)) is not None:
+        result = (result.double() / (queries if result.shape[0] == 1 else queries[:, None])).to(result.dtype)
     return grown.as_stored(result, len(tensor.source_shape))
 
 
@@ -187,6 +194,13 @@ def _agree(a: Tensor, b: Tensor, made: Plan, *, bound: Tensor | None = None) -> 
     return bool(((a.double() - b.double()).abs() <= bound + torch.finfo(a.dtype).eps * b.double().abs()).all())
 
 
+def _agree_to_rounding(a: Tensor, b: Tensor) -> bool:
+    """Equal, but that a factor was put into one of them and taken out again, each time with rounding."""
+    info = torch.finfo(a.dtype)
+    bound = 4 * info.eps * (b.double().abs() + info.smallest_normal)
+    return bool(((a.double() - b.double()).abs() <= bound).all())
+
+
 def _apart(name: str, why: str) -> CollapseError:
     return CollapseError(
         "the copies have moved apart, so this is no longer a grown model of its source",
@@ -198,20 +212,18 @@ def _apart(name: str, why: str) -> CollapseError:
 
 def _source_headers(told: receipt.Receipt, output: Checkpoint) -> _Headers:
     """The source as the receipt remembers it, in the types that the output has."""
-    fam = family.of_config(told.source_config)
+    fam = of_config(told.source_config, own=told.family)
     sizes = fam.sizes(told.source_config)
+    shapes = {name: layout.shape(sizes) for name, layout in fam.tensors(told.source_config).items()}
+    # Which output tensor each goes into is the plan's to say, and does not depend on types.
+    bare = _Headers(told.source_config, {name: Entry("", "F64", shape, 0, 0) for name, shape in shapes.items()}, fam)
     entries = {}
-    depth = fam.depth(told.source_config)
-    layers = growth.resolve_layers(told.growth, depth)
-    stored: dict[str, str] = {}
-    for new, (old, _) in fam.grown_names(told.source_config, layers).items():
-        stored.setdefault(old, new)
-    for name, layout in fam.tensors(told.source_config).items():
-        if stored[name] not in output.entries:
-            raise CheckpointError("a tensor is missing", file=output.path, tensor=stored[name])
-        entry, shape = output.entries[stored[name]], layout.shape(sizes)
-        entries[name] = Entry(entry.file, entry.dtype, shape, entry.offset, 0)
-    return _Headers(told.source_config, entries)
+    for tensor in planning.make(bare, replace(told.growth, dtype="fp64")).tensors:
+        if tensor.original and not tensor.drawn:
+            if (entry := output.entries.get(tensor.name)) is None:
+                raise CheckpointError("a tensor is missing", file=output.path, tensor=tensor.name)
+            entries[tensor.source] = Entry(entry.file, entry.dtype, shapes[tensor.source], entry.offset, 0)
+    return _Headers(told.source_config, entries, fam)
 
 
 def _source_config(made: Plan) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hyperclone.layout import Dim, Factor
+from hyperclone.layout import Dim, Factor, Query
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +116,8 @@ def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], filled: Collection[st
     """The map of one stored dimension, given (old, new) sizes of every axis and the axes that have fillers."""
 
     def of(factor: Factor) -> Copies:
+        if isinstance(factor, Query):
+            return of_dim(factor.dim, sizes, filled)
         if isinstance(factor, tuple):
             return of_dim(factor, sizes, filled)
         return axis(factor, factor) if isinstance(factor, int) else axis(*sizes[factor], filled=factor in filled)

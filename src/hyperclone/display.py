@@ -11,16 +11,21 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hyperclone.counts import human_count
+
 if TYPE_CHECKING:
     from hyperclone.planning import Plan, TensorPlan
+    from hyperclone.proposing import Proposals
     from hyperclone.proving import Proof
     from hyperclone.streaming import Progress
 
 _STAGES = {
     "grow": "Growing",
+    "state": "Growing state",
     "prove": "Proving weights",
     "compare": "Proving behaviour",
     "collapse": "Collapsing",
+    "anatomy": "Measuring",
 }
 
 
@@ -36,14 +41,6 @@ def human_bytes(count: float) -> str:
     raise AssertionError
 
 
-def human_count(count: int) -> str:
-    """134515008 -> 134.5M."""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return str(count)
-
-
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(
         box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
@@ -55,11 +52,14 @@ def _table(*columns: str, title: str | None = None) -> Table:
 
 def plan_table(made: Plan, *, tensors: bool = False) -> RenderableType:
     """Sizes before and after, what will be written, and what the user should know."""
-    sizes = _table("", "source", "grown", "", title=f"Plan ({made.source_config.get('model_type')})")
+    types = dict.fromkeys((str(made.source_config.get("model_type")), str(made.config.get("model_type"))))
+    sizes = _table("", "source", "grown", "", title=f"Plan ({' to '.join(types)})")
     for name, (old, new) in made.widths().items():
         sizes.add_row(name, f"{old:,}", f"{new:,}", f"{new / old:g}x" if new != old else "")
     old, new = made.source_parameters, made.parameters
     sizes.add_row("parameters", human_count(old), human_count(new), f"{new / old:.2f}x")
+    if (active := made.active_parameters) != new:
+        sizes.add_row("active for a token", human_count(old), human_count(active), f"{active / old:.2f}x")
     files = f"{len(made.shards)} file{'s' if len(made.shards) > 1 else ''}"
     sizes.add_row("weights on disk", "", human_bytes(made.nbytes), files)
     noise = made.growth.noise + (f" noise, {made.growth.snr_db:g} dB" if made.growth.noise != "none" else " noise")
@@ -81,10 +81,50 @@ def _tensor_table(made: Plan) -> Table:
     for column in table.columns[:3]:
         column.no_wrap = True
     for kind, (t, *others) in kinds.items():
-        how = "" if t.shape == t.source_shape else "repeat" if t.scale == 1 else f"1/{1 / t.scale:g}"
+        how = (
+            "drawn"
+            if t.drawn
+            else ""
+            if t.shape == t.source_shape
+            else "repeat"
+            if t.inputs == 1
+            else f"1/{t.inputs:g}"
+        )
         name = kind.removesuffix(".weight") if len(kind) > 30 else kind
         table.add_row(Text(name + (f" x{len(others) + 1}" if others else "")), how, _shape(t.shape), t.layout.text)
     return table
+
+
+def proposals_table(made: Proposals) -> RenderableType:
+    """The proposed sizes with their numbers of parameters, and what the user should know."""
+    title = f"Near {made.target:,} parameters ({made.model_type}, {made.source_parameters:,} now)"
+    widths = [p.plan.widths() for p in made.found]
+    # By the names of the options. A size that no proposal changes says nothing; KV heads follow the query heads.
+    short = {"hidden size": "hidden", "feed-forward size": "ffn", "attention heads": "heads",
+             "head dimension": "head dim", "layers": "layers"}  # fmt: skip
+    named = [name for name in short if any(w[name][0] != w[name][1] for w in widths)]
+    each = ["tokens/p."] if made.tokens is not None else []
+    table = _table("", "parameters", "off", *(short[name] for name in named), *each, "exact", title=title)
+    table.padding = (0, 1, 0, 0)  # wide as it is
+    for number, (p, sizes) in enumerate(zip(made.found, widths, strict=True), 1):
+        cells = [f"{new} {new / old:.2g}x" if new != old else str(new) for old, new in map(sizes.__getitem__, named)]
+        tokens = [f"{made.tokens / p.plan.parameters:.3g}"] if made.tokens is not None else []
+        exact = "rounded" if p.rounds else "yes" if p.plan.keeps_function else "no"
+        table.add_row(str(number), f"{p.plan.parameters:,}", f"{p.off:+.1%}", *cells, *tokens, exact)
+    for column in table.columns:
+        column.no_wrap = True
+    notes = list(made.notes)
+    if any(p.rounds for p in made.found):
+        notes.append("Rounded: the stored type cannot hold some factors, which moves the logits by some 1e-3.")
+    warnings: dict[str, list[str]] = {}
+    for number, p in enumerate(made.found, 1):
+        for warning in p.warnings:
+            warnings.setdefault(warning, []).append(str(number))
+    parts: list[RenderableType] = [table, *(Text(f"- {note}", style="dim") for note in notes)]
+    for text, of in warnings.items():
+        which = "all" if len(of) == len(made.found) else ", ".join(of)
+        parts.append(Text(f"WARNING ({which}): {text}", style="bold yellow"))
+    return Group(*parts)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -107,6 +147,7 @@ def proof_table(proof: Proof) -> RenderableType:
         Text(
             f"weights    {s.bit_equal} of {s.tensors} tensors collapse to the source bit for bit"
             + (f", {s.rounded} are rounded to their type" if s.rounded else "")
+            + (f", {s.drawn} are routers as drawn from the seed" if s.drawn else "")
             + (f", largest difference {s.largest_error:.1e}" if s.largest_error else "")
         ),
     ]
@@ -129,6 +170,7 @@ def proof_table(proof: Proof) -> RenderableType:
                 parts.append(Text(f"perplexity, {dtype}: source {m.perplexity[0]:.4f}, grown {m.perplexity[1]:.4f}"))
     if behaviour:
         parts += [Text(f"not measured: {reason}", style="dim") for reason in behaviour.skipped]
+    parts += [Text(note, style="dim") for note in proof.notes]
     failures = proof.failures
     parts += [Text(f"- {failure}", style="red") for failure in failures[:20]]
     if len(failures) > 20:

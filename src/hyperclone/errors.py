@@ -64,3 +64,7 @@ class DestinationError(HypercloneError):
 
 class CollapseError(HypercloneError):
     """The directory does not collapse to a smaller model: its copies have moved apart, or it has no receipt."""
+
+
+class TrainingError(HypercloneError):
+    """A training cannot be run as asked: its data, sizes or settings do not fit, or the loss is no longer a number."""

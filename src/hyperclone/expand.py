@@ -275,7 +275,8 @@ def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, pow
         # The last share is what the others leave, so its noise is never computed.
         noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
         shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
-        loudest = level * _UNIFORM * 32768 * math.sqrt((c - 1) / c)
+        # Noise is loudest where one draw stands at one end of its range and all others at the other: 65535 apart.
+        loudest = level * _UNIFORM * 65536 * math.sqrt((c - 1) / c)
         return split.split_by_shares(block, shares, within=min(base) >= loudest)
     assert power is not None
     whole = block.to(work)

@@ -1,7 +1,9 @@
 """The small expressions of family files: config fields, whole-number arithmetic, conditions.
 
-`a | b` is a, or b where the config leaves a out (or null). Division must come out whole. Evaluated over the syntax
-tree of Python's own parser, with nothing callable in it.
+`a | b` is a, or b where the config leaves a out (or null). Division must come out whole; `a % b` is the remainder.
+`a in b` asks whether b, a list, holds a; a list that is left out holds nothing. `a.b` is field b of the table a.
+Evaluated over the syntax tree of Python's own parser, with nothing callable in it; what is outside the language is
+refused before anything is computed.
 """
 
 from __future__ import annotations
@@ -13,15 +15,33 @@ from typing import Any
 
 from hyperclone.errors import CheckpointError, FamilyError
 
-Value = int | float | bool | str | list[Any] | None
+Value = int | float | bool | str | list[Any] | Mapping[str, Any] | None
 
 
 @cache
 def _tree(text: str) -> ast.expr:
     try:
-        return ast.parse(text, mode="eval").body
+        tree = ast.parse(text, mode="eval").body
+        outside = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr) and not _inside(node)]
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last three: null bytes, nesting
         raise FamilyError(f"expression not understood: {text!r}", found=error) from None
+    if outside:
+        raise FamilyError(f"expression not understood: {text!r}", found=outside[0])
+    return tree
+
+
+def _inside(node: ast.expr) -> bool:
+    """Whether a node is of the language, its children aside."""
+    match node:
+        case ast.Constant(value=int() | float() | str() | None) | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
+            return True
+        case ast.Name() | ast.Attribute(value=ast.Name()):
+            return True
+        case ast.BinOp(op=ast.BitOr() | ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.Mod()):
+            return True
+        case ast.Compare(ops=[ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn()]):
+            return True
+    return False
 
 
 def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
@@ -29,17 +49,38 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
 
     Raises:
         FamilyError: the expression uses something outside the language.
-        CheckpointError: a field is missing, is not a number where one is needed, or does not divide.
+        CheckpointError: a field is missing, is not a number or a list where one is needed, or does not divide.
     """
+
+    def wrong(node: ast.expr, value: Value, kind: str) -> CheckpointError:
+        what = "is missing" if value is None else f"is not a {kind}"
+        return CheckpointError(
+            f"config field {what}", file="config.json", field=ast.unparse(node), found=value, expected=f"a {kind}"
+        )
 
     def number(node: ast.expr) -> int | float:
         value = visit(node)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            what = "is missing" if value is None else "is not a number"
-            raise CheckpointError(
-                f"config field {what}", file="config.json", field=ast.unparse(node), found=value, expected="a number"
-            )
+            raise wrong(node, value, "number")
         return value
+
+    def holds(left: ast.expr, right: ast.expr) -> bool:
+        value = visit(right)
+        if value is not None and not isinstance(value, list):
+            raise wrong(right, value, "list")
+        return visit(left) in (value or [])
+
+    def divided(node: ast.BinOp) -> tuple[int | float, int | float]:
+        a, b = number(node.left), number(node.right)
+        if not b or (isinstance(node.op, ast.Div) and a % b):
+            raise CheckpointError(
+                "config fields do not divide",
+                file="config.json",
+                field=ast.unparse(node),
+                found=f"{a} {'/' if isinstance(node.op, ast.Div) else '%'} {b}",
+                expected="a whole number",
+            )
+        return a, b
 
     def visit(node: ast.expr) -> Value:
         match node:
@@ -47,20 +88,18 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
                 return value
             case ast.Name(id=name):
                 return fields.get(name)
+            case ast.Attribute(value=table, attr=name):
+                within = visit(table)
+                return within.get(name) if isinstance(within, Mapping) else None
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
                 first = visit(left)
                 return visit(right) if first is None else first
-            case ast.BinOp(left=left, op=ast.Div(), right=right):
-                a, b = number(left), number(right)
-                if not b or a % b:
-                    raise CheckpointError(
-                        "config fields do not divide",
-                        file="config.json",
-                        field=ast.unparse(node),
-                        found=f"{a} / {b}",
-                        expected="a whole number",
-                    )
+            case ast.BinOp(op=ast.Div()):
+                a, b = divided(node)
                 return a // b if isinstance(a, int) and isinstance(b, int) else a / b
+            case ast.BinOp(op=ast.Mod()):
+                a, b = divided(node)
+                return a % b
             case ast.BinOp(left=left, op=ast.Mult(), right=right):
                 return number(left) * number(right)
             case ast.BinOp(left=left, op=ast.Add(), right=right):
@@ -77,8 +116,11 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
                 return visit(left) == visit(right)
             case ast.Compare(left=left, ops=[ast.NotEq()], comparators=[right]):
                 return visit(left) != visit(right)
-            case _:
-                raise FamilyError(f"expression not understood: {text!r}", found=ast.unparse(node))
+            case ast.Compare(left=left, ops=[ast.In()], comparators=[right]):
+                return holds(left, right)
+            case ast.Compare(left=left, ops=[ast.NotIn()], comparators=[right]):
+                return not holds(left, right)
+        raise AssertionError(ast.dump(node))  # _tree lets nothing else pass
 
     try:
         return visit(_tree(text))

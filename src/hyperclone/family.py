@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -28,10 +28,18 @@ _MOST_EXPERTS = 100_000  # in all layers together
 
 @dataclass(frozen=True)
 class Axis:
-    """A named axis: the config expression of its size, and the axis it grows with, under a condition (OPT's embed)."""
+    """A named axis.
+
+    Attributes:
+        size: config expression.
+        grows_with: another axis, by whose factor it grows too.
+        alias: another axis, whose units are the same as its own (OPT's embed).
+        when: condition for either.
+    """
 
     size: str
     grows_with: str | None = None
+    alias: str | None = None
     when: str | None = None
 
 
@@ -39,7 +47,8 @@ class Axis:
 class TensorLine:
     """One line of [tensors]: a name with {i} for the layer and {e} for the expert, its layout, when it exists.
 
-    Of several lines for one name, the first whose condition holds is meant.
+    Where the name has {i}, the condition sees the layer's number as i. Of several lines for one name, the first whose
+    condition holds is meant.
     """
 
     pattern: str
@@ -67,6 +76,27 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A dense model type that mixtures of experts are made from: config fields that mean nothing in a mixture, and
+    conditions over the config -> why such a model has no counterpart."""
+
+    leave: tuple[str, ...]
+    refuse: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Upcycling:
+    """How dense models become mixtures of this family (upcycling.py): config fields to write, the router, which has no
+    source, and where tensors come from that go by another name."""
+
+    architecture: str
+    write: Mapping[str, str]
+    router: str
+    tensors: Mapping[str, str]  # pattern here -> pattern there
+    dense: Mapping[str, Dense]  # by model type
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything known about one architecture."""
 
@@ -75,6 +105,7 @@ class Family:
     model_types: tuple[str, ...]
     layers: str
     defaults: Mapping[str, Any]
+    own_defaults: Mapping[str, Mapping[str, Any]]  # model type -> its defaults that are not those of the others
     axes: Mapping[str, Axis]
     write: Mapping[str, str]
     lines: tuple[TensorLine, ...]
@@ -86,11 +117,19 @@ class Family:
     multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
     gain_offset: float  # what the model adds to the stored gain of a norm
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
+    deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
     prefix: str  # what the names of a checkpoint lack that was saved from the base model ("" if that is not done)
+    models: tuple[str, ...] = ()  # names that people know them by
+    upcycled: Upcycling | None = None
+    text: str = ""  # the file itself, where it is a user's own: receipts hold it ("" for what ships with the package)
 
-    def value(self, text: str, config: Mapping[str, Any]) -> Value:
-        """An expression's value over the config, with the family's defaults for fields that it leaves out."""
-        return evaluate(text, {**self.defaults, **config})
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config, with the family's defaults for fields that it leaves out."""
+        return {**self.defaults, **self.own_defaults.get(str(config.get("model_type")), {}), **config}
+
+    def value(self, text: str, config: Mapping[str, Any], *, layer: int | None = None) -> Value:
+        """An expression's value over the config, with defaults for fields that it leaves out; i is the layer."""
+        return evaluate(text, self.fields(config if layer is None else {**config, "i": layer}))
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         """Size of every axis.
@@ -123,6 +162,15 @@ class Family:
         old = self.sizes(config)
         leads = {axis: self.grows_with(axis, config) for axis in self.axes}
         sizes = {axis: (old[axis], old[axis] * new[lead] // old[lead]) for axis, lead in leads.items()}
+        for axis, lead in leads.items():
+            if new.get(axis, old[axis]) not in (old[axis], sizes[axis][1]):
+                raise GrowthError(
+                    f"{axis} of this model grows with {lead}",
+                    field=axis,
+                    found=new[axis],
+                    expected=sizes[axis][1],
+                    cure=f"grow {lead} by the same factor, or leave {axis} out",
+                )
         for condition, reason in self.refuse.items():
             if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
                 raise GrowthError(f"this model cannot be grown so: {reason}", field=condition)
@@ -172,8 +220,8 @@ class Family:
             raise GrowthError(
                 "at these sizes the architecture would gain or lose tensors",
                 field=changed[0],
-                found=f"{after[changed[0]]} in the grown model",
-                expected=f"{before[changed[0]]}, as in the source",
+                found=", ".join(map(str, after[changed[0]])) + " in the grown model",
+                expected=", ".join(map(str, before[changed[0]])) + ", as in the source",
                 cure="choose another size",
             )
         return grown
@@ -188,7 +236,7 @@ class Family:
         """Axes of the residual stream that grow to a size that is no multiple, and what their fillers write."""
         found = {}
         for axis, (old, new) in sizes.items():
-            spec = self.residual.get(self.grows_with(axis, config))
+            spec = self.residual.get(self.stream(axis, config))
             if spec and new % old and (spec.when is None or self.value(spec.when, config)):
                 found[axis] = spec.fill
         return found
@@ -218,9 +266,12 @@ class Family:
     def grows_with(self, axis: str, config: Mapping[str, Any]) -> str:
         """The axis whose growth this one follows in this config: itself, or another by the same factor."""
         spec = self.axes[axis]
-        if spec.grows_with and (spec.when is None or self.value(spec.when, config)):
-            return spec.grows_with
-        return axis
+        lead = spec.grows_with or spec.alias
+        return lead if lead and (spec.when is None or self.value(spec.when, config)) else axis
+
+    def stream(self, axis: str, config: Mapping[str, Any]) -> str:
+        """The axis whose units these are in this config: itself, or the one of which it is an alias."""
+        return self.grows_with(axis, config) if self.axes[axis].alias else axis
 
     def tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head shares the embedding."""
@@ -244,42 +295,56 @@ class Family:
                 found=counts["{e}"],
                 expected=f"at most {_MOST_EXPERTS // counts['{i}']:,} in each of {counts['{i}']:,} layers",
             )
-        for line in self.lines:
-            if line.when is None or self.value(line.when, config):
-                for name in _names(line.pattern, counts):
-                    expected.setdefault(name, line.layout)
+        for name, _, _, layout in self._named(config, range(counts["{i}"])):
+            expected.setdefault(name, layout)
         return expected
 
     def grown_names(self, config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, tuple[str, int | None]]:
         """Every tensor of a model whose layer j copies layer layers[j]: (the tensor it grows from, its layer)."""
         found: dict[str, tuple[str, int | None]] = {}
-        experts = {"{e}": self.sizes(config).get("experts", 0)}
-        for line in self.lines:
-            if line.when is not None and not self.value(line.when, config):
-                continue
-            for name in _names(line.pattern, experts):
-                if "{i}" not in name:
-                    found.setdefault(name, (name, None))
-                    continue
-                for new, old in enumerate(layers):
-                    found.setdefault(name.replace("{i}", str(new)), (name.replace("{i}", str(old)), new))
+        for name, source, layer, _ in self._named(config, layers):
+            found.setdefault(name, (source, layer))
         return found
+
+    def _named(self, config: Mapping[str, Any], layers: Sequence[int]) -> Iterator[tuple[str, str, int | None, Layout]]:
+        """(name, name in the source, layer, layout) of every line's tensors, where layer j copies layer layers[j]."""
+        experts = range(self.sizes(config).get("experts", 0))
+        for line in self.lines:
+            pairs: Iterable[tuple[int | None, int | None]] = enumerate(layers)
+            for new, old in pairs if "{i}" in line.pattern else [(None, None)]:
+                if line.when is not None and not self.value(line.when, config, layer=old):
+                    continue
+                for expert in experts if "{e}" in line.pattern else [0]:
+                    pattern = line.pattern.replace("{e}", str(expert))
+                    yield pattern.replace("{i}", str(new)), pattern.replace("{i}", str(old)), new, line.layout
 
     def writes_hidden(self, layout: Layout, config: Mapping[str, Any]) -> bool:
         """Whether a tensor of a block is an output projection (or its bias): what it writes is the residual stream."""
         out = next((dim for dim in range(len(layout.dims)) if dim != layout.reads), None)
         if layout.norm or out is None:
             return False
-        return any(self.grows_with(axis, config) == "hidden" for axis in layout.axes_of(out))
+        return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
 
     def ignored(self, name: str) -> bool:
         """Whether a stored tensor is a buffer that no model loads."""
-        return any(re.fullmatch(re.sub(r"\\\{[ie]\\\}", r"\\d+", re.escape(p)), name) for p in self.ignore)
+        return any(indices(pattern, name) is not None for pattern in self.ignore)
 
-    def conditions(self, config: Mapping[str, Any]) -> dict[str, bool]:
-        """The value of every condition of the file; a growth may not change any (a tie excepted)."""
+    def of_expert(self, name: str) -> bool:
+        """Whether a tensor belongs to one of several experts."""
+        return any("{e}" in line.pattern and indices(line.pattern, name) is not None for line in self.lines)
+
+    def conditions(self, config: Mapping[str, Any]) -> dict[str, tuple[bool, ...]]:
+        """The values of every condition of the file: one, or one for each layer where it reads i.
+
+        A growth may not change any (a tie excepted).
+        """
         texts = [line.when for line in self.lines] + [axis.when for axis in self.axes.values()]
-        return {text: bool(self.value(text, config)) for text in texts if text is not None}
+        layers = range(self.depth(config))
+        return {
+            text: tuple(bool(self.value(text, config, layer=i)) for i in (layers if "i" in names(text) else [None]))
+            for text in texts
+            if text is not None
+        }
 
 
 def fill_scale(old: int, new: int) -> float:
@@ -287,13 +352,15 @@ def fill_scale(old: int, new: int) -> float:
     return math.sqrt(new // old * old / new)
 
 
-def _names(pattern: str, counts: Mapping[str, int]) -> list[str]:
-    """Every name of a pattern, given how far each index in it runs."""
-    found = [pattern]
-    for index, count in counts.items():
-        if index in pattern:
-            found = [name.replace(index, str(k)) for name in found for k in range(count)]
-    return found
+def indices(pattern: str, name: str) -> dict[str, str] | None:
+    """The numbers that stand in a name where its pattern has {i} and {e}; None if it is not of that pattern."""
+    found = _regex(pattern).fullmatch(name)
+    return found.groupdict() if found else None
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{([ie])\\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
 
 
 @cache
@@ -309,10 +376,10 @@ def known() -> dict[str, Family]:
     return families
 
 
-def full_names(config: Mapping[str, Any], stored: Mapping[str, T]) -> dict[str, T]:
+def full_names(config: Mapping[str, Any], stored: Mapping[str, T], *, own: Family | None = None) -> dict[str, T]:
     """Stored tensors under the names they have in the whole model: a base model's own names lack its prefix (GPT-2)."""
     model_type = config.get("model_type")
-    family = known().get(model_type) if isinstance(model_type, str) else None
+    family = own or (known().get(model_type) if isinstance(model_type, str) else None)
     prefix = family.prefix if family else ""
     if family is None or any(name.startswith(prefix) for name in stored):
         return dict(stored)
@@ -320,13 +387,24 @@ def full_names(config: Mapping[str, Any], stored: Mapping[str, T]) -> dict[str, 
     return {name if name in beside else prefix + name: value for name, value in stored.items()}
 
 
-def of_config(config: Mapping[str, Any]) -> Family:
-    """The family of a model.
+def of_config(config: Mapping[str, Any], *, own: Family | None = None) -> Family:
+    """The family of a model: a user's own where one is given, else the one that ships for its model type.
 
     Raises:
-        FamilyError: the architecture is not known; the message lists what is.
+        FamilyError: the architecture is not known, or not the one of the given file; the message lists what is.
     """
     model_type = config.get("model_type")
+    if own is not None:
+        if model_type not in own.model_types:
+            raise FamilyError(
+                "this family file is not for this model",
+                file=own.file,
+                field="model_types",
+                found=", ".join(own.model_types),
+                expected=model_type,
+                cure="if the architecture is the same, add its model_type to the file",
+            )
+        return own
     family = known().get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise FamilyError(
@@ -335,6 +413,6 @@ def of_config(config: Mapping[str, Any]) -> Family:
             field="model_type",
             found=model_type,
             expected="one of " + ", ".join(sorted(known())),
-            cure="describe its tensors in a family file (docs/architecture.md, 'Adding an architecture')",
+            cure="`hyperclone family draft SRC -o my.toml` proposes a family file; --family my.toml uses it",
         )
     return family

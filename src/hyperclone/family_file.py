@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hyperclone import layout
 from hyperclone.errors import CheckpointError, FamilyError
 from hyperclone.expression import evaluate, names
-from hyperclone.family import Axis, Family, Residual, TensorLine, Tie
+from hyperclone.family import Axis, Dense, Family, Residual, TensorLine, Tie, Upcycling
+
+
+def read(path: str | os.PathLike[str]) -> Family:
+    """A user's own family file.
+
+    Raises:
+        FamilyError: it cannot be read, or is not a family file.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise FamilyError("this family file cannot be read", file=path, found=error) from None
+    return own(text, file=str(path))
+
+
+def own(text: str, *, file: str) -> Family:
+    """A family that does not ship with the package; it keeps its text, which receipts hold.
+
+    Raises:
+        FamilyError: as `load`.
+    """
+    return replace(load(text, name=Path(file).stem, file=file), text=text)
 
 
 def load(text: str, *, name: str, file: str) -> Family:
@@ -36,10 +61,11 @@ _DETAILS = ("file", "tensor", "field", "found", "expected", "cure")
 def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
           {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
-           "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list,
-           "prefix": str})  # fmt: skip
+           "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list, "deeper": dict,
+           "prefix": str, "models": list, "upcycled": dict})  # fmt: skip
     axes = {
-        key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "when")) for key, spec in data["axes"].items()
+        key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "alias", "when"))
+        for key, spec in data["axes"].items()
     }
     lines = []
     cases = [(pattern, case) for pattern, spec in data["tensors"].items()
@@ -65,12 +91,16 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     if "tie" in data:
         _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
     _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
+    _keys(data.get("deeper", {}), "deeper", {}, dict.fromkeys(data.get("deeper", {}), str))
+    by_type = {key: value for key, value in data.get("defaults", {}).items() if isinstance(value, dict)}
+    _keys(by_type, "defaults", {}, dict.fromkeys(data["model_types"], dict))
     family = Family(
         name=name,
         file=file,
         model_types=tuple(data["model_types"]),
         layers=data["layers"],
-        defaults=data.get("defaults", {}),
+        defaults={key: value for key, value in data.get("defaults", {}).items() if key not in by_type},
+        own_defaults=by_type,
         axes=axes,
         write=data.get("write", {}),
         lines=tuple(lines),
@@ -86,9 +116,23 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         gain_offset=data.get("gain_offset", 0),
         prefix=data.get("prefix", ""),
         per_layer=tuple(data.get("per_layer", ())),
+        models=tuple(data.get("models", ())),
+        upcycled=_upcycling(data["upcycled"]) if "upcycled" in data else None,
+        deeper=data.get("deeper", {}),
     )
     _check(family)
     return family
+
+
+def _upcycling(table: dict[str, Any]) -> Upcycling:
+    _keys(table, "upcycled", {"architecture": str, "write": dict, "router": str, "tensors": dict, "dense": dict}, {})
+    for part in ("write", "tensors"):
+        _keys(table[part], f"upcycled.{part}", {}, dict.fromkeys(table[part], str))
+    dense = {}
+    for model_type, spec in table["dense"].items():
+        _keys(spec, f"upcycled.dense.{model_type}", {}, {"leave": list, "refuse": dict})
+        dense[model_type] = Dense(tuple(spec.get("leave", ())), spec.get("refuse", {}))
+    return Upcycling(**{**table, "dense": dense})
 
 
 _KINDS = {str: "a string", list: "a list of strings", dict: "a table", int: "a whole number"}
@@ -139,11 +183,12 @@ def _check(family: Family) -> None:
     if "heads" not in axes and not {"kv_heads", "group"} <= axes:
         raise FamilyError("a family needs these axes", field="axes", expected="heads, or kv_heads and group")
     for key, axis in family.axes.items():
-        if axis.grows_with and axis.grows_with not in axes:
+        lead = axis.grows_with or axis.alias
+        if lead and (lead not in axes or (axis.grows_with and axis.alias)):
             raise FamilyError(
-                "an axis grows with one that the file does not define",
+                "an axis grows with, or is, one that the file does not define",
                 field=f"axes.{key}",
-                found=axis.grows_with,
+                found=lead,
                 expected="one of " + ", ".join(sorted(axes)),
             )
     if "experts" not in axes and (numbered := sorted(pattern for pattern in patterns if "{e}" in pattern)):
@@ -160,6 +205,10 @@ def _check(family: Family) -> None:
             )
         if next(line for line in family.lines if line.pattern == family.tie.head).layout.reads is None:
             raise FamilyError("a head reads: its line needs an arrow", field="tie", tensor=family.tie.head)
+    if family.upcycled and (unknown := sorted({family.upcycled.router, *family.upcycled.tensors} - patterns)):
+        raise FamilyError(
+            "[upcycled] names tensors that [tensors] does not list", field="upcycled", tensor=", ".join(unknown)
+        )
     for where, text in _expressions(family):
         try:
             evaluate(text, dict.fromkeys(names(text), 1))
@@ -167,6 +216,14 @@ def _check(family: Family) -> None:
             raise FamilyError(error.problem, field=where, found=error.details.get("found")) from None
         except CheckpointError:
             pass  # it is an expression; that it has no value for these numbers says nothing
+        layered = where.startswith("deeper.") or (where.startswith("tensors.") and "{i}" in where)
+        if "i" in names(text) and not layered:
+            raise FamilyError(
+                "an expression reads the number of a layer where there is none",
+                field=where,
+                found=text,
+                expected="i only in [deeper], and in the `when` of tensors with {i}",
+            )
         if where.startswith("write.") and (missing := sorted(set(names(text)) - axes)):
             raise FamilyError(
                 "a config field is written from an axis that the file does not define",
@@ -186,5 +243,10 @@ def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     yield from ((f"write.{field}", text) for field, text in family.write.items())
     yield from (("whole", text) for pair in family.whole.items() for text in pair)
     yield from (("refuse", text) for text in family.refuse)
+    yield from (("residual", spec.when) for spec in family.residual.values() if spec.when is not None)
+    yield from ((f"deeper.{field}", text) for field, text in family.deeper.items())
     if family.tie:
         yield "tie.when", family.tie.when
+    if family.upcycled:
+        yield from ((f"upcycled.write.{field}", text) for field, text in family.upcycled.write.items())
+        yield from (("upcycled.refuse", text) for dense in family.upcycled.dense.values() for text in dense.refuse)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hyperclone import heads
 from hyperclone.checkpoint import DTYPES
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.family import Family
@@ -82,15 +83,20 @@ def check_tensors(
     return tuple(dropped), tuple(ties)
 
 
+def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
+    """The tensors whose values bf16 or fp16 cannot hold."""
+    return [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
+
+
 def check_rounding(request: Growth, tensors: Sequence[TensorPlan]) -> None:
     """Rounding to bf16 or fp16 moves the logits by some 1e-3: only when asked for by name."""
-    coarse = [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
-    if coarse and not request.allow_rounding:
+    if (coarse := rounded(tensors)) and not request.allow_rounding:
+        odd = [factor for factor in coarse[0].factors if math.frexp(factor)[0] != 0.5] or [coarse[0].factor]
         raise GrowthError(
             f"this growth is not exact in {coarse[0].dtype}: {len(coarse)} tensors would have to be rounded",
             tensor=coarse[0].name,
-            found=f"a factor of {coarse[0].factor:.6g}",
-            expected="powers of two, or a type in which rounding does not matter",
+            found="a factor of " + " or ".join(f"{factor:.6g}" for factor in odd),
+            expected="powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
             cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
         )
 
@@ -105,7 +111,7 @@ def check_uneven(
     """A norm over an axis sees how often each unit is copied: uneven counts need fillers, or are refused."""
     for name, layout in expected.items():
         axes = (
-            layout.axes if layout.norm else {axis for axis in layout.axes if fam.grows_with(axis, config) == "hidden"}
+            layout.axes if layout.norm else {axis for axis in layout.axes if fam.stream(axis, config) == "hidden"}
         )
         for axis in sorted(axes - fills.keys()):
             old, new = sizes[axis]
@@ -121,7 +127,7 @@ def check_uneven(
 
 
 def check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
-    for dtype in sorted({tensor.dtype for tensor in tensors if tensor.scale != 1}):
+    for dtype in sorted({tensor.dtype for tensor in tensors if tensor.inputs != 1}):
         low, high = _LEVELS.get(request.noise, {}).get(dtype, (-math.inf, math.inf))
         if not low <= request.snr_db <= high:
             raise GrowthError(
@@ -131,3 +137,16 @@ def check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
                 expected=f"{low} to {high} dB",
                 cure="choose a level in this range, or a wider dtype",
             )
+
+
+def check_head_dim(expected: Mapping[str, Layout], sizes: Mapping[str, tuple[int, int]]) -> None:
+    """A head can only grow where its queries are known, to be scaled, and positions do not depend on its size."""
+    old, new = sizes[heads.AXIS]
+    if new != old and not any(layout.queries for layout in expected.values()):
+        raise GrowthError(
+            "heads of this architecture cannot grow",
+            field=heads.AXIS,
+            found=new,
+            expected=f"{old} (unchanged)",
+            cure="rotary positions turn channels at frequencies that depend on head_dim; grow the number of heads",
+        )

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperclone import hub, planning, shards
+from hyperclone import counts, family_file, hub, planning, shards
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.destination import Destination, check_place
-from hyperclone.errors import HypercloneError
+from hyperclone.errors import GrowthError, HypercloneError
 from hyperclone.growth import Growth
 from hyperclone.planning import Plan
+from hyperclone.remarks import on_tokens
 from hyperclone.streaming import Progress, Weights, write_shards
+from hyperclone.upcycling import with_drawn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hyperclone.proving import Proof
+    from hyperclone.training.writing import StatePlan
 
 
 class ProofFailed(HypercloneError):
     """The grown model is not the source's function; `proof` says where. The destination was not created."""
 
-    def __init__(self, proof: Proof, partial: Path) -> None:
+    sentence = "the proof failed, so the destination was not created"
+
+    def __init__(self, proof: Proof, file: str | os.PathLike[str]) -> None:
         self.proof = proof
-        super().__init__(
-            "the proof failed, so the destination was not created", file=partial, found="; ".join(proof.failures)
-        )
+        super().__init__(self.sentence, file=file, found="; ".join(proof.failures))
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What `grow` has done: where the model is, its plan and its proof (None if no proof was asked for)."""
+    """What `grow` has done: where the model is, its plan, its proof and its training state (None where not asked for)."""
 
     path: Path
     plan: Plan
     proof: Proof | None
+    state: StatePlan | None = None
 
 
 def plan(
@@ -47,6 +51,8 @@ def plan(
     *,
     shard_size: str | int = planning.DEFAULT_SHARD_SIZE,
     revision: str | None = None,
+    tokens: str | int | None = None,
+    family: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """What growing a model would give; reads headers only.
 
@@ -55,11 +61,19 @@ def plan(
         growth: the request.
         shard_size: largest weight file, in bytes or as "5GB".
         revision: branch, tag or commit of a Hub id.
+        tokens: planned for training the grown model ("26B" or a number), for a remark on how many that is.
+        family: a family file of your own, for an architecture that is not built in, or to be used in its place.
 
     Raises:
         HypercloneError: the source cannot be grown like this.
     """
-    return planning.make(hub.headers(source, revision=revision), growth, shard_size=shard_size)
+    own = None if family is None else family_file.read(family)
+    planned = None if tokens is None else counts.parse(tokens, "tokens")
+    made = planning.make(hub.headers(source, revision=revision, family=own), growth, shard_size=shard_size)
+    if planned is None:
+        return made
+    notes, warnings = on_tokens(planned, made.parameters)
+    return replace(made, notes=made.notes + notes, warnings=made.warnings + warnings)
 
 
 def grow(
@@ -72,6 +86,9 @@ def grow(
     overwrite: bool = False,
     proof: str = "full",
     revision: str | None = None,
+    family: str | os.PathLike[str] | None = None,
+    state: str | os.PathLike[str] | None = None,
+    state_mode: str = "grow",
     progress: Progress | None = None,
 ) -> Grown:
     """Grow a model directory into a wider one that computes the same function, and prove it from the files.
@@ -85,56 +102,90 @@ def grow(
         overwrite: replace a destination that an earlier run has made.
         proof: "full" (structural, and behavioural where memory allows), "structural", or "none".
         revision: branch, tag or commit of a Hub id.
+        family: a family file of your own; it is proved on a tiny random instance before anything is written.
+        state: a Trainer or torch distributed checkpoint with the source's optimizer state, to be grown as well.
+        state_mode: "grow" (every copy gets the source's moments), "asymmetric" (only the first) or "reset" (none).
         progress: called with (stage, bytes done, bytes in all).
 
     Raises:
         HypercloneError: the source cannot be grown like this, or the destination cannot be written.
         ProofFailed: the output is not the source's function.
     """
-    from hyperclone import card, producing, proving, receipt
+    from hyperclone import card, producing, proving, receipt, trial
 
     proving.check_kind(proof)
+    own = None if family is None else family_file.read(family)
+    if own is not None and proof == "none":
+        raise GrowthError(
+            "a family file of your own is not used without a proof", field="proof", found=proof,
+            expected="full, or structural",
+        )  # fmt: skip
     place = hub.resolve(source, revision=revision)
     check_place(Path(destination), source=place, overwrite=overwrite)
-    origin = Checkpoint(place)
+    origin = Checkpoint(place, family=own)
     made = planning.make(origin, growth, shard_size=shard_size)
     for head, embedding in made.ties_to_check:
         producing.check_tie(origin, head, embedding)
+    notes = [trial.check(made)] if own is not None else []
+    past = None
+    if state is not None or state_mode != "grow":
+        from hyperclone.training import writing
+
+        past = writing.plan(made, origin, state, mode=state_mode, shard_size=shard_size)
     target = Destination(
         Path(destination),
         source=place,
-        fingerprint=f"{made.fingerprint}:{origin.identity}",
-        nbytes=made.nbytes,
+        fingerprint=f"{made.fingerprint}:{origin.identity}" + (f":{past.fingerprint}" if past else ""),
+        nbytes=made.nbytes + (past.nbytes if past else 0),
         overwrite=overwrite,
     )
     try:
-        write(made, origin, target, threads=threads, progress=progress)
-        target.carry(origin.carried_files, root=place)
-        target.write_text("config.json", receipt.to_json(made.config))
-        if (content := shards.index(made.shards, planning.stored(made.tensors))) is not None:
-            target.write_text("model.safetensors.index.json", receipt.to_json(content))
+        produce(made, origin, target, threads=threads, progress=progress)
+        if past:
+            writing.write(past, target, threads=threads, progress=progress)
         evidence = None
         if proof != "none":
             evidence = proving.prove(origin, target.partial, made, kind=proof, threads=threads, progress=progress)
+            evidence.notes += notes
+            if past:
+                evidence.failures += writing.prove(past, target.partial)
             if not evidence.passed:
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
         name = hub.public_name(source)
-        target.write_text(
-            receipt.FILE,
-            receipt.to_json(receipt.make(made, name, evidence, receipt.digests(place, origin.carried_files))),
-        )
+        carried = receipt.digests(place, origin.carried_files)
+        told = writing.record(past, target.partial) if past else None
+        target.write_text(receipt.FILE, receipt.to_json(receipt.make(made, name, evidence, carried, told)))
         target.write_text("README.md", card.make(made, place, name, evidence, on_hub=place != Path(source)))
         target.publish()
     finally:
         target.close()
-    return Grown(target.target, made, evidence)
+    return Grown(target.target, made, evidence, past)
+
+
+def produce(
+    made: Plan,
+    origin: Checkpoint,
+    target: Destination,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write the grown model into a destination that is not published yet: weights, config, what is carried over."""
+    from hyperclone import receipt
+
+    write(made, origin, target, threads=threads, progress=progress)
+    target.carry(origin.carried_files, root=origin.path)
+    target.write_text("config.json", receipt.to_json(made.config))
+    if (content := shards.index(made.shards, planning.stored(made.tensors))) is not None:
+        target.write_text("model.safetensors.index.json", receipt.to_json(content))
 
 
 def write(made: Plan, origin: Weights, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
     """Write every weight file that is not finished yet."""
     from hyperclone.producing import grown_slices
 
+    origin = with_drawn(origin, made)
     tensors = {tensor.name: tensor for tensor in made.tensors}
 
     def pieces(name: str) -> Iterator[Tensor]:

@@ -26,8 +26,10 @@ class Growth:
     Attributes:
         width: factor for hidden, ffn and heads together.
         hidden, ffn, heads, kv_heads: a factor or an absolute size each; KV heads follow heads by default.
+        head_dim: likewise (where positions allow it, heads.py); `width` then grows each head and leaves their number.
         layers: a factor or a number of layers.
         depth_mode: "identity" (copied blocks that add nothing: exact) or "stack" (the model repeated: not exact).
+        experts, top_k: a dense model's feed-forward block becomes so many experts, top_k for each token (upcycling.py).
         expansion: "symmetric" or "diagonal".
         noise: "split" (exact), "gaussian" (the paper's), "none".
         snr_db: noise-free power over noise power, in dB.
@@ -42,8 +44,11 @@ class Growth:
     ffn: Width | None = None
     heads: Width | None = None
     kv_heads: Width | None = None
+    head_dim: Width | None = None
     layers: Width | None = None
     depth_mode: str = "identity"
+    experts: int | None = None
+    top_k: int = 2
     expansion: str = "symmetric"
     noise: str = "split"
     snr_db: float = 10.0
@@ -65,6 +70,7 @@ class Growth:
                 )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
+        self._check_experts()
         for field in ("untie", "allow_rounding"):
             if not isinstance(flag := getattr(self, field), bool):
                 raise GrowthError("neither true nor false", field=field, found=repr(flag), expected="True or False")
@@ -75,6 +81,16 @@ class Growth:
         if self.width is not None:
             _factor(self.width, "width")
 
+    def _check_experts(self) -> None:
+        experts, most = self.experts, 2 if self.experts is None else self.experts
+        if experts is not None and (isinstance(experts, bool) or not isinstance(experts, int) or experts < 2):
+            raise GrowthError("not a number of experts", field="experts", found=repr(experts), expected="2 or more")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 1 <= self.top_k <= most:
+            raise GrowthError(
+                "a token cannot have so many experts", field="top_k", found=repr(self.top_k),
+                expected=f"1 to {most}", cure="give --experts as well" if experts is None else None,
+            )  # fmt: skip
+
 
 def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -> dict[str, int]:
     """New sizes of the axes that a user can grow, from their present sizes.
@@ -82,7 +98,7 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
     Args:
         growth: the request.
         sizes: every axis of the model; heads are one axis `heads`, or `kv_heads` and `group` (query heads per KV head).
-        deeper: the model grows in depth, so its widths may stay.
+        deeper: the model grows in depth (or in experts), so its widths may stay.
 
     Returns:
         New size of every axis in `sizes` (unchanged ones too).
@@ -94,7 +110,8 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
     width = None if growth.width is None else f"{_factor(growth.width, 'width'):.15g}x"  # never a size
     for name in ("hidden", "ffn"):
         new[name] = _size(_first(getattr(growth, name), width), sizes[name], name)
-    wanted = _first(growth.heads, width)
+    new["head_dim"] = _size(growth.head_dim, sizes["head_dim"], "head_dim")
+    wanted = _first(growth.heads, width if new["head_dim"] == sizes["head_dim"] else None)
     if "heads" in sizes:
         new["heads"] = _size(wanted, sizes["heads"], "heads")
         if growth.kv_heads is not None:
@@ -187,3 +204,10 @@ def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool]
             expected=" or ".join(dict.fromkeys(str(n) for n in (below, above) if n is not None)) or "another size",
         )
     return size
+
+
+def spelled(old: int, new: int) -> str:
+    """A new size as a request that can be read in one way only: 2x, 1152, or 1.5x where 3 could be a factor too."""
+    if new <= 4 or (new % old == 0 and new // old <= 64):
+        return f"{new / old:.15g}x"
+    return str(new)

@@ -12,6 +12,7 @@ from typing import Any
 
 from hyperclone.checkpoint import Checkpoint, Entry, exists, read_json, refuse_quantised
 from hyperclone.errors import CheckpointError
+from hyperclone.family import Family, full_names, of_config
 from hyperclone.planning import Source
 
 # What belongs to a model at the top of its repository; other formats and subfolders are left where they are.
@@ -27,28 +28,51 @@ class Headers:
 
     config: dict[str, Any]
     entries: Mapping[str, Entry]
+    own_family: Family | None = None
+
+    @property
+    def family(self) -> Family:
+        """What is known about the architecture."""
+        return of_config(self.config, own=self.own_family)
 
 
-def headers(source: str | os.PathLike[str], *, revision: str | None = None) -> Source:
+def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:
     """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
 
     Raises:
         CheckpointError: neither, or not a model that can be grown.
     """
     if _is_local(source, revision):
-        return Checkpoint(source)
-    from huggingface_hub import HfApi, hf_hub_download
+        return Checkpoint(source, family=family)
+    from huggingface_hub import HfApi
 
+    told = config(source, revision=revision)
     with _refusals(source):
-        config = read_json(Path(hf_hub_download(str(source), "config.json", revision=revision)))
         found = HfApi().get_safetensors_metadata(str(source), revision=revision)
-    refuse_quantised(config, Path("config.json"))
+    refuse_quantised(told, Path("config.json"))
     entries = {}
     for file, metadata in sorted(found.files_metadata.items()):
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
-    return Headers(config, entries)
+    return Headers(told, full_names(told, entries, own=family), family)
+
+
+def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a local directory or a Hub id, or a file of that kind.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = Path(source)
+    if exists(path) and path.is_file():
+        return read_json(path)
+    if _is_local(source, revision):
+        return read_json(path / "config.json", missing="not a model directory: it has no config.json")
+    from huggingface_hub import hf_hub_download
+
+    with _refusals(source):
+        return read_json(Path(hf_hub_download(str(source), "config.json", revision=revision)))
 
 
 def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:

@@ -7,6 +7,7 @@
     (kv_heads (group + 2) head_dim) <- hidden       parts inside a product: each KV head's queries, its key, its value
     norm(hidden)                                    a norm's gain or bias over an axis
     norm(kv_heads head_dim)                         a norm over the flattened axes
+    (query(heads head_dim) + 2 heads head_dim)      rows of queries (heads.py)
     <- hidden                                       a vector that reads hidden (a final norm carrying the head's 1/n)
 
 A name is an axis whose size the family file takes from the config; a number is an axis that never grows.
@@ -15,7 +16,7 @@ Several axes in parentheses are one stored dimension, flattened in C order (the 
     line      = dimension+ | [dimension] "<-" dimension | dimension "->" dimension
     dimension = name | number | parts | "norm" parts
     parts     = "(" product ("+" product)* ")"
-    product   = (name | number | parts)+
+    product   = (name | number | ["query"] parts)+
 """
 
 from __future__ import annotations
@@ -29,9 +30,17 @@ from typing import Union
 
 from hyperclone.errors import FamilyError
 
-Factor = Union[str, int, "Dim"]  # an axis, a number, or parts inside a product
+Factor = Union[str, int, "Dim", "Query"]  # an axis, a number, or parts inside a product
 Product = tuple[Factor, ...]  # factors flattened into one block, C order
 Dim = tuple[Product, ...]  # blocks concatenated along one stored dimension
+
+
+@dataclass(frozen=True)
+class Query:
+    """Parts that are rows of queries."""
+
+    dim: Dim
+
 
 _DEEPEST = 8  # levels of parentheses
 _TOKEN = re.compile(r"\s*(<-|->|[A-Za-z_]\w*|\d+|[()+])")
@@ -58,6 +67,17 @@ class Layout:
         """Names of the axes that occur."""
         return frozenset(name for dim in self.dims for name in _names(dim))
 
+    @cached_property
+    def queries(self) -> bool:
+        """Some of its rows are queries."""
+        return any(_has_queries(dim) for dim in self.dims)
+
+    @cached_property
+    def only_queries(self) -> bool:
+        """All of its rows are queries."""
+        out = next((dim for i, dim in enumerate(self.dims) if i != self.reads), ())
+        return all(len(block) == 1 and isinstance(block[0], Query) for block in out) and bool(out)
+
     def axes_of(self, dim: int) -> frozenset[str]:
         """Names of the axes in one stored dimension."""
         return frozenset(_names(self.dims[dim]))
@@ -77,17 +97,27 @@ def _names(dim: Dim) -> Iterator[str]:
         for factor in block:
             if isinstance(factor, str):
                 yield factor
-            elif isinstance(factor, tuple):
-                yield from _names(factor)
+            elif not isinstance(factor, int):
+                yield from _names(factor.dim if isinstance(factor, Query) else factor)
+
+
+def _has_queries(dim: Dim) -> bool:
+    factors = [factor for block in dim for factor in block]
+    return any(isinstance(f, Query) or (isinstance(f, tuple) and _has_queries(f)) for f in factors)
 
 
 def _size(factor: Factor, sizes: Mapping[str, int]) -> int:
+    if isinstance(factor, Query):
+        return _size(factor.dim, sizes)
     if isinstance(factor, tuple):
         return sum(math.prod(_size(inner, sizes) for inner in block) for block in factor)
     return factor if isinstance(factor, int) else sizes[factor]
 
 
 def _spelled(factor: Factor) -> str:
+    if isinstance(factor, Query):
+        inner = _spelled(factor.dim)
+        return f"query{inner}" if inner.startswith("(") else f"query({inner})"
     if not isinstance(factor, tuple):
         return str(factor)
     text = " + ".join(" ".join(_spelled(inner) for inner in block) for block in factor)
@@ -128,7 +158,7 @@ def parse(line: str) -> Layout:
         token = take()
         if re.fullmatch(r"0*[1-9]\d{0,17}", token):
             return int(token)
-        if not token.isidentifier() or token == "norm":
+        if not token.isidentifier() or token in ("norm", "query"):
             raise _bad(line, where, "an axis name or a positive number")
         return token
 
@@ -155,6 +185,9 @@ def parse(line: str) -> Layout:
         return tuple(blocks)
 
     def dimension(depth: int = 1) -> Dim:
+        if peek() == "query":
+            take()
+            return ((Query(parts(depth)),),)
         return parts(depth) if peek() == "(" else ((name_or_number(),),)
 
     def side() -> tuple[list[Dim], bool]:

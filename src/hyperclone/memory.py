@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperclone import planning, producing, stock
+from hyperclone import family_file, planning, producing, stock, trial
 from hyperclone.checkpoint import DTYPES, Entry
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, GrowthError
+from hyperclone.family import Family, of_config
 from hyperclone.growth import Growth
+from hyperclone.planning import Plan
 
 
 class InMemory:
     """A transformers model seen as a checkpoint: config, entries and rows under the names they have on disk."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, family: Family | None = None) -> None:
         from transformers.core_model_loading import revert_weight_conversion
 
         self.config: dict[str, Any] = model.config.to_dict()
@@ -35,12 +38,19 @@ class InMemory:
                 "(memory)", names.get(dtype, dtype), tuple(tensor.shape), 0, tensor.numel() * tensor.element_size()
             )
 
+        self._own_family = family
+
+    @property
+    def family(self) -> Family:
+        """What is known about the architecture."""
+        return of_config(self.config, own=self._own_family)
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop of a tensor, on the processor."""
         return self.tensors[name][start:stop].detach().cpu()
 
 
-def grow_model(model: Any, growth: Growth) -> Any:
+def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | None = None) -> Any:
     """A wider model that computes the same function; the given one is left as it is.
 
     Both models are in memory at once and nothing is proved: `grow` works on directories of any size, with proof.
@@ -48,6 +58,7 @@ def grow_model(model: Any, growth: Growth) -> Any:
     Args:
         model: a transformers causal language model of a known family.
         growth: the request.
+        family: a family file of your own; it is proved on a tiny random instance first.
 
     Returns:
         A model of the same class, on the same device, in the same mode (training or evaluation).
@@ -55,10 +66,23 @@ def grow_model(model: Any, growth: Growth) -> Any:
     Raises:
         HypercloneError: the model cannot be grown like this.
     """
-    origin = InMemory(model)
+    if growth.experts is not None:
+        raise GrowthError(
+            "a model in memory keeps its class, so it cannot become a mixture of experts", field="experts",
+            found=growth.experts, cure="save it, and grow the directory",
+        )  # fmt: skip
+    own = None if family is None else family_file.read(family)
+    origin = InMemory(model, family=own)
     made = planning.make(origin, growth)
+    if own is not None:
+        trial.check(made)
     for head, embedding in made.ties_to_check:
         producing.check_tie(origin, head, embedding)
+    return realise(model, origin, made)
+
+
+def realise(model: Any, origin: InMemory, made: Plan) -> Any:
+    """The model that a plan leads to, from one that is in memory."""
     types = {tensor.dtype for tensor in made.tensors}
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",

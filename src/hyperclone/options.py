@@ -20,10 +20,21 @@ OPTIONS: dict[str, Any] = {
     "ffn": Annotated[_Size, typer.Option(help="Feed-forward size: a factor or a size.")],
     "heads": Annotated[_Size, typer.Option(help="Attention heads: a factor or a number.")],
     "kv_heads": Annotated[_Size, typer.Option(help="Key-value heads; by default they follow --heads.")],
+    "head_dim": Annotated[
+        _Size,
+        typer.Option(
+            help="Head dimension, where positions allow it (OPT, GPT-2, BLOOM, MPT); --width leaves heads then."
+        ),
+    ],
     "layers": Annotated[_Size, typer.Option(help="Layers: a factor (1.5x) or a number.")],
     "depth_mode": Annotated[
         str, typer.Option(help="identity (new layers add nothing yet: exact) or stack (not exact).")
     ],
+    "experts": Annotated[
+        int | None,
+        typer.Option(help="Make a dense model a mixture of this many experts (Llama, Mistral: Mixtral; Qwen 3)."),
+    ],
+    "top_k": Annotated[int, typer.Option(help="Experts for each token, with --experts.")],
     "expansion": Annotated[str, typer.Option(help="symmetric, or diagonal.")],
     "noise": Annotated[
         str, typer.Option(help="What tells the copies apart: split (exact), gaussian (the paper's), none.")
@@ -59,3 +70,14 @@ def takes_growth(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def flags(growth: Growth) -> str:
+    """A growth as it is typed: every option that is not at its default."""
+    typed = []
+    for field in fields(Growth):
+        value = getattr(growth, field.name)
+        if value != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            typed.append(flag if value is True else f"{flag} {value}")
+    return " ".join(typed)

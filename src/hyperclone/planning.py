@@ -13,27 +13,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from hyperclone import __version__, family, growth, shards
+from hyperclone import __version__, growth, heads, shards, upcycling
 from hyperclone.checkpoint import DTYPES, Entry
-from hyperclone.depth import originals, per_layer
+from hyperclone.depth import deepen, originals
 from hyperclone.errors import GrowthError
 from hyperclone.family import Family, fill_scale
-from hyperclone.fitting import check_level, check_rounding, check_tensors, check_uneven
+from hyperclone.fitting import check_head_dim, check_level, check_rounding, check_tensors, check_uneven
 from hyperclone.growth import OUTPUT_DTYPES, Growth
 from hyperclone.layout import Layout
 from hyperclone.remarks import remarks
 from hyperclone.shards import Shard, Stored
+from hyperclone.training import law
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
 
 class Source(Protocol):
-    """What a plan needs of a model: its config and the headers of its tensors."""
+    """What a plan needs of a model: its config, the headers of its tensors, and what is known of the architecture."""
 
     @property
     def config(self) -> dict[str, Any]: ...
     @property
     def entries(self) -> Mapping[str, Entry]: ...
+    @property
+    def family(self) -> Family: ...
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class TensorPlan:
         layout: what its dimensions mean; a folded norm is a reader here.
         source_shape, shape: before and after.
         dtype, nbytes: as stored.
-        scale: s, the weight of one copy relative to the source: 1/n for what reads a grown axis, else 1.
-        gradient: r, a copy's gradient relative to the source's: 1 / (k s) with k copies of each source scalar.
+        inputs: how many times as many inputs it reads.
+        copied: its shape less the units that copy nothing (fill.py); `shape` where there are none.
         factor: the source's values (plus `offset`) are multiplied by this before anything else.
+        queries: sizes of all axes, where rows of queries are multiplied by factors of their own (heads.py).
         offset: what the model adds to the stored values (Gemma's norms store gain - 1).
-        original: it is the first that grows from its source, not a copy in another layer or an untied head.
+        original: it is the first that grows from its source, not a copy in another layer or expert, or an untied head.
         zero: an output projection of a copied block that must add nothing.
+        drawn: it has no source: deviation of the random weights that stand for one (a new router; upcycling.py).
     """
 
     name: str
@@ -61,12 +66,14 @@ class TensorPlan:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    scale: float
-    gradient: float
+    inputs: float = 1.0
+    copied: tuple[int, ...] = ()
     factor: float = 1.0
+    queries: Mapping[str, tuple[int, int]] | None = None
     offset: float = 0.0
     original: bool = True
     zero: bool = False
+    drawn: float = 0.0
 
     @property
     def bias(self) -> bool:
@@ -74,15 +81,36 @@ class TensorPlan:
         return self.name.endswith(".bias")
 
     @property
+    def scale(self) -> float:
+        """s, the weight of one copy relative to the source's: the factor over the number of copies that share it.
+
+        For queries fused with keys it is that of the keys; for copies of uneven number, an average (training/law.py).
+        """
+        queries = self.factors[1] if self.queries and self.layout.only_queries and len(self.factors) == 2 else 1.0
+        reads = self.layout.reads
+        n = 1.0 if reads is None else (self.copied or self.shape)[reads] / self.source_shape[reads]
+        return self.factor * queries / n
+
+    @property
+    def gradient(self) -> float:
+        """r, a copy's gradient relative to the source's: 1 / (k s) with k copies of each source scalar."""
+        return math.prod(self.source_shape) / math.prod(self.copied or self.shape) / self.scale
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What values of the source are multiplied by, somewhere."""
+        return (self.factor, *(heads.query_factors(*self.queries[heads.AXIS]) if self.queries else ()))
+
+    @property
     def rounds(self) -> bool:
-        """Its values cannot be had exactly in every stored type."""
-        return self.offset != 0 or math.frexp(self.factor)[0] != 0.5
+        """Its values cannot be had exactly: powers of two keep all bits, save those of small weights in fp16."""
+        least = 1.0 if self.dtype == "F16" else 0.0
+        return self.offset != 0 or any(math.frexp(factor)[0] != 0.5 or factor < least for factor in self.factors)
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """AdamW settings relative to the source's that keep its training dynamics (docs/architecture.md, the law)."""
-        s, r = self.scale, self.gradient
-        return {"s": s, "r": r, "lr": s, "weight_decay": 1 / s, "eps": r}
+        """AdamW settings relative to the source's that keep its training dynamics (training/law.py)."""
+        return {"s": self.scale, "r": self.gradient, **law.adamw(self.scale, self.gradient)}
 
 
 @dataclass(frozen=True)
@@ -122,12 +150,20 @@ class Plan:
     @property
     def source_parameters(self) -> int:
         """Scalars in the source's tensors that are grown."""
-        return sum(math.prod(shape) for shape in {t.source: t.source_shape for t in self.tensors}.values())
+        shapes = {t.source: t.source_shape for t in self.tensors if not t.drawn}
+        return sum(math.prod(shape) for shape in shapes.values())
 
     @property
     def parameters(self) -> int:
         """Scalars in the output."""
         return sum(math.prod(t.shape) for t in self.tensors)
+
+    @property
+    def active_parameters(self) -> int:
+        """Scalars in the output that compute with one token: of several new experts, top_k."""
+        idle = 0 if self.growth.experts is None else self.growth.experts - self.growth.top_k
+        per_expert = sum(math.prod(t.shape) for t in self.tensors if idle and self.family.of_expert(t.name))
+        return self.parameters - per_expert // (self.growth.experts or 1) * idle
 
     @property
     def deeper(self) -> bool:
@@ -158,7 +194,10 @@ class Plan:
             named["key-value heads"] = a["kv_heads"]
         else:
             named["attention heads"] = a["heads"]
-        return {**named, "head dimension": a["head_dim"], "layers": (len(set(self.layers)), len(self.layers))}
+        named |= {"head dimension": a["head_dim"], "layers": (len(set(self.layers)), len(self.layers))}
+        if self.growth.experts is not None:
+            named[f"experts, top {self.growth.top_k}"] = (1, self.growth.experts)
+        return named
 
     @property
     def fingerprint(self) -> str:
@@ -167,6 +206,7 @@ class Plan:
             "version": __version__,
             "growth": asdict(self.growth),
             "config": self.config,
+            "family": self.family.text,
             "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.shards],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -199,22 +239,24 @@ def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHA
         CheckpointError: tensors are missing, unknown, of the wrong size, or of a type that cannot be grown.
         GrowthError: the sizes cannot be had for this model.
     """
-    fam = family.of_config(source.config)
+    given, fam = source, source.family
+    fam.grown_sizes(source.config, fam.sizes(source.config))  # what no growth can keep is said before anything else
+    tied, expected = fam.tied(source.config), fam.tensors(source.config)
+    dropped, ties_to_check = check_tensors(source, fam, expected, tied=tied)
+    upcycled = None if request.experts is None else upcycling.upcycle(source, request)
+    if upcycled is not None:
+        source, fam, expected = upcycled, upcycled.family, upcycled.family.tensors(upcycled.config)
     depth = fam.depth(source.config)
     layers = growth.resolve_layers(request, depth)
     deeper, identity = len(layers) > depth, request.depth_mode == "identity"
-    asked = growth.resolve(request, fam.sizes(source.config), deeper=deeper)
+    asked = growth.resolve(request, fam.sizes(source.config), deeper=deeper or upcycled is not None)
     sizes = fam.grown_sizes(source.config, asked, identity=deeper and identity)
-    tied = fam.tied(source.config)
-    expected = fam.tensors(source.config)
-    dropped, ties_to_check = check_tensors(source, fam, expected, tied=tied)
     config = fam.grown_config(source.config, sizes)
     config.pop("auto_map", None)  # points at code that is neither run nor copied
     if deeper:
-        config[fam.layers] = len(layers)
-        config |= per_layer(source.config, fam.per_layer, layers)
+        config = deepen(fam, source.config, config, layers)
 
-    folded, untied = _fold(fam, sizes, expected, request, tied=tied)
+    folded, untied = fold(fam, sizes, expected, request, tied=tied)
     if untied:
         config["tie_word_embeddings"] = False
     if request.dtype:
@@ -222,6 +264,7 @@ def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHA
 
     fills = fam.fills(source.config, sizes)
     check_uneven(fam, source.config, expected, sizes, fills)
+    check_head_dim(expected, sizes)
     for field, factor in fam.rescaled(sizes, fills).items():
         config[field] = float(fam.value(field, source.config)) * factor  # type: ignore[arg-type]  # a number, or refused
     build = _Builder(fam, source, sizes, fills, request)
@@ -238,16 +281,27 @@ def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHA
     if untied:
         assert fam.tie is not None
         tensors.append(replace(build.tensor(fam.tie.head, fam.head_layout, source=fam.tie.embedding), original=False))
+    if upcycled is not None:
+        tensors = upcycled.from_dense(tensors)
     check_rounding(request, tensors)
     check_level(request, tensors)
     files = shards.lay_out(stored(tensors), shard_size=shard_size)
     place = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     tensors.sort(key=lambda t: place[t.name])
     notes, warnings = remarks(
-        source, fam, request, sizes, folded=folded, tied=tied, untied=untied, dropped=dropped, deeper=deeper
+        source,
+        fam,
+        request,
+        sizes,
+        folded=folded,
+        tied=tied,
+        untied=untied,
+        dropped=dropped,
+        deeper=deeper,
+        fused_queries=any(t.queries and not t.layout.only_queries for t in tensors),
     )
     return Plan(
-        fam, request, sizes, fills, layers, dict(source.config), config, tuple(tensors), tuple(files), untied,
+        fam, request, sizes, fills, layers, dict(given.config), config, tuple(tensors), tuple(files), untied,
         ties_to_check, dropped, notes, warnings,
     )  # fmt: skip
 
@@ -256,7 +310,7 @@ def _place(entry: Entry) -> tuple[str, int]:
     return entry.file, entry.offset
 
 
-def _fold(
+def fold(
     fam: Family, sizes: Mapping[str, tuple[int, int]], expected: Mapping[str, Layout], request: Growth, *, tied: bool
 ) -> tuple[frozenset[str], bool]:
     """(norm tensors that carry the head's 1/n, whether the head is untied).
@@ -307,9 +361,10 @@ class _Builder:
             shape,
             dtype,
             math.prod(shape) * DTYPES[dtype][1],
-            scale=1 / inputs,
-            gradient=inputs * math.prod(entry.shape) / math.prod(shape),
+            inputs=inputs,
+            copied=layout.shape({a: o * (new[a] // o) if a in self.fills else new[a] for a, o in old.items()}),
             factor=factor,
+            queries=self.sizes if layout.queries and old[heads.AXIS] != new[heads.AXIS] else None,
             offset=offset,
         )
 
@@ -320,7 +375,15 @@ def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | in
     Raises:
         GrowthError: no growth of the source has this config.
     """
-    fam = family.of_config(source.config)
+    fam = source.family
+    mixtures = upcycling.family_for(source.config.get("model_type"))
+    if mixtures is not None and grown.get("model_type") in mixtures.model_types:
+        raise GrowthError(
+            "this mixture of experts has no receipt, so from which seed its routers were drawn is not known",
+            field="model_type",
+            found=grown.get("model_type"),
+            cure="keep hyperclone.json beside the weights",
+        )
     if grown.get("model_type") != source.config.get("model_type"):
         raise _unrelated("model_type", grown.get("model_type"), source.config.get("model_type"))
     old, new = ({**fam.sizes(c), "layers": fam.depth(c)} for c in (source.config, grown))
@@ -332,10 +395,9 @@ def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | in
             raise _unrelated(axis, new[axis], f"{old[axis]} or more")
     if new == old:
         raise _unrelated("sizes", "those of the source", "larger ones")
-    # A whole factor is written as one, since a small size could be read as either.
     options: dict[str, Any] = {
-        axis: f"{new[axis] // old[axis]}x" if new[axis] % old[axis] == 0 else new[axis]
-        for axis in ("hidden", "ffn", "heads", "kv_heads", "layers")
+        axis: growth.spelled(old[axis], new[axis])
+        for axis in ("hidden", "ffn", "heads", "kv_heads", "head_dim", "layers")
         if axis in old
     }
     untie = fam.tied(source.config) and not fam.tied(grown)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hyperclone import heads
 from hyperclone.checkpoint import DTYPES
 from hyperclone.copies import Copies
 from hyperclone.errors import CheckpointError
@@ -66,8 +67,20 @@ def source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int |
         return (rows.double() + tensor.offset) * tensor.factor
     if tensor.factor != 1:
         rows = rows.double() * tensor.factor
+    if (queries := query_rows(tensor)) is not None:
+        rows = rows.double() * (
+            queries if tensor.layout.reads == 0 else queries[start:stop].view(-1, *[1] * (rows.dim() - 1))
+        )
     wanted = stored_type(tensor)
     return rows if rows.dtype == wanted else rows.to(wanted)
+
+
+def query_rows(tensor: TensorPlan) -> Tensor | None:
+    """(d_out,) fp64: what each old row is multiplied by where queries are (heads.py); None if nowhere."""
+    if tensor.queries is None:
+        return None
+    out = 1 if tensor.layout.reads == 0 else 0
+    return heads.row_factors(tensor.layout.dims[out], tensor.queries)
 
 
 def stored_type(tensor: TensorPlan) -> torch.dtype:

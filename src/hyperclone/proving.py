@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperclone import hub, planning, receipt
+from hyperclone import family_file, hub, planning, receipt
 from hyperclone.behaviour import Behaviour, prove_behaviour
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import GrowthError
@@ -32,12 +32,14 @@ class Proof:
         behaviour: the behavioural half; None when it was not asked for.
         keeps_function: the growth is one that keeps the function; otherwise behaviour is measured, not judged.
         failures: everything that is wrong, each naming its tensor, field or measurement.
+        notes: where the knowledge of the architecture came from, if not from hyperclone itself.
     """
 
     structure: Structure
     behaviour: Behaviour | None
     keeps_function: bool
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -54,6 +56,7 @@ class Proof:
             "keeps_function": self.keeps_function,
             "structure": structure,
             "behaviour": asdict(self.behaviour) if self.behaviour else None,
+            "notes": self.notes,
         }
 
 
@@ -70,6 +73,7 @@ def verify(
     proof: str = "full",
     threads: int | None = None,
     revision: str | None = None,
+    family: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Proof:
     """Prove that `destination` computes the function of `source`.
@@ -77,20 +81,33 @@ def verify(
     The destination's receipt says how it was grown; without one, sizes are taken from both configs and an exact
     split is expected. Where the receipt holds hashes, every tensor must still have its own.
 
+    A grown directory whose family is not built in holds the family file in its receipt. It is used, and the proof's
+    notes say so, unless `family` gives a file to judge by instead; either is proved on a tiny random instance too.
+
     Raises:
         HypercloneError: one of the directories cannot be read, or one cannot be a growth of the other.
     """
     check_kind(proof)
     if proof == "none":
         raise GrowthError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
-    origin = Checkpoint(hub.resolve(source, revision=revision))
     target = Path(destination)
     told = receipt.read(target)
+    own = family_file.read(family) if family is not None else told.family if told is not None else None
+    origin = Checkpoint(hub.resolve(source, revision=revision), family=own)
     if told is None:
         made = planning.from_sizes(origin, Checkpoint(target).config)
     else:
         made = planning.make(origin, told.growth)
     result = prove(origin, target, made, kind=proof, threads=threads, progress=progress)
+    if own is not None:
+        from hyperclone import trial
+
+        if family is None:
+            result.notes.append("What the tensors mean was read from the receipt; --family judges by a file of yours.")
+        try:
+            result.notes.append(trial.check(made))
+        except trial.TrialFailed as failed:
+            result.failures.append(str(failed).replace("\n", ";"))
     if told is not None:
         if told.proved and not told.output_sha256:
             result.failures.append("hyperclone.json: it speaks of a proof but holds no hashes")
@@ -110,6 +127,10 @@ def verify(
             for name, value in told.file_sha256.items()
             if now.get(name) != value
         ]
+        if told.state is not None:
+            from hyperclone.training import writing
+
+            result.failures += writing.compare_hashes(told.state, target)
     return result
 
 

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperclone import __version__
+from hyperclone import __version__, family_file
 from hyperclone.checkpoint import read_json
 from hyperclone.destination import RECEIPT
 from hyperclone.errors import CheckpointError
+from hyperclone.family import Family
 from hyperclone.growth import Growth
+from hyperclone.training import law
 
 if TYPE_CHECKING:
     from hyperclone.planning import Plan
@@ -33,15 +35,27 @@ class Receipt:
     """What a receipt says that later work needs."""
 
     growth: Growth
+    family: Family | None  # None where it is one that ships with the package
     proved: bool
     source_config: dict[str, Any]
     output_sha256: dict[str, str]
     source_sha256: dict[str, str]
     file_sha256: dict[str, str]
+    sizes: dict[str, int]  # of the grown model's axes
+    training: dict[str, dict[str, Any]]  # settings of every parameter (training/law.py)
+    state: dict[str, Any] | None  # the grown training state, if there is one (training/writing.py)
 
 
-def make(made: Plan, source: str, proof: Proof | None, files: dict[str, str]) -> dict[str, Any]:
-    """The receipt's content; `files` are hashes of what was carried over (tokenizer, templates, licence)."""
+def make(
+    made: Plan, source: str, proof: Proof | None, files: dict[str, str], state: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The receipt's content.
+
+    Args:
+        made, source, proof: what was grown, from where, and what was proved.
+        files: hashes of what was carried over (tokenizer, templates, licence).
+        state: what is to be remembered of a grown training state.
+    """
     return {
         "format": _FORMAT,
         "hyperclone": __version__,
@@ -51,15 +65,18 @@ def make(made: Plan, source: str, proof: Proof | None, files: dict[str, str]) ->
         },
         "source": source,
         "growth": asdict(made.growth),
+        "family": {"file": Path(made.family.file).name, "text": made.family.text} if made.family.text else None,
         "sizes": {axis: list(pair) for axis, pair in made.sizes.items()},
         "parameters": [made.source_parameters, made.parameters],
         "untied": made.untied,
         "proof": proof.summary() if proof else None,
         "training": {
             "law": "with AdamW: lr = source lr x lr, weight_decay = source's x weight_decay, eps = source's x eps; "
-            "first moments x r, second moments x r^2 (docs/architecture.md)",
-            "parameters": {tensor.name: tensor.multipliers for tensor in made.tensors},
+            "first moments x r, second moments x r^2; sgd and muon likewise, momentum x r (docs/training.md)"
+            + ("; for experts and routers a starting point only" if made.growth.experts is not None else ""),
+            "parameters": parameter_settings(made),
         },
+        **({"training_state": state} if state else {}),
         "source_config": made.source_config,
         "sha256": {
             "output": proof.structure.output_sha256 if proof else {},
@@ -67,6 +84,15 @@ def make(made: Plan, source: str, proof: Proof | None, files: dict[str, str]) ->
             "files": files,
         },
     }
+
+
+def parameter_settings(made: Plan) -> dict[str, dict[str, Any]]:
+    """For every output tensor, the settings of every optimizer relative to the source's, as plain numbers."""
+    return {
+        t.name: law.record(t.scale, t.gradient, t.source_shape, t.shape,
+                           hidden=len(t.shape) == 2 and t.layout.reads is not None and "vocab" not in t.layout.axes)
+        for t in made.tensors
+    }  # fmt: skip
 
 
 def digests(root: Path, files: list[Path]) -> dict[str, str]:
@@ -94,13 +120,18 @@ def read(directory: Path) -> Receipt | None:
                               found=content.get("format"), expected=_FORMAT,
                               cure="use the version of hyperclone that wrote it")  # fmt: skip
     try:
+        told = content.get("family")
         return Receipt(
             growth=Growth(**content["growth"]),
+            family=family_file.own(str(told["text"]), file=str(told["file"])) if told is not None else None,
             proved=content["proof"] is not None,
             source_config=dict(content["source_config"]),
             output_sha256=dict(content["sha256"]["output"]),
             source_sha256=dict(content["sha256"]["source"]),
             file_sha256=dict(content["sha256"]["files"]),
+            sizes={axis: new for axis, (_, new) in content["sizes"].items()},
+            training=dict(content["training"]["parameters"]),
+            state=content.get("training_state"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete", file=path, found=repr(error)) from None

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING
 
+from hyperclone import heads
+from hyperclone.counts import human_count
 from hyperclone.family import Family
 from hyperclone.growth import OUTPUT_DTYPES, Growth
 
 if TYPE_CHECKING:
     from hyperclone.planning import Source
+
+
+TWOFOLD = "2x is the factor that pays most reliably in training (arXiv 2605.13405)."
+MOST_TOKENS = 20  # for each parameter
+FADES = f"past about {MOST_TOKENS}, what growing gains over a random start fades (arXiv 2605.13405)."
 
 
 def remarks(
@@ -23,6 +30,7 @@ def remarks(
     untied: bool,
     dropped: tuple[str, ...],
     deeper: bool,
+    fused_queries: bool,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(notes, warnings)."""
     notes, warnings = [], []
@@ -39,6 +47,18 @@ def remarks(
         notes.append(f"{_count(dropped, 'stored buffer')} that no current model loads will be left out ({dropped[0]}).")
     if "auto_map" in source.config:
         notes.append("auto_map is left out of the config: the architecture is built in, and remote code is never run.")
+    if (size := sizes[heads.AXIS])[0] != size[1]:
+        factors = " or ".join(f"{factor:.3g}" for factor in heads.query_factors(*size))
+        notes.append(f"Heads grow in size: queries are multiplied by {factors}, so that every score stays.")
+    if fused_queries:
+        notes.append(
+            "Queries share a tensor with keys and values, which are not multiplied: with the training multipliers of "
+            "that tensor, queries move too fast by their factor."
+        )
+    if fam.text:
+        notes.append(
+            "The family file is one of yours: it is proved on a tiny random instance before anything is written."
+        )
     if request.noise == "gaussian":
         notes.append(
             "Gaussian noise sums to zero only up to rounding in the stored type; the default, split, is exact."
@@ -46,9 +66,21 @@ def remarks(
     if request.dtype and any(OUTPUT_DTYPES[request.dtype] != entry.dtype for entry in source.entries.values()):
         notes.append(f"Weights are converted to {request.dtype} first; the proof compares with the converted source.")
     if factor > 2:
-        notes.append(
-            f"{factor:g}x in one step: 2x is the factor that pays most reliably in training (arXiv 2605.13405)."
-        )
+        notes.append(f"{factor:g}x in one step: {TWOFOLD}")
+    if request.experts is not None:
+        notes += [
+            "Every expert is the source's feed-forward block, and the weights of a token's experts sum to 1, so the "
+            "function stays (sparse upcycling, arXiv 2212.05055). The routers are new, drawn from the seed.",
+            "Train with a load-balancing loss (output_router_logits, router_aux_loss_coef). An expert sees some tokens "
+            "only, so for experts and routers the training multipliers are a starting point, not a law.",
+        ]
+        if factor == 1:
+            notes.append("The experts start equal; that the router sends them other tokens is what will separate them.")
+        if request.top_k == 1:
+            warnings.append(
+                "With one expert for each token its weight is always 1, so the loss gives the routers no gradient: "
+                "only a load-balancing loss will train them. Use --top-k 2 or more."
+            )
     if deeper and request.depth_mode == "stack":
         warnings.append(
             "Stacking layers changes the function: the grown model is not its source (arXiv 2405.15319). The proof "
@@ -57,7 +89,7 @@ def remarks(
     elif deeper:
         notes.append("Copied layers add nothing at the start: their output projections are zero (arXiv 2401.02415).")
     if request.noise == "none" and factor > 1:
-        fields = {**fam.defaults, **source.config}
+        fields = fam.fields(source.config)
         active = [k for k, v in fields.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
         if request.expansion == "diagonal":
             notes.append("No noise: the copies start equal; the diagonal expansion gives each its own gradient.")
@@ -71,6 +103,12 @@ def remarks(
                 "Use --noise split (the default), or gaussian."
             )
     return tuple(notes), tuple(warnings)
+
+
+def on_tokens(tokens: int, parameters: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(notes, warnings) on training a grown model with `parameters` parameters on `tokens` tokens."""
+    each = f"{human_count(tokens)} tokens are {tokens / parameters:.3g} for each parameter of the grown model"
+    return ((f"{each}.",), ()) if tokens <= MOST_TOKENS * parameters else ((), (f"{each}: {FADES}",))
 
 
 def _is_dropout(field: str) -> bool:

@@ -62,8 +62,8 @@ def parse_size(text: str) -> int:
     return max(1, int(float(match[1]) * _UNITS[match[2].lower()]))
 
 
-def lay_out(tensors: Sequence[Stored], *, shard_size: str | int) -> list[Shard]:
-    """Fill files up to `shard_size` bytes in the given order; a tensor is never cut in two.
+def lay_out(tensors: Sequence[Stored], *, shard_size: str | int, stem: str = "model") -> list[Shard]:
+    """Fill files `stem`... up to `shard_size` bytes in the given order; a tensor is never cut in two.
 
     Raises:
         GrowthError: the size is not a positive number of bytes.
@@ -81,8 +81,8 @@ def lay_out(tensors: Sequence[Stored], *, shard_size: str | int) -> list[Shard]:
         groups[-1].append(tensor)
         room -= tensor.nbytes
     if len(groups) == 1:
-        return [_shard("model.safetensors", groups[0])]
-    return [_shard(f"model-{i:05}-of-{len(groups):05}.safetensors", g) for i, g in enumerate(groups, start=1)]
+        return [_shard(f"{stem}.safetensors", groups[0])]
+    return [_shard(f"{stem}-{i:05}-of-{len(groups):05}.safetensors", g) for i, g in enumerate(groups, start=1)]
 
 
 def _shard(file: str, tensors: list[Stored]) -> Shard:

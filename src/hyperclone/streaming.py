@@ -23,6 +23,8 @@ from hyperclone.shards import Shard
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hyperclone.checkpoint import TensorFiles
+
 _T = TypeVar("_T")
 SLICE_BYTES = 16 << 20  # of output, in each thread
 Progress = Callable[[str, int, int], None]  # (stage, units done so far, units in all)
@@ -48,7 +50,7 @@ def raw(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().view(torch.uint8).numpy().data).cast("B")
 
 
-def digest(model: Weights, name: str) -> str:
+def digest(model: Weights | TensorFiles, name: str) -> str:
     """SHA-256 of a stored tensor's bytes."""
     entry, hashed = model.entries[name], hashlib.sha256()
     for rows in slices(entry.shape, entry.nbytes):

@@ -23,6 +23,7 @@ from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
 from hyperclone.fill import Fill, fill_columns, fill_rows
 from hyperclone.planning import Plan, TensorPlan
 from hyperclone.streaming import Meter, Progress, Weights, digest, raw, run_all, slices, worker_pool
+from hyperclone.upcycling import with_drawn
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -39,6 +40,7 @@ class Structure:
         tensors: output tensors compared.
         bit_equal: how many of them collapse to their source bit for bit.
         rounded: how many were multiplied by a factor that their type cannot hold, and rounded.
+        drawn: how many have no source and hold what was drawn for them (routers).
         largest_error: largest |collapsed - source| anywhere (0.0 when all are bit-equal).
         failures: one sentence for each tensor or field that is not what it must be, naming it.
         output_sha256, source_sha256: of every tensor's bytes, as read back from disk.
@@ -47,6 +49,7 @@ class Structure:
     tensors: int = 0
     bit_equal: int = 0
     rounded: int = 0
+    drawn: int = 0
     largest_error: float = 0.0
     failures: list[str] = field(default_factory=list)
     output_sha256: dict[str, str] = field(default_factory=dict)
@@ -59,12 +62,12 @@ class Structure:
 
 
 def prove_structure(
-    origin: Checkpoint, path: Path, made: Plan, *, threads: int | None = None, progress: Progress | None = None
+    origin: Weights, path: Path, made: Plan, *, threads: int | None = None, progress: Progress | None = None
 ) -> Structure:
     """Compare the model directory at `path` with what the plan says it must be."""
     found = Structure()
     try:
-        output = Checkpoint(path)
+        output = Checkpoint(path, family=made.family)
     except HypercloneError as error:
         found.failures.append(str(error).replace("\n", ";"))
         return found
@@ -75,6 +78,7 @@ def prove_structure(
     present = [tensor for tensor in made.tensors if tensor.name in output.entries]
     meter = Meter("prove", sum(tensor.nbytes for tensor in present), progress)
     results: dict[str, _Compared] = {}
+    origin = with_drawn(origin, made)
 
     def job(tensor: TensorPlan) -> None:
         results[tensor.name] = _compare(tensor, made, origin, output, meter)
@@ -84,12 +88,14 @@ def prove_structure(
     for tensor in present:
         result = results[tensor.name]
         found.tensors += 1
-        found.bit_equal += result.bit_equal and not tensor.rounds
+        found.bit_equal += result.bit_equal and not tensor.rounds and not tensor.drawn
         found.rounded += tensor.rounds
+        found.drawn += bool(tensor.drawn)
         found.largest_error = max(found.largest_error, result.error)
         found.failures += result.failures
         found.output_sha256[tensor.name] = result.output_sha256
-        found.source_sha256[tensor.source] = result.source_sha256
+        if not tensor.drawn:
+            found.source_sha256[tensor.source] = result.source_sha256
     return found
 
 

@@ -1,0 +1,111 @@
+"""Reading an optimizer state from a torch distributed checkpoint, without a process group.
+
+accelerate and FSDP save one: a `.metadata` file and shards, with keys such as `optimizer.state.<parameter>.exp_avg`.
+The shards are read with weights_only=True by torch itself. The metadata is a pickle, which torch loads without
+restriction; here it is loaded with the few classes that metadata consists of, and nothing else, so that it cannot run
+code. Whatever else the checkpoint holds as pickled bytes is never opened.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from hyperclone.errors import CheckpointError
+from hyperclone.training.names import clean
+
+METADATA = ".metadata"
+_KEY = re.compile(r"(?:.*?\.)?state\.(?P<name>.+)\.(?P<kind>\w+)")
+_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
+_ALLOWED = {
+    *((_METADATA_MODULE, name) for name in (
+        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties",
+        "ChunkStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING",
+    )),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("collections", "OrderedDict"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}  # fmt: skip
+
+
+class _Metadata(pickle.Unpickler):
+    """Metadata and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = (module, name) in _ALLOWED
+        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"metadata does not need {module}.{name}")
+
+
+class _Reader(FileSystemReader):
+    """torch's reader, given metadata that has been loaded once, and safely."""
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        super().__init__(path)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+class DistributedState:
+    """The optimizer state in a distributed checkpoint directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the metadata.
+
+        Raises:
+            CheckpointError: it is not metadata, or speaks of no optimizer state.
+        """
+        self.file = path / METADATA
+        try:
+            with self.file.open("rb") as stream:
+                metadata = _Metadata(stream).load()
+            if not isinstance(metadata, Metadata):
+                raise pickle.UnpicklingError(f"found a {type(metadata).__name__}")
+        except Exception as error:  # a damaged pickle can raise anything
+            raise CheckpointError("this is no metadata of a distributed checkpoint", file=self.file,
+                                  found=error) from None  # fmt: skip
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        self._reader, self._lock = _Reader(path, metadata), threading.Lock()
+        self._entries: dict[tuple[str, str], tuple[str, TensorStorageMetadata]] = {}
+        for key, entry in metadata.state_dict_metadata.items():
+            if isinstance(entry, TensorStorageMetadata) and (match := _KEY.fullmatch(key)):
+                self._entries[clean(match["name"]), match["kind"]] = key, entry
+        if not self._entries:
+            raise CheckpointError("this distributed checkpoint holds no optimizer state", file=path,
+                                  expected="keys such as optimizer.state.<parameter>.exp_avg")  # fmt: skip
+        self.settings: list[dict[str, Any]] = []  # pickled in there, so not opened
+        self.steps = {name: int(self.tensor(name, kind)) for name, kind in self._entries if kind == "step"}
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        for (name, kind), (_, entry) in self._entries.items():
+            if kind != "step":
+                like = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+                self.moments.setdefault(name, {})[kind] = like
+
+    def tensor(self, name: str, kind: str) -> Tensor:
+        """A moment, whole."""
+        key, entry = self._entries[name, kind]
+        value = torch.empty(entry.size, dtype=entry.properties.dtype)
+        try:
+            # It warns that there is no process group; what is warned about is a setting of all threads together.
+            with self._lock, warnings.catch_warnings(action="ignore"):
+                load({key: value}, storage_reader=self._reader, no_dist=True)
+        except Exception as error:  # torch wraps what goes wrong in there in its own
+            raise CheckpointError("a shard cannot be read", file=self.file, tensor=key, found=error) from error
+        return value

@@ -1,0 +1,157 @@
+"""Where text comes from: files and Hub datasets, read through `datasets` one document at a time, never all at once.
+
+A source is spelled as a path, a directory (every file of a known kind below it), a glob, or a Hub dataset:
+`org/name`, `org/name:validation`, `org/name@config:split`. A text file is one document, or one for each paragraph or
+line (`sample_by`); jsonl and parquet hold one document in each row. Compressed files are read as they are.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperclone.errors import TrainingError
+
+_KINDS = {
+    "txt": "text",
+    "md": "text",
+    "rst": "text",
+    "text": "text",
+    "jsonl": "json",
+    "json": "json",
+    "parquet": "parquet",
+}
+_PACKED = {"gz", "bz2", "xz", "zst"}
+_HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that text comes from.
+
+    Attributes:
+        spelled: as the user wrote it.
+        kind: "text", "json", "parquet" or "hub".
+        files: of local kinds.
+        name, config, split: of a Hub dataset.
+    """
+
+    spelled: str
+    kind: str
+    files: tuple[Path, ...] = ()
+    name: str = ""
+    config: str | None = None
+    split: str = "train"
+
+    @property
+    def identity(self) -> list[Any]:
+        """Changes when the files change: their places, sizes and times; of a Hub dataset, its name."""
+        stats = [(str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns) for file in self.files]
+        return [self.kind, self.name, self.config, self.split, stats]
+
+    @property
+    def nbytes(self) -> int | None:
+        """Bytes of the files; None for the Hub's."""
+        return sum(file.stat().st_size for file in self.files) if self.files else None
+
+
+def find(spelled: str) -> list[Source]:
+    """The sources that one `--data` means, one for each kind of file.
+
+    Raises:
+        TrainingError: nothing is there, or files of no known kind.
+    """
+    path = Path(spelled).expanduser()
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and _kind(file)]
+        if not files:
+            raise TrainingError("no text in this directory", file=path, expected=_expected())
+    elif path.is_file():
+        files = [path]
+    elif glob.has_magic(spelled):
+        files = [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_file()]
+        if not files:
+            raise TrainingError("no file has such a name", field="data", found=spelled)
+    elif _kind(path) is None and not spelled.startswith((".", "/", "~")) and (hub := _HUB.fullmatch(spelled)):
+        return [Source(spelled, "hub", name=hub["name"], config=hub["config"], split=hub["split"] or "train")]
+    else:
+        raise TrainingError("no such file or directory", field="data", found=spelled)
+    kinds: dict[str, list[Path]] = {}
+    for file in files:
+        if (kind := _kind(file)) is None:
+            raise TrainingError("a file of no known kind", file=file, expected=_expected())
+        kinds.setdefault(kind, []).append(file)
+    return [Source(spelled, kind, tuple(found)) for kind, found in kinds.items()]
+
+
+def texts(source: Source, *, field: str, sample_by: str) -> Iterator[str]:
+    """The documents of a source, in order. Empty ones are left out.
+
+    Raises:
+        TrainingError: not text, no such column, or it cannot be read.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    where: Any = source.files[0] if len(source.files) == 1 else source.spelled
+    try:
+        if source.kind == "hub":
+            rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
+        else:
+            options = {"sample_by": sample_by, "keep_linebreaks": True} if source.kind == "text" else {}
+            files = [str(file) for file in source.files]
+            rows = datasets.load_dataset(source.kind, data_files=files, split="train", streaming=True, **options)
+        column = "text" if source.kind == "text" else field
+        for number, row in enumerate(rows):
+            if column not in row:
+                raise TrainingError(
+                    "no such column in the data", file=where, field=column, found=", ".join(row), cure="--text-field"
+                )
+            text = row[column]
+            if text is not None and not isinstance(text, str):
+                raise TrainingError(
+                    "this column holds no text",
+                    file=where,
+                    field=column,
+                    found=f"{type(text).__name__} in row {number}",
+                    cure="--text-field",
+                )
+            if text and not text.isspace():
+                yield text
+    except TrainingError:
+        raise
+    except UnicodeDecodeError as error:
+        raise TrainingError("this is not UTF-8 text", file=_culprit(source) or where, found=error) from None
+    except Exception as error:  # readers of every format and the network have their own
+        cause = error.__cause__ or error
+        raise TrainingError(
+            "the data cannot be read",
+            file=where,
+            found=f"{type(cause).__name__}: {cause}".splitlines()[0],
+            cure=None if source.files else "is it the name of a Hub dataset, and can it be reached?",
+        ) from error
+
+
+def _culprit(source: Source) -> Path | None:
+    """The file that is not UTF-8."""
+    for file in source.files:
+        try:
+            with file.open(encoding="utf-8") as stream:
+                while stream.read(1 << 20):
+                    pass
+        except UnicodeDecodeError:
+            return file
+    return None
+
+
+def _kind(file: Path) -> str | None:
+    parts = file.name.lower().split(".")
+    return _KINDS.get(parts[-2] if len(parts) > 2 and parts[-1] in _PACKED else parts[-1])
+
+
+def _expected() -> str:
+    return ", ".join(f".{suffix}" for suffix in _KINDS) + ", also compressed"

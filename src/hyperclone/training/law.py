@@ -1,0 +1,84 @@
+"""The law of training, for each optimizer: settings relative to the source's that make a clone follow its source.
+
+Let every copy of a source weight w be s w (s = 1/n for what reads a grown axis, times any factor that the growth
+applies), and let w have k copies. Moving all of them by s dw does to the clone what dw does to the source, so
+
+    dL/dw = sum over copies of s dL/dcopy = k s g_copy,     a copy's gradient is  r g  with  r = 1 / (k s).
+
+A copy stays at s w if each step moves it by s times the source's step. Primes mark the clone's settings.
+
+*AdamW* moves by lr m^ / (sqrt(v^) + eps), where m is linear and v quadratic in the gradient. With m' = r m, v' = r^2 v
+and eps' = r eps the quotient is the source's, so lr' = s lr. Decay takes lr wd w; a copy must lose s lr wd w =
+lr' wd' (s w), so wd' = wd / s.
+
+*SGD* moves by lr b, with b linear in d = g + wd w (momentum, dampening and Nesterov keep it so). A copy's
+d' = r g + wd' s w is r d if wd' = wd r / s; then b' = r b, and lr' r b = s lr b asks for lr' = lr s / r.
+
+*Muon* moves a matrix by lr a(shape) NS(b), with b linear in the gradient, a the shape's adjustment (`adjustment`), and
+NS the Newton-Schulz polynomial of b / |b|. With p copies of every row and q of every column, b' = r (u v^T) (x) b,
+all entries of u (p,) and v (q,) being 1. Its Frobenius norm is r sqrt(p q) |b|, and u v^T / sqrt(p q) is a matrix of
+norm 1 whose odd powers (X X^T)^i X are itself, so the polynomial acts on b / |b| alone:
+
+    NS(b') = (u v^T / sqrt(p q)) (x) NS(b)               the source's update in every copy, over sqrt(p q).
+
+Hence lr' = lr s sqrt(p q) a / a'. Decay is decoupled and does not see a: lr' wd' = lr wd. The eps under the norm
+follows the norm, eps' = eps r sqrt(p q). Grown p = q = n times, s = 1/n: the learning rate is the source's, unchanged.
+
+*What is exact.* All of it, where every unit of an axis has the same number of copies, s is one number for the tensor,
+and copies are equal: the symmetric expansion without noise, before training or after. Otherwise the numbers are
+averages over the tensor: axes with uneven counts, fused tensors whose parts have different k (Falcon-7B: only eps is
+off), queries fused with keys when head_dim grows. The diagonal expansion gives copies different gradients, so nothing
+is exact there; neither is it with noise, where copies are meant to part. Weights that read fillers have no source and
+get their tensor's settings. Decay of gains to which the model adds 1 (Gemma) has no exact counterpart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+ADJUSTMENTS = ("original", "match_rms_adamw")  # torch.optim.Muon's adjust_lr_fn
+
+
+def adamw(s: float, r: float) -> dict[str, float]:
+    """AdamW's settings relative to the source's: lr, weight_decay, eps."""
+    return {"lr": s, "weight_decay": 1 / s, "eps": r}
+
+
+def sgd(s: float, r: float) -> dict[str, float]:
+    """SGD's (torch: decay added to the gradient): lr, weight_decay."""
+    return {"lr": s / r, "weight_decay": r / s}
+
+
+def muon(s: float, r: float, old: Sequence[int], new: Sequence[int], adjust: str) -> dict[str, float]:
+    """Muon's: lr, weight_decay, eps.
+
+    Args:
+        s, r: scale and gradient of a copy.
+        old, new: (rows, columns) of the source's matrix and the grown one.
+        adjust: torch.optim.Muon's adjust_lr_fn, one of ADJUSTMENTS.
+    """
+    spread = math.sqrt(math.prod(new) / math.prod(old))
+    lr = s * spread * adjustment(old, adjust) / adjustment(new, adjust)
+    return {"lr": lr, "weight_decay": 1 / lr, "eps": r * spread}
+
+
+def adjustment(shape: Sequence[int], adjust: str) -> float:
+    """What torch.optim.Muon multiplies the learning rate by for a matrix of this shape."""
+    rows, columns = shape
+    return math.sqrt(max(1, rows / columns)) if adjust == "original" else 0.2 * math.sqrt(max(rows, columns))
+
+
+def record(s: float, r: float, old: Sequence[int], new: Sequence[int], *, hidden: bool) -> dict[str, Any]:
+    """A tensor's entry in the receipt: s, r, AdamW's settings beside them, and those of the other optimizers.
+
+    Args:
+        s, r: scale and gradient of a copy.
+        old, new: shapes of the source's tensor and the grown one.
+        hidden: it is a hidden matrix, which Muon may train.
+    """
+    entry: dict[str, Any] = {"s": s, "r": r, **adamw(s, r), "sgd": sgd(s, r)}
+    if hidden:
+        entry["muon"] = {adjust: muon(s, r, old, new, adjust) for adjust in ADJUSTMENTS}
+    return entry

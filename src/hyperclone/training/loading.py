@@ -1,0 +1,109 @@
+"""Putting a grown training state into an optimizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hyperclone import receipt
+from hyperclone.checkpoint import TensorFiles
+from hyperclone.errors import CheckpointError
+from hyperclone.training import names, writing
+from hyperclone.training.state import MOMENTS
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_state` has done.
+
+    Attributes:
+        step: how many steps the source had taken; None where its optimizer does not count.
+        filled: how many parameters have their moments.
+        fresh: names of those that start without.
+    """
+
+    step: int | None
+    filled: int
+    fresh: tuple[str, ...]
+
+
+def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: str | os.PathLike[str]) -> Loaded:
+    """Fill an optimizer with the moments and steps in a directory that was grown with a training state.
+
+    Moments are cast to their parameter's type and sharded like it. What the optimizer already has of a parameter is
+    replaced.
+
+    Args:
+        optimizer: of the kind that the state is of, over parameters of `model`, which has taken no step yet.
+        model: the grown model, wrapped or not.
+        directory: where `hyperclone grow --state` wrote it.
+
+    Raises:
+        CheckpointError: there is no training state, or it is of another optimizer or model.
+    """
+    place = Path(directory)
+    told = receipt.read(place)
+    there = writing.opened(place)
+    if told is None or told.state is None or (not there.entries and told.state["mode"] != "reset"):
+        raise CheckpointError("no training state here", file=place, expected=f"{writing.STEM}.safetensors",
+                              cure="grow with --state CHECKPOINT")  # fmt: skip
+    state = told.state
+    _check_kind(optimizer, str(state["optimizer"]))
+    inner = names.bare(model)
+    named = {parameter: name for name, parameter in names.parameters(model)}
+    filled, fresh = 0, []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in named:
+                raise CheckpointError("the optimizer has a parameter that is not the model's", file=place,
+                                      found=list(parameter.shape))  # fmt: skip
+            name = named[parameter]
+            stored = names.disk_names(inner, name, parameter.shape)
+            kinds = [kind for kind in MOMENTS if f"{stored[0]}.{kind}" in there.entries]
+            if not kinds:
+                fresh.append(name)
+                continue
+            values = {
+                kind: _like(parameter, names.in_memory(inner, name, parameter.shape, {
+                    key: _moment(there, f"{key}.{kind}") for key in stored
+                }), place, name)
+                for kind in kinds
+            }  # fmt: skip
+            step = state["steps"].get(stored[0], state["step"])
+            if step is not None:
+                on_device = group.get("capturable") or group.get("fused")
+                values["step"] = torch.tensor(float(step), device=parameter.device if on_device else "cpu")
+            optimizer.state[parameter] = values
+            filled += 1
+    return Loaded(state["step"], filled, tuple(fresh))
+
+
+def _moment(there: TensorFiles, name: str) -> Tensor:
+    if name not in there.entries:
+        raise CheckpointError("a moment is missing", file=there.path, tensor=name)
+    return there.read(name)
+
+
+def _like(parameter: nn.Parameter, value: Tensor, place: Path, name: str) -> Tensor:
+    """A moment in the type, place and sharding of its parameter."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if value.shape != parameter.shape:
+        raise CheckpointError("this training state belongs to another model", file=place, tensor=name,
+                              found=list(value.shape), expected=list(parameter.shape))  # fmt: skip
+    value = value.to(device=parameter.device, dtype=parameter.dtype)
+    if isinstance(parameter.data, DTensor):
+        return distribute_tensor(value, parameter.data.device_mesh, parameter.data.placements)
+    return value
+
+
+def _check_kind(optimizer: torch.optim.Optimizer, kind: str) -> None:
+    has = optimizer.defaults
+    found = "muon" if "ns_steps" in has else "adamw" if "betas" in has else "sgd" if "momentum" in has else "another"
+    if found != kind:
+        raise CheckpointError("the training state is of another optimizer", found=type(optimizer).__name__,
+                              expected=kind, cure="use the optimizer that the source was trained with")  # fmt: skip

@@ -1,0 +1,118 @@
+"""Windows of fixed length cut from a stream of documents, in an order that depends on the seed alone.
+
+Documents stand end to end, an end-of-text token after each, and are cut every `sequence` tokens; what does not fill
+the last window is left out. Two ways to treat the documents that share a window:
+
+* **joined** (default): the window is one context, as in GPT-3, Pythia and OLMo. Every architecture and the fastest
+  attention kernels can do it, every position is trained, and the clone sees what its source most likely saw.
+* **apart**: positions start anew with each document, attention stays inside it (transformers builds the
+  block-diagonal mask from the positions), and its first token is not predicted from the one before.
+
+The order: epoch e is a permutation of the windows drawn from (seed, e), and batch k is the windows k B ... (k+1) B -
+1 of all epochs laid end to end. Neither arms, nor processes, nor an interruption change it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hyperclone.errors import TrainingError
+from hyperclone.training.corpus import Corpus
+
+IGNORED = -100  # a label that is not predicted
+
+
+class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """The windows of a corpus in the order of the text."""
+
+    def __init__(self, corpus: Corpus, sequence: int, *, apart: bool = False) -> None:
+        self._ids, self._sequence = corpus.ids(), sequence
+        self._starts = corpus.starts() if apart else None
+
+    def __len__(self) -> int:
+        return len(self._ids) // self._sequence
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Window `index`: input_ids, labels and, of documents apart, position_ids; (sequence,) int64 each."""
+        begin = index * self._sequence
+        ids = torch.from_numpy(self._ids[begin : begin + self._sequence].astype(np.int64))
+        window = {"input_ids": ids, "labels": ids.clone()}
+        if self._starts is not None:
+            first, last = np.searchsorted(self._starts, (begin, begin + self._sequence))
+            starts = torch.from_numpy(self._starts[first:last] - begin)  # of the documents that begin in here
+            window["labels"][starts] = IGNORED
+            places = torch.arange(self._sequence)
+            began = torch.zeros(self._sequence, dtype=torch.long)
+            began[starts] = starts
+            window["position_ids"] = places - began.cummax(0).values
+        return window
+
+
+class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """The windows of a whole training, epoch after epoch, each in an order of its own."""
+
+    def __init__(self, windows: Windows, *, count: int, seed: int) -> None:
+        self._windows, self._count, self._seed = windows, count, seed
+        self._epoch = -1
+        self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self._windows[self.place(index)]
+
+    def place(self, index: int) -> int:
+        """Which window is the `index`-th of the training."""
+        epoch, within = divmod(index, len(self._windows))
+        if epoch != self._epoch:
+            self._order = np.random.Generator(np.random.Philox(key=[self._seed, epoch])).permutation(len(self._windows))
+            self._epoch = epoch
+        return int(self._order[within])
+
+
+def collate(windows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A batch, (windows, sequence) each."""
+    return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
+
+
+def check_apart(model: Any, *, precision: str) -> None:
+    """Two packed documents must give the logits that each gives alone: tried on this model, not assumed of it.
+
+    Args:
+        model: a transformers causal language model, not wrapped.
+        precision: "bf16" (autocast) or "fp32".
+
+    Raises:
+        TrainingError: its attention does not stay inside documents.
+    """
+    device, training = next(model.parameters()).device, model.training
+    ids = (torch.arange(1, 13, device=device) * 7 % model.get_input_embeddings().weight.shape[0])[None]
+    split = 5
+    positions = torch.cat([torch.arange(split), torch.arange(ids.shape[1] - split)])[None].to(device)
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            model.eval()
+            packed = model(input_ids=ids, position_ids=positions).logits
+            alone = torch.cat([model(input_ids=part).logits for part in (ids[:, :split], ids[:, split:])], 1)
+    except TypeError:
+        packed = alone = None
+    finally:
+        model.train(training)
+    rounding = 0.05 if precision == "bf16" else 1e-3
+    if (
+        packed is None
+        or alone is None
+        or not torch.allclose(packed, alone, atol=rounding * float(alone.abs().max()), rtol=0)
+    ):
+        raise TrainingError(
+            "this model's attention does not stay inside the documents of a window",
+            field="documents",
+            found=f"apart, {model.config.model_type} with {model.config._attn_implementation} attention",
+            cure="--documents joined, or another --attention",
+        )

@@ -1,0 +1,113 @@
+"""training.json: what a run computes, so that nothing else is resumed in its place.
+
+What may change between the parts of a run is where and how it computes (processes, precision, sharding, compilation),
+and how often it logs, evaluates and saves. What would change the curve may not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hyperclone import __version__, hub
+from hyperclone.checkpoint import read_json
+from hyperclone.errors import DestinationError, TrainingError
+from hyperclone.training import checkpoints
+from hyperclone.training.budget import Budget
+from hyperclone.training.request import Training
+
+FILE = "training.json"
+_CURVE = (
+    "held_out",
+    "documents",
+    "lr",
+    "rule",
+    "schedule",
+    "warmup",
+    "min_lr",
+    "decay",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "clip",
+    "seed",
+    "from_scratch",
+    "state",
+)
+
+
+def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -> dict[str, Any]:
+    """What determines the curve, and what else is good to know of a run.
+
+    Args:
+        training, sizes: the request.
+        place: the model's directory.
+        texts: keys of the tokenised text.
+    """
+    told = asdict(training)
+    return {
+        "hyperclone": __version__,
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")
+        },
+        "model": hub.public_name(training.model),
+        "data": list(training.data),
+        "curve": {
+            "config": hashlib.sha256((place / "config.json").read_bytes()).hexdigest()[:20],
+            "texts": texts,
+            "sequence": sizes.sequence,
+            "batch": sizes.batch,
+            "steps": sizes.steps,
+            **{name: told[name] for name in _CURVE},
+        },
+        "run": {
+            name: told[name] for name in ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
+        },
+    }
+
+
+def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint to go on from; None to begin.
+
+    Raises:
+        DestinationError: the output holds something else, or a run that was not asked to go on.
+        TrainingError: it holds another run.
+    """
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    if not (output / FILE).is_file():
+        raise DestinationError(
+            "the output exists and is no training of ours", file=output, cure="choose another directory"
+        )
+    if not resume:
+        raise DestinationError(
+            "the output holds a training already",
+            file=output,
+            cure="--resume goes on with it; or choose another directory",
+        )
+    before = read_json(output / FILE).get("curve", {})
+    for field, value in json.loads(json.dumps(told["curve"])).items():
+        if before.get(field) != value:
+            raise TrainingError(
+                "this output holds a training with other settings",
+                file=output / FILE,
+                field=field,
+                found=value,
+                expected=before.get(field),
+                cure="repeat its settings, or choose another directory",
+            )
+    return checkpoints.last(output)
+
+
+def write(output: Path, told: dict[str, Any]) -> None:
+    """Make the output and say what runs in it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        checkpoints.clear(output)
+        (output / FILE).write_text(json.dumps(told, indent=2) + "\n")
+    except OSError as error:
+        raise DestinationError("the output cannot be written", file=output, found=error.strerror) from None

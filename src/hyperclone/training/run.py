@@ -1,0 +1,184 @@
+"""`hyperclone.train`: from a request to a trained model directory.
+
+In the output: the model as a plain Hugging Face directory (written at the end, in the type that it came in),
+`checkpoint-N` directories (weights in fp32 and all that resuming needs), `metrics.jsonl`, and `training.json`, which
+says what was run and keeps a run from being resumed as another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperclone import hub, receipt
+from hyperclone.destination import check_place
+from hyperclone.errors import TrainingError
+from hyperclone.training import budget, flops, opening, packing, record, writing
+from hyperclone.training.packing import Windows
+from hyperclone.training.request import Training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` has done.
+
+    Attributes:
+        path: the output.
+        step, tokens: how far it came.
+        metrics: the latest figures (loss, eval_loss, bits_per_byte, ...).
+        interrupted: the signal that stopped it; None if it is finished.
+    """
+
+    path: Path
+    step: int
+    tokens: int
+    metrics: dict[str, Any]
+    interrupted: int | None
+
+
+def train(training: Training, *, watch: Any = None) -> Trained:
+    """Train a model, alone or as one of the processes that torchrun or accelerate started.
+
+    Args:
+        training: the request.
+        watch: called in the main process with (what happens, its figures): "tokenise", "start", "state", "step", "log",
+            "eval", "tasks", "save".
+
+    Raises:
+        HypercloneError: it cannot be run as asked, or a checkpoint could not be written.
+    """
+    _check_installed(training)
+    processes, main = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
+    tell = watch if main and watch is not None else _nobody
+    if training.sharding != "none" and "LOCAL_RANK" not in os.environ:
+        raise TrainingError(
+            "there is nothing to shard over in one process",
+            field="sharding",
+            found=training.sharding,
+            cure="torchrun --nproc-per-node N -m hyperclone train ...",
+        )
+    place, output = hub.resolve(training.model), Path(training.output)
+    if not output.exists():
+        check_place(output, source=place, overwrite=False)
+    config, tokenizer = opening.config(place), opening.tokenizer(place)
+    law = place if not training.from_scratch and (place / receipt.FILE).exists() else None
+    if training.rule == "law" and law is None:
+        raise TrainingError(
+            "no receipt says how this model was grown, so there is no law for it",
+            file=place,
+            field="rule",
+            cure="leave --rule out",
+        )
+    state = place if law and training.state == "auto" and writing.files(place) else None
+    if state is not None:
+        opening.check_state(state)
+    sequence = budget.sequence_length(training.sequence, getattr(config, "max_position_embeddings", None))
+    keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
+    apart = training.documents == "apart"
+    windows = Windows(text, sequence, apart=apart)
+    test = Windows(held_out, sequence, apart=apart) if held_out else None
+    sizes = budget.plan(training, sequence=sequence, available=len(windows), processes=processes)
+    settings = record.settings(training, sizes, place, keys)
+    start = record.take_up(output, settings, resume=training.resume)
+    step = int(start.name.rpartition("-")[2]) if start else 0
+    model, dtype = opening.model(place, training)
+
+    from hyperclone.training import arguments, export, interruption, metrics, tasks
+    from hyperclone.training import trainer as ours
+
+    chosen = tasks.choose(training.tasks, processes=processes)
+    gpu = torch.cuda.is_available()
+    precision = training.precision or ("bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32")
+    asked = arguments.arguments(
+        training, sizes, evaluate=test is not None, fresh=start is None, precision=precision, processes=processes
+    )
+    if apart:
+        packing.check_apart(model.to(asked.device), precision=precision)
+    figures = ours.Figures(flops.per_token(model, sequence), flops.peak(asked.device, precision), held_out or text)
+    asked.distributed_state.wait_for_everyone()  # all have seen the output as it was
+    if main:
+        record.write(output, settings)
+    tell(
+        "start",
+        {
+            "model": hub.public_name(training.model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "weights": "drawn" if training.from_scratch else "grown" if law else "trained",
+            "law": law is not None and training.rule != "source",
+            "windows": len(windows),
+            "text": text,
+            "held_out": held_out,
+            "sizes": sizes,
+            "step": step,
+            "processes": processes,
+            "device": torch.cuda.get_device_name(asked.device) if gpu else "CPU",
+            "precision": precision,
+            "compile": bool(asked.torch_compile),
+            "mfu": figures.peak is not None,
+            "idle": torch.cuda.device_count() - 1 if gpu and processes == 1 else 0,
+        },
+    )
+    with interruption.Interruption() as signals, arguments.no_noise():
+        made = ours.GrownTrainer(
+            model,
+            asked,
+            training,
+            sizes,
+            windows=windows,
+            held_out=test,
+            law=law,
+            tokenizer=tokenizer,
+            place=place,
+            state=state,
+            figures=figures,
+            chosen=chosen,
+            metrics=metrics.Metrics(output, step=step) if main else None,
+            watch=tell if main else None,
+        )
+        made.add_callback(signals)
+        _check_sharding(training, start, sharded=made.is_fsdp_enabled)
+        made.train(resume_from_checkpoint=str(start) if start else None)  # of a finished run: loads it, and that is all
+        done = made.state.global_step
+        if done >= sizes.steps:
+            export.export(made, place, output, dtype)
+    return Trained(output, done, done * sizes.batch, made.last, signals.signal if done < sizes.steps else None)
+
+
+def _nobody(kind: str, figures: dict[str, Any]) -> None:
+    pass
+
+
+def _check_sharding(training: Training, start: Path | None, *, sharded: bool) -> None:
+    if training.sharding != "none" and not sharded:
+        raise TrainingError(
+            "accelerate shards on GPUs (and the like) only",
+            field="sharding",
+            found=training.sharding,
+            cure="leave --sharding out",
+        )
+    if start is not None and (start / "pytorch_model_fsdp_0").is_dir() != sharded:
+        raise TrainingError(
+            "sharded and whole checkpoints cannot be resumed as each other",
+            file=start,
+            field="sharding",
+            found="sharding" if sharded else "no sharding",
+            cure="resume with --sharding as it began, on any number of processes "
+            "(torchrun --nproc-per-node 1 is enough)",
+        )
+
+
+def _check_installed(training: Training) -> None:
+    extras = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
+    for package in ("accelerate", "datasets", *(extras[name] for name in training.report if name in extras)):
+        if importlib.util.find_spec(package) is None:
+            own = package in ("accelerate", "datasets")
+            raise TrainingError(
+                f"{package} is not installed",
+                field=None if own else "report",
+                cure="pip install 'hyperclone[train]'" if own else f"pip install {package}",
+            )

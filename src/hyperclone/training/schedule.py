@@ -1,0 +1,38 @@
+"""The learning rate over the steps, as a share of the peak: one pure function, the same for every param group.
+
+A warm-up that starts above zero (the first step learns something), then from the peak 1 to `least`:
+
+    cosine    least + (1 - least) (1 + cos(pi p)) / 2       p = share of the steps after the warm-up
+    linear    1 - (1 - least) p
+    wsd       1, and over the last `decay` of all steps the linear way down (warm-up, stable, decay)
+    constant  1
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Steps of the warm-up: a number of them, or below 1 a share of all steps."""
+    return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
+
+
+def factor(step: int, *, steps: int, warmup: int, schedule: str, least: float, decay: float) -> float:
+    """The learning rate of a step over the peak's.
+
+    Args:
+        step: 0 for the first.
+        steps, warmup: in all, and of the warm-up.
+        schedule: "cosine", "linear", "wsd" or "constant".
+        least: where it ends.
+        decay: share of the steps in which "wsd" decays.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    start = max(warmup, steps - math.ceil(decay * steps)) if schedule == "wsd" else warmup
+    done = min(max(step - start, 0) / max(steps - start, 1), 1.0)
+    down = (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1 - done
+    return least + (1 - least) * down

@@ -1,0 +1,139 @@
+"""Training in several processes: the curve of a single one, whether they hold whole models or shards, and resumed on
+others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import conftest
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_text import documents, jsonl
+
+import hyperclone
+from hyperclone.training import distributed, metrics
+
+STEPS = 10
+OPTIONS: dict[str, Any] = {
+    "sequence": 32,
+    "batch": 256,
+    "micro_batch": 2,
+    "tokens": 256 * STEPS,
+    "lr": 3e-3,
+    "held_out": 0.2,
+    "log_every": 1,
+    "eval_every": 5,
+    "save_every": 5,
+    "keep": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a grown model, text, and the run of a single process."""
+    place = tmp_path_factory.mktemp("runs")
+    conftest.build("llama-grouped-tied").save_pretrained(place / "source")
+    conftest.save_tokenizer(place / "source")
+    hyperclone.grow(place / "source", place / "grown", hyperclone.Growth(width=2), proof="none")
+    jsonl(place / "text.jsonl", documents(60))
+    hyperclone.train(
+        hyperclone.Training(
+            model=str(place / "grown"),
+            data=str(place / "text.jsonl"),
+            output=str(place / "one"),
+            cache=str(place / "cache"),
+            **OPTIONS,
+        )
+    )
+    return place
+
+
+def run(place: Path, output: str, *more: str, processes: int) -> subprocess.CompletedProcess[str]:
+    options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(Path(__file__).with_name("launch_on_cpu.py")) if "--sharding" in more else "-m",
+        *([] if "--sharding" in more else ["hyperclone"]),
+        "train",
+        str(place / "grown"),
+        "--data",
+        str(place / "text.jsonl"),
+        "--output",
+        str(place / output),
+        "--cache",
+        str(place / "cache"),
+        *options,
+        *more,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def check_equal(place: Path, output: str) -> None:
+    """Losses of every step, gradients' norms, held-out losses and weights, to 1e-5."""
+    for figure in ("loss", "grad_norm", "eval_loss"):
+        one, other = (
+            [line[figure] for line in metrics.read(place / name) if figure in line] for name in ("one", output)
+        )
+        assert other == pytest.approx(one, abs=1e-5), figure
+    whole, mine = load_file(place / "one/model.safetensors"), load_file(place / output / "model.safetensors")
+    assert whole.keys() == mine.keys()
+    for name in whole:
+        assert torch.allclose(mine[name], whole[name], atol=1e-4), name
+
+
+def test_two_processes_have_the_curve_of_one(runs: Path) -> None:
+    result = run(runs, "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Trained on") == 1
+    assert "2 processes x 2 x 2" in result.stderr
+    check_equal(runs, "two")
+    resumed = run(runs, "two", "--resume", "--sharding", "full", processes=2)
+    assert resumed.returncode == 1
+    assert "sharded and whole checkpoints cannot be resumed as each other" in resumed.stderr
+
+
+def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(runs: Path) -> None:
+    result = run(runs, "shards", "--sharding", "full", processes=2)
+    assert result.returncode == 0, result.stderr
+    check_equal(runs, "shards")
+    state = distributed.DistributedState(runs / "shards/checkpoint-10/optimizer_0")  # all moments, by their names
+    whole = torch.load(runs / "one/checkpoint-10/optimizer.pt", weights_only=True)
+    groups = whole["param_groups"]
+    assert len({group["lr_scale"] for group in groups}) > 1  # the law's groups are what was sharded
+    for group in groups:
+        for key, name in zip(group["params"], group["param_names"], strict=True):
+            for kind in ("exp_avg", "exp_avg_sq"):
+                assert torch.allclose(state.tensor(name, kind), whole["state"][key][kind], atol=1e-5), name
+    shutil.rmtree(runs / "shards/checkpoint-10")
+    (runs / "shards/model.safetensors").unlink()
+    result = run(runs, "shards", "--sharding", "gradients", "--resume", processes=1)
+    assert result.returncode == 0, result.stderr
+    assert "goes on from step 5" in result.stderr
+    check_equal(runs, "shards")
+
+
+@pytest.mark.parametrize(("name", "reshard"), [("full", True), ("gradients", False)])
+def test_the_shipped_accelerate_configs_say_fsdp2(name: str, reshard: bool) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = resources.files("hyperclone").joinpath(f"data/accelerate/fsdp2-{name}.yaml")
+    config = load_config_from_file(str(file))
+    assert str(config.distributed_type).endswith("FSDP")
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_reshard_after_forward"] is reshard
+    assert config.fsdp_config["fsdp_state_dict_type"] == "SHARDED_STATE_DICT"
