@@ -2,17 +2,18 @@
 
     python bench/scale.py [--gpus 64] [--mfu 0.4] [-o bench/results/scale.json]
 
-Nothing here is measured: sizes come from plans of the growths, the rest from these formulas, so that a reader can put in
-numbers of their own.
+Nothing here is measured: sizes come from plans of the growths, the rest from these formulas, so that a reader can put
+in numbers of their own.
 
-State, in bytes for each parameter: weights and gradients in fp32 (4 + 4) and AdamW's two moments (8), all of them sharded
-over the ranks by FSDP2. With full sharding, the bf16 weights (2) of two layers at a time are whole on a rank; with sharding of
-gradients and state only (as ZeRO-2), those of all layers.
+State, in bytes for each parameter: weights and gradients in fp32 (4 + 4) and AdamW's two moments (8), all of them
+sharded over the ranks by FSDP2. With full sharding, the bf16 weights (2) of two layers at a time are whole on a rank;
+with sharding of gradients and state only (as ZeRO-2), those of all layers.
 
 Activations of a micro-batch of b windows of T tokens, for each layer, in bf16 with an attention that keeps no scores
-(Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, without its score and dropout terms): the layer's input and that of each
-norm and each matrix, 2 bytes for each value. With gradient checkpointing only the input of each layer is kept, and one
-layer is recomputed at a time. The logits and their gradient are kept in fp32 (8 bytes for each token and vocabulary entry).
+(Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, without its score and dropout terms): the layer's input and
+that of each norm and each matrix, 2 bytes for each value. With gradient checkpointing only the input of each layer is
+kept, and one layer is recomputed at a time. The logits and their gradient are kept in fp32 (8 bytes for each token and
+vocabulary entry).
 
 Speed: tokens/s = GPUs x peak x MFU / (6 N + 12 L H Q T) (arXiv 2204.02311, appendix B).
 """
@@ -64,8 +65,8 @@ class Case:
 CASES = (
     Case(
         "OPT 350M -> 1.3B",
-        {"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 1024, "ffn_dim": 4096, "num_hidden_layers": 24,
-         "num_attention_heads": 16, "vocab_size": 50272, "max_position_embeddings": 2048},
+        {"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 1024, "ffn_dim": 4096,
+         "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 50272, "max_position_embeddings": 2048},
         Growth(width=2), sequence=1024, micro_batch=8,
     ),
     Case(
@@ -99,7 +100,8 @@ def planned(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
     tokens = case.sequence * case.micro_batch
     gated = any("gate_proj" in t.name for t in plan.tensors)
     ffn = (3 if gated else 2) * a["ffn"]  # up, gate, and what the last matrix reads
-    layer = 2 * tokens * (4 * hidden + 2 * width + 2 * kv * a["head_dim"] + ffn)  # 2 norms and 2 residuals; q, out; k, v
+    # Two norms and two residuals, queries and attention's output, keys and values, feed-forward.
+    layer = 2 * tokens * (4 * hidden + 2 * width + 2 * kv * a["head_dim"] + ffn)
     logits = 8 * tokens * a["vocab"]
     activations = {"kept": layers * layer + logits, "checkpointed": layers * 2 * tokens * hidden + layer + logits}
     sharded, outside = 16 * plan.parameters / gpus, 2 * (plan.parameters - inside)
@@ -141,12 +143,10 @@ def table(rows: list[dict[str, Any]], *, gpus: int, mfu: float) -> str:
     line("weights, gradients, moments", [f"{row['state_per_rank'] / 1e9:.1f} GB" for row in rows])
     for key in rows[0]["memory_per_rank"]:
         sharding, kept = key.split(", ")
+        needed = [row["memory_per_rank"][key] for row in rows]
         line(
             f"**memory of a rank**: `--sharding {sharding}`, activations {kept}",
-            [
-                f"{row['memory_per_rank'][key] / 1e9:.1f} GB" + (" (no)" if row["memory_per_rank"][key] > 0.92 * MEMORY else "")
-                for row in rows
-            ],
+            [f"{size / 1e9:.1f} GB" + (" (no)" if size > 0.92 * MEMORY else "") for size in needed],
         )
     line("**tokens/s**", [f"{row['tokens_per_second'] / 1e6:.2f} M" for row in rows])
     line("**days** for 20 tokens per parameter", [f"{row['days_for_20_tokens_per_parameter']:.1f}" for row in rows])
@@ -163,7 +163,8 @@ def main() -> None:
     rows = [planned(case, gpus=args.gpus, mfu=args.mfu) for case in CASES]
     print(table(rows, gpus=args.gpus, mfu=args.mfu))
     if args.output:
-        args.output.write_text(json.dumps({"gpus": args.gpus, "mfu": args.mfu, "peak": PEAK, "cases": rows}, indent=2) + "\n")
+        content = {"gpus": args.gpus, "mfu": args.mfu, "peak": PEAK, "cases": rows}
+        args.output.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

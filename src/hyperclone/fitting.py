@@ -110,9 +110,7 @@ def check_uneven(
 ) -> None:
     """A norm over an axis sees how often each unit is copied: uneven counts need fillers, or are refused."""
     for name, layout in expected.items():
-        axes = (
-            layout.axes if layout.norm else {axis for axis in layout.axes if fam.stream(axis, config) == "hidden"}
-        )
+        axes = layout.axes if layout.norm else {axis for axis in layout.axes if fam.stream(axis, config) == "hidden"}
         for axis in sorted(axes - fills.keys()):
             old, new = sizes[axis]
             if new % old:

@@ -37,7 +37,7 @@ class ProofFailed(HypercloneError):
 
 @dataclass(frozen=True)
 class Grown:
-    """What `grow` has done: where the model is, its plan, its proof and its training state (None where not asked for)."""
+    """What `grow` has done: where the model is, its plan, proof and training state (None where not asked for)."""
 
     path: Path
     plan: Plan
