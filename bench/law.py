@@ -1,0 +1,175 @@
+"""The law of training, seen: a source, its continuation, and 2x clones of it on the same batches.
+
+    python bench/law.py [--steps 150] [-o docs/figures/law.svg] [--json bench/results/law.json]
+
+A small byte-level Llama is trained on the text of this repository's documents, stopped, and grown with its AdamW
+moments by `hyperclone.grow(..., state=...)`. Arms, all on the same batches in the same order:
+
+    source          the source goes on
+    law             a noise-free clone, its param groups and its grown moments
+    law, reset      the same groups, moments zero
+    source's LR     one learning rate everywhere, as in the HyperCloning paper, moments zero
+    law, noise      the default clone (split noise, 10 dB), groups and moments
+
+One seed, one learning rate, constant, so that nothing but the arms' rules differs. It shows what each rule does to the
+curve of the function that was grown, not which is the better way to train.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import hyperclone
+from hyperclone import Growth
+
+ROOT = Path(__file__).parents[1]
+LR, DECAY, BETAS = 2e-3, 0.05, (0.9, 0.95)
+BATCH, WINDOW = 16, 128
+CONFIG = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": WINDOW, "tie_word_embeddings": True,
+    "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+
+
+def corpus() -> Tensor:
+    """(bytes,) the Markdown and family files of this repository, in the order of their names."""
+    files = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/hyperclone/families/*.toml")])
+    return torch.tensor(list(b"".join(file.read_bytes() for file in files)), dtype=torch.long)
+
+
+def batches(text: Tensor, *, seed: int, steps: int) -> Iterator[Tensor]:
+    """(BATCH, WINDOW) random windows, the same for every call with one seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        starts = torch.randint(len(text) - WINDOW, (BATCH,), generator=generator)
+        yield torch.stack([text[start : start + WINDOW] for start in starts.tolist()])
+
+
+def train(model: Any, optimizer: torch.optim.Optimizer, data: Iterator[Tensor]) -> list[float]:
+    """Losses in nats for each byte, before each step."""
+    losses = []
+    for ids in data:
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def trainers_groups(model: Any) -> list[dict[str, Any]]:
+    """Parameters as transformers' Trainer groups them: decayed, and not."""
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if "norm" not in name and not name.endswith("bias")]
+    rest = [p for name, p in named if "norm" in name or name.endswith("bias")]
+    return [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+
+
+def load(path: Path) -> Any:
+    """A model in fp32, to be trained."""
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).train()
+
+
+def run(*, steps: int, before: int, seed: int) -> dict[str, list[float]]:
+    """Losses of every arm."""
+    text = corpus()
+    torch.manual_seed(seed)
+    source = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model("llama", **CONFIG)).train()
+    optimizer = torch.optim.AdamW(trainers_groups(source), lr=LR, betas=BETAS)
+    curves = {"before": train(source, optimizer, batches(text, seed=seed, steps=before))}
+
+    def data() -> Iterator[Tensor]:
+        return batches(text, seed=seed + 1, steps=steps)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        source.save_pretrained(place / "source")
+        torch.save(optimizer.state_dict(), place / "source/optimizer.pt")
+        for name, growth in (("clone", Growth(width=2, noise="none")), ("noisy", Growth(width=2, seed=seed))):
+            hyperclone.grow(place / "source", place / name, growth, state=place / "source")
+        curves["source"] = train(source, optimizer, data())
+        for arm, directory, rule, moments in (
+            ("law", "clone", "law", True),
+            ("law, moments reset", "clone", "law", False),
+            ("source's learning rate, moments reset", "clone", "source", False),
+            ("law, split noise 10 dB", "noisy", "law", True),
+        ):
+            model = load(place / directory)
+            groups = hyperclone.param_groups(model, lr=LR, weight_decay=DECAY, rule=rule)
+            own = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
+            if moments:
+                hyperclone.load_state(own, model, place / directory)
+            curves[arm] = train(model, own, data())
+    return curves
+
+
+def draw(curves: dict[str, list[float]], path: Path) -> None:
+    """The first steps after growing, and the difference from the source."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    colours = dict(zip([name for name in curves if name != "before"], ("0.3", "C0", "C1", "C3", "C2"), strict=True))
+    for name, colour in colours.items():
+        wide = {"linewidth": 5.0, "alpha": 0.4} if name == "source" else {"linewidth": 1.4}
+        left.plot(curves[name], color=colour, label=name, **wide)
+        if name != "source":
+            gap = [a - b for a, b in zip(curves[name], curves["source"], strict=True)]
+            right.plot(gap, color=colour, linewidth=1.4)
+    left.set(xlabel="steps after growing", ylabel="training loss (nats per byte)", title="Same batches, 2x clones")
+    right.set(xlabel="steps after growing", ylabel="loss less the source's", title="Difference from the source")
+    right.axhline(0, color="0.3", linewidth=5, alpha=0.4)
+    left.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    """Run all arms, print what they say, write the figure and the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=150, help="after growing")
+    parser.add_argument("--before", type=int, default=300, help="of the source, before it is grown")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--figure", type=Path, default=ROOT / "docs/figures/law.svg")
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/law.json")
+    args = parser.parse_args()
+    curves = run(steps=args.steps, before=args.before, seed=args.seed)
+    summary = {}
+    for name, losses in curves.items():
+        if name in ("before", "source"):
+            continue
+        gaps = [a - b for a, b in zip(losses, curves["source"], strict=True)]
+        summary[name] = {"largest": max(gaps, key=abs), "highest": max(gaps), "last_20_mean": sum(gaps[-20:]) / 20}
+        print(f"{name:40} largest difference {summary[name]['largest']:+.2e}, mean of the last 20 "
+              f"{summary[name]['last_20_mean']:+.2e}")  # fmt: skip
+    content = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "seed": args.seed, "lr": LR, "weight_decay": DECAY, "betas": BETAS, "batch": BATCH, "window": WINDOW,
+        "config": CONFIG, "against_source": summary,
+        "curves": {name: [round(loss, 6) for loss in losses] for name, losses in curves.items()},
+    }  # fmt: skip
+    args.json.write_text(json.dumps(content) + "\n")
+    draw(curves, args.figure)
+
+
+if __name__ == "__main__":
+    main()
