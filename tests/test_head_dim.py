@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_proof import logits_of
 from test_rounded_families import ROWS as rounded
-from test_training_law import by_the_law, one_group, train
+from test_training_law import one_group, train
 
 import hyperclone
 from hyperclone import Growth, heads, planning
@@ -212,7 +212,8 @@ def test_the_law_of_training_knows_the_scale_of_queries(name: str) -> None:
     source = build(name, dtype=torch.float64, dropout=0.0).train()
     growth = Growth(width=2, head_dim="2x", noise="none")
     grown = hyperclone.grow_model(source, growth).train()
-    law = by_the_law(grown, source, growth)
+    made = planning.make(InMemory(source), growth)
+    law = hyperclone.param_groups(grown, lr=3e-3, weight_decay=0.1, eps=1e-6, receipt=made, decay_norms_and_biases=True)
     expected = train(source, one_group(source))
     assert train(grown, law) == pytest.approx(expected, abs=2e-6)
 
