@@ -23,32 +23,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperclone import Growth, family, planning
-from hyperclone.checkpoint import Entry
-from hyperclone.family import Family
+from hyperclone import Growth, planning
+from hyperclone.hub import Headers
 
 PEAK = 989e12  # H100 SXM, dense bf16
 MEMORY = 80e9
-
-
-@dataclass(frozen=True)
-class Headers:
-    """A checkpoint of which only the config is known."""
-
-    config: dict[str, Any]
-    family: Family
-
-    @property
-    def entries(self) -> Mapping[str, Entry]:
-        """Every tensor of the config, in bf16."""
-        sizes = self.family.sizes(self.config)
-        shapes = {name: line.shape(sizes) for name, line in self.family.tensors(self.config).items()}
-        return {name: Entry("(none)", "BF16", shape, 0, 2 * math.prod(shape)) for name, shape in shapes.items()}
 
 
 @dataclass(frozen=True)
@@ -87,8 +70,7 @@ CASES = (
 
 def planned(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
     """The figures of one case."""
-    fam = family.of_config(case.config)
-    plan = planning.make(Headers(case.config, fam), case.growth)
+    plan = planning.make(Headers.imagined(case.config, dtype="BF16"), case.growth)
     a = {axis: new for axis, (_, new) in plan.sizes.items()}
     heads = a["heads"] if "heads" in a else a["kv_heads"] * a["group"]
     kv = a.get("kv_heads", heads)

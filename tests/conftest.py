@@ -17,6 +17,8 @@ import rows_drafted
 import rows_more
 import torch
 
+from hyperclone.tiny import randomise
+
 torch.set_num_threads(1)
 
 VOCAB = 300
@@ -54,18 +56,6 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **ove
     model_type, config = (MODELS | rows_more.ALIBI)[name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **overrides}))
     return randomise(model, seed=seed).to(dtype)
-
-
-def randomise(model: Any, *, seed: int) -> Any:
-    """Every parameter drawn at random; the model, in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            # Norms go by other names too (ln_1); nothing else has a weight of one dimension.
-            gain = name.endswith("weight") and ("norm" in name or parameter.dim() == 1)
-            parameter.copy_(1 + 0.3 * noise if gain else 0.2 * noise if parameter.dim() > 1 else 0.3 * noise)
-    return model.eval()
 
 
 def save_tokenizer(path: Path) -> None:

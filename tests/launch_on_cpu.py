@@ -7,6 +7,7 @@ and everything else is what users run.
 
 from __future__ import annotations
 
+import faulthandler
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def _as_devices(self: Any, *arguments: Any, **options: Any) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash inside of torch or gloo names its place
     torch.set_num_threads(1)
     state.PartialState.__init__ = _as_devices
 

@@ -542,7 +542,7 @@ def test_killed_before_any_disk_operation_a_run_leaves_nothing_or_everything_and
 def command(*arguments: object, slowly: bool = False) -> subprocess.Popen[str]:
     """The command line in a process of its own; slowly, so that there is time to interrupt it."""
     slow = (
-        "import os, time\nreal = os.pwrite\nos.pwrite = lambda *a: (time.sleep(0.05), real(*a))[1]\n" if slowly else ""
+        "import os, time\nreal = os.pwrite\nos.pwrite = lambda *a: (time.sleep(0.2), real(*a))[1]\n" if slowly else ""
     )
     script = f"{slow}from hyperclone.cli import main; main()"
     return subprocess.Popen(

@@ -16,6 +16,7 @@ import hyperclone
 from hyperclone import Growth, planning
 from hyperclone.errors import GrowthError
 from hyperclone.memory import InMemory
+from hyperclone.plans import Plan
 from hyperclone.training import law
 
 ModelDir = Callable[..., Path]
@@ -23,12 +24,12 @@ STEPS = 50
 __all__ = ["in_float64"]
 
 
-def grow(model: Any, growth: Growth) -> tuple[Any, planning.Plan]:
+def grow(model: Any, growth: Growth) -> tuple[Any, Plan]:
     made = planning.make(InMemory(model), growth)
     return in_double(hyperclone.grow_model(model, growth)), made
 
 
-def by_the_law(model: Any, made: planning.Plan, optimizer: str, **options: Any) -> torch.optim.Optimizer:
+def by_the_law(model: Any, made: Plan, optimizer: str, **options: Any) -> torch.optim.Optimizer:
     groups = hyperclone.param_groups(
         model, lr=LR[optimizer], weight_decay=DECAY, optimizer=optimizer, receipt=made, **options
     )
@@ -89,7 +90,7 @@ def newton_schulz_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_muon(
-    model: Any, small: Any, made: planning.Plan | None, adjust: str = "original", eps: float = 1e-7
+    model: Any, small: Any, made: Plan | None, adjust: str = "original", eps: float = 1e-7
 ) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices and AdamW for the rest: by the law for a clone, by hand for the source."""
     muon = {"lr": LR["muon"], "weight_decay": DECAY, "eps": eps}

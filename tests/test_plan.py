@@ -20,7 +20,7 @@ import hyperclone
 from hyperclone import Growth, family, planning
 from hyperclone.checkpoint import DTYPES, read_header
 from hyperclone.errors import GrowthError
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 
 ModelDir = Callable[..., Path]
 GROWTHS = {

@@ -24,7 +24,8 @@ def test_its_flops_and_sizes_are_those_of_the_stock_model() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from hyperclone import family, planning
+    from hyperclone import planning
+    from hyperclone.hub import Headers
     from hyperclone.training import flops
 
     sys.path.insert(0, str(ROOT))
@@ -33,7 +34,7 @@ def test_its_flops_and_sizes_are_those_of_the_stock_model() -> None:
     finally:
         sys.path.pop(0)
     for case in scale.CASES:
-        plan = planning.make(scale.Headers(case.config, family.of_config(case.config)), case.growth)
+        plan = planning.make(Headers.imagined(case.config, dtype="BF16"), case.growth)
         kwargs = {key: value for key, value in plan.config.items() if key != "model_type"}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.config["model_type"], **kwargs))

@@ -231,6 +231,16 @@ def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0][-3:], abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])  # one tensor for each parameter, and fused ones
+def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path: Path) -> None:
+    trained(name, "adamw", tmp_path / "source")
+    for place, growth in (("grown", NO_NOISE), ("wider", Growth(width=4, noise="none"))):
+        hyperclone.grow(tmp_path / "source", tmp_path / place, growth, state=tmp_path / "source", proof="none")
+    wide = load(tmp_path / "grown")
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "wider")
+
+
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_distributed_checkpoint_gives_the_same_state(flat: bool, tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp

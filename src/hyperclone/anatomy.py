@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from hyperclone import anatomy_locks, family_file, hub, planning, producing, receipt
 from hyperclone.anatomy_weights import Sides, Spectrum, compare_copies, mean, spectrum
-from hyperclone.checkpoint import Checkpoint, Entry
+from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.family import Family, indices
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 from hyperclone.receipt import Receipt
+from hyperclone.remarks import dropout
 from hyperclone.streaming import Meter, Progress
 
 if TYPE_CHECKING:
@@ -218,7 +219,7 @@ def examine(
         depth=depth,
         tensors=[replace(one, active=active.get(one.name)) for one in measured],
         activations=text,
-        dropout=any("drop" in key and isinstance(value, float) and value > 0 for key, value in output.config.items()),
+        dropout=bool(dropout(made.family, output.config)),
         notes=notes,
     )
 
@@ -229,20 +230,15 @@ def plan_of(
     """How a model was grown: its tensors with their maps, by the receipt, or by the sizes of source and output."""
     if told is not None:
         # In fp64: the output may have been trained in another type, and every growth can be had in this one.
-        return planning.make(_headers(told, own), replace(told.growth, dtype="fp64"))
+        return planning.make(
+            hub.Headers.imagined(told.source_config, own_family=own or told.family), replace(told.growth, dtype="fp64")
+        )
     if origin is None or output is None:
         raise GrowthError(
             "no receipt says how this model was grown", file=Path(str(place)) / receipt.FILE,
             cure="name the source with --against, or put the hyperclone.json of the grown directory here",
         )  # fmt: skip
     return planning.from_sizes(origin, output.config)
-
-
-def _headers(told: Receipt, own: Family | None) -> hub.Headers:
-    bare = hub.Headers(told.source_config, {}, own or told.family)
-    sizes = bare.family.sizes(told.source_config)
-    shapes = {name: layout.shape(sizes) for name, layout in bare.family.tensors(told.source_config).items()}
-    return replace(bare, entries={name: Entry("", "F64", shape, 0, 0) for name, shape in shapes.items()})
 
 
 def _check_shapes(made: Plan, output: Checkpoint, origin: Checkpoint | None) -> None:

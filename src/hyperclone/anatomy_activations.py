@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hyperclone import behaviour, logits, stock
 from hyperclone.anatomy_weights import Sides, compare_copies
 from hyperclone.copies import Copies
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.producing import map_of
 from hyperclone.training import names
 
@@ -39,7 +39,10 @@ def of_directory(path: Path, made: Plan) -> tuple[dict[str, Sides], str]:
         return {}, f"not measured: running it takes {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are free"
     model, _ = stock.load_model(path, torch.float32)
     probes, _ = logits.make_probes(
-        stock.load_tokenizer(path), vocab=made.sizes["vocab"][0], context=_context(model), small=False
+        stock.load_tokenizer(path),
+        vocab=made.sizes["vocab"][0],
+        context=min(TOKENS, stock.positions(model.config) or TOKENS),
+        small=False,
     )
     with stock.running(path):
         return of_model(model, made, probes[0].ids[: max(1, TOKENS // probes[0].ids.shape[1])]), probes[0].what
@@ -84,8 +87,3 @@ def _watch(
                 return
 
     return look
-
-
-def _context(model: Any) -> int:
-    sizes = [getattr(model.config, field, None) for field in ("max_position_embeddings", "max_seq_len")]
-    return min([TOKENS, *(size for size in sizes if isinstance(size, int))])

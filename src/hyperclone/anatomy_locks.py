@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hyperclone import producing
 from hyperclone.anatomy_weights import equal_copies
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 
 if TYPE_CHECKING:
     from hyperclone.streaming import Weights

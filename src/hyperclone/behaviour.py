@@ -37,9 +37,8 @@ from hyperclone.producing import stored_type
 from hyperclone.streaming import Progress, digest, worker_pool
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Plan
+    from hyperclone.plans import Plan
 
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")  # fields with the longest sequence
 _SPREAD = 4.0
 _CEILING = 0.5  # whatever rounding may explain, this is another function
 _FLOOR = 1.0  # own rounding is taken to be at least this many units: a small model may round to itself by luck
@@ -136,7 +135,7 @@ class _Comparing:
         """Add the measurements in one computing type; returns the largest `own`."""
         made, found = self.made, self.found
         small = compute != torch.float32
-        context = next((int(made.config[field]) for field in _CONTEXT if made.config.get(field)), 1 << 30)
+        context = stock.positions(made.config) or 1 << 30
         probes, prompt = logits.make_probes(self.tokenizer, vocab=made.sizes["vocab"][0], context=context, small=small)
         steps = max(1, min(8 if small else 24, context - len(prompt)))
         if not any(probe.what == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:

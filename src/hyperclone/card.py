@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hyperclone import __version__
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Plan
+    from hyperclone.plans import Plan
     from hyperclone.proving import Proof
 
 _EXPERTS = (

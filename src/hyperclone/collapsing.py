@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from hyperclone.checkpoint import Checkpoint, Entry
 from hyperclone.destination import Destination
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
-from hyperclone.family import Family, of_config
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 from hyperclone.shards import Stored
 from hyperclone.streaming import Progress, digest, slices, write_shards
 
@@ -37,15 +36,6 @@ class Collapsed:
     path: Path
     tensors: int
     exact: bool | None
-
-
-@dataclass(frozen=True)
-class _Headers:
-    """A source of which only the config and the shapes are known."""
-
-    config: dict[str, Any]
-    entries: Mapping[str, Entry]
-    family: Family
 
 
 def collapse(
@@ -210,20 +200,18 @@ def _apart(name: str, why: str) -> CollapseError:
     )
 
 
-def _source_headers(told: receipt.Receipt, output: Checkpoint) -> _Headers:
+def _source_headers(told: receipt.Receipt, output: Checkpoint) -> hub.Headers:
     """The source as the receipt remembers it, in the types that the output has."""
-    fam = of_config(told.source_config, own=told.family)
-    sizes = fam.sizes(told.source_config)
-    shapes = {name: layout.shape(sizes) for name, layout in fam.tensors(told.source_config).items()}
     # Which output tensor each goes into is the plan's to say, and does not depend on types.
-    bare = _Headers(told.source_config, {name: Entry("", "F64", shape, 0, 0) for name, shape in shapes.items()}, fam)
+    bare = hub.Headers.imagined(told.source_config, own_family=told.family)
     entries = {}
     for tensor in planning.make(bare, replace(told.growth, dtype="fp64")).tensors:
         if tensor.original and not tensor.drawn:
             if (entry := output.entries.get(tensor.name)) is None:
                 raise CheckpointError("a tensor is missing", file=output.path, tensor=tensor.name)
-            entries[tensor.source] = Entry(entry.file, entry.dtype, shapes[tensor.source], entry.offset, 0)
-    return _Headers(told.source_config, entries, fam)
+            shape = bare.entries[tensor.source].shape
+            entries[tensor.source] = Entry(entry.file, entry.dtype, shape, entry.offset, 0)
+    return replace(bare, entries=entries)
 
 
 def _source_config(made: Plan) -> dict[str, Any]:

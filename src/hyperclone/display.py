@@ -14,7 +14,7 @@ from rich.text import Text
 from hyperclone.counts import human_count
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Plan, TensorPlan
+    from hyperclone.plans import Plan, TensorPlan
     from hyperclone.proposing import Proposals
     from hyperclone.proving import Proof
     from hyperclone.streaming import Progress

@@ -14,7 +14,7 @@ from hyperclone.growth import Growth
 from hyperclone.layout import Layout
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Source, TensorPlan
+    from hyperclone.plans import Source, TensorPlan
 
 # Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
 # unit in the last place, until none is left (docs/architecture.md, measured). Gaussian shares that are louder than the

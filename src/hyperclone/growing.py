@@ -13,7 +13,7 @@ from hyperclone.checkpoint import Checkpoint
 from hyperclone.destination import Destination, check_place
 from hyperclone.errors import GrowthError, HypercloneError
 from hyperclone.growth import Growth
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.remarks import on_tokens
 from hyperclone.streaming import Progress, Weights, write_shards
 from hyperclone.upcycling import with_drawn

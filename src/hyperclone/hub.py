@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperclone.checkpoint import Checkpoint, Entry, exists, read_json, refuse_quantised
+from hyperclone.checkpoint import DTYPES, Checkpoint, Entry, exists, read_json, refuse_quantised
 from hyperclone.errors import CheckpointError
 from hyperclone.family import Family, full_names, of_config
-from hyperclone.planning import Source
+from hyperclone.plans import Source
 
 # What belongs to a model at the top of its repository; other formats and subfolders are left where they are.
 _FILES = (
@@ -34,6 +35,15 @@ class Headers:
     def family(self) -> Family:
         """What is known about the architecture."""
         return of_config(self.config, own=self.own_family)
+
+    @classmethod
+    def imagined(cls, config: dict[str, Any], *, dtype: str = "F64", own_family: Family | None = None) -> Headers:
+        """The headers that a checkpoint with this config must have, all of one type (by its name in safetensors)."""
+        fam = of_config(config, own=own_family)
+        sizes = fam.sizes(config)
+        shapes = {name: layout.shape(sizes) for name, layout in fam.tensors(config).items()}
+        entries = {name: Entry("", dtype, s, 0, math.prod(s) * DTYPES[dtype][1]) for name, s in shapes.items()}
+        return cls(config, entries, own_family)
 
 
 def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:

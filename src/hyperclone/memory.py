@@ -14,7 +14,7 @@ from hyperclone.checkpoint import DTYPES, Entry
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.family import Family, of_config
 from hyperclone.growth import Growth
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 
 
 class InMemory:

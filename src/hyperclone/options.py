@@ -1,10 +1,10 @@
-"""The options of a growth, spelled once: a command that takes a `growth: Growth` gets one option for each field."""
+"""Requests as options, each spelled once: a command that takes a `growth: Growth` gets one option for each field."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from functools import wraps
 from typing import Annotated, Any
 
@@ -12,7 +12,9 @@ import typer
 
 from hyperclone.growth import Growth
 
+Command = Callable[..., None]
 _Size = str | None
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY  # in any order, whatever has a default
 
 OPTIONS: dict[str, Any] = {
     "width": Annotated[_Size, typer.Option(help="Factor for hidden, feed-forward and heads together: 2, 1.5, ...")],
@@ -49,27 +51,42 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def takes_growth(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `growth` is read from the options above, each with the default of its field."""
-    defaults = {field.name: field.default for field in fields(Growth)}
-    assert list(OPTIONS) == list(defaults)
-    signature = inspect.signature(command, eval_str=True)
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if parameter.name != "growth":
-            parameters.append(parameter)
-            continue
-        for name, option in OPTIONS.items():
-            parameters.append(parameter.replace(name=name, annotation=option, default=defaults[name]))
+def takes(request: type[Any], options: Mapping[str, Any]) -> Callable[[Command], Command]:
+    """A command whose one parameter of type `request`, a dataclass, is read from options, with its defaults.
 
-    @wraps(command)
-    def run(**values: Any) -> None:
-        growth = Growth(**{name: values.pop(name) for name in OPTIONS})
-        command(growth=growth, **values)
+    An empty tuple, the default of fields that hold several values, is None at the command line.
+    """
+    defaults = {field.name: field.default for field in fields(request)}
+    assert list(options) == list(defaults)
 
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    def replaced(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            if parameter.annotation is not request:
+                parameters.append(parameter)
+                continue
+            taken = parameter.name
+            for name, option in options.items():
+                default = defaults[name]
+                default = inspect.Parameter.empty if default is MISSING else None if default == () else default
+                parameters.append(inspect.Parameter(name, _KEYWORD, annotation=option, default=default))
+
+        @wraps(command)
+        def run(**values: Any) -> None:
+            given = {name: values.pop(name) for name in options}
+            several = {name: () for name, value in given.items() if value is None and defaults[name] == ()}
+            command(**{taken: request(**given | several)}, **values)
+
+        ordered = [parameter.replace(kind=_KEYWORD) for parameter in parameters]
+        run.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return replaced
+
+
+takes_growth = takes(Growth, OPTIONS)
 
 
 def flags(growth: Growth) -> str:

@@ -19,7 +19,7 @@ from hyperclone.errors import CheckpointError
 from hyperclone.expand import Expansion, Noise, Recipe, TensorMap, expand, expand_rows, tensor_map
 from hyperclone.fill import Fill
 from hyperclone.growth import Growth
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 from hyperclone.streaming import Weights, slices
 
 

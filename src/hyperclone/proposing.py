@@ -29,7 +29,7 @@ from hyperclone import counts, family_file, fitting, hub, planning, shards
 from hyperclone.errors import GrowthError
 from hyperclone.growth import Growth
 from hyperclone.options import flags
-from hyperclone.planning import Plan, Source
+from hyperclone.plans import Plan, Source
 from hyperclone.remarks import FADES, MOST_TOKENS, TWOFOLD
 from hyperclone.sizing import Candidate, Search
 

@@ -16,7 +16,7 @@ from hyperclone import family_file, hub, planning, receipt
 from hyperclone.behaviour import Behaviour, prove_behaviour
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import GrowthError
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.streaming import Progress
 from hyperclone.structure import Structure, prove_structure
 

@@ -23,7 +23,7 @@ from hyperclone.growth import Growth
 from hyperclone.training import law
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Plan
+    from hyperclone.plans import Plan
     from hyperclone.proving import Proof
 
 FILE = RECEIPT

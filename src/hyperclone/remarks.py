@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sized
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hyperclone import heads
 from hyperclone.counts import human_count
@@ -11,7 +11,7 @@ from hyperclone.family import Family
 from hyperclone.growth import OUTPUT_DTYPES, Growth
 
 if TYPE_CHECKING:
-    from hyperclone.planning import Source
+    from hyperclone.plans import Source
 
 
 TWOFOLD = "2x is the factor that pays most reliably in training (arXiv 2605.13405)."
@@ -89,8 +89,7 @@ def remarks(
     elif deeper:
         notes.append("Copied layers add nothing at the start: their output projections are zero (arXiv 2401.02415).")
     if request.noise == "none" and factor > 1:
-        fields = fam.fields(source.config)
-        active = [k for k, v in fields.items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
+        active = dropout(fam, source.config)
         if request.expansion == "diagonal":
             notes.append("No noise: the copies start equal; the diagonal expansion gives each its own gradient.")
         elif active:
@@ -109,6 +108,11 @@ def on_tokens(tokens: int, parameters: int) -> tuple[tuple[str, ...], tuple[str,
     """(notes, warnings) on training a grown model with `parameters` parameters on `tokens` tokens."""
     each = f"{human_count(tokens)} tokens are {tokens / parameters:.3g} for each parameter of the grown model"
     return ((f"{each}.",), ()) if tokens <= MOST_TOKENS * parameters else ((), (f"{each}: {FADES}",))
+
+
+def dropout(fam: Family, config: Mapping[str, Any]) -> list[str]:
+    """Config fields that ask for dropout in training."""
+    return [k for k, v in fam.fields(config).items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
 
 
 def _is_dropout(field: str) -> bool:

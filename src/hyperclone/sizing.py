@@ -19,7 +19,7 @@ from hyperclone.depth import layer_map
 from hyperclone.errors import GrowthError
 from hyperclone.growth import Growth, spelled
 from hyperclone.layout import Layout
-from hyperclone.planning import Source
+from hyperclone.plans import Source
 
 MOST = 2.0  # by which the factors of hidden and feed-forward size may differ, and layers grow
 

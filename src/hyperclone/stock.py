@@ -6,7 +6,7 @@ Nothing here knows about growth. Remote code is never run and pickle is never re
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ def load_tokenizer(path: Path) -> Any | None:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except Exception:  # a tokenizer of any kind of brokenness is no reason not to prove the weights
             return None
+
+
+def positions(config: Any) -> int | None:
+    """The longest sequence of a model, by a config of transformers or a config.json; None if it says nothing."""
+    for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if size := config.get(field) if isinstance(config, Mapping) else getattr(config, field, None):
+            return int(size)
+    return None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from hyperclone.destination import Destination
 from hyperclone.errors import DestinationError, GrowthError
-from hyperclone.planning import Source
+from hyperclone.plans import Source
 from hyperclone.shards import Shard
 
 if TYPE_CHECKING:

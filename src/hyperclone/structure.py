@@ -21,7 +21,7 @@ from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import HypercloneError
 from hyperclone.expand import TensorMap, collapse_rows, rounding_bound
 from hyperclone.fill import Fill, fill_columns, fill_rows
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 from hyperclone.streaming import Meter, Progress, Weights, digest, raw, run_all, slices, worker_pool
 from hyperclone.upcycling import with_drawn
 

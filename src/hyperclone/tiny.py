@@ -34,8 +34,7 @@ def save(path: Path, config: Mapping[str, Any], family: Family) -> None:
     for small in configs(config, family):
         try:
             with stock.quiet():
-                model = build(small)
-                randomise(model, seed=0)
+                model = randomise(build(small), seed=0)
                 with torch.inference_mode():
                     logits = model(input_ids=torch.arange(12)[None], use_cache=False).logits
                 if bool(logits.isfinite().all()):
@@ -76,14 +75,16 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> Any:
         return AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
 
 
-def randomise(model: Any, *, seed: int) -> None:
-    """Draw every parameter: a bias or gain that the family forgets must show in the logits."""
+def randomise(model: Any, *, seed: int) -> Any:
+    """The model in evaluation mode, every parameter drawn: a bias or gain that is forgotten must show in the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            # Norms go by other names too (ln_1); nothing else has a weight of one dimension.
             gain = name.endswith("weight") and ("norm" in name.lower() or parameter.dim() == 1)
             parameter.copy_(1 + 0.3 * noise if gain else (0.2 if parameter.dim() > 1 else 0.3) * noise)
+    return model.eval()
 
 
 def configs(config: Mapping[str, Any], family: Family) -> Iterator[dict[str, Any]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, fields
-from functools import wraps
 from typing import Annotated, Any
 
 import typer
 
+from hyperclone.options import takes
 from hyperclone.training.request import Training
 
 _List = list[str] | None
@@ -91,28 +88,4 @@ OPTIONS: dict[str, Any] = {
     ],
 }
 
-
-def takes_training(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose only parameter `training` is read from the options above, each with the default of its field."""
-    told = {field.name: field.default for field in fields(Training)}
-    assert list(OPTIONS) == list(told)
-    parameters = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=option,
-            default=inspect.Parameter.empty if told[name] is MISSING else None if told[name] == () else told[name],
-        )
-        for name, option in OPTIONS.items()
-    ]
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        given: dict[str, Any] = {
-            name: () if told[name] == () and value is None else value for name, value in values.items()
-        }
-        command(training=Training(**given))
-
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+takes_training = takes(Training, OPTIONS)

@@ -16,7 +16,7 @@ from hyperclone.checkpoint import Checkpoint
 from hyperclone.destination import Destination
 from hyperclone.errors import FamilyError
 from hyperclone.growth import Growth
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.proving import Proof
 
 

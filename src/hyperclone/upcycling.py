@@ -30,7 +30,7 @@ from hyperclone.growth import Growth
 if TYPE_CHECKING:  # `plan` starts without torch, and planning uses this module
     from torch import Tensor
 
-    from hyperclone.planning import Plan, Source, TensorPlan
+    from hyperclone.plans import Plan, Source, TensorPlan
     from hyperclone.streaming import Weights
 
 _INITIALIZER_RANGE = 0.02  # of every config class whose config.json leaves it out

@@ -14,7 +14,7 @@ from hyperclone import anatomy, receipt
 from hyperclone.anatomy import Measured
 from hyperclone.anatomy_weights import mean
 from hyperclone.errors import GrowthError
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.training import names
 
 _LARGEST = 2048  # shorter side of matrices whose effective rank is computed during training

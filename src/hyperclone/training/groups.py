@@ -19,7 +19,7 @@ from hyperclone import family
 from hyperclone import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.family import Family
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.training import names
 from hyperclone.training.law import ADJUSTMENTS
 
@@ -134,7 +134,7 @@ def _settings(model: Any, where: str | os.PathLike[str] | Plan | None) -> Mappin
 
 def _entry(model: Any, name: str, parameter: nn.Parameter, told: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The settings of a parameter; those of all tensors that it holds, which must agree."""
-    stored = names.disk_names(model, name, parameter.shape)
+    stored = list(names.disk_names(model, name, parameter.shape))
     if unknown := next((key for key in stored if key not in told), None):
         raise GrowthError("the receipt does not know this parameter", tensor=name, found=unknown,
                           cure="train what was added to the model in param groups of its own")  # fmt: skip

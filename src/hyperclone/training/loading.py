@@ -63,17 +63,18 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
                                       found=list(parameter.shape))  # fmt: skip
             name = named[parameter]
             stored = names.disk_names(inner, name, parameter.shape)
-            kinds = [kind for kind in MOMENTS if f"{stored[0]}.{kind}" in there.entries]
+            first = next(iter(stored))
+            kinds = [kind for kind in MOMENTS if f"{first}.{kind}" in there.entries]
             if not kinds:
                 fresh.append(name)
                 continue
             values = {
                 kind: _like(parameter, names.in_memory(inner, name, parameter.shape, {
-                    key: _moment(there, f"{key}.{kind}") for key in stored
-                }), place, name)
+                    key: _moment(there, f"{key}.{kind}", shape) for key, shape in stored.items()
+                }))
                 for kind in kinds
             }  # fmt: skip
-            step = state["steps"].get(stored[0], state["step"])
+            step = state["steps"].get(first, state["step"])
             if step is not None:
                 on_device = group.get("capturable") or group.get("fused")
                 values["step"] = torch.tensor(float(step), device=parameter.device if on_device else "cpu")
@@ -82,19 +83,19 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     return Loaded(state["step"], filled, tuple(fresh))
 
 
-def _moment(there: TensorFiles, name: str) -> Tensor:
+def _moment(there: TensorFiles, name: str, shape: torch.Size) -> Tensor:
     if name not in there.entries:
         raise CheckpointError("a moment is missing", file=there.path, tensor=name)
+    if (found := there.entries[name].shape) != tuple(shape):
+        raise CheckpointError("this training state belongs to another model", file=there.path, tensor=name,
+                              found=list(found), expected=list(shape))  # fmt: skip
     return there.read(name)
 
 
-def _like(parameter: nn.Parameter, value: Tensor, place: Path, name: str) -> Tensor:
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     """A moment in the type, place and sharding of its parameter."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if value.shape != parameter.shape:
-        raise CheckpointError("this training state belongs to another model", file=place, tensor=name,
-                              found=list(value.shape), expected=list(parameter.shape))  # fmt: skip
     value = value.to(device=parameter.device, dtype=parameter.dtype)
     if isinstance(parameter.data, DTensor):
         return distribute_tensor(value, parameter.data.device_mesh, parameter.data.placements)

@@ -22,7 +22,7 @@ from torch import Tensor
 from hyperclone import producing
 from hyperclone.checkpoint import DTYPES, TensorFiles
 from hyperclone.copies import Copies
-from hyperclone.planning import Plan, TensorPlan
+from hyperclone.plans import Plan, TensorPlan
 from hyperclone.streaming import slices
 from hyperclone.training.state import MOMENTS, SourceState
 

@@ -60,9 +60,9 @@ def on_disk(model: Any, name: str, value: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def disk_names(model: Any, name: str, shape: torch.Size) -> tuple[str, ...]:
-    """The tensors on disk that a parameter holds."""
-    return tuple(on_disk(model, name, torch.empty(shape, device="meta")))
+def disk_names(model: Any, name: str, shape: torch.Size) -> dict[str, torch.Size]:
+    """The tensors on disk that a parameter holds, and their shapes."""
+    return {key: part.shape for key, part in on_disk(model, name, torch.empty(shape, device="meta")).items()}
 
 
 def in_memory(model: Any, name: str, shape: torch.Size, stored: dict[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hyperclone import hub, receipt
+from hyperclone import hub, receipt, stock
 from hyperclone.destination import check_place
 from hyperclone.errors import TrainingError
 from hyperclone.training import budget, flops, opening, packing, record, writing
@@ -77,7 +77,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
         opening.check_state(state)
-    sequence = budget.sequence_length(training.sequence, getattr(config, "max_position_embeddings", None))
+    sequence = budget.sequence_length(training.sequence, stock.positions(config))
     keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
     windows = Windows(text, sequence, apart=apart)

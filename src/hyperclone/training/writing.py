@@ -21,7 +21,7 @@ from torch import Tensor
 from hyperclone.checkpoint import Checkpoint, Entry, TensorFiles, read_header
 from hyperclone.destination import Destination
 from hyperclone.errors import GrowthError
-from hyperclone.planning import Plan
+from hyperclone.plans import Plan
 from hyperclone.receipt import to_json
 from hyperclone.shards import Shard, Stored, lay_out
 from hyperclone.streaming import Progress, digest, write_shards
