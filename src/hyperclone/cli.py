@@ -252,6 +252,34 @@ def train(training: Training) -> None:
         raise typer.Exit(128 + done.interrupted)
 
 
+@app.command(epilog="Example: hyperclone study studies/recipes.toml --jobs 2; hyperclone report studies/recipes.runs")
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="What to compare (docs/study.md).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="For runs and results [STUDY.runs].")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [one for each GPU, or one].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run.")] = None,
+) -> None:
+    """Train arms x seeds on the same data in the same order, and compare them.
+
+    Finished runs are reused, interrupted ones go on, a failed one does not stop the others. Exit code 1: some failed.
+    """
+    from hyperclone import study as studies
+    from hyperclone import study_display
+
+    with study_display.Show(_console(error=True)) as show:
+        done = studies.run(file, output=output, jobs=jobs, threads=threads, watch=show)
+    _console().print(study_display.table(done, done.speedups), highlight=False)
+    print(f"Results in {done.output}; `hyperclone report {done.output}` draws them.")
+    states = [run.status for run in done.runs]
+    if "interrupted" in states:
+        print("Interrupted: the same command goes on.")
+        raise typer.Exit(130)
+    if "failed" in states:
+        raise typer.Exit(1)
+
+
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")
 def evaluate(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or Hub id.")],

@@ -68,3 +68,7 @@ class CollapseError(HypercloneError):
 
 class TrainingError(HypercloneError):
     """A training cannot be run as asked: its data, sizes or settings do not fit, or the loss is no longer a number."""
+
+
+class StudyError(HypercloneError):
+    """A study asks for what there is not, or one of its commands failed."""

@@ -1,0 +1,135 @@
+"""The commands of a study: what a person would type to do the same by hand, and their running as processes.
+
+Nothing is trained or grown in the study's own process. A failure stays with its run, memory is given back, several runs
+share a machine, and each can be repeated from the command in its run.json.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from hyperclone.errors import StudyError
+from hyperclone.growth import Growth
+from hyperclone.training.request import Training
+
+_FLAGS = {"tasks": "--task"}  # others are spelled like their field
+
+
+def options(request: type[Any], given: Mapping[str, Any]) -> list[str]:
+    """Options of a command from the fields of its request; defaults are left out."""
+    defaults = {field.name: field.default for field in fields(request)}
+    typed: list[str] = []
+    for name, value in given.items():
+        default = defaults[name]
+        if value is None or (default is not MISSING and value == default):
+            continue
+        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
+        if isinstance(value, bool):
+            typed.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            several = value if isinstance(value, list | tuple) else [value]
+            typed += [part for one in several for part in (flag, str(one))]
+    return typed
+
+
+def train(model: Path, output: Path, given: Mapping[str, Any], *, seed: int, scratch: bool) -> list[str]:
+    """`hyperclone train`."""
+    told = {**given, "output": str(output), "seed": seed, "from_scratch": scratch, "resume": True}
+    return ["train", str(model), *options(Training, told)]
+
+
+def grow(source: Path, target: Path, growth: Growth, *, state: Path | None, mode: str | None) -> list[str]:
+    """`hyperclone grow`."""
+    told = {field.name: getattr(growth, field.name) for field in fields(Growth)}
+    extra = [] if state is None else ["--state", str(state), "--state-mode", str(mode)]
+    return ["grow", str(source), str(target), *options(Growth, told), *extra]
+
+
+class Processes:
+    """Runs commands, some at a time; stops them all when asked to.
+
+    Attributes:
+        stopped: whether `stop` was called.
+    """
+
+    def __init__(self, *, jobs: int, threads: int | None, gpus: int) -> None:
+        """Nothing runs yet.
+
+        Args:
+            jobs: commands at a time.
+            threads: of each (OMP_NUM_THREADS); None leaves the environment alone.
+            gpus: of this machine; each command gets one of them.
+        """
+        self.stopped = False
+        self._threads, self._gpus = threads, gpus
+        self._slots: asyncio.Queue[int] = asyncio.Queue()
+        self._running: set[asyncio.subprocess.Process] = set()
+        for slot in range(jobs):
+            self._slots.put_nowait(slot)
+
+    def stop(self) -> None:
+        """Every command finishes its step and saves; none is started any more."""
+        self.stopped = True
+        for process in self._running:
+            process.send_signal(signal.SIGTERM)
+
+    async def run(self, command: Sequence[str], log: Path) -> str:
+        """Run `hyperclone COMMAND`; what it printed on standard output.
+
+        Raises:
+            Interrupted: the study is being stopped.
+            StudyError: the command failed; the message is its own.
+        """
+        slot = await self._slots.get()
+        try:
+            if self.stopped:
+                raise Interrupted
+            return await self._run(command, log, slot)
+        finally:
+            self._slots.put_nowait(slot)
+
+    async def _run(self, command: Sequence[str], log: Path, slot: int) -> str:
+        environment = dict(os.environ, OMP_WAIT_POLICY="PASSIVE", COLUMNS="160")
+        if self._threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self._threads)
+        if self._gpus > 1:
+            environment["CUDA_VISIBLE_DEVICES"] = str(slot % self._gpus)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stream:
+            stream.write(f"$ hyperclone {' '.join(command)}\n".encode())
+            stream.flush()
+            before = stream.tell()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "hyperclone", *command, env=environment, stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=stream,
+                start_new_session=True,  # Ctrl-C reaches the study alone, which passes it on once
+            )  # fmt: skip
+            self._running.add(process)
+            try:
+                printed, _ = await process.communicate()
+            finally:
+                self._running.discard(process)
+            stream.seek(0, os.SEEK_END)
+            stream.write(printed)
+        if process.returncode == 0:
+            return printed.decode()
+        if self.stopped:
+            raise Interrupted
+        complained = log.read_bytes()[before:].decode("utf-8", "replace")
+        lines = [line.strip() for line in complained.splitlines() if line.strip()]
+        raise StudyError(
+            f"`hyperclone {command[0]}` failed with exit code {process.returncode}",
+            file=log,
+            found="; ".join(lines[-5:])[-600:],
+        )
+
+
+class Interrupted(Exception):  # not an error: somebody asked for it
+    """The study is being stopped."""

@@ -1,0 +1,276 @@
+"""Running a study: sources, then each arm's learning rate, then every arm with every seed.
+
+Each of these is a task of its own that waits for what it needs (a clone for its source, a run for its clone and its
+learning rate) and for a free place; a failure ends the tasks that need it and no other. What is finished is found again
+by its key and not repeated; what was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hyperclone import hub
+from hyperclone.errors import HypercloneError, StudyError
+from hyperclone.growth import Growth
+from hyperclone.study import commands, keys, places
+from hyperclone.study.commands import Interrupted, Processes
+from hyperclone.study.costs import costs
+from hyperclone.study.request import Arm, Source, Study
+from hyperclone.study.speedup import Speedup
+from hyperclone.training import checkpoints, metrics
+
+Watch = Callable[[str, dict[str, Any]], None]
+_MOST_STEPS = 4  # how often a grid of learning rates may be extended past its end
+
+
+@dataclass
+class Run:
+    """One arm with one seed.
+
+    Attributes:
+        arm, seed: which.
+        status: "waiting", "running", "finished", "failed" or "interrupted".
+        path: its directory, once its key is known.
+        error: why it failed.
+    """
+
+    arm: Arm
+    seed: int
+    status: str = "waiting"
+    path: Path | None = None
+    error: str | None = None
+
+
+@dataclass
+class Progress:
+    """How a study stands.
+
+    Attributes:
+        study: the request.
+        output: its directory.
+        runs: every arm with every seed.
+        sources: directories of the sources that are ready, by name.
+        rates: (learning rate, validation loss) that were tried, by arm.
+        chosen: the learning rate of each tuned arm.
+        speedups: of the finished runs.
+    """
+
+    study: Study
+    output: Path
+    runs: list[Run]
+    sources: dict[str, Path] = field(default_factory=dict)
+    rates: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    speedups: list[tuple[Run, Speedup]] = field(default_factory=list)
+
+
+class Runner:
+    """Runs one study."""
+
+    def __init__(
+        self, study: Study, output: Path, processes: Processes, watch: Watch, changed: Callable[[], None]
+    ) -> None:
+        """Nothing runs yet.
+
+        Args:
+            study: the request.
+            output: its directory.
+            processes: runs the commands.
+            watch: told of what begins ("begin": what, path), which learning rate was chosen ("tuned": arm, lr, tried)
+                and how a run ended ("end": run).
+            changed: called whenever there are new results.
+        """
+        self.progress = Progress(study, output, [Run(arm, seed) for seed in study.seeds for arm in study.arms.values()])
+        self._study, self._output, self._processes = study, output, processes
+        self._watch, self._changed = watch, changed
+        self._once: dict[Any, asyncio.Task[Any]] = {}
+
+    async def run(self) -> None:
+        """Everything, as far as it goes; failures and interruptions are in `progress`."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._processes.stop)
+        for name in self._study.sources:  # first in the queue
+            self._task(("source", name), partial(self._source, self._study.sources[name]))
+        await asyncio.gather(*(self._run(run) for run in self.progress.runs))
+        for task in self._once.values():
+            task.cancelled() or task.exception()  # seen by the runs that waited for it
+
+    def _task(self, key: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
+        if key not in self._once:
+            self._once[key] = asyncio.create_task(make())
+        return self._once[key]
+
+    async def _shared(self, key: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """What several tasks need, made once."""
+        return await asyncio.shield(self._task(key, make))
+
+    async def _run(self, run: Run) -> None:
+        try:
+            rate = await self._rate(run.arm)
+            run.path = await self._trained(run, rate)
+            run.status = "finished"
+        except Interrupted:
+            run.status = "interrupted"
+        except HypercloneError as error:
+            run.status, run.error = "failed", str(error)
+        self._watch("end", {"run": run})
+        self._changed()
+
+    def _source_key(self, source: Source) -> str:
+        key = keys.model(hub.resolve(source.model))
+        return key if source.train is None else keys.of("source", key, keys.training(source.train))
+
+    def _key(self, arm: Arm, seed: int) -> str:
+        """The key of what an arm starts from; nothing is made for it."""
+        if arm.model is not None:
+            return keys.model(hub.resolve(arm.model))
+        assert arm.source is not None
+        key = self._source_key(arm.source)
+        return keys.of("clone", key, str(self._growth(arm, seed)), arm.state) if arm.growth else key
+
+    def _growth(self, arm: Arm, seed: int) -> Growth:
+        return arm.grown(0 if arm.kind == "random" else seed)  # of a random arm, only the sizes matter
+
+    async def _source(self, source: Source) -> Path:
+        """The directory of a source, trained if it has to be."""
+        place = hub.resolve(source.model)
+        if source.train is not None:
+            key = self._source_key(source)
+            target = places.find(self._output / "sources", source.name, key)
+            if places.ended(target) is None or not any(target.glob("*.safetensors")):
+                self._watch("begin", {"what": f"source {source.name}", "path": target})
+                target.parent.mkdir(parents=True, exist_ok=True)
+                command = commands.train(place, target, {"keep": 1, **source.train}, seed=0, scratch=True)
+                await self._processes.run(command, target.with_name(f"{target.name}.log"))
+                places.write(target / places.RUN, {"key": key, "source": source.name})
+            place = target
+        self.progress.sources[source.name] = place
+        self._changed()
+        return place
+
+    async def _model(self, arm: Arm, seed: int) -> tuple[Path, Path | None]:
+        """(directory, its source's) of what an arm starts from, made if it has to be."""
+        if arm.model is not None:
+            return hub.resolve(arm.model), None
+        source = arm.source
+        assert source is not None
+        place: Path = await self._shared(("source", source.name), lambda: self._source(source))
+        if not arm.growth:
+            return place, None
+        key = self._key(arm, seed)
+        target = self._output / "clones" / key
+        await self._shared(("clone", key), lambda: self._grow(place, target, self._growth(arm, seed), arm.state))
+        return target, place
+
+    async def _grow(self, source: Path, target: Path, growth: Growth, mode: str | None) -> None:
+        if target.is_dir():
+            return
+        state = checkpoints.last(source) if mode is not None else None
+        if mode is not None and state is None:
+            raise StudyError("this source has no checkpoint whose optimizer state could be grown", file=source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = commands.grow(source, target, growth, state=state, mode=mode)
+        await self._processes.run(command, target.with_name(f"{target.name}.log"))
+
+    async def _rate(self, arm: Arm) -> float | None:
+        """The learning rate that was chosen for an arm, if one has to be."""
+        if arm.like is not None:
+            return await self._rate(self._study.arms[arm.like])
+        if not arm.tuned:
+            return None
+        found: float = await self._shared(("rate", arm.name), lambda: self._tune(arm))
+        return found
+
+    async def _tune(self, arm: Arm) -> float:
+        """The rate with the lowest validation loss; the grid goes on past an end that wins."""
+        tuning = self._study.tuning
+        assert tuning is not None
+        tried: dict[float, float] = {}
+        wanted = list(tuning.lr)
+        for _ in range(_MOST_STEPS + 1):
+            losses = await asyncio.gather(*(self._try(arm, rate) for rate in wanted))
+            tried |= dict(zip(wanted, losses, strict=True))
+            rates = sorted(tried)
+            self.progress.rates[arm.name] = [(rate, tried[rate]) for rate in rates]
+            best = min(rates, key=lambda rate: tried[rate])
+            if best not in (rates[0], rates[-1]):
+                break
+            step = rates[1] / rates[0]
+            wanted = [_round(best / step if best == rates[0] else best * step)]
+        self.progress.chosen[arm.name] = best
+        self._watch("tuned", {"arm": arm, "lr": best, "tried": self.progress.rates[arm.name]})
+        self._changed()
+        return best
+
+    async def _try(self, arm: Arm, rate: float) -> float:
+        """Validation loss of one rate on the short horizon; infinite where training failed."""
+        tuning = self._study.tuning
+        assert tuning is not None
+        given = {**arm.train, **tuning.train, "lr": rate, "eval_every": 10**9, "keep": 1}
+        given.pop("eval_early", None)
+        key = keys.of("tune", self._key(arm, tuning.seed), arm.kind == "random", keys.training(given), tuning.seed)
+        place = places.find(self._output / "tuning", f"{arm.name}-lr{rate:g}", key)
+        if (told := places.ended(place)) is None:
+            model, _ = await self._model(arm, tuning.seed)
+            self._watch("begin", {"what": f"{arm.name}, learning rate {rate:g}", "path": place})
+            try:
+                await self._train(model, place, given, tuning.seed, scratch=arm.kind == "random")
+                loss = metrics.read(place)[-1].get("eval_loss")
+            except HypercloneError as error:
+                if "no longer a number" not in str(error):
+                    raise
+                loss = None  # it diverged: that is a result
+            told = {"key": key, "arm": arm.name, "lr": rate, "seed": tuning.seed, "loss": loss}
+            _forget(place)
+            places.write(place / places.RUN, told)
+        return float("inf") if told["loss"] is None else float(told["loss"])
+
+    async def _trained(self, run: Run, rate: float | None) -> Path:
+        """The finished directory of a run."""
+        arm = run.arm
+        given = {**arm.train, **({} if rate is None else {"lr": rate})}
+        key = keys.of("run", self._key(arm, run.seed), arm.kind == "random", keys.training(given), run.seed)
+        place = run.path = places.find(self._output / "runs", f"{arm.name}-s{run.seed}", key)
+        if places.ended(place) is not None:
+            return place
+        model, source = await self._model(arm, run.seed)
+        self._watch("begin", {"what": f"{arm.name}, seed {run.seed}", "path": place, "run": run})
+        await self._train(model, place, {"keep": 1, **given}, run.seed, scratch=arm.kind == "random")
+        if self._study.anatomy and arm.kind == "clone" and run.seed == self._study.seeds[0]:
+            assert source is not None
+            await self._examine(model, place, source)
+        _forget(place)
+        places.write(place / places.RUN, {"key": key, "arm": arm.name, "seed": run.seed, **costs(place, given)})
+        return place
+
+    async def _train(self, model: Path, place: Path, given: dict[str, Any], seed: int, *, scratch: bool) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        command = commands.train(model, place, given, seed=seed, scratch=scratch)
+        await self._processes.run(command, place.with_name(f"{place.name}.log"))
+
+    async def _examine(self, clone: Path, trained: Path, source: Path) -> None:
+        """Anatomy before and after."""
+        told = {}
+        for when, place in (("start", clone), ("end", trained)):
+            command = ["anatomy", str(place), "--against", str(source), "--no-activations", "--json"]
+            told[when] = json.loads(await self._processes.run(command, trained.with_name(f"{trained.name}.log")))
+        places.write(trained / places.ANATOMY, told)
+
+
+def _forget(place: Path) -> None:
+    """Checkpoints of a finished run are of no more use."""
+    for _, checkpoint in checkpoints.every(place):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _round(rate: float) -> float:
+    return float(f"{rate:.3g}")

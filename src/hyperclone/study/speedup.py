@@ -1,0 +1,177 @@
+"""Speed-up, defined once.
+
+A run is a curve: the held-out loss L (nats per token, on one fixed text) at evaluations after
+t_0 = 0 < t_1 < ... tokens.
+
+**Smoothing.** L~_i is the median of L_{i-1}, L_i, L_{i+1}; the first and the last stay as they are. It takes out a
+single spike and leaves a monotone curve alone, so that it favours nobody.
+
+**Target.** L* is the last L~ of the control arm (random initialisation) with the same seed and data order.
+
+**Reach.** t* is where the arm's L~ first comes to L* or below, on the straight line between evaluations; 0 if it starts
+there; none if it never does.
+
+**Speed-up** is the control's whole training over what the arm needed up to t*:
+
+    in tokens    T / t*
+    in FLOPs     T f_control / (t* f_arm),                     charged: T f_control / (t* f_arm + F_source)
+    in seconds   the same with the time that steps took,       charged with the source's
+
+f is the cost of a token (training/flops.py), F_source that of the source's own training. Tokens are not charged: those
+of a smaller model are not the same thing. Uncharged figures answer "I have a small model already"; charged ones "I have
+nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are uncharged, in tokens, of single runs and task accuracy.
+
+**Forgetting** is the highest L after the start above the source's own loss, not smoothed, at least 0.
+
+Between seeds: the median, and the range from lowest to highest. A seed that never reaches the target counts as 0.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations of one run.
+
+    Attributes:
+        tokens: trained on before each; the first is 0, ascending.
+        loss: held-out, nats per token.
+        seconds: of training steps before each.
+        flops: of a token.
+    """
+
+    tokens: Sequence[float]
+    loss: Sequence[float]
+    seconds: Sequence[float]
+    flops: float
+
+    def __post_init__(self) -> None:
+        assert len(self.tokens) == len(self.loss) == len(self.seconds) > 0
+        assert all(a < b for a, b in zip(self.tokens, self.tokens[1:], strict=False))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a source's own training took; None where it is not known."""
+
+    flops: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """An arm against the control, one seed.
+
+    Attributes:
+        target: the control's final smoothed loss.
+        tokens, flops, seconds: until the arm reaches it; None if it never does.
+        speedup_tokens, speedup_flops, speedup_seconds: the control's whole training over these; infinite at the start.
+        charged_flops, charged_seconds: with the source's training; None where its cost is not known.
+        difference_at_equal_tokens: final loss less the control's; None if they were not trained equally long.
+        difference_to_target: final smoothed loss less the target, however long the arm was trained.
+        forgetting: highest loss above the source's after the start; None without a source.
+        start, final: first and last loss.
+    """
+
+    target: float
+    tokens: float | None
+    flops: float | None
+    seconds: float | None
+    speedup_tokens: float | None
+    speedup_flops: float | None
+    speedup_seconds: float | None
+    charged_flops: float | None
+    charged_seconds: float | None
+    difference_at_equal_tokens: float | None
+    difference_to_target: float
+    forgetting: float | None
+    start: float
+    final: float
+
+
+def smooth(loss: Sequence[float]) -> list[float]:
+    """(evaluations,) medians of three; the ends as they are."""
+    inner = [statistics.median(loss[i - 1 : i + 2]) for i in range(1, len(loss) - 1)]
+    return [loss[0], *inner, loss[-1]] if len(loss) > 1 else list(loss)
+
+
+def reach(curve: Curve, target: float) -> float | None:
+    """Tokens until the smoothed loss first is at the target; None if it never is."""
+    loss = smooth(curve.loss)
+    if loss[0] <= target:
+        return 0.0
+    for i in range(1, len(loss)):
+        if loss[i] <= target:
+            share = (loss[i - 1] - target) / (loss[i - 1] - loss[i])
+            return curve.tokens[i - 1] + share * (curve.tokens[i] - curve.tokens[i - 1])
+    return None
+
+
+def forgetting(loss: Sequence[float], source: float) -> float:
+    """How far the loss rises above the source's after the start."""
+    return max(0.0, *(value - source for value in loss[1:])) if len(loss) > 1 else 0.0
+
+
+def compare(arm: Curve, control: Curve, *, source: float | None = None, cost: Cost | None = None) -> Speedup:
+    """An arm against the control of the same seed.
+
+    Args:
+        arm, control: their curves.
+        source: held-out loss of the source itself; None for arms without one.
+        cost: of the source's training; None for arms without a source (nothing is charged).
+    """
+    target = smooth(control.loss)[-1]
+    tokens = reach(arm, target)
+    cost = Cost(0.0, 0.0) if cost is None else cost
+    whole = (control.tokens[-1], control.tokens[-1] * control.flops, control.seconds[-1])
+    needed = None if tokens is None else (tokens, tokens * arm.flops, _at(arm.tokens, arm.seconds, tokens))
+    plain = [None if needed is None else _ratio(a, b) for a, b in zip(whole, needed or whole, strict=True)]
+    charged = [
+        None if needed is None or extra is None else _ratio(a, b + extra)
+        for a, b, extra in zip(whole[1:], (needed or whole)[1:], (cost.flops, cost.seconds), strict=True)
+    ]
+    alike = math.isclose(arm.tokens[-1], control.tokens[-1])
+    return Speedup(
+        target=target,
+        tokens=tokens,
+        flops=None if needed is None else needed[1],
+        seconds=None if needed is None else needed[2],
+        speedup_tokens=plain[0],
+        speedup_flops=plain[1],
+        speedup_seconds=plain[2],
+        charged_flops=charged[0],
+        charged_seconds=charged[1],
+        difference_at_equal_tokens=arm.loss[-1] - control.loss[-1] if alike else None,
+        difference_to_target=smooth(arm.loss)[-1] - target,
+        forgetting=None if source is None else forgetting(arm.loss, source),
+        start=arm.loss[0],
+        final=arm.loss[-1],
+    )
+
+
+def over_seeds(values: Sequence[float | None]) -> tuple[float, float, float]:
+    """(median, lowest, highest); None counts as 0.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    known = [0.0 if value is None else value for value in values]
+    return statistics.median(known), min(known), max(known)
+
+
+def _ratio(whole: float, needed: float) -> float:
+    return whole / needed if needed else math.inf
+
+
+def _at(places: Sequence[float], values: Sequence[float], place: float) -> float:
+    """The straight line between points, at a place within them."""
+    for i in range(1, len(places)):
+        if place <= places[i]:
+            share = (place - places[i - 1]) / (places[i] - places[i - 1])
+            return values[i - 1] + share * (values[i] - values[i - 1])
+    return values[-1]

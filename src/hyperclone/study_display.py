@@ -1,0 +1,126 @@
+"""What people see of a study: a bar for each run that is going on, a line for each that has ended, a table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hyperclone.study import Progress as State
+from hyperclone.study import Run
+from hyperclone.study.speedup import Speedup, over_seeds
+from hyperclone.training import metrics, record
+
+
+class Show:
+    """Watches a study and tells the console. To be used as a context."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+        self._going: dict[Path, tuple[TaskID, float]] = {}
+        self._over = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Show:
+        self._bar.start()
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._reader.join()
+        self._bar.stop()
+
+    def __call__(self, kind: str, told: dict[str, Any]) -> None:
+        """Something has happened."""
+        match kind:
+            case "begin":
+                task = self._bar.add_task(told["what"], total=None, figures="")
+                self._going[told["path"]] = (task, time.monotonic())
+                if not self._console.is_terminal:
+                    self._say(f"{told['what']} ...")
+            case "tuned":
+                tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in told["tried"])
+                self._say(f"{told['arm'].name}: learning rate {told['lr']:g} (validation loss by rate: {tried})")
+            case "end":
+                self._say(ended(told["run"]))
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _read(self) -> None:
+        """Follow the runs' own files."""
+        while not self._over.wait(1.0):
+            for place, (task, _) in list(self._going.items()):
+                try:
+                    lines = metrics.read(place)
+                    steps = json.loads((place / record.FILE).read_text())["curve"]["steps"]
+                except (OSError, ValueError, KeyError):
+                    continue
+                if not lines:
+                    continue
+                loss = next((line["loss"] for line in reversed(lines) if "loss" in line), None)
+                step = lines[-1]["step"]
+                self._bar.update(task, completed=step, total=steps, figures="" if loss is None else f"loss {loss:.4f}")
+                if step >= steps:
+                    self._bar.remove_task(task)
+                    self._going.pop(place, None)
+
+
+def ended(run: Run) -> str:
+    """How a run ended, in a line."""
+    if run.status != "finished" or run.path is None:
+        return f"{run.arm.name}, seed {run.seed}: {run.status}" + (f"\n{run.error}" if run.error else "")
+    losses = [line["eval_loss"] for line in metrics.read(run.path) if "eval_loss" in line]
+    came = f": held-out loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else ": finished"
+    return f"{run.arm.name}, seed {run.seed}{came}"
+
+
+def table(state: State, found: Sequence[tuple[Run, Speedup]]) -> Table:
+    """Arms with their median over seeds (lowest to highest)."""
+    made = Table(title=state.study.name)
+    made.add_column("arm")
+    control = state.study.control
+    for column in (
+        "lr", "seeds", "held-out loss", "less control", "forgetting", "speed-up, tokens", "FLOPs", "with source's",
+    ):  # fmt: skip
+        made.add_column(column, justify="right")
+    for arm in state.study.arms.values():
+        ours = [one for run, one in found if run.arm is arm]
+        if not ours:
+            continue
+        rate = state.chosen.get(arm.like or arm.name, arm.train.get("lr"))
+        known = [one.difference_to_target for one in ours]
+        forgot = [one.forgetting for one in ours if one.forgetting is not None]
+        made.add_row(
+            arm.label, "" if rate is None else f"{rate:g}", str(len(ours)),
+            f"{statistics.median(one.final for one in ours):.4f}",
+            "control" if arm.name == control else f"{statistics.median(known):+.4f}",
+            f"{max(forgot):.4f}" if forgot else "",
+            *(["", "", ""] if arm.name == control else [
+                times([getattr(one, field) for one in ours])
+                for field in ("speedup_tokens", "speedup_flops", "charged_flops")
+            ]),
+        )  # fmt: skip
+    return made
+
+
+def times(values: Sequence[float | None]) -> str:
+    """A speed-up over seeds: median (lowest to highest)."""
+    median, low, high = over_seeds(values)
+    if not high:
+        return "not reached"
+    shown = [("at once" if one == float("inf") else f"{one:.2f}x" if one else "not") for one in (median, low, high)]
+    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"

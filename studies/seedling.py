@@ -1,0 +1,103 @@
+"""Pre-train Seedling, the small model that ships with the package, from nothing.
+
+    python studies/seedling.py [--tokens 20M] [--threads 2]
+
+Text is the public-domain corpus of `studies/corpus.py` (its first two thirds; clones and control arms of the demo train
+on the last third, which Seedling has never seen). A byte-level BPE of 2048 tokens is learnt on it, a Llama is described
+by `config.json`, and `hyperclone train --from-scratch` does the rest. The result is put into the package with the text
+of the demo and the losses of this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import corpus
+import torch
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from hyperclone.training import metrics
+
+PACKAGE = Path(__file__).parents[1] / "src/hyperclone/data/seedling"
+RUN = corpus.CACHE.parent / "seedling"
+END = "<|endoftext|>"
+CONFIG = {
+    "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+    "bos_token_id": 0, "eos_token_id": 0, "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
+}  # fmt: skip
+SETTINGS = {
+    "sequence": 256, "batch": 8192, "micro-batch": 8, "lr": 4e-3, "warmup": 0.03, "min-lr": 0.02, "beta2": 0.95,
+    "weight-decay": 0.1, "eval-every": 100, "save-every": 200, "log-every": 20, "held-out": 0,
+}  # fmt: skip
+
+
+def documents(file: Path) -> Iterator[str]:
+    """The text of each document."""
+    with gzip.open(file, "rt") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
+
+
+def tokenizer(text: Path) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, learnt from the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learn = trainers.BpeTrainer(vocab_size=CONFIG["vocab_size"], special_tokens=[END], initial_alphabet=alphabet)
+    bpe.train_from_iterator(documents(text), learn)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END)
+
+
+def blank(target: Path, text: Path) -> None:
+    """The model's directory before there are weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    LlamaConfig(**{**CONFIG, "dtype": torch.bfloat16}).save_pretrained(target)
+    tokenizer(text).save_pretrained(target)
+
+
+def main() -> None:
+    """Make the tokenizer, train, and put the result into the package."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tokens", default="20M")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    text = corpus.fetch("public")
+    if not (RUN / "blank/tokenizer.json").exists():
+        blank(RUN / "blank", text / "pretrain.jsonl.gz")
+    command = [
+        str(Path(sys.executable).with_name("hyperclone")), "train", str(RUN / "blank"), "--from-scratch",
+        "--data", str(text / "pretrain.jsonl.gz"), "--eval-data", str(text / "held_out.jsonl.gz"),
+        "--output", str(RUN / "trained"), "--tokens", args.tokens, "--resume",
+        *(part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(args.threads)})
+    PACKAGE.mkdir(parents=True, exist_ok=True)
+    for name in (
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
+        shutil.copy(RUN / "trained" / name, PACKAGE / name)
+    for name in ("train", "held_out"):
+        shutil.copy(text / f"{name}.jsonl.gz", PACKAGE / f"{name}.jsonl.gz")
+    kept = [{k: line[k] for k in ("step", "tokens", "loss", "eval_loss", "bits_per_byte") if k in line}
+            for line in metrics.read(RUN / "trained")]  # fmt: skip
+    (PACKAGE / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+if __name__ == "__main__":
+    main()
