@@ -75,6 +75,9 @@ OPTIONS: dict[str, Any] = {
     "log_every": Annotated[int | None, typer.Option(min=1, help="Steps [1/100 of the run].")],
     "eval_every": Annotated[int | None, typer.Option(min=1, help="Steps [1/20].")],
     "save_every": Annotated[int | None, typer.Option(min=1, help="Steps [1/10].")],
+    "eval_early": Annotated[
+        bool, typer.Option("--eval-early", help="Measure the held-out loss after 1, 2, 4, 8, ... steps as well.")
+    ],
     "keep": Annotated[int, typer.Option(min=0, help="Newest checkpoints to keep; 0 for all.")],
     "tasks": Annotated[
         _List,

@@ -44,6 +44,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
 
     Attributes:
         law: the receipt's directory whose groups are used; None for one learning rate everywhere.
+        early: whether the held-out loss is also measured after 1, 2, 4, ... steps.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             place: directory of the model; its tokenizer and licence go into every checkpoint.
         """
         self._training, self._budget, self.law, self._place = training, budget, law, place
+        self.early = training.eval_early
         self._figures, self._metrics, self._watch = figures, metrics, watch
         self.clock = Clock()
         self.last: dict[str, Any] = {}
@@ -230,6 +232,9 @@ class _Start(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.clock.step()
         self._trainer.tell("step", {"step": state.global_step, "steps": state.max_steps})
+        step, early = state.global_step, self._trainer.early
+        if early and step < state.eval_steps and step & (step - 1) == 0 and self._trainer.eval_dataset is not None:
+            control.should_evaluate = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.clock.skip()
