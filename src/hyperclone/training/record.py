@@ -55,7 +55,7 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")
         },
         "model": hub.public_name(training.model),
-        "data": list(training.data),
+        "data": [hub.public_name(one) for one in training.data],
         "curve": {
             "config": hashlib.sha256((place / "config.json").read_bytes()).hexdigest()[:20],
             "texts": texts,
