@@ -280,6 +280,21 @@ def study(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: hyperclone report studies/recipes.runs -o recipes.html --figures figures/")
+def report(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="The directory of a study's runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure as PNG and SVG as well.")
+    ] = None,
+) -> None:
+    """Draw a study's results as one page that needs no network."""
+    from hyperclone.report import report as write
+
+    files = write(runs, output, images=figures)
+    print(f"Wrote {files[0]}" + (f" and {len(files) - 1} images to {figures}" if figures else ""))
+
+
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")
 def evaluate(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or Hub id.")],

@@ -161,7 +161,8 @@ def _summary(progress: Progress, told: Mapping[int, Any], threads: int | None) -
         "arms": arms,
         "runs": [
             {
-                "arm": run.arm.name, "seed": run.seed, "status": run.status, "error": run.error,
+                "arm": run.arm.name, "seed": run.seed, "status": run.status,
+                "error": run.error and run.error.replace(f"{progress.output}{os.sep}", ""),
                 "path": None if run.path is None else str(run.path.relative_to(progress.output)),
                 **{key: told.get(id(run), {}).get(key) for key in ("key", "tokens", "seconds")},
             }

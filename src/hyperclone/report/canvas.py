@@ -1,0 +1,191 @@
+"""Drawing once, for page and paper: matplotlib figures whose SVG takes its colours from the page.
+
+Ink and grid are drawn in two colours that nothing else has; in the page these become CSS variables, so that the same
+figure is dark on light and light on dark. What is drawn through `Canvas` is also kept as numbers with the place of its
+axes, from which the page shows values under the pointer.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hyperclone.errors import StudyError
+
+INK, GRID = "#010203", "#040506"  # sentinels
+_LIGHT = {INK: "#1f2328", GRID: "#d0d7de"}
+# Okabe and Ito's colours for the colour-blind, without the two that are too pale or too dark on one of the pages.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#66A61E", "#E7298A")
+
+
+@dataclass
+class Series:
+    """Numbers behind a line or a row of points; None where there is no point."""
+
+    label: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+
+
+@dataclass
+class Axes:
+    """One set of axes with what was drawn in it."""
+
+    plot: Any
+    series: list[Series] = field(default_factory=list)
+    labels: list[tuple[float, float, str, str]] = field(default_factory=list)
+
+    def line(self, label: str, colour: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+        """A line that is named at its end."""
+        self.plot.plot(x, y, color=colour, **{"linewidth": 1.6, **style})
+        self.series.append(Series(label, colour, list(x), list(y)))
+        self.labels.append((x[-1], y[-1], label, colour))
+
+    def band(self, colour: str, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
+        """From the lowest to the highest seed."""
+        self.plot.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+
+    def points(self, label: str, colour: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+        """Points without a line."""
+        self.plot.plot(x, y, color=colour, linestyle="none", **{"marker": "o", "markersize": 5, **style})
+        self.series.append(Series(label, colour, list(x), list(y)))
+
+
+class Canvas:
+    """A figure being drawn.
+
+    Attributes:
+        name, title, caption: of the figure.
+        table: (head, rows) of the numbers in it.
+    """
+
+    def __init__(self, name: str, title: str, caption: str, *, columns: int = 1, height: float = 3.6) -> None:
+        try:
+            import matplotlib
+        except ImportError:
+            raise StudyError("matplotlib draws the figures, and it is not installed",
+                             cure="pip install 'hyperclone[report]'") from None  # fmt: skip
+        self.name, self.title, self.caption = name, title, caption
+        self.table: tuple[list[str], list[list[str]]] = ([], [])
+        matplotlib.use("Agg")
+        with matplotlib.rc_context(_STYLE):
+            from matplotlib.figure import Figure
+
+            self.figure: Any = Figure(figsize=(8.4, height))
+            found = self.figure.subplots(1, columns, squeeze=False)[0]
+            self.axes = [Axes(one) for one in found]
+        for one in found:
+            one.grid(color=GRID, linewidth=0.6)
+            one.set_axisbelow(True)
+            for side in ("top", "right"):
+                one.spines[side].set_visible(False)
+            for part in (one.spines["left"], one.spines["bottom"]):
+                part.set_color(INK)
+            one.tick_params(colors=INK, labelsize=9)
+
+    def label(self, axes: Axes, x: str, y: str, title: str = "") -> None:
+        """Names of the axes, and of each line at its end, pushed apart where they would overlap."""
+        plot = axes.plot
+        from matplotlib.ticker import FuncFormatter
+
+        for axis, scale in ((plot.xaxis, plot.get_xscale()), (plot.yaxis, plot.get_yscale())):
+            low, high = sorted(axis.get_view_interval())
+            if scale == "linear" and high >= 10_000:
+                axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+            elif scale == "log" and low >= 0.5 and high < 10_000:
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        plot.set_xlabel(x, color=INK, fontsize=10)
+        plot.set_ylabel(y, color=INK, fontsize=10)
+        if title:
+            plot.set_title(title, color=INK, fontsize=10, loc="left")
+        self.figure.set_layout_engine("tight", pad=0.6)
+        if not axes.labels:
+            return
+        self.figure.draw_without_rendering()
+        box = plot.get_window_extent()
+        placed = sorted(
+            ((float(plot.transData.transform((at, value))[1]), text, colour) for at, value, text, colour in axes.labels)
+        )
+        gap, last = 12 * self.figure.dpi / 72, -1e9
+        heights = []
+        for place, _, _ in placed:
+            last = max(min(max(place, box.y0), box.y1), last + gap)
+            heights.append(last)
+        if (over := last - box.y1) > 0:
+            heights = [height - over for height in heights]
+        for height, (_, text, colour) in zip(heights, placed, strict=True):
+            share = (height - box.y0) / box.height
+            plot.annotate(
+                text, (1, share), (6, 0), xycoords="axes fraction", textcoords="offset points", color=colour,
+                fontsize=9, va="center", annotation_clip=False,
+            )  # fmt: skip
+
+    def svg(self) -> str:
+        """The figure as SVG for the page: colours as variables, names of parts its own."""
+        import matplotlib
+
+        stream = io.StringIO()
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": self.name}):
+            self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        text = stream.getvalue()
+        text = text[text.index("<svg") :]
+        text = text.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+        text = re.sub(r'\bid="', f'id="{self.name}-', text)
+        text = re.sub(r'(url\(#|href="#)', rf"\1{self.name}-", text)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+        return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+
+    def numbers(self) -> list[dict[str, Any]]:
+        """Axes and series for the page: boxes in the SVG's own units."""
+        size = self.figure.get_size_inches() * 72
+        told = []
+        for axes in self.axes:
+            box = axes.plot.get_position()
+            told.append({
+                "box": [box.x0 * size[0], (1 - box.y1) * size[1], box.width * size[0], box.height * size[1]],
+                "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
+                "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
+                "series": [{"label": one.label, "colour": one.colour, "x": _short(one.x), "y": _short(one.y)}
+                           for one in axes.series],
+            })  # fmt: skip
+        return told
+
+    def save(self, directory: Path) -> list[Path]:
+        """PNG and SVG for a paper, dark on white."""
+        files = []
+        text = self.svg().replace("var(--ink)", _LIGHT[INK]).replace("var(--grid)", _LIGHT[GRID])
+        (directory / f"{self.name}.svg").write_text(text)
+        files.append(directory / f"{self.name}.svg")
+        for part in self.figure.findobj():
+            for kind in ("color", "edgecolor", "facecolor"):
+                get, put = getattr(part, f"get_{kind}", None), getattr(part, f"set_{kind}", None)
+                if get is not None and put is not None and isinstance(value := get(), str) and value in _LIGHT:
+                    put(_LIGHT[value])
+        self.figure.savefig(directory / f"{self.name}.png", dpi=200, facecolor="white")
+        files.append(directory / f"{self.name}.png")
+        return files
+
+
+_STYLE = {
+    "svg.fonttype": "none", "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": INK,
+    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
+    "figure.facecolor": "none",
+}  # fmt: skip
+
+
+def human(count: float) -> str:
+    """A count in a few characters: 4M, 250k, 1.5T."""
+    for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= unit:
+            return f"{count / unit:.3g}{letter}"
+    return f"{count:.3g}"
+
+
+def _short(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else float(f"{value:.6g}") for value in values]

@@ -1,0 +1,177 @@
+"""One page: the answer, the table of arms, the figures, and exactly what was run. Nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
+
+from hyperclone.report import figures, sentence
+from hyperclone.report.canvas import Canvas
+from hyperclone.report.reading import Results
+
+_COLUMNS = (
+    ("speed-up, tokens", "speedup_tokens"),
+    ("FLOPs", "speedup_flops"),
+    ("seconds", "speedup_seconds"),
+    ("FLOPs, source charged", "charged_flops"),
+)
+_DEFINITIONS = (
+    "Speed-up: tokens (FLOPs, seconds) of the control arm's whole training over those that an arm needs until its "
+    "held-out loss, smoothed by a median of three, first is at the control's last; medians over seeds, with the range. "
+    "Forgetting: the highest held-out loss after the start above the source's own. The HyperCloning paper "
+    "(arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the source not charged."
+)
+
+
+def render(results: Results, drawn: Sequence[Canvas]) -> str:
+    """The page as HTML."""
+    number, said = sentence.answer(results)
+    study = results.study
+    costs = [canvas for canvas in drawn if canvas.name.startswith("loss-")]
+    parts = [
+        f"<header><p class=kind>hyperclone study</p><h1>{_text(study['name'])}</h1></header>",
+        f"<section class=answer><p class=number>{_text(number)}</p><div>"
+        + "".join(f"<p>{_text(one)}</p>" for one in said)
+        + "</div></section>",
+        f"<p class=note>{_text(study['note'])}</p>" if study.get("note") else "",
+        f"<section><h2>Arms</h2>{arms(results)}</section>",
+        _switch(costs) if costs else "",
+        *(_figure(canvas) for canvas in drawn if canvas not in costs),
+        f"<section><h2>What was run</h2>{_configuration(results)}</section>",
+        f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(study.get('date', ''))}. "
+        f"{_DEFINITIONS}</footer>",
+    ]
+    data = json.dumps({canvas.name: canvas.numbers() for canvas in drawn}, allow_nan=False).replace("<", "\\u003c")
+    return (
+        '<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        f'<link rel=icon href="data:,"><title>{_text(study["name"])}</title><style>{_file("page.css")}</style></head>'
+        '<body><button id=theme type=button aria-label="light or dark">◐</button><main>'
+        + "\n".join(part for part in parts if part)
+        + f"</main><div id=tip hidden></div><script id=data type=application/json>{data}</script>"
+        f"<script>{_file('page.js')}</script></body></html>\n"
+    )
+
+
+def arms(results: Results) -> str:
+    """The table of arms."""
+    head = ["arm", "parameters", "tokens", "learning rate", "seeds", "final loss", "less the control's",
+            "at equal tokens", "forgetting"]  # fmt: skip
+    rows = []
+    for name, arm in results.arms.items():
+        curves, told = results.curves.get(name, []), results.speedups.get(name, [])
+        rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
+        mark = f'<i style="background:{figures.colour(results, name)}"></i>'
+        cells = [
+            f"{mark}<b>{_text(name)}</b><br><span>{_text(arm['label'])}</span>",
+            "" if not arm.get("parameters") else f"{arm['parameters'] / 1e6:.2f}M",
+            "" if not curves else f"{curves[0].tokens[-1] / 1e6:.3g}M",
+            "" if rate is None else f"{rate:g}" + ("" if arm.get("tuned") else " <span>(given)</span>"),
+            str(len(curves)),
+            _range([curve.loss[-1] for curve in curves], ".4f"),
+            "control" if name == results.control else _range([row["difference_to_target"] for row in told], "+.4f"),
+            "" if name == results.control else _range([row["difference_at_equal_tokens"] for row in told], "+.4f"),
+            _range([row["forgetting"] for row in told], ".4f"),
+            *("" if name == results.control else _factor([row[key] for row in told]) for _, key in _COLUMNS),
+        ]  # fmt: skip
+        rows.append(cells)
+    return _table([*head, *(title for title, _ in _COLUMNS)], rows, raw=True)
+
+
+def _range(values: Iterable[float | None], form: str) -> str:
+    found = sorted(value for value in values if value is not None and math.isfinite(value))
+    if not found:
+        return ""
+    middle = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
+    if len(found) == 1:
+        return f"{middle:{form}}"
+    return f"{middle:{form}}<br><span>{found[0]:{form}} to {found[-1]:{form}}</span>"
+
+
+def _factor(values: Sequence[float | None]) -> str:
+    """A speed-up over seeds; nothing where there is none, or where the source's cost is not known."""
+    if not values or (len(values) > 1 and all(value is None for value in values)):
+        return "not reached" if values else ""
+    told = sentence.spread(values)
+    middle, _, rest = told.partition(" (")
+    return _text(middle) + (f"<br><span>{_text(rest.rstrip(')'))}</span>" if rest else "")
+
+
+def _switch(costs: Sequence[Canvas]) -> str:
+    """The loss figure, against tokens, FLOPs or seconds."""
+    choices = "".join(
+        f'<label><input type=radio name=cost value="{canvas.name}"{" checked" if canvas is costs[0] else ""}>'
+        f"{_text(dict(figures.COSTS)[canvas.name.removeprefix('loss-')])}</label>"
+        for canvas in costs
+    )
+    shown = "".join(_figure(canvas, hidden=canvas is not costs[0]) for canvas in costs)
+    return (
+        f"<section class=switched><div class=choices role=radiogroup aria-label=cost>{choices}</div>{shown}</section>"
+    )
+
+
+def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
+    head, rows = canvas.table
+    numbers = f"<details><summary>numbers</summary>{_table(head, rows)}</details>" if rows else ""
+    return (
+        f'<figure id="{canvas.name}"{" hidden" if hidden else ""}><h2>{_text(canvas.title)}</h2>'
+        f"<div class=plot tabindex=0>{canvas.svg()}</div><figcaption>{_text(canvas.caption)}</figcaption>"
+        f"{numbers}</figure>"
+    )
+
+
+def _configuration(results: Results) -> str:
+    study = results.study
+    machine = study.get("hardware", {})
+    where = ", ".join(
+        str(part)
+        for part in (machine.get("gpu") or machine.get("cpu"), f"{machine.get('cores')} cores",
+                     f"{machine.get('threads')} threads a run") if part
+    )  # fmt: skip
+    told = [
+        f"<p>{_text(where)}; "
+        + _text(", ".join(f"{name} {version}" for name, version in study.get("versions", {}).items()))
+        + f"; seeds {_text(', '.join(map(str, study.get('seeds', []))))}.</p>"
+    ]
+    failed = [run for run in study.get("runs", []) if run["status"] == "failed"]
+    if failed:
+        rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
+        told.append("<h3>Runs that failed</h3>" + _table(["arm", "seed", "error"], rows))
+    waiting = [run for run in study.get("runs", []) if run["status"] not in ("finished", "failed")]
+    if waiting:
+        told.append(f"<p>{len(waiting)} of {len(study['runs'])} runs are not finished.</p>")
+    told.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
+    if study.get("tune"):
+        told.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))
+    for name, one in study.get("sources", {}).items():
+        told.append(f"<h3>Source {_text(name)}</h3>" + _settings(one))
+    for name, arm in results.arms.items():
+        known = {key: value for key, value in arm.items() if value not in (None, {}, [])}
+        told.append(f"<details><summary>arm {_text(name)}</summary>{_settings(known)}</details>")
+    return "".join(told)
+
+
+def _settings(told: dict[str, Any]) -> str:
+    rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in told.items()]
+    return f"<div class=settings>{_table(['', ''], rows)}</div>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, raw: bool = False) -> str:
+    show = str if raw else _text
+    return (
+        "<div class=wide><table><thead><tr>"
+        + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr></thead><tbody>"
+        + "".join("<tr>" + "".join(f"<td>{show(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        + "</tbody></table></div>"
+    )  # fmt: skip
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _file(name: str) -> str:
+    return (resources.files("hyperclone") / "data" / "report" / name).read_text("utf-8")

@@ -1,0 +1,80 @@
+"""The answer in words: what a study found, said so that it cannot be misread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hyperclone.report.canvas import human
+from hyperclone.report.reading import Results
+from hyperclone.study.speedup import over_seeds
+
+
+def answer(results: Results) -> tuple[str, list[str]]:
+    """(the number, sentences): the speed-up of the headline arm over the control, then what has to be said with it."""
+    arm, control = results.headline, results.control
+    if control is None or arm is None or arm not in results.speedups:
+        return "–", [missing(results)]
+    rows = results.speedups[arm]
+    plain = [row["speedup_tokens"] for row in rows]
+    label = results.arms[arm]["label"]
+    seeds = "one seed" if len(rows) == 1 else f"{len(rows)} seeds"
+    reached = [value for value in plain if value is not None]
+    start = results.curves[arm][0]
+    said = []
+    if not reached:
+        gap = max(row["difference_to_target"] or 0.0 for row in rows)
+        number = "not reached"
+        said.append(f"“{label}” does not reach the control arm's final held-out loss in {human(start.tokens[-1])} "
+                    f"tokens; it ends up to {gap:.3f} nats above it ({seeds}).")  # fmt: skip
+    elif all(value == math.inf for value in reached) and len(reached) == len(plain):
+        number = "at the start"
+        said.append(f"“{label}” starts below the control arm's final held-out loss: there is nothing left to speed up. "
+                    f"Train the control arm for longer to learn more ({seeds}).")  # fmt: skip
+    else:
+        number = times(plain)
+        said.append(
+            f"“{label}” reaches the control arm's final held-out loss with {spread(plain)} fewer tokens ({seeds})."
+        )
+        if len(reached) < len(plain):
+            said.append(f"In {len(plain) - len(reached)} of {len(plain)} seeds it never does.")
+    charged = [row["charged_flops"] for row in rows]
+    if any(value is not None for value in charged):
+        verdict = "." if over_seeds(charged)[0] >= 1 else ": less than the control arm, from nothing."
+        said.append(f"When the source's own training is charged as well, it is {spread(charged)} in FLOPs{verdict}")
+    elif reached:
+        said.append("What the source's own training took is not known, so it is not charged.")
+    forgot = [row["forgetting"] for row in rows if row["forgetting"] is not None]
+    if forgot:
+        most = max(forgot)
+        said.append("Its held-out loss never rises above the source's." if most <= 0 else
+                    f"After the start its held-out loss rises at most {most:.4f} nats above the source's.")  # fmt: skip
+    if len(rows) == 1:
+        said.append("One seed is a demonstration, not evidence.")
+    return number, said
+
+
+def missing(results: Results) -> str:
+    """Why there is no answer yet."""
+    waiting = [run for run in results.study.get("runs", []) if run["status"] != "finished"]
+    if results.control is None:
+        return "This study has no control arm, so there is no speed-up to state."
+    if waiting:
+        return (
+            f"{len(waiting)} of {len(results.study['runs'])} runs are not finished, and no speed-up can be stated yet."
+        )
+    return "This study has no clone to compare with its control arm."
+
+
+def times(values: Sequence[float | None]) -> str:
+    """The median as a factor."""
+    median = over_seeds(values)[0]
+    return "not reached" if median == 0 else "at the start" if median == math.inf else f"{median:.2f}x"
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Median, and the range where there is one: 3.10x (2.90x to 3.30x)."""
+    median, low, high = over_seeds(values)
+    if len(values) == 1 or low == high:
+        return times(values)
+    return f"{times([median])} ({times([low or None])} to {times([high or None])})"
