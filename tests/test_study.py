@@ -91,10 +91,12 @@ class Commands:
     def stop(self) -> None:
         self.stopped = True
 
-    async def run(self, command: Sequence[str], log: Path) -> str:
+    async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
         await asyncio.sleep(0)
         if self.stopped:
             raise Interrupted
+        if begin is not None:
+            begin()
         command = list(command)
         self.run_commands.append(command)
         if self._fail and re.search(self._fail, " ".join(command)):
@@ -193,7 +195,8 @@ def test_names_and_logging_are_no_part_of_a_run_but_data_and_settings_are(place:
     file = written(place, STUDY)
     go(file, Commands())
     renamed = Commands()
-    go(written(place, STUDY.replace("arms.clone", "arms.other").replace("lr = 1e-3", "lr = 1e-3\nlog_every = 3")), renamed)
+    same = STUDY.replace("arms.clone", "arms.other").replace("lr = 1e-3", "lr = 1e-3\nlog_every = 3")
+    go(written(place, same), renamed)
     assert "train" not in kinds(renamed)
     faster = Commands()
     go(written(place, STUDY.replace("[arms.clone]", "[arms.clone]\ntrain = { lr = 3e-3 }")), faster)
@@ -262,6 +265,17 @@ def test_an_arm_can_take_the_rate_of_another(place: Path) -> None:
     assert done.chosen["clone"] == 4e-3
 
 
+def test_an_arm_can_be_tuned_in_a_way_of_its_own(place: Path) -> None:
+    text = STUDY.replace("lr = 1e-3\n", "") + TUNE
+    text = text.replace("[arms.random]", '[arms.random]\ntune = { lr = [4e-3, 8e-3, 16e-3], tokens = "2k" }')
+    stand_in = Commands(best_at(8e-3))
+    done = go(written(place, text), stand_in)
+    assert [rate for rate, _ in done.rates["random"]] == [4e-3, 8e-3, 16e-3]
+    tuned = [c for c in stand_in.run_commands if "/tuning/" in " ".join(c)]
+    assert {option(c, "tokens") for c in tuned if "/random-" in option(c, "output")} == {"2k"}
+    assert {option(c, "tokens") for c in tuned if "/clone-" in option(c, "output")} == {"1k"}
+
+
 def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:
     go(written(place, STUDY), Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0))
     table = rows(place / "runs-of-study/results.csv")
@@ -299,6 +313,8 @@ WRONG = [
     ("[tune]\nlr = [1e-3, 2e-3]\nseed = 1\n", "tune.seed"),
     ("[tune]\nlr = [1e-3, 2e-3]\n", "tune.eval_data"),
     ("[tune]\nlr = [1e-3, 2e-3]\neval_data = ['held_out.txt']\n", "tune.eval_data"),
+    ("headline = 'no'\n", "headline"),
+    ("[arms.x]\ntune = { lr = [1e-3, 2e-3] }\n", "arms.x.tune"),
     ("[more]\n", "more"),
 ]
 
@@ -306,7 +322,7 @@ WRONG = [
 @pytest.mark.parametrize(("text", "field"), WRONG, ids=[field for _, field in WRONG])
 def test_what_a_study_file_gets_wrong_is_named(place: Path, text: str, field: str) -> None:
     with pytest.raises(StudyError) as caught:
-        study.read(written(place, STUDY + text))
+        study.read(written(place, text + STUDY if text.startswith("headline") else STUDY + text))
     assert caught.value.details["field"] == field
     assert caught.value.details["file"].endswith("study.toml")
 
@@ -337,9 +353,9 @@ def test_commands_mean_their_requests() -> None:
     growth = Growth(hidden="1.5x", heads=2, noise="gaussian", snr_db=20.0, untie=True)
     command = commands.grow(Path("a"), Path("b"), growth, state=Path("c"), mode="asymmetric")
     context = parser.commands["grow"].make_context("grow", list(command[1:]))
-    assert {name: str(context.params[name]) for name in ("hidden", "heads", "noise", "snr_db", "untie", "state_mode")} == {
-        "hidden": "1.5x", "heads": "2", "noise": "gaussian", "snr_db": "20.0", "untie": "True", "state_mode": "asymmetric"
-    }  # fmt: skip
+    told = {"hidden": "1.5x", "heads": "2", "noise": "gaussian", "snr_db": "20.0", "untie": "True"}
+    told["state_mode"] = "asymmetric"
+    assert {name: str(context.params[name]) for name in told} == told
 
 
 def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:

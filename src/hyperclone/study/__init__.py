@@ -27,7 +27,7 @@ def runs_of(file: str | os.PathLike[str]) -> Path:
 
 
 def run(
-    file: str | os.PathLike[str],
+    file: str | os.PathLike[str] | Study,
     *,
     output: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
@@ -37,7 +37,7 @@ def run(
     """Run a study, or what is left of it.
 
     Args:
-        file: the study (request.py).
+        file: the study (request.py), or what was read from it.
         output: directory of its runs and results; by default beside the file.
         jobs: runs at a time; by default one for each GPU, or one.
         threads: of each run; by default the cores are shared evenly where there is more than one job.
@@ -58,7 +58,8 @@ def run(
     jobs = jobs or max(1, gpus)
     if threads is None and jobs > 1:
         threads = max(1, (os.cpu_count() or 1) // jobs)
-    study, place = read(Path(file)), Path(runs_of(file) if output is None else output)
+    study = file if isinstance(file, Study) else read(Path(file))
+    place = Path(runs_of(study.file) if output is None else output)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,8 @@ class Processes:
         for process in self._running:
             process.send_signal(signal.SIGTERM)
 
-    async def run(self, command: Sequence[str], log: Path) -> str:
-        """Run `hyperclone COMMAND`; what it printed on standard output.
+    async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+        """Run `hyperclone COMMAND`; what it printed on standard output. `begin` is called when its turn comes.
 
         Raises:
             Interrupted: the study is being stopped.
@@ -91,6 +91,8 @@ class Processes:
         try:
             if self.stopped:
                 raise Interrupted
+            if begin is not None:
+                begin()
             return await self._run(command, log, slot)
         finally:
             self._slots.put_nowait(slot)

@@ -29,6 +29,7 @@ growth = { width = 2 }
 growth = { width = 2 }             # options of `hyperclone grow`
 state = "grow"                     # also the optimizer's moments: grow, asymmetric or reset
 train = { rule = "law" }           # what differs from [train]
+tune = { lr = [1e-3, 2e-3] }       # what differs from [tune]
 like = "other"                     # take the learning rate that was chosen for another arm
 label = "2x, the law"              # for figures and tables
 group = "recipes"                  # arms of a group are drawn together
@@ -43,7 +44,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How learning rates are chosen: rates to try, and options that differ from the study's."""
+
+    lr: tuple[float, ...]
+    seed: int
+    train: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One way to train.
 
@@ -79,7 +89,7 @@ class Arm:
         state: how the optimizer's moments are grown; None for a fresh optimizer.
         train: all options of its training, shared ones included.
         like: whose tuned learning rate it takes.
-        tuned: whether its own learning rate is to be chosen.
+        tuning: how its own learning rate is to be chosen; None if it is given, or another arm's.
     """
 
     name: str
@@ -92,20 +102,11 @@ class Arm:
     state: str | None
     train: Mapping[str, Any]
     like: str | None
-    tuned: bool
+    tuning: Tuning | None
 
     def grown(self, seed: int) -> Growth:
         """The growth with a seed, if it names none."""
         return Growth(**{"seed": seed, **self.growth})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How learning rates are chosen: rates to try, and options that differ from the study's."""
-
-    lr: tuple[float, ...]
-    seed: int
-    train: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class Study:
         train: options of `hyperclone train` that all arms share.
         tuning: None if learning rates are given.
         sources, arms: by name, in the file's order.
+        headline: the arm that a report opens with; None for the first clone.
         anatomy: whether grown arms are examined before and after (the first seed's).
     """
 
@@ -132,7 +134,8 @@ class Study:
     tuning: Tuning | None
     sources: Mapping[str, Source]
     arms: Mapping[str, Arm]
-    anatomy: bool = field(default=True)
+    anatomy: bool = True
+    headline: str | None = None
 
 
 def read(file: Path) -> Study:
@@ -160,7 +163,9 @@ class _Reader:
         return StudyError(problem, file=self._file, field=field, **details)
 
     def study(self, told: dict[str, Any]) -> Study:
-        self._keys(told, "", ("name", "note", "seeds", "control", "train", "tune", "sources", "arms", "anatomy"))
+        self._keys(
+            told, "", ("name", "note", "seeds", "control", "headline", "train", "tune", "sources", "arms", "anatomy")
+        )
         seeds = told.get("seeds", [1, 2, 3])
         if not isinstance(seeds, list) or not seeds or not all(_whole(seed) for seed in seeds) or _twice(seeds):
             raise self.wrong("not a list of different seeds", "seeds", found=seeds, expected="[1, 2, 3]")
@@ -171,22 +176,25 @@ class _Reader:
             if needed not in train:
                 raise self.wrong("all arms must be trained on the same", f"train.{needed}", cure=f"give {needed}")
         sources = {name: self._source(name, one, train) for name, one in self._tables(told, "sources")}
-        tuning = self._tuning(told["tune"], train, seeds) if "tune" in told else None
-        arms = {name: self._arm(name, one, train, sources, tuning) for name, one in self._tables(told, "arms")}
+        shared = told.get("tune")
+        tuning = None if shared is None else self._tuning(shared, "tune", train, seeds)
+        arms = {name: self._arm(name, one, train, sources, shared, seeds) for name, one in self._tables(told, "arms")}
         if not arms:
             raise self.wrong("a study without arms", "arms", expected="[arms.NAME], one or more")
         for arm in arms.values():
-            if arm.like is not None and (arm.like not in arms or not arms[arm.like].tuned):
-                tuned = ", ".join(name for name, other in arms.items() if other.tuned) or "no arm is tuned"
+            if arm.like is not None and (arm.like not in arms or arms[arm.like].tuning is None):
+                tuned = ", ".join(name for name, other in arms.items() if other.tuning) or "no arm is tuned"
                 raise self.wrong("no learning rate is chosen for this arm", f"arms.{arm.name}.like",
                                  found=arm.like, expected=tuned)  # fmt: skip
         control = told.get("control", next((arm.name for arm in arms.values() if arm.kind == "random"), None))
         if control is not None and control not in arms:
             raise self.wrong("no such arm", "control", found=control, expected=", ".join(arms))
+        if (headline := told.get("headline")) is not None and headline not in arms:
+            raise self.wrong("no such arm", "headline", found=headline, expected=", ".join(arms))
         return Study(
             file=self._file, name=str(told.get("name", self._file.stem)), note=str(told.get("note", "")).strip(),
             seeds=tuple(seeds), control=control, train=train, tuning=tuning, sources=sources, arms=arms,
-            anatomy=anatomy,
+            anatomy=anatomy, headline=headline,
         )  # fmt: skip
 
     def _tables(self, told: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
@@ -244,27 +252,31 @@ class _Reader:
         own = self._options(told["train"], f"{place}.train") if "train" in told else None
         return Source(name=name, model=self._path(model), train=None if own is None else {**train, **own})
 
-    def _tuning(self, told: Any, train: Mapping[str, Any], seeds: Sequence[int]) -> Tuning:
+    def _tuning(self, told: Any, place: str, train: Mapping[str, Any], seeds: Sequence[int]) -> Tuning:
         if not isinstance(told, dict):
-            raise self.wrong("not a table", "tune", found=told, expected="[tune]")
+            raise self.wrong("not a table", place, found=told, expected="[tune]")
         rates, seed = told.get("lr"), told.get("seed", 0)
         if not isinstance(rates, list) or len(rates) < 2 or not all(_positive(rate) for rate in rates) or _twice(rates):
-            raise self.wrong("learning rates to try", "tune.lr", found=rates, expected="two or more, as [1e-3, 2e-3]")
+            raise self.wrong(
+                "learning rates to try", f"{place}.lr", found=rates, expected="two or more, as [1e-3, 2e-3]"
+            )
         if not _whole(seed) or seed in seeds:
-            raise self.wrong("tuning wants a seed of its own", "tune.seed", found=seed,
+            raise self.wrong("tuning wants a seed of its own", f"{place}.seed", found=seed,
                              expected=f"none of {', '.join(map(str, seeds))}")  # fmt: skip
-        own = self._options({key: value for key, value in told.items() if key not in ("lr", "seed")}, "tune")
+        own = self._options({key: value for key, value in told.items() if key not in ("lr", "seed")}, place)
         if own.get("eval_data", train.get("eval_data")) == train.get("eval_data"):
-            raise self.wrong("the final held-out text must not choose the learning rate", "tune.eval_data",
+            raise self.wrong("the final held-out text must not choose the learning rate", f"{place}.eval_data",
                              cure="give another text")  # fmt: skip
         return Tuning(lr=tuple(sorted(float(rate) for rate in rates)), seed=seed, train=own)
 
     def _arm(
         self, name: str, told: dict[str, Any], train: Mapping[str, Any], sources: Mapping[str, Source],
-        tuning: Tuning | None,
+        shared: Any, seeds: Sequence[int],
     ) -> Arm:  # fmt: skip
         place = f"arms.{name}"
-        self._keys(told, place, ("label", "group", "random", "source", "model", "growth", "state", "train", "like"))
+        self._keys(
+            told, place, ("label", "group", "random", "source", "model", "growth", "state", "train", "tune", "like")
+        )
         own, growth, model = (
             self._options(told.get("train"), f"{place}.train"),
             told.get("growth", {}),
@@ -293,11 +305,17 @@ class _Reader:
         if state is not None and (state not in STATES or kind != "clone"):
             raise self.wrong("no such state for this arm", f"{place}.state", found=state,
                              expected=", ".join(STATES) + ", of a clone")  # fmt: skip
-        like = told.get("like")
+        like, tuning = told.get("like"), None
+        if shared is not None and like is None and "lr" not in own:
+            tuning = self._tuning({**shared, **told.get("tune", {})}, f"{place}.tune" if "tune" in told else "tune",
+                                  train, seeds)  # fmt: skip
+        elif "tune" in told:
+            raise self.wrong("this arm's learning rate is not to be chosen", f"{place}.tune",
+                             cure="leave lr and like out, and give [tune]")  # fmt: skip
         return Arm(
             name=name, label=str(told.get("label", name)), group=told.get("group"), kind=kind, source=source,
             model=None if model is None else self._path(model), growth=growth, state=state, train={**train, **own},
-            like=like, tuned=tuning is not None and like is None and "lr" not in own,
+            like=like, tuning=tuning,
         )  # fmt: skip
 
     def _source_of(self, name: str, told: Mapping[str, Any], sources: Mapping[str, Source]) -> Source:

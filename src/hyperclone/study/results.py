@@ -153,7 +153,8 @@ def _summary(progress: Progress, told: Mapping[int, Any], threads: int | None) -
     return {
         "name": study.name, "note": study.note, "date": f"{datetime.now(UTC):%Y-%m-%d}", "hyperclone": __version__,
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
-        "hardware": hardware(threads), "reference": study.control, "seeds": list(study.seeds),
+        "hardware": hardware(threads), "reference": study.control, "headline": study.headline,
+        "seeds": list(study.seeds),
         "train": plain(study.train),
         "tune": None if study.tuning is None else {"seed": study.tuning.seed, **plain(study.tuning.train)},
         "sources": {name: {**source_cost(progress, name), "train": plain(one.train) if one.train else None}

@@ -147,10 +147,8 @@ class Runner:
             key = self._source_key(source)
             target = places.find(self._output / "sources", source.name, key)
             if places.ended(target) is None or not any(target.glob("*.safetensors")):
-                self._watch("begin", {"what": f"source {source.name}", "path": target})
-                target.parent.mkdir(parents=True, exist_ok=True)
-                command = commands.train(place, target, {"keep": 1, **source.train}, seed=0, scratch=True)
-                await self._processes.run(command, target.with_name(f"{target.name}.log"))
+                given = {"keep": 1, **source.train}
+                await self._train(place, target, given, 0, scratch=True, told={"what": f"source {source.name}"})
                 places.write(target / places.RUN, {"key": key, "source": source.name})
             place = target
         self.progress.sources[source.name] = place
@@ -185,14 +183,14 @@ class Runner:
         """The learning rate that was chosen for an arm, if one has to be."""
         if arm.like is not None:
             return await self._rate(self._study.arms[arm.like])
-        if not arm.tuned:
+        if arm.tuning is None:
             return None
         found: float = await self._shared(("rate", arm.name), lambda: self._tune(arm))
         return found
 
     async def _tune(self, arm: Arm) -> float:
         """The rate with the lowest validation loss; the grid goes on past an end that wins."""
-        tuning = self._study.tuning
+        tuning = arm.tuning
         assert tuning is not None
         tried: dict[float, float] = {}
         wanted = list(tuning.lr)
@@ -213,7 +211,7 @@ class Runner:
 
     async def _try(self, arm: Arm, rate: float) -> float:
         """Validation loss of one rate on the short horizon; infinite where training failed."""
-        tuning = self._study.tuning
+        tuning = arm.tuning
         assert tuning is not None
         given = {**arm.train, **tuning.train, "lr": rate, "eval_every": 10**9, "keep": 1}
         given.pop("eval_early", None)
@@ -221,9 +219,9 @@ class Runner:
         place = places.find(self._output / "tuning", f"{arm.name}-lr{rate:g}", key)
         if (told := places.ended(place)) is None:
             model, _ = await self._model(arm, tuning.seed)
-            self._watch("begin", {"what": f"{arm.name}, learning rate {rate:g}", "path": place})
+            told = {"what": f"{arm.name}, learning rate {rate:g}"}
             try:
-                await self._train(model, place, given, tuning.seed, scratch=arm.kind == "random")
+                await self._train(model, place, given, tuning.seed, scratch=arm.kind == "random", told=told)
                 loss = metrics.read(place)[-1].get("eval_loss")
             except HypercloneError as error:
                 if "no longer a number" not in str(error):
@@ -243,8 +241,8 @@ class Runner:
         if places.ended(place) is not None:
             return place
         model, source = await self._model(arm, run.seed)
-        self._watch("begin", {"what": f"{arm.name}, seed {run.seed}", "path": place, "run": run})
-        await self._train(model, place, {"keep": 1, **given}, run.seed, scratch=arm.kind == "random")
+        what = {"what": f"{arm.name}, seed {run.seed}", "run": run}
+        await self._train(model, place, {"keep": 1, **given}, run.seed, scratch=arm.kind == "random", told=what)
         if self._study.anatomy and arm.kind == "clone" and run.seed == self._study.seeds[0]:
             assert source is not None
             await self._examine(model, place, source)
@@ -252,10 +250,16 @@ class Runner:
         places.write(place / places.RUN, {"key": key, "arm": arm.name, "seed": run.seed, **costs(place, given)})
         return place
 
-    async def _train(self, model: Path, place: Path, given: dict[str, Any], seed: int, *, scratch: bool) -> None:
+    async def _train(
+        self, model: Path, place: Path, given: dict[str, Any], seed: int, *, scratch: bool, told: dict[str, Any]
+    ) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         command = commands.train(model, place, given, seed=seed, scratch=scratch)
-        await self._processes.run(command, place.with_name(f"{place.name}.log"))
+
+        def begin() -> None:
+            self._watch("begin", {**told, "path": place})
+
+        await self._processes.run(command, place.with_name(f"{place.name}.log"), begin=begin)
 
     async def _examine(self, clone: Path, trained: Path, source: Path) -> None:
         """Anatomy before and after."""

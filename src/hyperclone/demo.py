@@ -1,0 +1,124 @@
+"""`hyperclone demo`: a real model is grown, proved, and trained against random weights, from what ships with the package.
+
+Seedling (data/seedling, made by studies/seedling.py) is grown 2-fold and proved; the clone, the same architecture from
+random weights, and Seedling itself then train on the same new text in the same order (data/demo.toml, an ordinary
+study); the report is drawn. Everything lies in one directory, and what is finished is not repeated.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hyperclone import counts, growing, stock, study
+from hyperclone.errors import DestinationError, StudyError
+from hyperclone.growth import Growth
+
+DATA = Path(str(resources.files("hyperclone"))) / "data"
+PROMPT = "The people of the United States"
+_NAMES = ("clone", "runs", "report.html")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What came of it.
+
+    Attributes:
+        path: its directory.
+        grown: the growth with its proof; None if it was there already.
+        progress: the study.
+        report: the page; None if matplotlib is not installed.
+        texts: (arm, text) written by the trained models, and by Seedling.
+    """
+
+    path: Path
+    grown: growing.Grown | None
+    progress: study.Progress
+    report: Path | None
+    texts: list[tuple[str, str]]
+
+
+def request(tokens: str | int | None = None) -> study.Study:
+    """The study of the demonstration, with another budget if one is given."""
+    told = study.read(DATA / "demo.toml")
+    if tokens is None:
+        return told
+    budget = {"tokens": counts.parse(tokens, "tokens")}
+    return replace(
+        told,
+        train={**told.train, **budget},
+        arms={name: replace(arm, train={**arm.train, **budget}) for name, arm in told.arms.items()},
+    )
+
+
+def prepare(output: Path) -> None:
+    """A directory for the demonstration.
+
+    Raises:
+        StudyError: Seedling is not there.
+        DestinationError: the directory holds something else.
+    """
+    if not (DATA / "seedling" / "model.safetensors").is_file():
+        raise StudyError("Seedling is missing from this installation", file=DATA / "seedling",
+                         cure="python studies/seedling.py trains it again")  # fmt: skip
+    if output.exists() and (not output.is_dir() or any(p.name not in _NAMES and not p.name.startswith(".")
+                                                       for p in output.iterdir())):  # fmt: skip
+        raise DestinationError("this holds something else", file=output, cure="--output names another directory")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def grow(output: Path, *, progress: Any = None) -> growing.Grown | None:
+    """Seedling grown 2-fold and proved from disk, unless that was done before."""
+    if (output / "clone").is_dir():
+        return None
+    return growing.grow(DATA / "seedling", output / "clone", Growth(width=2), progress=progress)
+
+
+def train(
+    output: Path, *, tokens: str | int | None = None, jobs: int | None = None, threads: int | None = None,
+    watch: Callable[[str, dict[str, Any]], None] | None = None,
+) -> study.Progress:  # fmt: skip
+    """The arms, or what is left of them."""
+    return study.run(request(tokens), output=output / "runs", jobs=jobs, threads=threads, watch=watch)
+
+
+def report(output: Path) -> Path | None:
+    """The page; None where matplotlib is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        return None
+    from hyperclone.report import report as write
+
+    return write(output / "runs", output / "report.html")[0]
+
+
+def write_on(progress: study.Progress, *, length: int = 48) -> list[tuple[str, str]]:
+    """What Seedling and the trained arms make of one prompt, greedily."""
+    places = [("seedling", DATA / "seedling")]
+    places += [(run.arm.name, run.path) for run in progress.runs if run.status == "finished" and run.path is not None]
+    return [(name, _continue(place, length)) for name, place in places]
+
+
+def _continue(place: Path, length: int) -> str:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with stock.quiet(), torch.inference_mode():
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
+                              repetition_penalty=1.3, pad_token_id=0)  # fmt: skip
+        return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def remove(output: Path) -> None:
+    """A demonstration's own files."""
+    for name in _NAMES:
+        place = output / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
