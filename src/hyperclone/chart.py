@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rich.text import Text
 
@@ -40,7 +41,8 @@ def chart(
         `height` rows; empty frames for curves without points.
     """
     points = [
-        [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(b) and x[0] <= a <= x[1]] for line in lines
+        [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(b) and x[0] <= a <= x[1]]
+        for line in lines
     ]
     values = [value for one in points for _, value in one]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
@@ -90,7 +92,7 @@ def _path(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     if len(places) == 1:
         return list(places)
     dots: list[tuple[int, int]] = []
-    for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(places):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
         dots += [(round(x0 + (x1 - x0) * i / steps), round(y0 + (y1 - y0) * i / steps)) for i in range(steps + 1)]
     return dots

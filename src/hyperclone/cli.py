@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hyperclone import __version__
+from hyperclone import __version__, counts
 from hyperclone.errors import DestinationError, HypercloneError
 from hyperclone.growth import Growth
 from hyperclone.options import takes_growth
@@ -293,6 +293,48 @@ def report(
 
     files = write(runs, output, images=figures)
     print(f"Wrote {files[0]}" + (f" and {len(files) - 1} images to {figures}" if figures else ""))
+
+
+@app.command(epilog="Example: hyperclone demo  |  shorter: hyperclone demo --tokens 50k --output /tmp/demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For everything it makes.")] = Path(
+        "hyperclone-demo"
+    ),
+    tokens: Annotated[str | None, typer.Option(help="Tokens for each arm [200k].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Arms at a time [one for each core, up to 3].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each arm.")] = None,
+) -> None:
+    """Run the HyperCloning experiment in small: some five minutes on two cores, offline.
+
+    A model that ships with the package is grown, proved, and trained against random weights on the same text.
+    """
+    from hyperclone import demo as demonstration
+    from hyperclone import demo_display, display
+
+    demonstration.prepare(output)
+    console = _console()
+    study = demonstration.request(tokens)
+    if not (output / "clone").is_dir():
+        source = str(demonstration.DATA / "seedling")
+        _show_plan(source, Growth(width=2), "5GB", None, None, as_json=False, tensors=False)
+        with display.progress_bars(_console(error=True)) as progress:
+            done = demonstration.grow(output, progress=progress)
+        if done is not None and done.proof is not None:
+            _show_proof(done.proof)
+    jobs = jobs or min(os.cpu_count() or 1, len(study.arms))
+    with demo_display.Show(console, study, counts.parse(study.train["tokens"], "tokens")) as show:
+        ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, watch=show)
+    if any(run.status == "interrupted" for run in ran.runs):
+        print("Interrupted: the same command goes on.")
+        raise typer.Exit(130)
+    demo_display.closing(console, show, demonstration.write_on(ran), demonstration.PROMPT)
+    page = demonstration.report(output)
+    for run, found in ran.speedups:
+        if run.arm.name == "clone":
+            print(f"\n{demo_display.sentence(found)}\nOne seed and a few minutes are a demonstration, not evidence.")
+    print(f"Everything is in {output}" + (f"; the report: {page}" if page else ""))
+    if any(run.status == "failed" for run in ran.runs):
+        raise typer.Exit(1)
 
 
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")

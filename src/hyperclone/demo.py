@@ -1,4 +1,4 @@
-"""`hyperclone demo`: a real model is grown, proved, and trained against random weights, from what ships with the package.
+"""`hyperclone demo`: a real model is grown, proved, and trained against random weights.
 
 Seedling (data/seedling, made by studies/seedling.py) is grown 2-fold and proved; the clone, the same architecture from
 random weights, and Seedling itself then train on the same new text in the same order (data/demo.toml, an ordinary
@@ -7,9 +7,8 @@ study); the report is drawn. Everything lies in one directory, and what is finis
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,6 @@ from hyperclone.growth import Growth
 DATA = Path(str(resources.files("hyperclone"))) / "data"
 PROMPT = "The people of the United States"
 _NAMES = ("clone", "runs", "report.html")
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """What came of it.
-
-    Attributes:
-        path: its directory.
-        grown: the growth with its proof; None if it was there already.
-        progress: the study.
-        report: the page; None if matplotlib is not installed.
-        texts: (arm, text) written by the trained models, and by Seedling.
-    """
-
-    path: Path
-    grown: growing.Grown | None
-    progress: study.Progress
-    report: Path | None
-    texts: list[tuple[str, str]]
 
 
 def request(tokens: str | int | None = None) -> study.Study:
@@ -115,10 +95,3 @@ def _continue(place: Path, length: int) -> str:
         made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
                               repetition_penalty=1.3, pad_token_id=0)  # fmt: skip
         return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
-
-
-def remove(output: Path) -> None:
-    """A demonstration's own files."""
-    for name in _NAMES:
-        place = output / name
-        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from hyperclone.chart import Line, chart
 from hyperclone.study import Study
+from hyperclone.study.speedup import Speedup
 from hyperclone.study_display import ended
 from hyperclone.training import metrics
 
@@ -30,7 +30,6 @@ class Show:
         self._places: dict[str, Path] = {}
         self._arms = list(study.arms)
         self._began = time.monotonic()
-        self._over = threading.Event()
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._draw)
         self._watching = console.is_terminal
 
@@ -91,18 +90,23 @@ def closing(console: Console, show: Show, texts: list[tuple[str, str]], prompt: 
     console.print("\nHeld-out loss, nats per token (lower is better)", style="bold", highlight=False)
     console.print(show.picture(width=min(console.width, 100)))
     if texts:
-        table = Table(title=f"\n“{prompt} …”, continued", title_justify="left", show_header=False, box=None, padding=(0, 1))
+        table = Table(title=f"\n“{prompt} …”, continued", title_justify="left", show_header=False, box=None)
         for name, text in texts:
             table.add_row(Text(name, style="bold"), Text(" ".join(text.split())))
         console.print(table)
 
 
-def sentence(row: dict[str, float | None]) -> str:
+def sentence(found: Speedup) -> str:
     """What the speed-up of one seed says."""
-    speed, charged = row["speedup_tokens"], row["charged_flops"]
-    start = "The clone starts below where random weights end: there is no finite speed-up to state at this length."
+    speed, charged = found.speedup_tokens, found.charged_flops
     if speed is None:
-        return "The clone did not reach the loss that random weights end at."
-    if not math.isinf(speed):
-        start = f"The clone reaches the loss that random weights end at with {speed:.1f}x fewer tokens."
-    return start + (f" With Seedling's own training charged: {charged:.2f}x in FLOPs." if charged is not None else "")
+        said = "The clone did not reach the loss that random weights end at."
+    elif math.isinf(speed):
+        said = "The clone starts below where random weights end: no finite speed-up can be stated at this length."
+    else:
+        said = f"The clone reaches the loss that random weights end at with {speed:.1f}x fewer tokens."
+    if charged is None:
+        return said
+    return f"{said}\nWith Seedling's own training charged: {charged:.2f}x in FLOPs" + (
+        ", so from nothing, and for this alone, random weights would have been cheaper." if charged < 1 else "."
+    )
