@@ -1,0 +1,254 @@
+"""A report says what its study found, nothing else, and works as one file in a browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hyperclone.errors import DestinationError, StudyError
+from hyperclone.report import figures, reading, report, sentence
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+ARMS = {
+    "random": {"kind": "random", "label": "random weights", "group": None},
+    "clone": {"kind": "clone", "label": "2x, <b>the law</b>", "group": ["noise", "source quality"]},
+    "plain": {"kind": "clone", "label": "2x, no noise", "group": ["noise", "source quality"]},
+    "source": {"kind": "source", "label": "the source", "group": None},
+}
+STEPS = (0, 1, 2, 4, 10, 20, 30, 40)
+
+
+def study(place: Path, *, speedups: dict[str, list[float | None]] | None = None, seeds: int = 3) -> Path:
+    """The directory of a study that was never run."""
+    place.mkdir(exist_ok=True)
+    told: dict[str, Any] = {
+        "name": "made <up>", "note": "For tests.", "date": "2026-11-25", "hyperclone": "0.1.0",
+        "versions": {"torch": "2.13.0"}, "hardware": {"cpu": "one", "gpu": None, "cores": 2, "threads": 1},
+        "reference": "random", "seeds": list(range(1, seeds + 1)), "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
+        "sources": {name: {"parameters": 5e5 * k, "tokens": 1e6 * k, "flops": 1e12, "seconds": 60.0, "loss": 3.5,
+                           "trained": True} for k, name in enumerate(("a", "b"), 1)},
+        "arms": {name: {**arm, "source": "b" if name == "plain" else "a", "growth": {"width": 2}, "state": None,
+                        "train": {}, "tuned": {"lr": 2e-3}, "parameters": 1_000_000, "flops_per_token": 6e6}
+                 for name, arm in ARMS.items()},
+        "runs": [{"arm": arm, "seed": seed, "status": "finished", "error": None}
+                 for arm in ARMS for seed in range(1, seeds + 1)]
+        + [{"arm": "bad", "seed": 1, "status": "failed", "error": "exploded <script>alert(1)</script>"}],
+    }  # fmt: skip
+    (place / "study.json").write_text(json.dumps(told))
+    fall = {"random": (7.0, 3.4), "clone": (3.6, 3.1), "plain": (3.6, 3.3), "source": (3.6, 3.35)}
+    with (place / "results.csv").open("w", newline="") as stream:
+        out = csv.writer(stream)
+        columns = ["arm", "seed", "step", "tokens", "flops", "seconds", "loss", "bits_per_byte"]
+        out.writerow([*columns, "task:sciq", "task:piqa"])
+        for arm, (start, end) in fall.items():
+            for seed in range(1, seeds + 1):
+                for step in STEPS:
+                    loss = end + (start - end) * math.exp(-step / 10) + 0.01 * seed * (step > 0)
+                    tokens = step * 1000
+                    out.writerow([arm, seed, step, tokens, tokens * 6e6, step, loss, loss / 2, 0.3, 0.5])
+    rows = speedups or {"random": [1.0] * seeds, "clone": [4.0, 5.0, 6.0][:seeds], "plain": [2.0, None, 2.2][:seeds]}
+    with (place / "speedup.csv").open("w", newline="") as stream:
+        names = ["speedup_tokens", "speedup_flops", "speedup_seconds", "charged_flops", "charged_seconds"]
+        names += ["difference_at_equal_tokens", "difference_to_target", "forgetting"]
+        out = csv.writer(stream)
+        out.writerow(["arm", "seed", *names])
+        for arm, values in rows.items():
+            for seed, value in enumerate(values, 1):
+                shown = "" if value is None else value
+                charged = "" if value is None else 0.5 * min(value, 2.0)
+                out.writerow([arm, seed, shown, shown, shown, charged, charged, -0.1, -0.1, 0.02])
+    (place / "tuning.csv").write_text("arm,lr,loss\nclone,0.001,3.5\nclone,0.002,3.4\nclone,0.004,inf\n")
+    (place / "anatomy.csv").write_text(
+        "arm,seed,tokens,layer,kind,name,cosine,apart,effective_rank,source_effective_rank\n"
+        + "".join(f"clone,1,{t},{i},up,l.{i}.up_proj,{0.8 - t / 1e5},0.1,9,8\n" for t in (0, 40000) for i in range(2))
+    )
+    spectra = [{"arm": "clone", "seed": 1, "tokens": t, "layer": 1, "kind": "up", "name": "l.1.up_proj",
+                "values": [1.0, 0.5, 0.2]} for t in (0, 40000)]  # fmt: skip
+    (place / "spectra.json").write_text(json.dumps(spectra))
+    return place
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return study(tmp_path / "study.runs")
+
+
+def answered(runs: Path) -> tuple[str, str]:
+    number, said = sentence.answer(reading.read(runs))
+    return number, " ".join(said)
+
+
+def test_the_answer_is_the_median_with_its_range_and_what_it_leaves_out(runs: Path) -> None:
+    number, said = answered(runs)
+    assert number == "5.00x"
+    assert "5.00x (4.00x to 6.00x) fewer tokens (3 seeds)" in said
+    assert "When the source's own training is charged as well, it is 1.00x" in said
+    assert "0.0200 nats above the source's" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "number", "words"),
+    [
+        ([None, None], "not reached", "does not reach"),
+        ([math.inf, math.inf], "at the start", "nothing left to speed up"),
+        ([2.0, None], "1.00x", "In 1 of 2 seeds it never does"),
+        ([2.0], "2.00x", "One seed is a demonstration"),
+    ],
+)
+def test_other_endings_are_said_as_they_are(
+    tmp_path: Path, values: list[float | None], number: str, words: str
+) -> None:
+    place = study(tmp_path / "r", seeds=len(values), speedups={"random": [1.0] * len(values), "clone": values})
+    found, said = answered(place)
+    assert found == number
+    assert words in said
+
+
+def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None:
+    for name in ("speedup.csv", "tuning.csv", "anatomy.csv", "spectra.json", "results.csv"):
+        (runs / name).unlink()
+        report(runs, runs.parent / "r.html")
+    told = json.loads((runs / "study.json").read_text())
+    told["runs"][0]["status"] = "running"
+    (runs / "study.json").write_text(json.dumps(told))
+    assert "not finished" in answered(runs)[1]
+
+
+def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
+    names = [canvas.name for canvas in figures.every(reading.read(runs))]
+    assert names == [
+        "loss-tokens", "loss-flops", "loss-seconds", "early", "accuracy", "tasks", "speedup", "group-0",
+        "source-quality", "symmetry", "spectra", "tuning",
+    ]  # fmt: skip
+
+
+def test_the_same_results_give_the_same_bytes(runs: Path) -> None:
+    first, second = (report(runs, runs.parent / f"{n}.html")[0].read_bytes() for n in (1, 2))
+    assert first == second
+
+
+def test_a_figure_shows_the_numbers_that_it_was_given(runs: Path) -> None:
+    """Back from the dots on the page to the loss: the axes that hovering uses are those of the picture."""
+    canvas = next(one for one in figures.every(reading.read(runs)) if one.name == "loss-tokens")
+    axes = canvas.numbers()[0]
+    left, top, width, height = axes["box"]
+    low, high, _ = axes["y"]
+    series = next(one for one in axes["series"] if one["label"] == "clone")
+    path = re.findall(r'<path d="M ([\d.]+) ([\d.]+)[^"]*"[^>]*style="fill: none; stroke: #0072b2', canvas.svg())
+    assert path, "the clone's line is in the picture"
+    x, y = float(path[0][0]), float(path[0][1])
+    scale = axes["x"]
+    assert scale[0] + (x - left) / width * (scale[1] - scale[0]) == pytest.approx(series["x"][0], abs=200)
+    assert high - (y - top) / height * (high - low) == pytest.approx(series["y"][0], abs=0.01)
+
+
+def test_text_of_a_study_is_text(runs: Path) -> None:
+    page = report(runs, runs.parent / "r.html")[0].read_text()
+    assert "<script>alert(1)" not in page
+    assert "made &lt;up&gt;" in page
+    assert "<b>the law" not in page
+
+
+def test_nothing_is_loaded_from_elsewhere(runs: Path) -> None:
+    page = report(runs, runs.parent / "r.html")[0].read_text()
+    loaded = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'\s>)]+)', page)
+    assert [one for one in loaded if not one.startswith(("#", "data:,"))] == []
+    assert "@import" not in page
+    assert len(page) < 1_000_000
+
+
+def test_images_are_written_for_papers(runs: Path) -> None:
+    files = report(runs, runs.parent / "r.html", images=runs.parent / "images")
+    assert {file.suffix for file in files[1:]} == {".svg", ".png"}
+    svg = (runs.parent / "images/loss-tokens.svg").read_text()
+    assert "var(" not in svg
+    assert (runs.parent / "images/loss-tokens.png").stat().st_size > 10_000
+
+
+def test_what_is_no_study_and_what_is_torn_is_named(runs: Path) -> None:
+    with pytest.raises(StudyError, match="no results"):
+        report(runs.parent, runs.parent / "r.html")
+    (runs / "results.csv").write_text("arm,seed,step\nclone,1\n")
+    with pytest.raises(StudyError) as caught:
+        report(runs, runs.parent / "r.html")
+    assert caught.value.details["file"].endswith("results.csv")
+    with pytest.raises(DestinationError):
+        report(runs, runs.parent)
+
+
+PROBE = """<script>
+const wrong = [];
+addEventListener("error", event => wrong.push(event.message || "a resource did not load"), true);
+console.error = (...told) => wrong.push(told.join(" "));
+addEventListener("load", () => {
+  const told = {figures: {}, wrong, loaded: performance.getEntriesByType("resource").map(one => one.name)};
+  const rgb = name => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number);
+  told.paper = rgb("backgroundColor"); told.ink = rgb("color");
+  for (const figure of document.querySelectorAll("figure")) {
+    const hidden = figure.hidden;
+    figure.hidden = false;
+    const svg = figure.querySelector("svg"), box = svg.getBoundingClientRect();
+    const axes = data[figure.id][0], tip = document.getElementById("tip");
+    let seen = "";
+    for (let i = 1; i < 40 && !seen; i++) for (let j = 1; j < 40 && !seen; j++) {
+      const at = new DOMPoint(axes.box[0] + axes.box[2] * i / 40, axes.box[1] + axes.box[3] * j / 40)
+        .matrixTransform(svg.getScreenCTM());
+      svg.dispatchEvent(new PointerEvent("pointermove", {clientX: at.x, clientY: at.y, bubbles: true}));
+      if (!tip.hidden) seen = tip.textContent;
+    }
+    const text = svg.querySelector("text");
+    told.figures[figure.id] = {width: box.width, height: box.height, tip: seen,
+      ink: text ? getComputedStyle(text).fill : "", paths: svg.querySelectorAll("path").length};
+    figure.hidden = hidden;
+  }
+  document.querySelector("input[value=loss-flops]").click();
+  told.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
+  document.getElementById("theme").click();
+  told.other = rgb("backgroundColor");
+  const out = document.createElement("pre");
+  out.id = "probe"; out.textContent = JSON.stringify(told);
+  document.body.append(out);
+});
+</script>"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> None:
+    page = report(runs, tmp_path / "r.html")[0]
+    page.write_text(page.read_text().replace("<main>", PROBE + "<main>", 1))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+        "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=4000", "--dump-dom",
+        page.as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+    found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)
+    assert found, dom[-2000:]
+    told = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert told["wrong"] == []
+    assert told["loaded"] == []
+    drawn = {canvas.name for canvas in figures.every(reading.read(runs))}
+    assert set(told["figures"]) == drawn
+    for name, figure in told["figures"].items():
+        assert figure["width"] > 300, name
+        assert figure["height"] > 60, name
+        assert figure["paths"] > 3, name
+        assert figure["tip"], f"no values are shown in {name}"
+    dark_page, dark_ink = sum(told["paper"]) < 3 * 80, sum(told["ink"]) < 3 * 80
+    assert (dark_page, dark_ink) == (dark, not dark)
+    ink = [int(part) for part in re.findall(r"\d+", told["figures"]["loss-tokens"]["ink"])[:3]]
+    assert (sum(ink) < 3 * 80) == (not dark), "the figure's text follows the page"
+    assert told["switched"] == [True, False]
+    assert (sum(told["other"]) < 3 * 80) != dark
