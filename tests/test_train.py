@@ -456,3 +456,33 @@ def test_the_command_stops_with_143_and_goes_on(grown: Path, text: Path, tmp_pat
     assert "by the law" in result.stderr
     lines = metrics.read(tmp_path / "out")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
+
+
+def test_early_evaluations_are_at_powers_of_two_and_change_nothing(source: Path, text: Path, tmp_path: Path) -> None:
+    for name, early in (("plain", False), ("early", True)):
+        hyperclone.train(request(source, text, tmp_path / name, eval_early=early))
+    steps = {
+        name: [line["step"] for line in metrics.read(tmp_path / name) if "eval_loss" in line]
+        for name in ("plain", "early")
+    }
+    assert steps == {"plain": [0, 6, 12], "early": [0, 1, 2, 4, 6, 12]}
+    assert losses(tmp_path / "plain") == losses(tmp_path / "early")
+    before, after = weights(tmp_path / "plain"), weights(tmp_path / "early")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_trained_directory_says_what_it_is_and_leaves_a_card_of_the_users_alone(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    licensed = tmp_path / "licensed"
+    shutil.copytree(source, licensed)
+    (licensed / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: org/base\n---\n# a model\n")
+    hyperclone.train(request(licensed, text, tmp_path / "out"))
+    card = (tmp_path / "out/README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "base_model: org/base" in card
+    assert f"{STEPS * WINDOWS * SEQUENCE:,} tokens" in card
+    assert str(tmp_path) not in card
+    (tmp_path / "out/README.md").write_text("# mine\n")
+    hyperclone.train(request(licensed, text, tmp_path / "out", resume=True))
+    assert (tmp_path / "out/README.md").read_text() == "# mine\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,61 @@ def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: b
         *(f"> {warning}" for warning in made.warnings),
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
+
+
+def trained(
+    place: Path, told: Mapping[str, Any], last: Mapping[str, Any], *, tokens: int, on_hub: bool, scratch: bool
+) -> str:
+    """README.md of a trained directory.
+
+    Args:
+        place: the directory that was trained; its own card gives licence and language.
+        told: training.json: what was run.
+        last: the latest figures (eval_loss, bits_per_byte, loss).
+        tokens: that it was trained on.
+        on_hub: the model's name is a Hub id.
+        scratch: its weights were drawn anew.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    before, source = _source_card(place), str(told["model"])
+    data = ModelCardData(
+        base_model=None if scratch else source if on_hub else before.get("base_model"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["hyperclone"],
+        ignore_metadata_errors=True,
+        **{key: before[key] for key in _CARRIED if before.get(key)},
+    )
+    name = source.rsplit("/", 1)[-1]
+    figures = [
+        f"| {label} | {last[key]:.4f} |"
+        for key, label in (
+            ("eval_loss", "held-out loss, nats per token"),
+            ("bits_per_byte", "bits per byte of held-out text"),
+            ("loss", "training loss"),
+        )
+        if last.get(key) is not None
+    ]
+    settings = {key: value for key, value in told["curve"].items() if key not in ("config", "texts")}
+    lines = [
+        f"# {name}, trained from random weights" if scratch else f"# {name}, trained further",
+        "",
+        (f"The architecture of `{source}`, its weights drawn anew and " if scratch else f"`{source}`, ")
+        + f"trained on {tokens:,} tokens of {', '.join(f'`{one}`' for one in told['data'])} by hyperclone "
+        f"{__version__}. metrics.jsonl has its losses, training.json its settings.",
+        "",
+        *(["| | |", "|---|---:|", *figures, ""] if figures else []),
+        "| setting | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in settings.items() if value is not None),
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
+
+
+def ours(file: Path) -> bool:
+    """Whether a card was written by hyperclone, so that it may be written again; a missing one may be, too."""
+    return not file.is_file() or "hyperclone" in _source_card(file.parent).get("tags", [])
 
 
 def _source_card(place: Path) -> dict[str, Any]:

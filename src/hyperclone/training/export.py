@@ -1,6 +1,6 @@
 """The trained model as a plain Hugging Face directory: weights in the type that the model came in, its own config,
-tokenizer, licence and receipt. Files are written aside and moved into place one by one, the weights' index last but
-for config.json, without which nothing loads.
+tokenizer, licence, receipt, and a model card. Files are written aside and moved into place one by one, the weights'
+index last but for config.json, without which nothing loads.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from hyperclone import receipt
+from hyperclone import card, receipt
 from hyperclone.checkpoint import carried_files
 from hyperclone.training import checkpoints, names
 
 
-def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype) -> None:
+def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_card: str) -> None:
     """Write the model of a trainer; all processes take part.
 
     Args:
@@ -25,6 +25,7 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype) -> None:
         place: the directory that the model came from.
         output: the directory to write into.
         dtype: of the weights.
+        told_card: the model card.
 
     Raises:
         DestinationError: it cannot be written.
@@ -43,6 +44,8 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype) -> None:
             }
             model.save_pretrained(partial, state_dict=state)
             carry(place, partial, config=True)
+            if card.ours(output / "README.md"):
+                (partial / "README.md").write_text(told_card)
             for file in sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
                 os.replace(file, output / file.name) if file.is_file() else shutil.copytree(
                     file, output / file.name, dirs_exist_ok=True

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hyperclone import hub, receipt, stock
+from hyperclone import card, hub, receipt, stock
 from hyperclone.destination import check_place
 from hyperclone.errors import TrainingError
 from hyperclone.training import budget, flops, opening, packing, record, writing
@@ -145,7 +145,11 @@ def train(training: Training, *, watch: Any = None) -> Trained:
         made.train(resume_from_checkpoint=str(start) if start else None)  # of a finished run: loads it, and that is all
         done = made.state.global_step
         if done >= sizes.steps:
-            export.export(made, place, output, dtype)
+            about = card.trained(
+                place, settings, made.last, tokens=done * sizes.batch, on_hub=not os.path.exists(training.model),
+                scratch=training.from_scratch,
+            )  # fmt: skip
+            export.export(made, place, output, dtype, told_card=about)
     return Trained(output, done, done * sizes.batch, made.last, signals.signal if done < sizes.steps else None)
 
 

@@ -4,16 +4,14 @@ measured.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import TrainerCallback
 
 from hyperclone import evaluation, evaluation_data
 from hyperclone.errors import TrainingError
+from hyperclone.training import draws
 
 
 class Tasks(TrainerCallback):  # type: ignore[misc]
@@ -23,15 +21,12 @@ class Tasks(TrainerCallback):  # type: ignore[misc]
         self._trainer, self._chosen, self._tokenizer = trainer, chosen, tokenizer
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        # Random numbers and the model's mode are left as they were: measuring must not change the run.
-        drawn, training = (random.getstate(), np.random.get_state(), torch.get_rng_state()), model.training
+        training = model.training
         try:
-            answers = self._chosen.run(model.eval(), self._tokenizer, batch_size=args.per_device_eval_batch_size)
+            with draws.untouched():
+                answers = self._chosen.run(model.eval(), self._tokenizer, batch_size=args.per_device_eval_batch_size)
         finally:
             model.train(training)
-            random.setstate(drawn[0])
-            np.random.set_state(drawn[1])
-            torch.set_rng_state(drawn[2])
         self._trainer.note("tasks", {"tasks": {name: found.metrics for name, found in answers.items()}})
         self._trainer.clock.skip()
 

@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hyperclone import evaluation
 from hyperclone.errors import TrainingError
-from hyperclone.training import arguments, checkpoints, export, packing, tasks
+from hyperclone.training import arguments, checkpoints, draws, export, packing, tasks
 from hyperclone.training.budget import Budget
 from hyperclone.training.corpus import Corpus
 from hyperclone.training.groups import param_groups
@@ -136,6 +136,11 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def evaluate(self, *args: Any, **values: Any) -> Any:
+        """The held-out loss; it leaves random numbers as they were."""
+        with draws.untouched():
+            return super().evaluate(*args, **values)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs with tokens, speed, MFU and bits per byte; a line of metrics.jsonl.
