@@ -8,6 +8,7 @@ axes, from which the page shows values under the pointer.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Axes:
     labels: list[tuple[float, float, str, str]] = field(default_factory=list)
 
     def line(self, label: str, colour: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
-        """A line that is named at its end."""
+        """A line that is named beside its end."""
         self.plot.plot(x, y, color=colour, **{"linewidth": 1.6, **style})
         self.series.append(Series(label, colour, list(x), list(y)))
         self.labels.append((x[-1], y[-1], label, colour))
@@ -95,8 +96,9 @@ class Canvas:
 
         for axis, scale in ((plot.xaxis, plot.get_xscale()), (plot.yaxis, plot.get_yscale())):
             low, high = sorted(axis.get_view_interval())
-            if scale == "linear" and high >= 10_000:
+            if high >= 10_000:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+                axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
             elif scale == "log" and low >= 0.5 and high < 10_000:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
@@ -109,22 +111,24 @@ class Canvas:
             return
         self.figure.draw_without_rendering()
         box = plot.get_window_extent()
-        placed = sorted(
-            ((float(plot.transData.transform((at, value))[1]), text, colour) for at, value, text, colour in axes.labels)
-        )
-        gap, last = 12 * self.figure.dpi / 72, -1e9
-        heights = []
-        for place, _, _ in placed:
-            last = max(min(max(place, box.y0), box.y1), last + gap)
-            heights.append(last)
-        if (over := last - box.y1) > 0:
-            heights = [height - over for height in heights]
-        for height, (_, text, colour) in zip(heights, placed, strict=True):
-            share = (height - box.y0) / box.height
-            plot.annotate(
-                text, (1, share), (6, 0), xycoords="axes fraction", textcoords="offset points", color=colour,
-                fontsize=9, va="center", annotation_clip=False,
-            )  # fmt: skip
+        gap = 12 * self.figure.dpi / 72
+        columns: list[list[tuple[float, float, str, str]]] = []  # names beside each other's ends, from left to right
+        for at, value, text, colour in sorted(axes.labels):
+            across, up = (float(one) for one in plot.transData.transform((at, value)))
+            if across > box.x0 + 0.85 * box.width:
+                across = box.x1
+            if not columns or across - columns[-1][0][0] > 5 * gap:
+                columns.append([])
+            columns[-1].append((across, up, text, colour))
+        for column in columns:
+            column.sort(key=lambda one: one[1])
+            heights = _apart([one[1] for one in column], box.y0, box.y1, gap)
+            across = (max(one[0] for one in column) - box.x0) / box.width
+            for height, (_, _, text, colour) in zip(heights, column, strict=True):
+                plot.annotate(
+                    text, (across, (height - box.y0) / box.height), (6, 0), xycoords="axes fraction",
+                    textcoords="offset points", color=colour, fontsize=9, va="center", annotation_clip=False,
+                )  # fmt: skip
 
     def svg(self) -> str:
         """The figure as SVG for the page: colours as variables, names of parts its own."""
@@ -181,11 +185,23 @@ _STYLE = {
 
 def human(count: float) -> str:
     """A count in a few characters: 4M, 250k, 1.5T."""
-    for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    for unit, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= unit:
             return f"{count / unit:.3g}{letter}"
     return f"{count:.3g}"
 
 
+def _apart(heights: Sequence[float], low: float, high: float, gap: float) -> list[float]:
+    """Ascending heights moved as little as upwards and then downwards allows, until they are `gap` apart."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(min(max(height, low), high), moved[-1] + gap if moved else low))
+    limit = high
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], limit)
+        limit = moved[i] - gap
+    return moved
+
+
 def _short(values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else float(f"{value:.6g}") for value in values]
+    return [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in values]

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any
 
-from hyperclone.report import figures, sentence
-from hyperclone.report.canvas import Canvas
+from hyperclone.report import figures, sentence, series
+from hyperclone.report.canvas import Canvas, human
 from hyperclone.report.reading import Results
 
 _COLUMNS = (
@@ -37,7 +37,11 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
         f"<section class=answer><p class=number>{_text(number)}</p><div>"
         + "".join(f"<p>{_text(one)}</p>" for one in said)
         + "</div></section>",
-        f"<p class=note>{_text(study['note'])}</p>" if study.get("note") else "",
+        *(
+            f"<p class=note>{_text(' '.join(part.split()))}</p>"
+            for part in (study.get("note") or "").split("\n\n")
+            if part.strip()
+        ),
         f"<section><h2>Arms</h2>{arms(results)}</section>",
         _switch(costs) if costs else "",
         *(_figure(canvas) for canvas in drawn if canvas not in costs),
@@ -58,27 +62,26 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
 
 def arms(results: Results) -> str:
     """The table of arms."""
-    head = ["arm", "parameters", "tokens", "learning rate", "seeds", "final loss", "less the control's",
-            "at equal tokens", "forgetting"]  # fmt: skip
     rows = []
     for name, arm in results.arms.items():
         curves, told = results.curves.get(name, []), results.speedups.get(name, [])
         rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
-        mark = f'<i style="background:{figures.colour(results, name)}"></i>'
-        cells = [
-            f"{mark}<b>{_text(name)}</b><br><span>{_text(arm['label'])}</span>",
-            "" if not arm.get("parameters") else f"{arm['parameters'] / 1e6:.2f}M",
-            "" if not curves else f"{curves[0].tokens[-1] / 1e6:.3g}M",
-            "" if rate is None else f"{rate:g}" + ("" if arm.get("tuned") else " <span>(given)</span>"),
-            str(len(curves)),
-            _range([curve.loss[-1] for curve in curves], ".4f"),
-            "control" if name == results.control else _range([row["difference_to_target"] for row in told], "+.4f"),
-            "" if name == results.control else _range([row["difference_at_equal_tokens"] for row in told], "+.4f"),
-            _range([row["forgetting"] for row in told], ".4f"),
-            *("" if name == results.control else _factor([row[key] for row in told]) for _, key in _COLUMNS),
-        ]  # fmt: skip
-        rows.append(cells)
-    return _table([*head, *(title for title, _ in _COLUMNS)], rows, raw=True)
+        other = name != results.control
+        mark = f'<i style="background:{series.colour(results, name)}"></i>'
+        rows.append({
+            "arm": f"{mark}<b>{_text(name)}</b><br><span>{_text(arm['label'])}</span>",
+            **{title: _factor([row[key] for row in told]) if other else "" for title, key in _COLUMNS},
+            "final loss": _range([curve.loss[-1] for curve in curves], ".3f"),
+            "less the control's": _range([row["difference_to_target"] for row in told], "+.3f") if other else "control",
+            "at equal tokens": _range([row["difference_at_equal_tokens"] for row in told], "+.3f") if other else "",
+            "forgetting": _range([row["forgetting"] for row in told], ".3f"),
+            "parameters": human(arm["parameters"]) if arm.get("parameters") else "",
+            "tokens": human(curves[0].tokens[-1]) if curves else "",
+            "learning rate": "" if rate is None else _text(rate) + ("" if arm.get("tuned") else "<br><span>given</span>"),
+            "seeds": str(len(curves)),
+        })  # fmt: skip
+    head = [title for title in (rows[0] if rows else {}) if any(row[title] not in ("", "control") for row in rows)]
+    return _table(head, [[row[title] for title in head] for row in rows], raw=True)
 
 
 def _range(values: Iterable[float | None], form: str) -> str:
@@ -101,15 +104,17 @@ def _factor(values: Sequence[float | None]) -> str:
 
 
 def _switch(costs: Sequence[Canvas]) -> str:
-    """The loss figure, against tokens, FLOPs or seconds."""
+    """The loss figure, against tokens, FLOPs or seconds, on a linear axis or a logarithmic one."""
+    first = costs[0].name
     choices = "".join(
-        f'<label><input type=radio name=cost value="{canvas.name}"{" checked" if canvas is costs[0] else ""}>'
-        f"{_text(dict(figures.COSTS)[canvas.name.removeprefix('loss-')])}</label>"
-        for canvas in costs
+        f'<label><input type=radio name=cost value="loss-{name}"{" checked" if f"loss-{name}" == first else ""}>'
+        f"{_text(title)}</label>"
+        for name, title in figures.COSTS
     )
-    shown = "".join(_figure(canvas, hidden=canvas is not costs[0]) for canvas in costs)
+    shown = "".join(_figure(canvas, hidden=canvas.name != first) for canvas in costs)
     return (
-        f"<section class=switched><div class=choices role=radiogroup aria-label=cost>{choices}</div>{shown}</section>"
+        f"<section class=switched><div class=choices role=group aria-label=axis>{choices}"
+        f"<label><input type=checkbox id=log>log axis</label></div>{shown}</section>"
     )
 
 
@@ -128,8 +133,9 @@ def _configuration(results: Results) -> str:
     machine = study.get("hardware", {})
     where = ", ".join(
         str(part)
-        for part in (machine.get("gpu") or machine.get("cpu"), f"{machine.get('cores')} cores",
-                     f"{machine.get('threads')} threads a run") if part
+        for part in (machine.get("gpu") or machine.get("cpu"), _count(machine.get("cores"), "core"),
+                     _count(machine.get("threads"), "thread") and _count(machine.get("threads"), "thread") + " a run")
+        if part
     )  # fmt: skip
     told = [
         f"<p>{_text(where)}; "
@@ -140,9 +146,6 @@ def _configuration(results: Results) -> str:
     if failed:
         rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
         told.append("<h3>Runs that failed</h3>" + _table(["arm", "seed", "error"], rows))
-    waiting = [run for run in study.get("runs", []) if run["status"] not in ("finished", "failed")]
-    if waiting:
-        told.append(f"<p>{len(waiting)} of {len(study['runs'])} runs are not finished.</p>")
     told.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
     if study.get("tune"):
         told.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))
@@ -152,6 +155,10 @@ def _configuration(results: Results) -> str:
         known = {key: value for key, value in arm.items() if value not in (None, {}, [])}
         told.append(f"<details><summary>arm {_text(name)}</summary>{_settings(known)}</details>")
     return "".join(told)
+
+
+def _count(number: int | None, what: str) -> str:
+    return "" if number is None else f"{number} {what}" + ("" if number == 1 else "s")
 
 
 def _settings(told: dict[str, Any]) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
+
+_EVALUATED = ("step", "tokens", "flops", "seconds", "loss", "bits_per_byte")
+_COMPARED = (
+    "speedup_tokens", "speedup_flops", "speedup_seconds", "charged_flops", "charged_seconds",
+    "difference_at_equal_tokens", "difference_to_target", "forgetting",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Results:
         curves: finished runs by arm.
         speedups: rows of speedup.csv by arm; None where a field is empty.
         tuning: (learning rate, loss) by arm.
-        anatomy: rows of anatomy.csv.
+        anatomy: rows of anatomy.csv; None where a field is empty.
         spectra: spectra.json.
     """
 
@@ -65,6 +71,19 @@ class Results:
         chosen: str | None = self.study.get("headline") or next(iter(clones), None)
         return chosen
 
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks that some run was evaluated on."""
+        return sorted(
+            {
+                name
+                for curves in self.curves.values()
+                for curve in curves
+                for name, found in curve.tasks.items()
+                if any(value is not None for value in found)
+            }
+        )
+
 
 def read(runs: Path) -> Results:
     """Results of a study, also of one that is still running.
@@ -75,41 +94,82 @@ def read(runs: Path) -> Results:
     if not (runs / "study.json").is_file():
         raise StudyError("no results of a study are here", file=runs, expected="study.json",
                          cure="hyperclone study STUDY.toml makes them, beside the file as STUDY.runs")  # fmt: skip
-    study = _json(runs / "study.json")
-    if not isinstance(study, dict) or not isinstance(study.get("arms"), dict):
-        raise StudyError("this is not a study's", file=runs / "study.json", field="arms")
+    study = _study(runs / "study.json")
     curves: dict[str, list[Curve]] = {}
-    rows = _rows(runs / "results.csv")
+    rows = _rows(runs / "results.csv", numbers=("seed", *_EVALUATED))
     for arm in study["arms"]:
         for seed in sorted({int(row["seed"]) for row in rows if row["arm"] == arm}):
             own = [row for row in rows if row["arm"] == arm and int(row["seed"]) == seed]
-            columns = {name: tuple(float(row[name]) for row in own)
-                       for name in ("step", "tokens", "flops", "seconds", "loss", "bits_per_byte")}  # fmt: skip
-            tasks = {name.removeprefix("task:"): tuple(_number(row[name]) for row in own)
+            columns = {name: tuple(row[name] for row in own) for name in _EVALUATED}
+            tasks = {name.removeprefix("task:"): tuple(row[name] for row in own)
                      for name in own[0] if name.startswith("task:")}  # fmt: skip
             curves.setdefault(arm, []).append(Curve(seed=seed, tasks=tasks, **columns))
     speedups: dict[str, list[dict[str, float | None]]] = {}
-    for row in _rows(runs / "speedup.csv"):
-        told = {name: _number(value) for name, value in row.items() if name != "arm"}
-        speedups.setdefault(row["arm"], []).append(told)
+    for row in _rows(runs / "speedup.csv", optional=_COMPARED):
+        speedups.setdefault(row["arm"], []).append({name: row[name] for name in _COMPARED})
     tuning: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(runs / "tuning.csv"):
-        tuning.setdefault(row["arm"], []).append((float(row["lr"]), float(row["loss"])))
+    for row in _rows(runs / "tuning.csv", numbers=("lr", "loss")):
+        tuning.setdefault(row["arm"], []).append((row["lr"], row["loss"]))
+    anatomy = _rows(runs / "anatomy.csv", numbers=("tokens",), optional=("cosine", "layer"))
     spectra = _json(runs / "spectra.json") if (runs / "spectra.json").is_file() else []
-    return Results(study, curves, speedups, tuning, _rows(runs / "anatomy.csv"), spectra)
+    if not isinstance(spectra, list) or not all(
+        isinstance(one, dict) and {"arm", "seed", "tokens", "layer", "name", "values"} <= {*one} for one in spectra
+    ):
+        raise StudyError("this file is not a study's", file=runs / "spectra.json")
+
+    def own_arms(by_arm: dict[str, Any]) -> dict[str, Any]:  # an older study's rows may name arms that are no more
+        return {arm: by_arm[arm] for arm in study["arms"] if arm in by_arm}
+
+    return Results(
+        study, curves, own_arms(speedups), own_arms(tuning),
+        [row for row in anatomy if row["arm"] in study["arms"]],
+        [one for one in spectra if one["arm"] in study["arms"]],
+    )  # fmt: skip
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
+def _study(file: Path) -> dict[str, Any]:
+    study = _json(file)
+    wanted: tuple[tuple[str, type], ...] = (("name", str), ("train", dict), ("arms", dict))
+    for field, kind in wanted:
+        if not isinstance(study, dict) or not isinstance(study.get(field), kind):
+            raise StudyError("this file is not a study's", file=file, field=field, expected=f"a {kind.__name__}")
+    for name, arm in study["arms"].items():
+        if not isinstance(arm, dict) or not {"kind", "label", "train"} <= {*arm}:
+            raise StudyError("this file is not a study's", file=file, field=f"arms.{name}",
+                             expected="kind, label and train")  # fmt: skip
+    return study  # type: ignore[no-any-return]
+
+
+def _rows(file: Path, *, numbers: Collection[str] = (), optional: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Rows of a table with a column `arm`; columns named here, and those of tasks, as numbers. No file: no rows."""
     if not file.is_file():
         return []
     try:
-        with file.open(newline="") as stream:
-            rows = list(csv.DictReader(stream, strict=True))
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            rows: list[dict[str, Any]] = list(reader)
+            columns = reader.fieldnames or []
     except (csv.Error, UnicodeDecodeError) as error:
         raise StudyError("this table is torn", file=file, found=error) from None
-    if any(None in row or None in row.values() for row in rows):
-        raise StudyError("this table is torn", file=file, found="rows of different lengths")
+    if absent := [name for name in ("arm", *numbers, *optional) if name not in columns]:
+        raise StudyError("this table is torn", file=file, found="no column " + ", ".join(absent))
+    for line, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise StudyError("this table is torn", file=file, found=f"line {line} has another length than the first")
+        for name in columns:
+            if name in numbers or name in optional or name.startswith("task:"):
+                row[name] = _number(file, line, name, row[name], needed=name in numbers)
     return rows
+
+
+def _number(file: Path, line: int, name: str, text: str, *, needed: bool) -> float | None:
+    if not text and not needed:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise StudyError("this table is torn", file=file, field=f"{name}, line {line}", found=repr(text),
+                         expected="a number") from None  # fmt: skip
 
 
 def _json(file: Path) -> Any:
@@ -117,7 +177,3 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise StudyError("this file is torn", file=file, found=error) from None
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None

@@ -13,7 +13,7 @@ from hyperclone.study.speedup import over_seeds
 def answer(results: Results) -> tuple[str, list[str]]:
     """(the number, sentences): the speed-up of the headline arm over the control, then what has to be said with it."""
     arm, control = results.headline, results.control
-    if control is None or arm is None or arm not in results.speedups:
+    if control is None or arm is None or arm not in results.speedups or arm not in results.curves:
         return "–", [missing(results)]
     rows = results.speedups[arm]
     plain = [row["speedup_tokens"] for row in rows]
@@ -51,19 +51,28 @@ def answer(results: Results) -> tuple[str, list[str]]:
                     f"After the start its held-out loss rises at most {most:.4f} nats above the source's.")  # fmt: skip
     if len(rows) == 1:
         said.append("One seed is a demonstration, not evidence.")
+    if now := standing(results):
+        said.append(now)
     return number, said
 
 
 def missing(results: Results) -> str:
     """Why there is no answer yet."""
-    waiting = [run for run in results.study.get("runs", []) if run["status"] != "finished"]
     if results.control is None:
         return "This study has no control arm, so there is no speed-up to state."
-    if waiting:
-        return (
-            f"{len(waiting)} of {len(results.study['runs'])} runs are not finished, and no speed-up can be stated yet."
-        )
+    if now := standing(results):
+        return f"{now} No speed-up can be stated yet."
     return "This study has no clone to compare with its control arm."
+
+
+def standing(results: Results) -> str:
+    """How many runs a report lacks; nothing if all are there."""
+    states = [run["status"] for run in results.study.get("runs", [])]
+    failed = states.count("failed")
+    waiting = len(states) - failed - states.count("finished")
+    told = [f"{count} of {len(states)} runs {'is' if count == 1 and verb == 'are' else verb} {rest}".rstrip()
+            for count, verb, rest in ((waiting, "are", "not finished"), (failed, "failed", "")) if count]  # fmt: skip
+    return "; ".join(told) + "." if told else ""
 
 
 def times(values: Sequence[float | None]) -> str:

@@ -6,7 +6,7 @@ const tip = document.getElementById("tip");
 function show(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  for (const [unit, letter] of [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
+  for (const [unit, letter] of [[1e21, "Z"], [1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]])
     if (size >= unit) return Number((value / (unit === 1e4 ? 1e3 : unit)).toPrecision(4)) + letter;
   return String(Number(value.toPrecision(5)));
 }
@@ -18,11 +18,10 @@ function values(axes, x, y) { // of each series: its value on the line at x, or 
   for (const one of axes.series) {
     const sorted = one.x.every((v, i) => i === 0 || v >= one.x[i - 1]) && one.x[0] < one.x[one.x.length - 1];
     if (sorted && x >= one.x[0] && x <= one.x[one.x.length - 1]) {
-      let i = one.x.findIndex(v => v >= x);
-      if (i > 0) {
-        const share = (x - one.x[i - 1]) / (one.x[i] - one.x[i - 1] || 1);
-        found.push([one, null, one.y[i - 1] + share * (one.y[i] - one.y[i - 1])]);
-      } else found.push([one, null, one.y[i]]);
+      const i = Math.max(1, one.x.findIndex(v => v >= x)), before = one.y[i - 1], after = one.y[i];
+      if (before === null || after === null) continue;
+      const share = (x - one.x[i - 1]) / (one.x[i] - one.x[i - 1] || 1);
+      found.push([one, null, before + share * (after - before)]);
     } else if (!sorted) {
       let best = null, least = .02;
       one.x.forEach((v, i) => {
@@ -88,9 +87,11 @@ for (const figure of document.querySelectorAll("figure")) {
     point(svg, sets, px, py, at.x, at.y);
   });
 }
-for (const choice of document.querySelectorAll("input[name=cost]"))
+for (const choice of document.querySelectorAll(".choices input"))
   choice.addEventListener("change", () => {
-    for (const figure of document.querySelectorAll(".switched figure")) figure.hidden = figure.id !== choice.value;
+    const cost = document.querySelector("input[name=cost]:checked").value;
+    const shown = document.getElementById("log").checked ? cost + "-log" : cost;
+    for (const figure of document.querySelectorAll(".switched figure")) figure.hidden = figure.id !== shown;
   });
 document.getElementById("theme").addEventListener("click", () => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;

@@ -1,0 +1,146 @@
+"""Figures of ends: accuracies of each task, speed-ups, arms of one group, clones by their source."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hyperclone.report.canvas import INK, Canvas
+from hyperclone.report.reading import Results
+from hyperclone.report.series import colour
+
+_SOURCES = (
+    ("source quality", "tokens", "tokens that the source was trained on"),
+    ("source size", "parameters", "parameters of the source"),
+)
+
+
+def tasks(results: Results) -> Canvas:
+    """The last accuracy of each task."""
+    canvas = Canvas("tasks", "Final accuracy of each task", "Bars are means over seeds, points are seeds.")
+    axes = canvas.axes[0]
+    names, rows = results.tasks, []
+    width = 0.8 / max(1, len(results.curves))
+    for number, (arm, curves) in enumerate(results.curves.items()):
+        places = [i - 0.4 + width * (number + 0.5) for i in range(len(names))]
+        finals = [[v for curve in curves if (v := _last(curve.tasks.get(name, ()))) is not None] for name in names]
+        heights = [statistics.mean(values) if values else math.nan for values in finals]
+        axes.plot.bar(places, [0 if math.isnan(one) else one for one in heights], width * 0.9,
+                      color=colour(results, arm), alpha=0.55)  # fmt: skip
+        axes.points(arm, colour(results, arm), [x for x, values in zip(places, finals, strict=True) for _ in values],
+                    [v for values in finals for v in values], markersize=3)  # fmt: skip
+        rows += [[arm, name, f"{one:.4f}"] for name, one in zip(names, heights, strict=True) if not math.isnan(one)]
+        if told := [one for one in heights if not math.isnan(one)]:
+            axes.labels.append((len(names) - 0.5, statistics.mean(told), arm, colour(results, arm)))
+    axes.plot.set_xticks(range(len(names)), names)
+    axes.plot.set_xlim(-0.5, len(names) - 0.5)
+    axes.plot.grid(visible=False, axis="x")
+    canvas.label(axes, "", "accuracy")
+    canvas.table = (["arm", "task", "accuracy"], rows)
+    return canvas
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _dots(
+    canvas: Canvas, results: Results, arms: Sequence[str], values: Callable[[str], Sequence[float]], x: str,
+    *, without: Callable[[str], str] = lambda arm: "",
+) -> None:  # fmt: skip
+    """One row for each arm: seeds as points, the median as a stroke; words where there is no point."""
+    axes = canvas.axes[0]
+    rows: list[list[str]] = []
+    for place, arm in enumerate(reversed(arms)):
+        found = [value for value in values(arm) if math.isfinite(value)]
+        if found:
+            middle = statistics.median(found)
+            axes.plot.plot([middle, middle], [place - 0.3, place + 0.3], color=colour(results, arm), linewidth=2.5)
+            axes.points(arm, colour(results, arm), found, [place] * len(found), alpha=0.75)
+            rows = [[arm, f"{value:.5g}"] for value in found] + rows
+        if told := without(arm):
+            axes.plot.annotate(told, (1, place), (-4, 0), xycoords=("axes fraction", "data"), va="center", ha="right",
+                               textcoords="offset points", fontsize=9, color=colour(results, arm))  # fmt: skip
+            rows = [[arm, told], *rows]
+    axes.plot.set_yticks(range(len(arms)), list(reversed(arms)))
+    axes.plot.set_ylim(-0.6, len(arms) - 0.4)
+    canvas.label(axes, x, "")
+    canvas.table = (["arm", x], rows)
+
+
+def speedups(results: Results) -> Canvas:
+    """Speed-up in tokens of every arm."""
+    arms = [arm for arm in results.speedups if arm != results.control]
+
+    def without(arm: str) -> str:
+        found = [row["speedup_tokens"] for row in results.speedups[arm]]
+        never, at_start = sum(one is None for one in found), sum(one == math.inf for one in found)
+        told = [f"{words} in {count} of {len(found)} seeds" if count < len(found) else words
+                for words, count in (("not reached", never), ("at the start", at_start)) if count]  # fmt: skip
+        return ", ".join(told)
+
+    canvas = Canvas(
+        "speedup", "Speed-up in tokens",
+        "Tokens of the control arm's whole training over those that an arm needs to the same held-out loss. "
+        "Points are seeds, strokes the medians of those that have a point: an arm that never gets there, or starts "
+        "there, has none.",
+        height=1.2 + 0.34 * len(arms),
+    )  # fmt: skip
+    _dots(canvas, results, arms,
+          lambda arm: [math.nan if (one := row["speedup_tokens"]) is None else one for row in results.speedups[arm]],
+          "speed-up in tokens", without=without)  # fmt: skip
+    canvas.axes[0].plot.axvline(1, color=INK, linewidth=1)
+    return canvas
+
+
+def _groups_of(arm: Any) -> list[str]:
+    told = arm.get("group") or []
+    return [told] if isinstance(told, str) else list(told)
+
+
+def groups(results: Results) -> Iterator[Canvas]:
+    """Arms that a study compares with each other: expansions, noise, factors, ..."""
+    found: dict[str, list[str]] = {}
+    for name, arm in results.arms.items():
+        if name in results.curves:
+            for group in _groups_of(arm):
+                found.setdefault(group, []).append(name)
+    for number, (group, arms) in enumerate(found.items()):
+        if len(arms) < 2 or group in {name for name, _, _ in _SOURCES}:
+            continue
+        canvas = Canvas(f"group-{number}", f"Compared: {group}", "Final held-out loss; points are seeds, strokes medians.",
+                        height=1.2 + 0.34 * len(arms))  # fmt: skip
+        _dots(canvas, results, arms, lambda arm: [curve.loss[-1] for curve in results.curves[arm]],
+              "final held-out loss (nats per token)")  # fmt: skip
+        yield canvas
+
+
+def sources(results: Results) -> Iterator[Canvas]:
+    """Clones by what their source was: how long it was trained, how large it is."""
+    known = results.study.get("sources", {})
+    for group, field, label in _SOURCES:
+        found = []
+        for name, arm in results.arms.items():
+            place = (known.get(arm.get("source") or "") or {}).get(field)
+            if group in _groups_of(arm) and place and name in results.curves:
+                found.append((place, name))
+        if len(found) < 2:
+            continue
+        canvas = Canvas(group.replace(" ", "-"), f"Clones by {group}", f"Final held-out loss against {label}; points "
+                        "are seeds.")  # fmt: skip
+        axes = canvas.axes[0]
+        rows = []
+        for place, name in sorted(found):
+            losses = [curve.loss[-1] for curve in results.curves[name]]
+            axes.points(name, colour(results, name), [place] * len(losses), losses)
+            axes.labels.append((place, statistics.median(losses), name, colour(results, name)))
+            rows += [[name, f"{place:.5g}", f"{loss:.4f}"] for loss in losses]
+        axes.plot.set_xscale("log")
+        axes.plot.margins(x=0.15)
+        axes.plot.set_xticks(sorted({place for place, _ in found}))
+        axes.plot.minorticks_off()
+        canvas.label(axes, label, "final held-out loss (nats per token)")
+        canvas.table = (["arm", field, "loss"], rows)
+        yield canvas
