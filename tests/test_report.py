@@ -8,13 +8,16 @@ import math
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hyperclone.errors import DestinationError, StudyError
-from hyperclone.report import figures, reading, report, sentence
+from hyperclone.report import canvas, figures, page, reading, report, sentence
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -127,7 +130,8 @@ def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None
 def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
     names = [canvas.name for canvas in figures.every(reading.read(runs))]
     assert names == [
-        "loss-tokens", "loss-flops", "loss-seconds", "early", "accuracy", "tasks", "speedup", "group-0",
+        "loss-tokens", "loss-tokens-log", "loss-flops", "loss-flops-log", "loss-seconds", "loss-seconds-log", "early",
+        "accuracy", "tasks", "speedup", "group-0",
         "source-quality", "symmetry", "spectra", "tuning",
     ]  # fmt: skip
 
@@ -139,12 +143,12 @@ def test_the_same_results_give_the_same_bytes(runs: Path) -> None:
 
 def test_a_figure_shows_the_numbers_that_it_was_given(runs: Path) -> None:
     """Back from the dots on the page to the loss: the axes that hovering uses are those of the picture."""
-    canvas = next(one for one in figures.every(reading.read(runs)) if one.name == "loss-tokens")
-    axes = canvas.numbers()[0]
+    drawn = next(one for one in figures.every(reading.read(runs)) if one.name == "loss-tokens")
+    axes = drawn.numbers()[0]
     left, top, width, height = axes["box"]
     low, high, _ = axes["y"]
     series = next(one for one in axes["series"] if one["label"] == "clone")
-    path = re.findall(r'<path d="M ([\d.]+) ([\d.]+)[^"]*"[^>]*style="fill: none; stroke: #0072b2', canvas.svg())
+    path = re.findall(r'<path d="M ([\d.]+) ([\d.]+)[^"]*"[^>]*style="fill: none; stroke: var\(--c0\)', drawn.svg())
     assert path, "the clone's line is in the picture"
     x, y = float(path[0][0]), float(path[0][1])
     scale = axes["x"]
@@ -153,18 +157,18 @@ def test_a_figure_shows_the_numbers_that_it_was_given(runs: Path) -> None:
 
 
 def test_text_of_a_study_is_text(runs: Path) -> None:
-    page = report(runs, runs.parent / "r.html")[0].read_text()
-    assert "<script>alert(1)" not in page
-    assert "made &lt;up&gt;" in page
-    assert "<b>the law" not in page
+    text = report(runs, runs.parent / "r.html")[0].read_text()
+    assert "<script>alert(1)" not in text
+    assert "made &lt;up&gt;" in text
+    assert "<b>the law" not in text
 
 
 def test_nothing_is_loaded_from_elsewhere(runs: Path) -> None:
-    page = report(runs, runs.parent / "r.html")[0].read_text()
-    loaded = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'\s>)]+)', page)
+    text = report(runs, runs.parent / "r.html")[0].read_text()
+    loaded = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'\s>)]+)', text)
     assert [one for one in loaded if not one.startswith(("#", "data:,"))] == []
-    assert "@import" not in page
-    assert len(page) < 1_000_000
+    assert "@import" not in text
+    assert len(text) < 1_000_000
 
 
 def test_images_are_written_for_papers(runs: Path) -> None:
@@ -178,12 +182,73 @@ def test_images_are_written_for_papers(runs: Path) -> None:
 def test_what_is_no_study_and_what_is_torn_is_named(runs: Path) -> None:
     with pytest.raises(StudyError, match="no results"):
         report(runs.parent, runs.parent / "r.html")
-    (runs / "results.csv").write_text("arm,seed,step\nclone,1\n")
-    with pytest.raises(StudyError) as caught:
-        report(runs, runs.parent / "r.html")
-    assert caught.value.details["file"].endswith("results.csv")
     with pytest.raises(DestinationError):
         report(runs, runs.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("results.csv", "arm,seed,step\nclone,1\n", "no column"),
+        ("results.csv", "arm,seed,step,tokens,flops,seconds,loss,bits_per_byte\nclone,1,0,0\n", "line 2"),
+        ("results.csv", "arm,seed,step,tokens,flops,seconds,loss,bits_per_byte\nclone,1,0,0,0,0,3.,x\n", "'x'"),
+        ("tuning.csv", "arm,lr,loss\nclone,,3\n", "''"),
+        ("speedup.csv", 'arm,seed\n"clone', "unexpected end of data"),
+        ("study.json", "{", "Expecting"),
+        ("study.json", '{"name": "a", "train": {}, "arms": {"clone": {"kind": "clone"}}}', "kind, label and train"),
+        ("spectra.json", '[{"arm": "clone"}]', "spectra.json"),
+    ],
+)
+def test_a_torn_file_is_named_with_what_is_wrong(runs: Path, name: str, text: str, said: str) -> None:
+    (runs / name).write_text(text)
+    with pytest.raises(StudyError) as caught:
+        report(runs, runs.parent / "r.html")
+    assert caught.value.details["file"].endswith(name)
+    assert said in str(caught.value)
+
+
+def test_rows_of_arms_that_the_study_no_longer_has_are_left_out(runs: Path) -> None:
+    for name in ("results.csv", "speedup.csv", "tuning.csv", "anatomy.csv"):
+        (runs / name).write_text((runs / name).read_text().replace("plain", "gone"))
+    spectra = json.loads((runs / "spectra.json").read_text())
+    (runs / "spectra.json").write_text(json.dumps([{**one, "arm": "gone"} for one in spectra]))
+    assert "gone" not in report(runs, runs.parent / "r.html")[0].read_text()
+
+
+def test_runs_that_are_missing_are_counted_beside_the_answer(runs: Path) -> None:
+    told = json.loads((runs / "study.json").read_text())
+    told["runs"][0]["status"] = "interrupted"
+    (runs / "study.json").write_text(json.dumps(told))
+    number, said = answered(runs)
+    assert number == "5.00x"
+    assert "1 of 13 runs is not finished; 1 of 13 runs failed." in said
+
+
+def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
+    results = reading.read(runs)
+    rows = re.findall(r"<tr>(.*?)</tr>", page.arms(results))
+    head = re.findall(r"<th>(.*?)</th>", rows[0])
+    cells = dict(zip(head, re.findall(r"<td>(.*?)</td>", rows[1 + list(results.arms).index("plain")]), strict=True))
+    assert cells["speed-up, tokens"] == "2.00x<br><span>never to 2.20</span>"
+    assert cells["forgetting"] == "0.020<br><span>0.020 to 0.020</span>"
+    assert cells["learning rate"] == "0.002"
+    assert cells["parameters"] == "1M"
+
+
+def test_the_early_figure_shows_the_first_tenth(tmp_path: Path) -> None:
+    drawn = next(one for one in figures.every(reading.read(study(tmp_path / "r"))) if one.name == "early")
+    for one in drawn.numbers()[0]["series"]:
+        assert one["x"] == [1, 2, 4, 10], "at least four evaluations, else up to 4 of 40 steps"
+    assert "random" not in {one["label"] for one in drawn.numbers()[0]["series"]}
+
+
+@given(st.lists(st.floats(0, 200), max_size=12))
+def test_names_beside_lines_never_overlap(heights: list[float]) -> None:
+    moved = canvas._apart(sorted(heights), 0, 200, 12)
+    assert all(b - a >= 12 - 1e-9 for a, b in pairwise(moved))
+    assert all(height <= 200 for height in moved)
+    if all(b - a >= 12 for a, b in pairwise(sorted(heights))):
+        assert moved == sorted(heights)
 
 
 PROBE = """<script>
@@ -213,6 +278,8 @@ addEventListener("load", () => {
   }
   document.querySelector("input[value=loss-flops]").click();
   told.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
+  document.getElementById("log").click();
+  told.log = [...document.querySelectorAll(".switched figure")].filter(one => !one.hidden).map(one => one.id);
   document.getElementById("theme").click();
   told.other = rgb("backgroundColor");
   const out = document.createElement("pre");
@@ -225,13 +292,13 @@ addEventListener("load", () => {
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> None:
-    page = report(runs, tmp_path / "r.html")[0]
-    page.write_text(page.read_text().replace("<main>", PROBE + "<main>", 1))
+    file = report(runs, tmp_path / "r.html")[0]
+    file.write_text(file.read_text().replace("<main>", PROBE + "<main>", 1))
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=4000", "--dump-dom",
-        page.as_uri(),
+        file.as_uri(),
     ]  # fmt: skip
     dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)
@@ -251,4 +318,5 @@ def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> 
     ink = [int(part) for part in re.findall(r"\d+", told["figures"]["loss-tokens"]["ink"])[:3]]
     assert (sum(ink) < 3 * 80) == (not dark), "the figure's text follows the page"
     assert told["switched"] == [True, False]
+    assert told["log"] == ["loss-flops-log"]
     assert (sum(told["other"]) < 3 * 80) != dark

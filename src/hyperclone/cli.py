@@ -260,6 +260,7 @@ def study(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [one for each GPU, or one].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run and stop.")] = False,
 ) -> None:
     """Train arms x seeds on the same data in the same order, and compare them.
 
@@ -268,6 +269,9 @@ def study(
     from hyperclone import study as studies
     from hyperclone import study_display
 
+    if dry_run:
+        _console().print(study_display.outlook(studies.read(file)), highlight=False)
+        return
     with study_display.Show(_console(error=True)) as show:
         done = studies.run(file, output=output, jobs=jobs, threads=threads, watch=show)
     _console().print(study_display.table(done, done.speedups), highlight=False)

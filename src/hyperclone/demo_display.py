@@ -97,16 +97,15 @@ def closing(console: Console, show: Show, texts: list[tuple[str, str]], prompt: 
 
 
 def sentence(found: Speedup) -> str:
-    """What the speed-up of one seed says."""
+    """What one seed says of the clone."""
     speed, charged = found.speedup_tokens, found.charged_flops
+    said = f"Random weights end at a held-out loss of {found.target:.2f}. "
     if speed is None:
-        said = "The clone did not reach the loss that random weights end at."
-    elif math.isinf(speed):
-        said = "The clone starts below where random weights end: no finite speed-up can be stated at this length."
-    else:
-        said = f"The clone reaches the loss that random weights end at with {speed:.1f}x fewer tokens."
-    if charged is None:
-        return said
-    return f"{said}\nWith Seedling's own training charged: {charged:.2f}x in FLOPs" + (
-        ", so from nothing, and for this alone, random weights would have been cheaper." if charged < 1 else "."
-    )
+        return said + f"The clone does not come down to that; it ends at {found.final:.2f}."
+    if math.isinf(speed):
+        return (
+            said + f"The clone starts at {found.start:.2f}, already below, and ends at {found.final:.2f}.\n"
+            "This leaves Seedling's own training out; docs/findings.md says what growing saves with it and without."
+        )
+    said += f"The clone is there with {speed:.1f}x fewer tokens, and ends at {found.final:.2f}."
+    return said if charged is None else f"{said} With Seedling's own training charged: {charged:.2f}x in FLOPs."

@@ -14,10 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hyperclone import counts
+from hyperclone.counts import human_count
+from hyperclone.growth import Growth
+from hyperclone.options import flags
 from hyperclone.study import Progress as State
-from hyperclone.study import Run
+from hyperclone.study import Run, Study
 from hyperclone.study.speedup import Speedup, over_seeds
 from hyperclone.training import metrics, record
+from hyperclone.training.request import Training
 
 
 class Show:
@@ -88,14 +93,44 @@ def ended(run: Run) -> str:
     return f"{run.arm.name}, seed {run.seed}{came}"
 
 
+def outlook(study: Study) -> Table:
+    """What a study would run: its arms, and how many tokens they take in all."""
+    made = Table(title=study.name, caption=f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}")
+    made.add_column("arm")
+    made.add_column("starts from")
+    for column in ("tokens", "learning rate", "runs", "tokens in all"):
+        made.add_column(column, justify="right")
+    whole = 0
+    for source in study.sources.values():
+        if source.train is not None:
+            tokens = counts.parse(source.train["tokens"], "tokens")
+            whole += tokens
+            rate = f"{source.train.get('lr', Training.lr):g}"
+            made.add_row(f"source {source.name}", "random weights", human_count(tokens), rate, "1", human_count(tokens))
+    for arm in study.arms.values():
+        tokens, runs = counts.parse(arm.train["tokens"], "tokens"), len(study.seeds)
+        total = tokens * runs
+        rate = f"as {arm.like}" if arm.like else f"{arm.train.get('lr', Training.lr):g}"
+        if arm.tuning is not None:
+            tried = arm.tuning.lr
+            total += len(tried) * counts.parse({**arm.train, **arm.tuning.train}["tokens"], "tokens")
+            rate, runs = "one of " + ", ".join(f"{one:g}" for one in tried), runs + len(tried)
+        whole += total
+        origin = arm.model or (arm.source.name if arm.source else "")
+        how = f"{origin} {flags(Growth(**arm.growth))}" if arm.growth else origin
+        start = f"random weights ({how})" if arm.kind == "random" else how
+        made.add_row(arm.label, start, human_count(tokens), rate, str(runs), human_count(total))
+    made.add_section()
+    made.add_row("in all", "", "", "", "", human_count(whole))
+    return made
+
+
 def table(state: State, found: Sequence[tuple[Run, Speedup]]) -> Table:
     """Arms with their median over seeds (lowest to highest)."""
-    made = Table(title=state.study.name)
+    made = Table(title=state.study.name, caption="median over seeds, lowest - highest; speed-ups as in docs/study.md")
     made.add_column("arm")
     control = state.study.control
-    for column in (
-        "lr", "seeds", "held-out loss", "less control", "forgetting", "speed-up, tokens", "FLOPs", "with source's",
-    ):  # fmt: skip
+    for column in ("lr", "loss", "less\ncontrol", "forgets", "faster:\ntokens", "\nFLOPs", "with\nsource"):
         made.add_column(column, justify="right")
     for arm in state.study.arms.values():
         ours = [one for run, one in found if run.arm is arm]
@@ -105,7 +140,7 @@ def table(state: State, found: Sequence[tuple[Run, Speedup]]) -> Table:
         known = [one.difference_to_target for one in ours]
         forgot = [one.forgetting for one in ours if one.forgetting is not None]
         made.add_row(
-            arm.label, "" if rate is None else f"{rate:g}", str(len(ours)),
+            arm.name, "" if rate is None else f"{rate:g}",
             f"{statistics.median(one.final for one in ours):.4f}",
             "control" if arm.name == control else f"{statistics.median(known):+.4f}",
             f"{max(forgot):.4f}" if forgot else "",
@@ -123,4 +158,4 @@ def times(values: Sequence[float | None]) -> str:
     if not high:
         return "not reached"
     shown = [("at once" if one == float("inf") else f"{one:.2f}x" if one else "not") for one in (median, low, high)]
-    return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]} to {shown[2]})"
+    return shown[0] if shown[1] == shown[2] else f"{shown[0]}\n{shown[1]} - {shown[2]}"

@@ -1,8 +1,8 @@
 """Drawing once, for page and paper: matplotlib figures whose SVG takes its colours from the page.
 
-Ink and grid are drawn in two colours that nothing else has; in the page these become CSS variables, so that the same
-figure is dark on light and light on dark. What is drawn through `Canvas` is also kept as numbers with the place of its
-axes, from which the page shows values under the pointer.
+Ink and grid are drawn in two colours that nothing else has; in the page these and the arms' colours become CSS
+variables, so that the same figure is dark on light and light on dark. What is drawn through `Canvas` is also kept as
+numbers with the place of its axes, from which the page shows values under the pointer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ INK, GRID = "#010203", "#040506"  # sentinels
 _LIGHT = {INK: "#1f2328", GRID: "#d0d7de"}
 # Okabe and Ito's colours for the colour-blind, without the two that are too pale or too dark on one of the pages.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#66A61E", "#E7298A")
+# What a colour is called in the page, whose style says what it is on light and on dark.
+_PAGE = {INK: "var(--ink)", GRID: "var(--grid)", **{one: f"var(--c{i})" for i, one in enumerate(COLOURS)}}
 
 
 @dataclass
@@ -139,7 +141,8 @@ class Canvas:
             self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = stream.getvalue()
         text = text[text.index("<svg") :]
-        text = text.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+        for drawn, shown in _PAGE.items():
+            text = text.replace(drawn.lower(), shown)
         text = re.sub(r'\bid="', f'id="{self.name}-', text)
         text = re.sub(r'(url\(#|href="#)', rf"\1{self.name}-", text)
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -155,7 +158,7 @@ class Canvas:
                 "box": [box.x0 * size[0], (1 - box.y1) * size[1], box.width * size[0], box.height * size[1]],
                 "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
                 "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
-                "series": [{"label": one.label, "colour": one.colour, "x": _short(one.x), "y": _short(one.y)}
+                "series": [{"label": one.label, "colour": on_page(one.colour), "x": _short(one.x), "y": _short(one.y)}
                            for one in axes.series],
             })  # fmt: skip
         return told
@@ -163,7 +166,9 @@ class Canvas:
     def save(self, directory: Path) -> list[Path]:
         """PNG and SVG for a paper, dark on white."""
         files = []
-        text = self.svg().replace("var(--ink)", _LIGHT[INK]).replace("var(--grid)", _LIGHT[GRID])
+        text = self.svg()
+        for drawn, shown in _PAGE.items():
+            text = text.replace(shown, _LIGHT.get(drawn, drawn))
         (directory / f"{self.name}.svg").write_text(text)
         files.append(directory / f"{self.name}.svg")
         for part in self.figure.findobj():
@@ -181,6 +186,11 @@ _STYLE = {
     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
     "figure.facecolor": "none",
 }  # fmt: skip
+
+
+def on_page(colour: str) -> str:
+    """A colour as the page's style knows it."""
+    return _PAGE.get(colour, colour)
 
 
 def human(count: float) -> str:

@@ -110,7 +110,8 @@ def groups(results: Results) -> Iterator[Canvas]:
     for number, (group, arms) in enumerate(found.items()):
         if len(arms) < 2 or group in {name for name, _, _ in _SOURCES}:
             continue
-        canvas = Canvas(f"group-{number}", f"Compared: {group}", "Final held-out loss; points are seeds, strokes medians.",
+        canvas = Canvas(f"group-{number}", f"Compared: {group}",
+                        "Final held-out loss; points are seeds, strokes medians.",
                         height=1.2 + 0.34 * len(arms))  # fmt: skip
         _dots(canvas, results, arms, lambda arm: [curve.loss[-1] for curve in results.curves[arm]],
               "final held-out loss (nats per token)")  # fmt: skip
@@ -138,7 +139,7 @@ def sources(results: Results) -> Iterator[Canvas]:
             axes.labels.append((place, statistics.median(losses), name, colour(results, name)))
             rows += [[name, f"{place:.5g}", f"{loss:.4f}"] for loss in losses]
         axes.plot.set_xscale("log")
-        axes.plot.margins(x=0.15)
+        axes.plot.margins(x=0.25)
         axes.plot.set_xticks(sorted({place for place, _ in found}))
         axes.plot.minorticks_off()
         canvas.label(axes, label, "final held-out loss (nats per token)")

@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from hyperclone.report import figures, sentence, series
-from hyperclone.report.canvas import Canvas, human
+from hyperclone.report.canvas import Canvas, human, on_page
 from hyperclone.report.reading import Results
 
 _COLUMNS = (
@@ -66,8 +66,8 @@ def arms(results: Results) -> str:
     for name, arm in results.arms.items():
         curves, told = results.curves.get(name, []), results.speedups.get(name, [])
         rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
-        other = name != results.control
-        mark = f'<i style="background:{series.colour(results, name)}"></i>'
+        other, given = name != results.control, "<br><span>given</span>"
+        mark = f'<i style="background:{on_page(series.colour(results, name))}"></i>'
         rows.append({
             "arm": f"{mark}<b>{_text(name)}</b><br><span>{_text(arm['label'])}</span>",
             **{title: _factor([row[key] for row in told]) if other else "" for title, key in _COLUMNS},
@@ -77,7 +77,7 @@ def arms(results: Results) -> str:
             "forgetting": _range([row["forgetting"] for row in told], ".3f"),
             "parameters": human(arm["parameters"]) if arm.get("parameters") else "",
             "tokens": human(curves[0].tokens[-1]) if curves else "",
-            "learning rate": "" if rate is None else _text(rate) + ("" if arm.get("tuned") else "<br><span>given</span>"),
+            "learning rate": "" if rate is None else _text(rate) + ("" if arm.get("tuned") else given),
             "seeds": str(len(curves)),
         })  # fmt: skip
     head = [title for title in (rows[0] if rows else {}) if any(row[title] not in ("", "control") for row in rows)]
@@ -100,6 +100,7 @@ def _factor(values: Sequence[float | None]) -> str:
         return "not reached" if values else ""
     told = sentence.spread(values)
     middle, _, rest = told.partition(" (")
+    rest = rest.replace("not reached", "never").replace("at the start", "start").replace("x", "")
     return _text(middle) + (f"<br><span>{_text(rest.rstrip(')'))}</span>" if rest else "")
 
 
@@ -134,7 +135,7 @@ def _configuration(results: Results) -> str:
     where = ", ".join(
         str(part)
         for part in (machine.get("gpu") or machine.get("cpu"), _count(machine.get("cores"), "core"),
-                     _count(machine.get("threads"), "thread") and _count(machine.get("threads"), "thread") + " a run")
+                     _count(machine.get("threads"), "thread", " a run"))
         if part
     )  # fmt: skip
     told = [
@@ -157,8 +158,8 @@ def _configuration(results: Results) -> str:
     return "".join(told)
 
 
-def _count(number: int | None, what: str) -> str:
-    return "" if number is None else f"{number} {what}" + ("" if number == 1 else "s")
+def _count(number: int | None, what: str, rest: str = "") -> str:
+    return "" if number is None else f"{number} {what}" + ("" if number == 1 else "s") + rest
 
 
 def _settings(told: dict[str, Any]) -> str:
