@@ -69,3 +69,11 @@ def test_what_is_above_the_top_is_cut_off_and_the_rest_keeps_its_place() -> None
     assert rows[0].startswith("4.00")
     assert "high" in "\n".join(rows)
     assert "low" in "\n".join(rows)
+
+
+def test_small_differences_do_not_fill_a_frame_that_has_a_least_height() -> None:
+    rows = drawn([Line("a", "red", [0, 11], [3.01, 3.00])], least=1.0)
+    top, bottom = float(rows[0].split()[0]), float(rows[-3].split()[0])
+    assert top - bottom == 1.0
+    found = dots(rows)
+    assert max(row for _, row in found) - min(row for _, row in found) <= 1  # a hundredth of 40 dots

@@ -95,7 +95,8 @@ def test_the_answer_is_the_median_with_its_range_and_what_it_leaves_out(runs: Pa
     number, said = answered(runs)
     assert number == "5.00x"
     assert "5.00x (4.00x to 6.00x) fewer tokens (3 seeds)" in said
-    assert "When the source's own training is charged as well, it is 1.00x" in said
+    assert "the final held-out loss of the control arm, “random weights”, with" in said
+    assert "With the source's own training charged as well, the speed-up in FLOPs is 1.00x." in said
     assert "0.0200 nats above the source's" in said
 
 
@@ -104,7 +105,13 @@ def test_the_answer_is_the_median_with_its_range_and_what_it_leaves_out(runs: Pa
     [
         ([None, None], "not reached", "does not reach"),
         ([math.inf, math.inf], "at the start", "nothing left to speed up"),
-        ([2.0, None], "1.00x", "In 1 of 2 seeds it never does"),
+        (
+            [2.0, None],
+            "1.00x",
+            "in 1 of 2 seeds, and never in 1. Its speed-up in tokens is 1.00x (not reached to 2.00x)",
+        ),
+        ([0.7, 0.8, 0.9], "0.80x", "needs more tokens than the control arm"),
+        ([math.inf, 5.0, 4.0], "5.00x", "5.00x (4.00x to at the start) fewer tokens"),
         ([2.0], "2.00x", "One seed is a demonstration"),
     ],
 )
@@ -230,9 +237,44 @@ def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
     head = re.findall(r"<th>(.*?)</th>", rows[0])
     cells = dict(zip(head, re.findall(r"<td>(.*?)</td>", rows[1 + list(results.arms).index("plain")]), strict=True))
     assert cells["speed-up, tokens"] == "2.00x<br><span>never to 2.20</span>"
-    assert cells["forgetting"] == "0.020<br><span>0.020 to 0.020</span>"
+    assert cells["forgetting"] == "0.020"
+    assert cells["at equal tokens"] == "-0.100"
     assert cells["learning rate"] == "0.002"
     assert cells["parameters"] == "1M"
+
+
+def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
+    text = (runs / "speedup.csv").read_text().splitlines()
+    rows = [line.split(",") for line in text]
+    at = rows[0].index("charged_flops")
+    (runs / "speedup.csv").write_text(
+        "\n".join(",".join([*row[:at], "0.5" if n else row[at], *row[at + 1 :]]) for n, row in enumerate(rows)) + "\n"
+    )
+    assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in answered(runs)[1]
+
+
+def test_names_of_arms_are_no_formulas(runs: Path) -> None:
+    for name in ("study.json", "results.csv", "speedup.csv", "tuning.csv", "anatomy.csv", "spectra.json"):
+        text = (runs / name).read_text()
+        text = re.sub(r"(?<=[\"\n])clone(?=[\",])", r"2$\\frac$x" if name.endswith("json") else r"2$\\frac$x", text)
+        (runs / name).write_text(text)
+    drawn = {one.name: one.svg() for one in figures.every(reading.read(runs))}
+    for name in ("loss-tokens", "speedup", "group-0"):
+        assert r"2$\frac$x</text>" in drawn[name]
+
+
+def test_a_fall_from_a_bad_start_does_not_flatten_the_early_figure(runs: Path) -> None:
+    lines = (runs / "results.csv").read_text().splitlines()
+    shift = {"0": 9.0, "1": 6.0, "2": 4.0}
+    rows = [line.split(",") for line in lines]
+    at = rows[0].index("loss")
+    for row in rows:
+        if row[0] == "plain" and row[2] in shift:
+            row[at] = str(float(row[at]) + shift[row[2]])
+    (runs / "results.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    drawn = next(one for one in figures.every(reading.read(runs)) if one.name == "early")
+    assert "leaves the figure" in drawn.caption
+    assert drawn.numbers()[0]["y"][0] > -2
 
 
 def test_the_early_figure_shows_the_first_tenth(tmp_path: Path) -> None:
@@ -271,11 +313,20 @@ addEventListener("load", () => {
       svg.dispatchEvent(new PointerEvent("pointermove", {clientX: at.x, clientY: at.y, bubbles: true}));
       if (!tip.hidden) seen = tip.textContent;
     }
+    svg.dispatchEvent(new PointerEvent("pointerleave"));
+    figure.querySelector(".plot").dispatchEvent(new PointerEvent("pointerleave"));
+    const left = tip.hidden;
+    figure.querySelector(".plot").dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowLeft"}));
+    const keyed = tip.hidden ? "" : tip.textContent;
+    figure.querySelector(".plot").dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
     const text = svg.querySelector("text");
-    told.figures[figure.id] = {width: box.width, height: box.height, tip: seen,
+    told.figures[figure.id] = {left, keyed, escaped: tip.hidden, width: box.width, height: box.height, tip: seen,
       ink: text ? getComputedStyle(text).fill : "", paths: svg.querySelectorAll("path").length};
     figure.hidden = hidden;
   }
+  const heads = [...document.querySelectorAll("#arms th")];
+  heads.find(one => one.textContent === "final loss").click();
+  told.sorted = [...document.querySelectorAll("#arms tbody b")].map(one => one.textContent);
   document.querySelector("input[value=loss-flops]").click();
   told.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
   document.getElementById("log").click();
@@ -313,6 +364,13 @@ def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> 
         assert figure["height"] > 60, name
         assert figure["paths"] > 3, name
         assert figure["tip"], f"no values are shown in {name}"
+        assert figure["left"], f"values stay after the pointer has left {name}"
+        assert figure["keyed"], f"no values are shown in {name} by the keyboard"
+        assert figure["escaped"], name
+    assert told["sorted"] == ["random", "source", "plain", "clone"]
+    assert told["figures"]["loss-tokens"]["keyed"].startswith("40k")
+    assert "plain3.3" in told["figures"]["loss-tokens"]["keyed"]
+    assert told["figures"]["tasks"]["keyed"].startswith("sciq")
     dark_page, dark_ink = sum(told["paper"]) < 3 * 80, sum(told["ink"]) < 3 * 80
     assert (dark_page, dark_ink) == (dark, not dark)
     ink = [int(part) for part in re.findall(r"\d+", told["figures"]["loss-tokens"]["ink"])[:3]]

@@ -241,6 +241,30 @@ def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "wider")
 
 
+def test_a_state_of_another_architecture_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    for name in ("llama-grouped-tied", "opt"):
+        trained(name, "adamw", tmp_path / name, steps=1)
+        hyperclone.grow(tmp_path / name, tmp_path / f"{name}-grown", NO_NOISE, state=tmp_path / name, proof="none")
+    wide = load(tmp_path / "llama-grouped-tied-grown")
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "opt-grown")
+
+
+@pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])
+def test_a_state_that_lacks_a_moment_is_refused_when_it_is_loaded(name: str, tmp_path: Path) -> None:
+    trained(name, "adamw", tmp_path / "source", steps=1)
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
+    file = tmp_path / "grown/training_state.safetensors"
+    moments = load_file(file)
+    first = next(key for key in moments if ".mlp." in key or ".experts." in key)
+    wide = load(tmp_path / "grown")
+    for gone in ([".exp_avg"], [".exp_avg_sq"], *([[".exp_avg", ".exp_avg_sq"]] if name == "mixtral" else [])):
+        left_out = {first.rpartition(".")[0] + kind for kind in gone}
+        save_file({key: value for key, value in moments.items() if key not in left_out}, file)
+        with pytest.raises(CheckpointError, match="a moment is missing"):
+            hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "grown")
+
+
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_distributed_checkpoint_gives_the_same_state(flat: bool, tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp

@@ -467,8 +467,77 @@ def test_early_evaluations_are_at_powers_of_two_and_change_nothing(source: Path,
     }
     assert steps == {"plain": [0, 6, 12], "early": [0, 1, 2, 4, 6, 12]}
     assert losses(tmp_path / "plain") == losses(tmp_path / "early")
-    before, after = weights(tmp_path / "plain"), weights(tmp_path / "early")
+    assert_same_weights(tmp_path / "plain", tmp_path / "early")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    before, after = weights(one), weights(other)
+    assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def stopped_after(step: int) -> Callable[[str, dict[str, Any]], None]:
+    def stop(kind: str, told: dict[str, Any]) -> None:
+        if kind == "step" and told["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
+
+
+@pytest.mark.parametrize("step", [3, 4])  # between two measurements; right at one
+def test_a_resumed_run_repeats_no_measurement(step: int, grown: Path, text: Path, tmp_path: Path) -> None:
+    asked = {"eval_early": True, "anatomy": True, "resume": True}
+    hyperclone.train(request(grown, text, tmp_path / "whole", **asked))
+    hyperclone.train(request(grown, text, tmp_path / "parts", **asked), watch=stopped_after(step))
+    hyperclone.train(request(grown, text, tmp_path / "parts", **asked))
+    whole, parts = (
+        [
+            {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_second")}
+            for line in metrics.read(tmp_path / name)
+        ]
+        for name in ("whole", "parts")
+    )
+    assert parts == whole
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_anatomy_while_training_is_that_of_the_directories_and_changes_nothing(
+    grown: Path, text: Path, tmp_path: Path
+) -> None:
+    for name, asked in (("plain", False), ("anatomy", True)):
+        hyperclone.train(request(grown, text, tmp_path / name, anatomy=asked))
+    assert losses(tmp_path / "plain") == losses(tmp_path / "anatomy")
+    assert_same_weights(tmp_path / "plain", tmp_path / "anatomy")
+    assert not [line for line in metrics.read(tmp_path / "plain") if "anatomy" in line]
+    lines = [line for line in metrics.read(tmp_path / "anatomy") if "anatomy" in line]
+    assert [line["step"] for line in lines] == [0, 6, STEPS]
+    for directory, line in ((grown, lines[0]), (tmp_path / "anatomy", lines[-1])):
+        expected = hyperclone.examine(directory, layers="all", spectra="all", activations=False)
+        of_layers = [t for t in expected.tensors if t.layer is not None]
+        told = dict(line["anatomy"])
+        for key, values in (
+            ("read", [t.input_symmetry for t in of_layers]),
+            ("write", [t.output_symmetry for t in of_layers]),
+            ("apart", [t.read and t.read.apart for t in of_layers]),
+            ("effective_rank", [t.effective_rank for t in of_layers]),
+        ):
+            assert told.pop(key) == pytest.approx(np.mean([v for v in values if v is not None]), rel=1e-6), key
+        assert told == {
+            f"read/{t.name}": pytest.approx(t.input_symmetry, rel=1e-6)
+            for t in of_layers
+            if t.input_symmetry is not None
+        }
+    assert lines[0]["anatomy"]["read"] != lines[-1]["anatomy"]["read"]
+    went_on = request(grown, text, tmp_path / "plain", anatomy=True, resume=True)  # it is no setting of the curve
+    assert hyperclone.train(went_on).step == STEPS
+
+
+def test_anatomy_of_a_model_that_was_not_grown_is_refused_before_anything_is_written(
+    source: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"no receipt(.|\n)*anatomy(.|\n)*leave --anatomy out"):
+        hyperclone.train(request(source, text, tmp_path / "out", anatomy=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_trained_directory_says_what_it_is_and_leaves_a_card_of_the_users_alone(
@@ -483,6 +552,26 @@ def test_a_trained_directory_says_what_it_is_and_leaves_a_card_of_the_users_alon
     assert "base_model: org/base" in card
     assert f"{STEPS * WINDOWS * SEQUENCE:,} tokens" in card
     assert str(tmp_path) not in card
+    last = [line for line in metrics.read(tmp_path / "out") if "eval_loss" in line][-1]
+    assert last["step"] == STEPS
+    assert f"| held-out loss, nats per token | {last['eval_loss']:.4f} |" in card
+    assert "| rule | source |" in card
+    (tmp_path / "out/README.md").write_text(card.replace("trained on", "was fed with"))  # as an older version would say
+    hyperclone.train(request(licensed, text, tmp_path / "out", resume=True))
+    assert (tmp_path / "out/README.md").read_text() == card
     (tmp_path / "out/README.md").write_text("# mine\n")
     hyperclone.train(request(licensed, text, tmp_path / "out", resume=True))
     assert (tmp_path / "out/README.md").read_text() == "# mine\n"
+
+
+def test_the_card_of_a_trained_clone_says_what_it_grew_from_and_by_which_rates(
+    grown: Path, text: Path, tmp_path: Path
+) -> None:
+    for name, asked, words in (
+        ("clone", {}, ["`grown`, grown from `source`", "| rule | law |"]),
+        ("random", {"from_scratch": True}, ["its weights drawn anew", "| rule | source |"]),
+    ):
+        hyperclone.train(request(grown, text, tmp_path / name, save_every=STEPS, **asked))
+        card = (tmp_path / name / "README.md").read_text()
+        assert all(word in card for word in words), card
+        assert ("grown from" in card) == (name == "clone")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from training_text import documents as made_up
 from training_text import jsonl
 
 from hyperclone.errors import DestinationError, TrainingError
-from hyperclone.training import budget, checkpoints, corpus, documents, flops, metrics, packing
+from hyperclone.training import budget, checkpoints, corpus, distributed, documents, export, flops, metrics, packing
 from hyperclone.training.corpus import Reading
 from hyperclone.training.request import Training
 from hyperclone.training.schedule import factor, warmup_steps
@@ -234,6 +235,23 @@ def test_a_failed_tokenisation_leaves_nothing(tokenizer: Any, tmp_path: Path) ->
         prepare(jsonl(tmp_path / "b.jsonl", ["", " "]), tokenizer, tmp_path / "c")
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_empty_files_hold_no_text_and_do_no_harm(suffix: str, tokenizer: Any, tmp_path: Path) -> None:
+    place = tmp_path / "data"
+    place.mkdir()
+    (place / f"a.{suffix}").touch()
+    with pytest.raises(TrainingError, match="there is no text in the data"):
+        prepare(place, tokenizer, tmp_path / "c")
+    jsonl(place / f"b.{suffix}", ["abc"])
+    assert len(read(place)) == 1
+
+
+def test_the_size_of_compressed_text_is_not_known_before_it_is_read(tmp_path: Path) -> None:
+    for name, known in (("a.jsonl", True), ("a.jsonl.gz", False), ("a.parquet", False)):
+        (tmp_path / name).write_bytes(b"12345")
+        assert documents.find(str(tmp_path / name))[0].nbytes == (5 if known else None)
+
+
 def test_windows_apart_know_their_documents(tokenizer: Any, tmp_path: Path) -> None:
     texts = ["abc", "defgh", "i", "jklmnopqrst"]
     _, stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
@@ -356,3 +374,35 @@ def test_metrics_of_a_resumed_run_are_cut_back_to_its_checkpoint(tmp_path: Path)
     line = second.add({"step": 4, "loss": 0.25})
     assert [entry["step"] for entry in metrics.read(tmp_path)] == [1, 2, 3, 4]
     assert line["seconds"] >= spent
+
+
+@pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])  # a tie; experts that are fused in memory
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sharded_checkpoint_becomes_what_transformers_saves(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = conftest.build(name)
+    with warnings.catch_warnings(action="ignore"):  # that there is no process group
+        dcp.save({"model": model.state_dict()}, checkpoint_id=tmp_path / "saved", no_dist=True)
+    model.to(dtype).save_pretrained(tmp_path / "stock")
+    saved = distributed.DistributedTensors(tmp_path / "saved")
+    with torch.device("meta"):
+        bare = type(model)(model.config)  # names are all that is asked of it
+    if model.config.tie_word_embeddings:
+        bare.tie_weights()
+    for place, size in (("one", "5GB"), ("many", "20KB")):
+        export.write_shards(bare, saved, tmp_path / place, dtype, file_size=size)
+        files = sorted((tmp_path / place).glob("*.safetensors"))
+        assert (len(files) > 1) == (place == "many") == (tmp_path / place / "model.safetensors.index.json").is_file()
+        found = {key: value for file in files for key, value in load_file(file).items()}
+        expected = load_file(tmp_path / "stock/model.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key].dtype == dtype
+            assert torch.equal(found[key], value), key
+        model.config.save_pretrained(tmp_path / place)
+        again, info = AutoModelForCausalLM.from_pretrained(tmp_path / place, output_loading_info=True)
+        assert not any(info.values())
+        assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())

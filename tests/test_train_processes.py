@@ -50,6 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             data=str(place / "text.jsonl"),
             output=str(place / "one"),
             cache=str(place / "cache"),
+            anatomy=True,
             **OPTIONS,
         )
     )
@@ -76,6 +77,7 @@ def run(place: Path, output: str, *more: str, processes: int) -> subprocess.Comp
         "--cache",
         str(place / "cache"),
         *options,
+        "--anatomy",
         *more,
     ]
     return subprocess.run(
@@ -84,16 +86,22 @@ def run(place: Path, output: str, *more: str, processes: int) -> subprocess.Comp
 
 
 def check_equal(place: Path, output: str) -> None:
-    """Losses of every step, gradients' norms, held-out losses and weights, to 1e-5."""
+    """Losses of every step, gradients' norms, held-out losses and weights, to 1e-5; the copies' symmetry as well."""
     for figure in ("loss", "grad_norm", "eval_loss"):
         one, other = (
             [line[figure] for line in metrics.read(place / name) if figure in line] for name in ("one", output)
         )
         assert other == pytest.approx(one, abs=1e-5), figure
+    one, other = ([line for line in metrics.read(place / name) if "anatomy" in line] for name in ("one", output))
+    assert [line["step"] for line in other] == [line["step"] for line in one] == [0, 5, STEPS]
+    for mine, whole in zip(other, one, strict=True):
+        assert mine["anatomy"] == pytest.approx(whole["anatomy"], rel=1e-4)
     whole, mine = load_file(place / "one/model.safetensors"), load_file(place / output / "model.safetensors")
     assert whole.keys() == mine.keys()
     for name in whole:
         assert torch.allclose(mine[name], whole[name], atol=1e-4), name
+    plain, sharded = ({file.name for file in (place / name).iterdir()} for name in ("one", output))
+    assert sharded == plain
 
 
 def test_two_processes_have_the_curve_of_one(runs: Path) -> None:

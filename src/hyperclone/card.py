@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperclone import __version__
+from hyperclone.checkpoint import read_json
+from hyperclone.destination import RECEIPT
 
 if TYPE_CHECKING:
     from hyperclone.plans import Plan
@@ -81,7 +83,7 @@ def trained(
     """README.md of a trained directory.
 
     Args:
-        place: the directory that was trained; its own card gives licence and language.
+        place: the directory that was trained; its own card gives licence and language, its receipt what it grew from.
         told: training.json: what was run.
         last: the latest figures (eval_loss, bits_per_byte, loss).
         tokens: that it was trained on.
@@ -91,6 +93,7 @@ def trained(
     from huggingface_hub import ModelCard, ModelCardData
 
     before, source = _source_card(place), str(told["model"])
+    grown = {} if scratch or not (place / RECEIPT).is_file() else read_json(place / RECEIPT)
     data = ModelCardData(
         base_model=None if scratch else source if on_hub else before.get("base_model"),
         library_name="transformers",
@@ -110,10 +113,12 @@ def trained(
         if last.get(key) is not None
     ]
     settings = {key: value for key, value in told["curve"].items() if key not in ("config", "texts")}
+    settings["rule"] = settings["rule"] or ("source" if not grown else "law")
     lines = [
         f"# {name}, trained from random weights" if scratch else f"# {name}, trained further",
         "",
         (f"The architecture of `{source}`, its weights drawn anew and " if scratch else f"`{source}`, ")
+        + ("" if not grown else f"grown from `{grown.get('source', '?')}` (arXiv 2409.12903), ")
         + f"trained on {tokens:,} tokens of {', '.join(f'`{one}`' for one in told['data'])} by hyperclone "
         f"{__version__}. metrics.jsonl has its losses, training.json its settings.",
         "",

@@ -26,7 +26,14 @@ class Line:
 
 
 def chart(
-    lines: Sequence[Line], *, width: int, height: int, x: tuple[float, float], label: str, top: float | None = None
+    lines: Sequence[Line],
+    *,
+    width: int,
+    height: int,
+    x: tuple[float, float],
+    label: str,
+    top: float | None = None,
+    least: float = 0.0,
 ) -> Text:
     """Curves in a frame with numbers at its corners and names at the ends of the curves.
 
@@ -36,6 +43,7 @@ def chart(
         x: first and last place of the frame.
         label: of the horizontal axis.
         top: highest value shown; what is above it is cut off.
+        least: of the frame's height in values, so that small differences do not look large.
 
     Returns:
         `height` rows; empty frames for curves without points.
@@ -50,6 +58,8 @@ def chart(
         high = max(min(high, top), low)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
+    if high - low < least:
+        low, high = (low + high - least) / 2, (low + high + least) / 2
     names = max([len(line.name) for line in lines], default=0) + 1
     left = max(len(f"{high:.2f}"), len(f"{low:.2f}")) + 1
     columns, rows = max(4, width - left - names - 1), max(2, height - 2)

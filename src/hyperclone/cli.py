@@ -318,7 +318,9 @@ def demo(
     demonstration.prepare(output)
     console = _console()
     study = demonstration.request(tokens)
-    if not (output / "clone").is_dir():
+    if (output / "clone").is_dir():
+        print(f"{output / 'clone'}: grown and proved before")
+    else:
         source = str(demonstration.DATA / "seedling")
         _show_plan(source, Growth(width=2), "5GB", None, None, as_json=False, tensors=False)
         with display.progress_bars(_console(error=True)) as progress:
@@ -326,19 +328,17 @@ def demo(
         if done is not None and done.proof is not None:
             _show_proof(done.proof)
     jobs = jobs or min(os.cpu_count() or 1, len(study.arms))
-    with demo_display.Show(console, study, counts.parse(study.train["tokens"], "tokens")) as show:
+    with demo_display.Show(console, study, counts.parse(study.train["tokens"], "tokens"), jobs=jobs) as show:
         ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, watch=show)
     if any(run.status == "interrupted" for run in ran.runs):
         print("Interrupted: the same command goes on.")
         raise typer.Exit(130)
-    demo_display.closing(console, show, demonstration.write_on(ran), demonstration.PROMPT)
-    page = demonstration.report(output)
-    for run, found in ran.speedups:
-        if run.arm.name == "clone":
-            print(f"\n{demo_display.sentence(found)}\nOne seed and a few minutes are a demonstration, not evidence.")
-    print(f"Everything is in {output}" + (f"; the report: {page}" if page else ""))
     if any(run.status == "failed" for run in ran.runs):
+        print("Not every arm has ended. The same command tries again what failed.", file=sys.stderr)
         raise typer.Exit(1)
+    page = demonstration.report(output)
+    demo_display.closing(console, show, demonstration.write_on(ran), demonstration.PROMPT)
+    print(f"\n{demo_display.verdict(ran.speedups)}\n\nEverything is in {output}; the report: {page}")
 
 
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")

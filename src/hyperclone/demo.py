@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hyperclone.growth import Growth
 DATA = Path(str(resources.files("hyperclone"))) / "data"
 PROMPT = "The people of the United States"
 _NAMES = ("clone", "runs", "report.html")
+_NEEDED = ("accelerate", "datasets", "matplotlib")
 
 
 def request(tokens: str | int | None = None) -> study.Study:
@@ -39,9 +41,12 @@ def prepare(output: Path) -> None:
     """A directory for the demonstration.
 
     Raises:
-        StudyError: Seedling is not there.
+        StudyError: Seedling is not there, or a package that training or the report needs.
         DestinationError: the directory holds something else.
     """
+    for package in _NEEDED:
+        if find_spec(package) is None:
+            raise StudyError(f"the demonstration needs {package}", cure="pip install 'hyperclone[train,report]'")
     if not (DATA / "seedling" / "model.safetensors").is_file():
         raise StudyError("Seedling is missing from this installation", file=DATA / "seedling",
                          cure="python studies/seedling.py trains it again")  # fmt: skip
@@ -66,12 +71,8 @@ def train(
     return study.run(request(tokens), output=output / "runs", jobs=jobs, threads=threads, watch=watch)
 
 
-def report(output: Path) -> Path | None:
-    """The page; None where matplotlib is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        return None
+def report(output: Path) -> Path:
+    """The page."""
     from hyperclone.report import report as write
 
     return write(output / "runs", output / "report.html")[0]

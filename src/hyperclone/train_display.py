@@ -23,6 +23,8 @@ _WEIGHTS = {
     "trained": "as they are; no receipt",
 }
 
+_COPIES = {"read": "cosine of copies: read", "write": "written", "effective_rank": "effective rank"}
+
 
 class Show:
     """Watches a training and tells the console. To be used as a context, which ends the bar."""
@@ -84,6 +86,9 @@ class Show:
                     f"step {told['step']}/{self._steps}  held-out loss {told['eval_loss']:.4f}, "
                     f"{told['bits_per_byte']:.4f} bits per byte"
                 )
+            case "anatomy":
+                figures = "  ".join(f"{_COPIES[k]} {told['anatomy'][k]:.4g}" for k in _COPIES if k in told["anatomy"])
+                self._say(f"step {told['step']}/{self._steps}  {figures}")
             case "tasks":
                 for task, found in told["tasks"].items():
                     self._say(

@@ -78,6 +78,10 @@ OPTIONS: dict[str, Any] = {
     "eval_early": Annotated[
         bool, typer.Option("--eval-early", help="Measure the held-out loss after 1, 2, 4, 8, ... steps as well.")
     ],
+    "anatomy": Annotated[
+        bool,
+        typer.Option("--anatomy", help="Note how far the copies have moved apart, at the start and with evaluations."),
+    ],
     "keep": Annotated[int, typer.Option(min=0, help="Newest checkpoints to keep; 0 for all.")],
     "tasks": Annotated[
         _List,

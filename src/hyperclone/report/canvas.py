@@ -27,12 +27,22 @@ _PAGE = {INK: "var(--ink)", GRID: "var(--grid)", **{one: f"var(--c{i})" for i, o
 
 @dataclass
 class Series:
-    """Numbers behind a line or a row of points; None where there is no point."""
+    """Numbers behind what was drawn; None where there is nothing.
+
+    Attributes:
+        label, colour: of the arm.
+        x, y: (points,).
+        kind: what the page shows of it under the pointer: of a `line` its height there, of `points` the nearest one
+            (`x`, `y` or `both` of its numbers), of `bars` the height of the nearest name.
+        told: which numbers of points are more than a place for a name.
+    """
 
     label: str
     colour: str
     x: Sequence[float]
     y: Sequence[float | None]
+    kind: str = "line"
+    told: str = "both"
 
 
 @dataclass
@@ -42,6 +52,7 @@ class Axes:
     plot: Any
     series: list[Series] = field(default_factory=list)
     labels: list[tuple[float, float, str, str]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     def line(self, label: str, colour: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
         """A line that is named beside its end."""
@@ -53,10 +64,17 @@ class Axes:
         """From the lowest to the highest seed."""
         self.plot.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
-    def points(self, label: str, colour: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
-        """Points without a line."""
+    def points(
+        self, label: str, colour: str, x: Sequence[float], y: Sequence[float], *, told: str = "both", **style: Any
+    ) -> None:
+        """Points without a line; `told`: the numbers that are shown under the pointer, `x`, `y` or `both`."""
         self.plot.plot(x, y, color=colour, linestyle="none", **{"marker": "o", "markersize": 5, **style})
-        self.series.append(Series(label, colour, list(x), list(y)))
+        self.series.append(Series(label, colour, list(x), list(y), "points", told))
+
+    def bars(self, label: str, colour: str, x: Sequence[float], y: Sequence[float | None], width: float) -> None:
+        """One bar for each of `names`, which stand at 0, 1, 2, ...; None: no bar."""
+        self.plot.bar(x, [0 if one is None else one for one in y], width, color=colour, alpha=0.55)
+        self.series.append(Series(label, colour, list(range(len(y))), list(y), "bars"))
 
 
 class Canvas:
@@ -67,7 +85,10 @@ class Canvas:
         table: (head, rows) of the numbers in it.
     """
 
-    def __init__(self, name: str, title: str, caption: str, *, columns: int = 1, height: float = 3.6) -> None:
+    def __init__(
+        self, name: str, title: str, caption: str, *, columns: int = 1, height: float = 3.6,
+        widths: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
         try:
             import matplotlib
         except ImportError:
@@ -80,7 +101,7 @@ class Canvas:
             from matplotlib.figure import Figure
 
             self.figure: Any = Figure(figsize=(8.4, height))
-            found = self.figure.subplots(1, columns, squeeze=False)[0]
+            found = self.figure.subplots(1, columns, squeeze=False, width_ratios=widths)[0]
             self.axes = [Axes(one) for one in found]
         for one in found:
             one.grid(color=GRID, linewidth=0.6)
@@ -107,7 +128,7 @@ class Canvas:
         plot.set_xlabel(x, color=INK, fontsize=10)
         plot.set_ylabel(y, color=INK, fontsize=10)
         if title:
-            plot.set_title(title, color=INK, fontsize=10, loc="left")
+            plot.set_title(literal(title), color=INK, fontsize=10, loc="left")
         self.figure.set_layout_engine("tight", pad=0.6)
         if not axes.labels:
             return
@@ -128,7 +149,7 @@ class Canvas:
             across = (max(one[0] for one in column) - box.x0) / box.width
             for height, (_, _, text, colour) in zip(heights, column, strict=True):
                 plot.annotate(
-                    text, (across, (height - box.y0) / box.height), (6, 0), xycoords="axes fraction",
+                    literal(text), (across, (height - box.y0) / box.height), (6, 0), xycoords="axes fraction",
                     textcoords="offset points", color=colour, fontsize=9, va="center", annotation_clip=False,
                 )  # fmt: skip
 
@@ -143,10 +164,7 @@ class Canvas:
         text = text[text.index("<svg") :]
         for drawn, shown in _PAGE.items():
             text = text.replace(drawn.lower(), shown)
-        text = re.sub(r'\bid="', f'id="{self.name}-', text)
-        text = re.sub(r'(url\(#|href="#)', rf"\1{self.name}-", text)
-        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-        return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+        return _small(text, self.name)
 
     def numbers(self) -> list[dict[str, Any]]:
         """Axes and series for the page: boxes in the SVG's own units."""
@@ -158,8 +176,9 @@ class Canvas:
                 "box": [box.x0 * size[0], (1 - box.y1) * size[1], box.width * size[0], box.height * size[1]],
                 "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
                 "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
-                "series": [{"label": one.label, "colour": on_page(one.colour), "x": _short(one.x), "y": _short(one.y)}
-                           for one in axes.series],
+                "names": axes.names,
+                "series": [{"label": one.label, "colour": on_page(one.colour), "x": _short(one.x), "y": _short(one.y),
+                            "kind": one.kind, "told": one.told} for one in axes.series],
             })  # fmt: skip
         return told
 
@@ -182,8 +201,8 @@ class Canvas:
 
 
 _STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": INK,
-    "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
+    "svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "text.color": INK,
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
     "figure.facecolor": "none",
 }  # fmt: skip
 
@@ -193,12 +212,29 @@ def on_page(colour: str) -> str:
     return _PAGE.get(colour, colour)
 
 
+def literal(text: str) -> str:
+    """Text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")
+
+
 def human(count: float) -> str:
     """A count in a few characters: 4M, 250k, 1.5T."""
     for unit, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(count) >= unit:
             return f"{count / unit:.3g}{letter}"
     return f"{count:.3g}"
+
+
+def _small(svg: str, name: str) -> str:
+    """SVG without what nobody sees: names that nothing refers to, white space, the third decimal of a point."""
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    svg = re.sub(r'\s\bid="([^"]*)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{name}-", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    return re.sub(r"\s+", " ", svg)
 
 
 def _apart(heights: Sequence[float], low: float, high: float, gap: float) -> list[float]:

@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from hyperclone.report.canvas import INK, Canvas
+from hyperclone.report import curves
+from hyperclone.report.canvas import INK, Canvas, literal
 from hyperclone.report.reading import Results
 from hyperclone.report.series import colour
 
@@ -23,18 +24,18 @@ def tasks(results: Results) -> Canvas:
     axes = canvas.axes[0]
     names, rows = results.tasks, []
     width = 0.8 / max(1, len(results.curves))
-    for number, (arm, curves) in enumerate(results.curves.items()):
+    for number, (arm, runs) in enumerate(results.curves.items()):
         places = [i - 0.4 + width * (number + 0.5) for i in range(len(names))]
-        finals = [[v for curve in curves if (v := _last(curve.tasks.get(name, ()))) is not None] for name in names]
-        heights = [statistics.mean(values) if values else math.nan for values in finals]
-        axes.plot.bar(places, [0 if math.isnan(one) else one for one in heights], width * 0.9,
-                      color=colour(results, arm), alpha=0.55)  # fmt: skip
-        axes.points(arm, colour(results, arm), [x for x, values in zip(places, finals, strict=True) for _ in values],
-                    [v for values in finals for v in values], markersize=3)  # fmt: skip
-        rows += [[arm, name, f"{one:.4f}"] for name, one in zip(names, heights, strict=True) if not math.isnan(one)]
-        if told := [one for one in heights if not math.isnan(one)]:
+        finals = [[v for curve in runs if (v := _last(curve.tasks.get(name, ()))) is not None] for name in names]
+        heights = [statistics.mean(values) if values else None for values in finals]
+        axes.bars(arm, colour(results, arm), places, heights, width * 0.9)
+        seeds = [(x, value) for x, values in zip(places, finals, strict=True) for value in values]
+        axes.plot.plot([x for x, _ in seeds], [y for _, y in seeds], "o", color=colour(results, arm), markersize=3)
+        rows += [[arm, name, f"{one:.4f}"] for name, one in zip(names, heights, strict=True) if one is not None]
+        if told := [one for one in heights if one is not None]:
             axes.labels.append((len(names) - 0.5, statistics.mean(told), arm, colour(results, arm)))
-    axes.plot.set_xticks(range(len(names)), names)
+    axes.names = names
+    axes.plot.set_xticks(range(len(names)), [literal(name) for name in names])
     axes.plot.set_xlim(-0.5, len(names) - 0.5)
     axes.plot.grid(visible=False, axis="x")
     canvas.label(axes, "", "accuracy")
@@ -51,21 +52,23 @@ def _dots(
     *, without: Callable[[str], str] = lambda arm: "",
 ) -> None:  # fmt: skip
     """One row for each arm: seeds as points, the median as a stroke; words where there is no point."""
-    axes = canvas.axes[0]
+    axes = canvas.axes[-1]
     rows: list[list[str]] = []
     for place, arm in enumerate(reversed(arms)):
         found = [value for value in values(arm) if math.isfinite(value)]
         if found:
             middle = statistics.median(found)
             axes.plot.plot([middle, middle], [place - 0.3, place + 0.3], color=colour(results, arm), linewidth=2.5)
-            axes.points(arm, colour(results, arm), found, [place] * len(found), alpha=0.75)
+            axes.points(arm, colour(results, arm), found, [place] * len(found), told="x", alpha=0.75)
             rows = [[arm, f"{value:.5g}"] for value in found] + rows
         if told := without(arm):
             axes.plot.annotate(told, (1, place), (-4, 0), xycoords=("axes fraction", "data"), va="center", ha="right",
                                textcoords="offset points", fontsize=9, color=colour(results, arm))  # fmt: skip
             rows = [[arm, told], *rows]
-    axes.plot.set_yticks(range(len(arms)), list(reversed(arms)))
+    axes.plot.set_yticks(range(len(arms)), [literal(arm) for arm in reversed(arms)])
     axes.plot.set_ylim(-0.6, len(arms) - 0.4)
+    for tick, arm in zip(axes.plot.get_yticklabels(), reversed(arms), strict=True):
+        tick.set_color(colour(results, arm))
     canvas.label(axes, x, "")
     canvas.table = (["arm", x], rows)
 
@@ -111,10 +114,13 @@ def groups(results: Results) -> Iterator[Canvas]:
         if len(arms) < 2 or group in {name for name, _, _ in _SOURCES}:
             continue
         canvas = Canvas(f"group-{number}", f"Compared: {group}",
-                        "Final held-out loss; points are seeds, strokes medians.",
-                        height=1.2 + 0.34 * len(arms))  # fmt: skip
+                        "Left: held-out loss, mean and range over seeds. Right: at the end; points are seeds, strokes "
+                        "medians.", columns=2, widths=(3, 2), height=max(2.8, 1.2 + 0.34 * len(arms)))  # fmt: skip
+        curves.lines(canvas.axes[0], results, arms, "tokens")
+        canvas.axes[0].labels.clear()  # the right half says which is which
+        canvas.label(canvas.axes[0], "tokens", "held-out loss (nats per token)")
         _dots(canvas, results, arms, lambda arm: [curve.loss[-1] for curve in results.curves[arm]],
-              "final held-out loss (nats per token)")  # fmt: skip
+              "final held-out loss")  # fmt: skip
         yield canvas
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from itertools import pairwise
 
-from hyperclone.report.canvas import INK, Canvas
+from hyperclone.report.canvas import INK, Axes, Canvas
 from hyperclone.report.reading import Curve, Results
 from hyperclone.report.series import CONTROL, colour, over_seeds, stroke, table
 
@@ -18,9 +19,25 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
         "Mean over seeds; the band goes from the lowest seed to the highest. The dotted line is the control arm's end.",
         height=4.2,
     )  # fmt: skip
-    axes, rows = canvas.axes[0], []
-    for arm, curves in results.curves.items():
-        x, y, low, high = over_seeds(curves, cost, lambda curve: curve.loss)
+    axes = canvas.axes[0]
+    rows = lines(axes, results, list(results.curves), cost, log=log)
+    if log:
+        axes.plot.set_xscale("log")
+    if results.control is not None and results.control in results.curves:
+        end = statistics.mean(curve.loss[-1] for curve in results.curves[results.control])
+        axes.plot.axhline(end, color=CONTROL, linewidth=1, linestyle=":")
+    canvas.label(axes, title, "held-out loss (nats per token)")
+    canvas.table = table(rows, ["arm", title, "loss"])
+    return canvas
+
+
+def lines(
+    axes: Axes, results: Results, arms: Sequence[str], cost: str, *, log: bool = False
+) -> list[tuple[str, list[float], list[float]]]:
+    """Held-out loss of some arms, zoomed to where they end: (arm, places, means) of what was drawn."""
+    rows = []
+    for arm in arms:
+        x, y, low, high = over_seeds(results.curves[arm], cost, lambda curve: curve.loss)
         if log:
             x, y, low, high = ([v for v, at in zip(one, x, strict=True) if at > 0] for one in (x, y, low, high))
         if x:
@@ -32,14 +49,7 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
         # Up to the worst end or the best start: the first fall from random weights would flatten all that matters.
         top = max(*(y[-1] for _, _, y in rows), min(y[0] for _, _, y in rows))
         axes.plot.set_ylim(best - 0.05 * (top - best + 0.1), top + 0.6 * (top - best + 0.1))
-    if log:
-        axes.plot.set_xscale("log")
-    if results.control is not None and results.control in results.curves:
-        end = statistics.mean(curve.loss[-1] for curve in results.curves[results.control])
-        axes.plot.axhline(end, color=CONTROL, linewidth=1, linestyle=":")
-    canvas.label(axes, title, "held-out loss (nats per token)")
-    canvas.table = table(rows, ["arm", title, "loss"])
-    return canvas
+    return rows
 
 
 def early(results: Results) -> Canvas | None:
@@ -62,8 +72,15 @@ def early(results: Results) -> Canvas | None:
             rows.append((arm, x, y))
     if not rows:
         return None
-    axes.plot.set_xscale("log")
+    axes.plot.set_xscale("log", base=2)
     axes.plot.axhline(0, color=INK, linewidth=1)
+    lowest, usual = (min(0.0, of(min(y) for _, _, y in rows)) for of in (min, statistics.median))
+    highest = max(0.0, *(max(y) for _, _, y in rows))
+    if lowest < (floor := 3 * usual - highest - 0.01):
+        lowest = floor  # a fall from a bad start would flatten what the figure is for
+        canvas.caption += " An arm that falls far at once, having started far from its source, leaves the figure."
+    room = 0.08 * (highest - lowest) + 1e-3
+    axes.plot.set_ylim(lowest - room, highest + room)
     canvas.label(axes, "steps", "loss less that at the start (nats)")
     canvas.table = table(rows, ["arm", "step", "difference"])
     return canvas

@@ -34,7 +34,9 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
     costs = [canvas for canvas in drawn if canvas.name.startswith("loss-")]
     parts = [
         f"<header><p class=kind>hyperclone study</p><h1>{_text(study['name'])}</h1></header>",
-        f"<section class=answer><p class=number>{_text(number)}</p><div>"
+        f"<section class=answer><p class=number>{_text(number)}"
+        + ("<span>speed-up in tokens</span>" if number.endswith("x") else "")
+        + "</p><div>"
         + "".join(f"<p>{_text(one)}</p>" for one in said)
         + "</div></section>",
         *(
@@ -42,7 +44,7 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
             for part in (study.get("note") or "").split("\n\n")
             if part.strip()
         ),
-        f"<section><h2>Arms</h2>{arms(results)}</section>",
+        f"<section id=arms><h2>Arms</h2>{arms(results)}</section>",
         _switch(costs) if costs else "",
         *(_figure(canvas) for canvas in drawn if canvas not in costs),
         f"<section><h2>What was run</h2>{_configuration(results)}</section>",
@@ -55,7 +57,7 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
         f'<link rel=icon href="data:,"><title>{_text(study["name"])}</title><style>{_file("page.css")}</style></head>'
         '<body><button id=theme type=button aria-label="light or dark">◐</button><main>'
         + "\n".join(part for part in parts if part)
-        + f"</main><div id=tip hidden></div><script id=data type=application/json>{data}</script>"
+        + f"</main><div id=tip role=status hidden></div><script id=data type=application/json>{data}</script>"
         f"<script>{_file('page.js')}</script></body></html>\n"
     )
 
@@ -69,10 +71,10 @@ def arms(results: Results) -> str:
         other, given = name != results.control, "<br><span>given</span>"
         mark = f'<i style="background:{on_page(series.colour(results, name))}"></i>'
         rows.append({
-            "arm": f"{mark}<b>{_text(name)}</b><br><span>{_text(arm['label'])}</span>",
+            "arm": f"{mark}<b>{_text(name)}</b>{'' if other else ' <span>control</span>'}<br><span>{_text(arm['label'])}</span>",
             **{title: _factor([row[key] for row in told]) if other else "" for title, key in _COLUMNS},
             "final loss": _range([curve.loss[-1] for curve in curves], ".3f"),
-            "less the control's": _range([row["difference_to_target"] for row in told], "+.3f") if other else "control",
+            "less the control's": _range([row["difference_to_target"] for row in told], "+.3f") if other else "",
             "at equal tokens": _range([row["difference_at_equal_tokens"] for row in told], "+.3f") if other else "",
             "forgetting": _range([row["forgetting"] for row in told], ".3f"),
             "parameters": human(arm["parameters"]) if arm.get("parameters") else "",
@@ -80,7 +82,12 @@ def arms(results: Results) -> str:
             "learning rate": "" if rate is None else _text(rate) + ("" if arm.get("tuned") else given),
             "seeds": str(len(curves)),
         })  # fmt: skip
-    head = [title for title in (rows[0] if rows else {}) if any(row[title] not in ("", "control") for row in rows)]
+    skipped = set()
+    if len({row["seeds"] for row in rows}) < 2:
+        skipped.add("seeds")  # what was run says how many
+    if all(row["at equal tokens"] == row["less the control's"] for row in rows):
+        skipped.add("less the control's")
+    head = [title for title in (rows[0] if rows else {}) if title not in skipped and any(row[title] for row in rows)]
     return _table(head, [[row[title] for title in head] for row in rows], raw=True)
 
 
@@ -89,7 +96,7 @@ def _range(values: Iterable[float | None], form: str) -> str:
     if not found:
         return ""
     middle = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
-    if len(found) == 1:
+    if f"{found[0]:{form}}" == f"{found[-1]:{form}}":
         return f"{middle:{form}}"
     return f"{middle:{form}}<br><span>{found[0]:{form}} to {found[-1]:{form}}</span>"
 
@@ -124,7 +131,9 @@ def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
     numbers = f"<details><summary>numbers</summary>{_table(head, rows)}</details>" if rows else ""
     return (
         f'<figure id="{canvas.name}"{" hidden" if hidden else ""}><h2>{_text(canvas.title)}</h2>'
-        f"<div class=plot tabindex=0>{canvas.svg()}</div><figcaption>{_text(canvas.caption)}</figcaption>"
+        f'<div class=plot tabindex=0 role=img aria-label="{_text(canvas.title)}; arrow keys show values">'
+        f"{canvas.svg()}</div>"
+        f"<figcaption>{_text(canvas.caption)}</figcaption>"
         f"{numbers}</figure>"
     )
 
@@ -146,7 +155,7 @@ def _configuration(results: Results) -> str:
     failed = [run for run in study.get("runs", []) if run["status"] == "failed"]
     if failed:
         rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
-        told.append("<h3>Runs that failed</h3>" + _table(["arm", "seed", "error"], rows))
+        told.append(f"<h3>Runs that failed</h3><div class=words>{_table(['arm', 'seed', 'error'], rows)}</div>")
     told.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
     if study.get("tune"):
         told.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))

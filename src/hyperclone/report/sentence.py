@@ -18,6 +18,7 @@ def answer(results: Results) -> tuple[str, list[str]]:
     rows = results.speedups[arm]
     plain = [row["speedup_tokens"] for row in rows]
     label = results.arms[arm]["label"]
+    other = f"the final held-out loss of the control arm, “{results.arms[control]['label']}”,"
     seeds = "one seed" if len(rows) == 1 else f"{len(rows)} seeds"
     reached = [value for value in plain if value is not None]
     start = results.curves[arm][0]
@@ -25,23 +26,30 @@ def answer(results: Results) -> tuple[str, list[str]]:
     if not reached:
         gap = max(row["difference_to_target"] or 0.0 for row in rows)
         number = "not reached"
-        said.append(f"“{label}” does not reach the control arm's final held-out loss in {human(start.tokens[-1])} "
-                    f"tokens; it ends up to {gap:.3f} nats above it ({seeds}).")  # fmt: skip
+        said.append(f"“{label}” does not reach {other} in {human(start.tokens[-1])} tokens; "
+                    f"it ends up to {gap:.3f} nats above it ({seeds}).")  # fmt: skip
     elif all(value == math.inf for value in reached) and len(reached) == len(plain):
         number = "at the start"
-        said.append(f"“{label}” starts below the control arm's final held-out loss: there is nothing left to speed up. "
+        said.append(f"“{label}” starts at or below {other[:-1]}: there is nothing left to speed up. "
                     f"Train the control arm for longer to learn more ({seeds}).")  # fmt: skip
     else:
         number = times(plain)
-        said.append(
-            f"“{label}” reaches the control arm's final held-out loss with {spread(plain)} fewer tokens ({seeds})."
-        )
-        if len(reached) < len(plain):
-            said.append(f"In {len(plain) - len(reached)} of {len(plain)} seeds it never does.")
+        never = len(plain) - len(reached)
+        if never:
+            said.append(f"“{label}” reaches {other} in {len(reached)} of {seeds}, and never in {never}. Its speed-up "
+                        f"in tokens is {spread(plain)}, where never counts as 0.")  # fmt: skip
+        elif over_seeds(plain)[0] < 1:
+            said.append(f"“{label}” needs more tokens than the control arm to reach {other[:-1]}: its speed-up is "
+                        f"{spread(plain)} ({seeds}).")  # fmt: skip
+        else:
+            said.append(f"“{label}” reaches {other} with {spread(plain)} fewer tokens ({seeds}).")
     charged = [row["charged_flops"] for row in rows]
     if any(value is not None for value in charged):
-        verdict = "." if over_seeds(charged)[0] >= 1 else ": less than the control arm, from nothing."
-        said.append(f"When the source's own training is charged as well, it is {spread(charged)} in FLOPs{verdict}")
+        verdict = (
+            "the speed-up in FLOPs is" if over_seeds(charged)[0] >= 1 else
+            "it takes, from nothing, more FLOPs than the control arm: a speed-up of"
+        )  # fmt: skip
+        said.append(f"With the source's own training charged as well, {verdict} {spread(charged)}.")
     elif reached:
         said.append("What the source's own training took is not known, so it is not charged.")
     forgot = [row["forgetting"] for row in rows if row["forgetting"] is not None]

@@ -69,7 +69,7 @@ def spectra(results: Results) -> Canvas | None:
                      for i in tenths]  # fmt: skip
         if axes is not canvas.axes[-1]:
             axes.labels.clear()
-        canvas.label(axes, "rank, over the last", "over the largest" if axes is canvas.axes[0] else "", short)
+        canvas.label(axes, "rank (share of all)", "over the largest" if axes is canvas.axes[0] else "", short)
     canvas.table = (["arm", "matrix", "training", "rank", "singular value"], told)
     return canvas
 

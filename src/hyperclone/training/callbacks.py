@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hyperclone import anatomy, receipt
 from hyperclone.anatomy import Measured
 from hyperclone.anatomy_weights import mean
 from hyperclone.errors import GrowthError
-from hyperclone.plans import Plan
-from hyperclone.training import names
+from hyperclone.plans import Plan, TensorPlan
+from hyperclone.training import draws, names
 
 _LARGEST = 2048  # shorter side of matrices whose effective rank is computed during training
+_QUICK = 2e11  # longer side x shorter side squared of all of them: a dozen seconds on two cores
+_FEW = 3  # layers of what is not quick
 
 
 class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
@@ -25,7 +29,8 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     Entries go to `state.log_history` (and so to trainer_state.json), to `history`, and to `log` where one is given.
     Keys: anatomy/read and anatomy/write (symmetry between copies of inputs and of outputs), anatomy/apart and
-    anatomy/effective_rank, means over the matrices; and anatomy/read/NAME for each.
+    anatomy/effective_rank, means over the matrices; and anatomy/read/NAME for each. A run that is resumed has its
+    first entry already.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         *,
         grown: str | os.PathLike[str] | Plan | None = None,
         tensors: str = "*",
-        layers: int = 3,
+        layers: int | None = _FEW,
         log: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         """What to measure.
@@ -41,7 +46,8 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         Args:
             grown: the grown directory with its receipt, or a plan; by default where the model was loaded from.
             tensors: only names (on disk) that match this pattern.
-            layers: how many layers are measured, evenly spread; what stands outside of layers is not.
+            layers: how many layers are measured, evenly spread, what stands outside of layers is not; None for all
+                of a small model, three of another.
             log: also given every entry (`trainer.log`).
         """
         self.grown, self.pattern, self.layers, self.log = grown, tensors, layers, log
@@ -49,7 +55,8 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first entry."""
-        self._measure(state, kwargs["model"])
+        if not any(key.startswith("anatomy/") for entry in state.log_history for key in entry):
+            self._measure(state, kwargs["model"])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An entry for each evaluation."""
@@ -57,9 +64,11 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             self._measure(state, kwargs["model"])
 
     def _measure(self, state: Any, model: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        found = measure_model(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
+        with draws.untouched():
+            if not state.is_world_process_zero:
+                take_part(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
+                return
+            found = measure_model(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
         entry = {"step": state.global_step, "epoch": state.epoch or 0.0, **summary(found)}
         self.history.append(entry)
         state.log_history.append(entry)
@@ -67,47 +76,90 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
             self.log({key: value for key, value in entry.items() if key.startswith("anatomy/")})
 
 
+def noting(trainer: Any, place: Path) -> AnatomyCallback:
+    """Of a GrownTrainer: each entry is a line of metrics.jsonl ("anatomy": {"read": ..., "read/NAME": ...}).
+
+    Args:
+        trainer: whose metrics they are.
+        place: the grown directory.
+    """
+
+    def note(entry: dict[str, float]) -> None:
+        trainer.note("anatomy", {"anatomy": {key.removeprefix("anatomy/"): value for key, value in entry.items()}})
+        trainer.clock.skip()
+
+    return AnatomyCallback(grown=place, layers=None, log=note)
+
+
 def measure_model(
-    model: Any, *, grown: str | os.PathLike[str] | Plan | None = None, tensors: str = "*", layers: int = 3
+    model: Any, *, grown: str | os.PathLike[str] | Plan | None = None, tensors: str = "*", layers: int | None = _FEW
 ) -> list[Measured]:
     """Some matrices of a grown model in memory.
 
     Args:
-        model: a grown transformers model, also wrapped; its parameters must be whole on this process.
+        model: a grown transformers model, also wrapped. FSDP2's shards are gathered, one parameter at a time: other
+            processes call `take_part` with the same arguments.
         grown: the grown directory, or a plan; by default the directory that the model was loaded from.
         tensors: only names (on disk) that match this pattern.
-        layers: how many layers, evenly spread.
+        layers: how many layers, evenly spread; None for all of a small model, three of another.
 
     Raises:
-        GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP).
+        GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP1).
     """
     inner = names.bare(model)
-    if isinstance(grown, Plan):
-        made = grown
-    else:
-        place = Path(inner.name_or_path if grown is None else grown)
-        told = receipt.read(place)
-        made = anatomy.plan_of(place, told, None, None, None)
-    shown = anatomy.spread(range(len(made.layers)), layers)
-    wanted = {
-        t.name: t for t in made.tensors
-        if len(t.shape) == 2 and fnmatchcase(t.name, tensors) and anatomy.position(t, made)[0] in shown
-    }  # fmt: skip
+    made = _plan(inner, grown)
     found = []
-    for name, parameter in names.parameters(inner):
-        if not any(key in wanted for key in names.disk_names(inner, name, parameter.shape)):
-            continue
-        for key, value in names.on_disk(inner, name, parameter.detach()).items():
-            if (tensor := wanted.get(key)) is None:
-                continue
-            if tuple(value.shape) != tensor.shape:
-                raise GrowthError("this parameter is not whole, or not the one that was grown", tensor=key,
-                                  found=list(value.shape), expected=list(tensor.shape),
-                                  cure="examine the saved checkpoint with `hyperclone anatomy`")  # fmt: skip
-            found.append(anatomy.measure(value.cpu(), tensor, made, ranks=min(tensor.shape) <= _LARGEST))
+    for tensor, value in _matrices(inner, _wanted(made, tensors, layers)):
+        if tuple(value.shape) != tensor.shape:
+            raise GrowthError("this parameter is not whole, or not the one that was grown", tensor=tensor.name,
+                              found=list(value.shape), expected=list(tensor.shape),
+                              cure="examine the saved checkpoint with `hyperclone anatomy`")  # fmt: skip
+        found.append(anatomy.measure(value.cpu(), tensor, made, ranks=min(tensor.shape) <= _LARGEST))
     if not found:
         raise GrowthError("no tensor of the chosen layers matches", field="tensors", found=tensors)
     return found
+
+
+def take_part(
+    model: Any, *, grown: str | os.PathLike[str] | Plan | None = None, tensors: str = "*", layers: int | None = _FEW
+) -> None:
+    """The part of another process in a `measure_model`: it gives its shards, if there are any, and measures nothing."""
+    if any(isinstance(parameter.data, DTensor) for parameter in model.parameters()):
+        inner = names.bare(model)
+        made = _plan(inner, grown)
+        for _ in _matrices(inner, _wanted(made, tensors, layers)):
+            pass
+
+
+def _plan(inner: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:
+    if isinstance(grown, Plan):
+        return grown
+    place = Path(inner.name_or_path if grown is None else grown)
+    return anatomy.plan_of(place, receipt.read(place), None, None, None)
+
+
+def _wanted(made: Plan, tensors: str, layers: int | None) -> dict[str, TensorPlan]:
+    """The matrices to measure, by their names on disk."""
+    placed = [(t, anatomy.position(t, made)[0]) for t in made.tensors if len(t.shape) == 2]
+    depth = range(len(made.layers))
+    if layers is None:
+        ranked = (t.shape for t, layer in placed if layer is not None and min(t.shape) <= _LARGEST)
+        quick = sum(max(shape) * min(shape) ** 2 for shape in ranked) <= _QUICK
+        layers = len(depth) if quick else _FEW
+    shown = anatomy.spread(depth, layers)
+    return {t.name: t for t, layer in placed if layer in shown and fnmatchcase(t.name, tensors)}
+
+
+def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[TensorPlan, Tensor]]:
+    """Each of them with its value."""
+    for name, parameter in names.parameters(inner):
+        if not any(key in wanted for key in names.disk_names(inner, name, parameter.shape)):
+            continue
+        value = parameter.detach()
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        for key, part in names.on_disk(inner, name, whole).items():
+            if key in wanted:
+                yield wanted[key], part
 
 
 def summary(found: list[Measured]) -> dict[str, float]:

@@ -1,6 +1,7 @@
-"""Reading an optimizer state from a torch distributed checkpoint, without a process group.
+"""Reading a torch distributed checkpoint without a process group: its tensors, or an optimizer state.
 
-accelerate and FSDP save one: a `.metadata` file and shards, with keys such as `optimizer.state.<parameter>.exp_avg`.
+accelerate and FSDP save them: a `.metadata` file and shards, with keys such as `model.<parameter>` in one directory
+and `optimizer.state.<parameter>.exp_avg` in another.
 The shards are read with weights_only=True by torch itself. The metadata is a pickle, which torch loads without
 restriction; here it is loaded with the few classes that metadata consists of, and nothing else, so that it cannot run
 code. Whatever else the checkpoint holds as pickled bytes is never opened.
@@ -62,14 +63,19 @@ class _Reader(FileSystemReader):
         return self._metadata
 
 
-class DistributedState:
-    """The optimizer state in a distributed checkpoint directory."""
+class DistributedTensors:
+    """The tensors in a distributed checkpoint directory, each read whole when it is asked for.
+
+    Attributes:
+        file: the metadata.
+        entries: what it says of every tensor, by its key.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the metadata.
 
         Raises:
-            CheckpointError: it is not metadata, or speaks of no optimizer state.
+            CheckpointError: it is not metadata.
         """
         self.file = path / METADATA
         try:
@@ -83,25 +89,24 @@ class DistributedState:
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         self._reader, self._lock = _Reader(path, metadata), threading.Lock()
-        self._entries: dict[tuple[str, str], tuple[str, TensorStorageMetadata]] = {}
-        for key, entry in metadata.state_dict_metadata.items():
-            if isinstance(entry, TensorStorageMetadata) and (match := _KEY.fullmatch(key)):
-                self._entries[clean(match["name"]), match["kind"]] = key, entry
-        if not self._entries:
-            raise CheckpointError("this distributed checkpoint holds no optimizer state", file=path,
-                                  expected="keys such as optimizer.state.<parameter>.exp_avg")  # fmt: skip
-        self.settings: list[dict[str, Any]] = []  # pickled in there, so not opened
-        self.steps = {name: int(self.tensor(name, kind)) for name, kind in self._entries if kind == "step"}
-        self.moments: dict[str, dict[str, Tensor]] = {}
-        for (name, kind), (_, entry) in self._entries.items():
-            if kind != "step":
-                like = torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-                self.moments.setdefault(name, {})[kind] = like
+        self.entries = {
+            key: entry
+            for key, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
 
-    def tensor(self, name: str, kind: str) -> Tensor:
-        """A moment, whole."""
-        key, entry = self._entries[name, kind]
-        value = torch.empty(entry.size, dtype=entry.properties.dtype)
+    def like(self, key: str) -> Tensor:
+        """A tensor's shape and type, on device meta."""
+        entry = self.entries[key]
+        return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+
+    def read(self, key: str) -> Tensor:
+        """A tensor, whole.
+
+        Raises:
+            CheckpointError: a shard is damaged or gone.
+        """
+        value = torch.empty_like(self.like(key), device="cpu")
         try:
             # It warns that there is no process group; what is warned about is a setting of all threads together.
             with self._lock, warnings.catch_warnings(action="ignore"):
@@ -109,3 +114,34 @@ class DistributedState:
         except Exception as error:  # torch wraps what goes wrong in there in its own
             raise CheckpointError("a shard cannot be read", file=self.file, tensor=key, found=error) from error
         return value
+
+
+class DistributedState:
+    """The optimizer state in a distributed checkpoint directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the metadata.
+
+        Raises:
+            CheckpointError: it is not metadata, or speaks of no optimizer state.
+        """
+        self._tensors = DistributedTensors(path)
+        self.file = self._tensors.file
+        self._keys = {
+            (clean(match["name"]), match["kind"]): key
+            for key in self._tensors.entries
+            if (match := _KEY.fullmatch(key))
+        }
+        if not self._keys:
+            raise CheckpointError("this distributed checkpoint holds no optimizer state", file=path,
+                                  expected="keys such as optimizer.state.<parameter>.exp_avg")  # fmt: skip
+        self.settings: list[dict[str, Any]] = []  # pickled in there, so not opened
+        self.steps = {name: int(self.tensor(name, kind)) for name, kind in self._keys if kind == "step"}
+        self.moments: dict[str, dict[str, Tensor]] = {}
+        for (name, kind), key in self._keys.items():
+            if kind != "step":
+                self.moments.setdefault(name, {})[kind] = self._tensors.like(key)
+
+    def tensor(self, name: str, kind: str) -> Tensor:
+        """A moment, whole."""
+        return self._tensors.read(self._keys[name, kind])

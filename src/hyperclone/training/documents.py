@@ -55,8 +55,10 @@ class Source:
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of the files; None for the Hub's."""
-        return sum(file.stat().st_size for file in self.files) if self.files else None
+        """Bytes of the files; None for the Hub's, and where files are compressed, so that text has another size."""
+        if not self.files or self.kind == "parquet" or any(file.suffix[1:].lower() in _PACKED for file in self.files):
+            return None
+        return sum(file.stat().st_size for file in self.files)
 
 
 def find(spelled: str) -> list[Source]:
@@ -103,7 +105,9 @@ def texts(source: Source, *, field: str, sample_by: str) -> Iterator[str]:
             rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
         else:
             options = {"sample_by": sample_by, "keep_linebreaks": True} if source.kind == "text" else {}
-            files = [str(file) for file in source.files]
+            files = [str(file) for file in source.files if file.stat().st_size]  # an empty one has no columns
+            if not files:
+                return
             rows = datasets.load_dataset(source.kind, data_files=files, split="train", streaming=True, **options)
         column = "text" if source.kind == "text" else field
         for number, row in enumerate(rows):

@@ -1,20 +1,32 @@
 """The trained model as a plain Hugging Face directory: weights in the type that the model came in, its own config,
 tokenizer, licence, receipt, and a model card. Files are written aside and moved into place one by one, the weights'
 index last but for config.json, without which nothing loads.
+
+A model in shards is not gathered over processes: Trainer has saved a sharded checkpoint after the last step, and the
+main process reads that, tensor by tensor, while the others wait. It never holds more than one output file.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
 
 from hyperclone import card, receipt
 from hyperclone.checkpoint import carried_files
 from hyperclone.training import checkpoints, names
+from hyperclone.training.distributed import DistributedTensors
+
+SHARDS = "pytorch_model_fsdp_0"  # accelerate's name for the model in a sharded checkpoint
+_PREFIX = "model."  # and for its tensors in there
 
 
 def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_card: str) -> None:
@@ -30,19 +42,16 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_
     Raises:
         DestinationError: it cannot be written.
     """
-    main = bool(trainer.args.should_save)
-    state = trainer.accelerator.get_state_dict(trainer.model)  # of shards: gathered, in the main process
-    if main:
+    if bool(trainer.args.should_save):
         with checkpoints.writing(output, main=True) as partial:
             model = names.bare(trainer.model)
-            once = {name for name, _ in names.parameters(model)}
-            ties = {names.clean(name) for name, _ in model.named_parameters(remove_duplicate=False)} - once
-            state = {
-                name: value.to(dtype) if value.is_floating_point() else value
-                for name, value in state.items()
-                if name not in ties
-            }
-            model.save_pretrained(partial, state_dict=state)
+            if trainer.is_fsdp_enabled:
+                saved = output / f"checkpoint-{trainer.state.global_step}" / SHARDS
+                write_shards(model, DistributedTensors(saved), partial, dtype)
+            else:
+                ties = _ties(model)
+                state = {name: _cast(value, dtype) for name, value in model.state_dict().items() if name not in ties}
+                model.save_pretrained(partial, state_dict=state)
             carry(place, partial, config=True)
             if card.ours(output / "README.md"):
                 (partial / "README.md").write_text(told_card)
@@ -52,6 +61,57 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_
                 )
         checkpoints.clear(output)
     trainer.accelerator.wait_for_everyone()
+
+
+def write_shards(
+    model: Any, saved: DistributedTensors, target: Path, dtype: torch.dtype, *, file_size: str = "5GB"
+) -> None:
+    """Write the weights of a sharded checkpoint as transformers would, holding one file in memory.
+
+    Args:
+        model: the bare model: its names, ties and conversions; its weights are not looked at.
+        saved: the checkpoint.
+        target: directory to write into; made if it is not there.
+        dtype: of the weights.
+        file_size: largest file.
+
+    Raises:
+        CheckpointError: a shard is damaged or gone.
+    """
+    keys = {name: key for key in saved.entries if (name := names.clean(key.removeprefix(_PREFIX))) not in _ties(model)}
+    holder: dict[str, str] = {}  # tensor on disk -> parameter in memory
+    likes: dict[str, Tensor] = {}
+    for name, key in keys.items():
+        parts = names.on_disk(model, name, _cast(saved.like(key), dtype))
+        holder |= dict.fromkeys(parts, name)
+        likes |= parts
+
+    @functools.lru_cache(maxsize=1)  # the experts of one fused parameter are asked for in turn
+    def parts_of(name: str) -> dict[str, Tensor]:
+        return names.on_disk(model, name, _cast(saved.read(keys[name]), dtype))
+
+    plan = split_torch_state_dict_into_shards(
+        likes, filename_pattern="model{suffix}.safetensors", max_shard_size=file_size
+    )
+    target.mkdir(parents=True, exist_ok=True)
+    for file, tensors in plan.filename_to_tensors.items():
+        content = {name: parts_of(holder[name])[name].contiguous() for name in tensors}
+        save_file(content, target / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if model.can_generate():
+        model.generation_config.save_pretrained(target)
+
+
+def _ties(model: Any) -> set[str]:
+    """Names that a parameter has besides its first."""
+    every = {names.clean(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    return every - {name for name, _ in names.parameters(model)}
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def carry(place: Path, target: Path, *, config: bool) -> None:

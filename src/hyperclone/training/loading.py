@@ -15,6 +15,8 @@ from hyperclone.errors import CheckpointError
 from hyperclone.training import names, writing
 from hyperclone.training.state import MOMENTS
 
+_PAIR = {"exp_avg", "exp_avg_sq"}
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -55,6 +57,8 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     _check_kind(optimizer, str(state["optimizer"]))
     inner = names.bare(model)
     named = {parameter: name for name, parameter in names.parameters(model)}
+    on_disk = {name: names.disk_names(inner, name, parameter.shape) for parameter, name in named.items()}
+    _check_known(there, {key for stored in on_disk.values() for key in stored})
     filled, fresh = 0, []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -62,12 +66,14 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
                 raise CheckpointError("the optimizer has a parameter that is not the model's", file=place,
                                       found=list(parameter.shape))  # fmt: skip
             name = named[parameter]
-            stored = names.disk_names(inner, name, parameter.shape)
+            stored = on_disk[name]
             first = next(iter(stored))
-            kinds = [kind for kind in MOMENTS if f"{first}.{kind}" in there.entries]
-            if not kinds:
+            found = {kind for kind in MOMENTS for key in stored if f"{key}.{kind}" in there.entries}
+            if not found:
                 fresh.append(name)
                 continue
+            found |= _PAIR if found & _PAIR else set()  # AdamW cannot go on with one of them
+            kinds = [kind for kind in MOMENTS if kind in found]
             values = {
                 kind: _like(parameter, names.in_memory(inner, name, parameter.shape, {
                     key: _moment(there, f"{key}.{kind}", shape) for key, shape in stored.items()
@@ -81,6 +87,16 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
             optimizer.state[parameter] = values
             filled += 1
     return Loaded(state["step"], filled, tuple(fresh))
+
+
+def _check_known(there: TensorFiles, known: set[str]) -> None:
+    """Every moment must be of a tensor that the model has."""
+    for moment in there.entries:
+        if (name := moment.rpartition(".")[0]) not in known:
+            raise CheckpointError("this training state belongs to another model", file=there.path, tensor=moment,
+                                  expected=f"moments of {min(known)} and the like",
+                                  cure=f"{name} is no tensor of this model: load the directory that the state lies in",
+                                  )  # fmt: skip
 
 
 def _moment(there: TensorFiles, name: str, shape: torch.Size) -> Tensor:

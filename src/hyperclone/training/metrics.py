@@ -3,11 +3,13 @@
     {"step": 40, "tokens": 40960, "loss": 3.91, "lr": 0.00029, "grad_norm": 0.8, "tokens_per_second": 9500.0,
      "mfu": 0.41, "seconds": 4.3}
     {"step": 40, "tokens": 40960, "eval_loss": 3.88, "bits_per_byte": 1.21, "seconds": 4.4}
+    {"step": 40, "tokens": 40960, "anatomy": {"read": 0.61, "write": 0.7, "apart": 0.2, "effective_rank": 801.5,
+     "read/model.layers.0.mlp.up_proj.weight": 0.62, ...}, "seconds": 4.9}
 
 Losses are means in nats for each predicted token. Bits per byte do not depend on the tokenizer: the held-out loss
 over ln 2, times the held-out text's tokens over its bytes. lr is the peak group's (the source's learning rate under
-the law). seconds count steps, evaluation and saving, over all parts of a run that was resumed; tokens per second
-count steps only.
+the law). Anatomy, if asked for: how far copies have moved apart (callbacks.py). seconds count steps, evaluation and
+saving, over all parts of a run that was resumed; tokens per second count steps only.
 """
 
 from __future__ import annotations
@@ -26,12 +28,17 @@ FILE = "metrics.jsonl"
 
 
 class Metrics:
-    """The file being written by a run."""
+    """The file being written by a run.
+
+    Attributes:
+        latest: of each figure, as the run was taken up.
+    """
 
     def __init__(self, output: Path, *, step: int) -> None:
         """Take up the file at a step: what an interrupted run wrote after its last checkpoint is left out."""
         self._file = output / FILE
         kept = [line for line in read(output) if line["step"] <= step] if step else []
+        self.latest = {key: value for line in kept for key, value in line.items() if key != "seconds"}
         self._before = max((line["seconds"] for line in kept), default=0.0)
         self._began = time.monotonic()
         partial = self._file.with_name(f".{FILE}")

@@ -62,6 +62,7 @@ class Training:
             ZeRO-2), "full" (FSDP2, like ZeRO-3).
         log_every, eval_every, save_every: in steps; by default 1/100, 1/20 and 1/10 of the run.
         eval_early: measure the held-out loss after 1, 2, 4, 8, ... steps as well, so that a dip at the start is seen.
+        anatomy: note the symmetry between the copies of a grown model at the start and with every evaluation.
         keep: newest checkpoints to keep; 0 for all.
         tasks: of lm-evaluation-harness, run whenever the held-out loss is measured.
         report: "tensorboard", "wandb", "trackio", ...: Trainer's integrations.
@@ -103,6 +104,7 @@ class Training:
     eval_every: int | None = None
     save_every: int | None = None
     eval_early: bool = False
+    anatomy: bool = False
     keep: int = 2
     tasks: Sequence[str] = ()
     report: Sequence[str] = ()

@@ -47,7 +47,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     Args:
         training: the request.
         watch: called in the main process with (what happens, its figures): "tokenise", "start", "state", "step", "log",
-            "eval", "tasks", "save".
+            "eval", "anatomy", "tasks", "save".
 
     Raises:
         HypercloneError: it cannot be run as asked, or a checkpoint could not be written.
@@ -74,6 +74,13 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             field="rule",
             cure="leave --rule out",
         )
+    if training.anatomy and not (place / receipt.FILE).exists():
+        raise TrainingError(
+            "no receipt says how this model was grown, so it has no copies to compare",
+            file=place,
+            field="anatomy",
+            cure="leave --anatomy out",
+        )
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
         opening.check_state(state)
@@ -88,7 +95,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     step = int(start.name.rpartition("-")[2]) if start else 0
     model, dtype = opening.model(place, training)
 
-    from hyperclone.training import arguments, export, interruption, metrics, tasks
+    from hyperclone.training import arguments, callbacks, export, interruption, metrics, tasks
     from hyperclone.training import trainer as ours
 
     chosen = tasks.choose(training.tasks, processes=processes)
@@ -141,6 +148,8 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             watch=tell if main else None,
         )
         made.add_callback(signals)
+        if training.anatomy:
+            made.add_callback(callbacks.noting(made, place))
         _check_sharding(training, start, sharded=made.is_fsdp_enabled)
         made.train(resume_from_checkpoint=str(start) if start else None)  # of a finished run: loads it, and that is all
         done = made.state.global_step

@@ -81,7 +81,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         self.early = training.eval_early
         self._figures, self._metrics, self._watch = figures, metrics, watch
         self.clock = Clock()
-        self.last: dict[str, Any] = {}
+        self.last: dict[str, Any] = {} if metrics is None else dict(metrics.latest)
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         super().__init__(

@@ -13,25 +13,28 @@ function show(value) {
 const scale = (v, [low, high, log]) => log ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
 const unscale = (s, [low, high, log]) => log ? low * Math.pow(high / low, s) : low + s * (high - low);
 
-function values(axes, x, y) { // of each series: its value on the line at x, or its point nearest to the pointer
-  const found = [];
+function values(axes, px, py) { // [series, what to show], highest first; px, py: within the box, in the SVG's own units
+  const [, , width, height] = axes.box, x = unscale(px / width, axes.x), found = [];
   for (const one of axes.series) {
-    const sorted = one.x.every((v, i) => i === 0 || v >= one.x[i - 1]) && one.x[0] < one.x[one.x.length - 1];
-    if (sorted && x >= one.x[0] && x <= one.x[one.x.length - 1]) {
-      const i = Math.max(1, one.x.findIndex(v => v >= x)), before = one.y[i - 1], after = one.y[i];
-      if (before === null || after === null) continue;
-      const share = (x - one.x[i - 1]) / (one.x[i] - one.x[i - 1] || 1);
-      found.push([one, null, before + share * (after - before)]);
-    } else if (!sorted) {
-      let best = null, least = .02;
-      one.x.forEach((v, i) => {
-        const far = Math.hypot(scale(v, axes.x) - scale(x, axes.x), scale(one.y[i], axes.y) - scale(y, axes.y));
-        if (far < least) { least = far; best = i; }
-      });
-      if (best !== null) found.push([one, one.x[best], one.y[best]]);
+    if (one.kind === "line") { // its height there
+      const i = one.x.findIndex(v => v >= x), last = Math.max(0, i - 1);
+      if (i < 0 || one.x[last] > x) continue;
+      const share = i === last ? 0 : (x - one.x[last]) / (one.x[i] - one.x[last]);
+      const value = one.y[last] + share * (one.y[i] - one.y[last]);
+      if (one.y[last] !== null && one.y[i] !== null) found.push([one, show(value), value]);
+    } else if (one.kind === "bars") {
+      const value = one.y[Math.round(x)];
+      if (value !== null && value !== undefined) found.push([one, show(value), value]);
+    } else { // the nearest point, if it is near
+      const far = one.x.map((v, i) => Math.hypot(scale(v, axes.x) * width - px, (1 - scale(one.y[i], axes.y)) * height - py));
+      const i = far.indexOf(Math.min(...far));
+      if (i >= 0 && far[i] < 9)
+        found.push([one, one.told === "both" ? show(one.x[i]) + ", " + show(one.y[i]) : show(one[one.told][i]), one.y[i]]);
     }
   }
-  return found;
+  const kind = axes.series.length ? axes.series[0].kind : "";
+  const title = kind === "line" ? show(x) : kind === "bars" ? axes.names[Math.round(x)] : "";
+  return [title, found.sort((a, b) => b[2] - a[2])];
 }
 
 function point(svg, sets, px, py, clientX, clientY) { // px, py: in the SVG's own units
@@ -39,25 +42,26 @@ function point(svg, sets, px, py, clientX, clientY) { // px, py: in the SVG's ow
     px >= left && px <= left + width && py >= top && py <= top + height);
   svg.querySelectorAll(".cross").forEach(line => line.remove());
   if (!axes) { tip.hidden = true; return; }
-  const [left, top, width, height] = axes.box;
-  const x = unscale((px - left) / width, axes.x), y = unscale(1 - (py - top) / height, axes.y);
-  const found = values(axes, x, y);
+  const [left, top, , height] = axes.box, [title, found] = values(axes, px - left, py - top);
   if (!found.length) { tip.hidden = true; return; }
-  const cross = document.createElementNS("http://www.w3.org/2000/svg", "line");
-  for (const [name, value] of Object.entries({x1: px, x2: px, y1: top, y2: top + height, class: "cross"}))
-    cross.setAttribute(name, value);
-  svg.append(cross);
-  const lines = found.some(([, own]) => own === null);
+  if (axes.series[0].kind === "line") {
+    const cross = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    for (const [name, value] of Object.entries({x1: px, x2: px, y1: top, y2: top + height, class: "cross"}))
+      cross.setAttribute(name, value);
+    svg.append(cross);
+  }
   tip.replaceChildren();
-  const head = document.createElement("b");
-  head.textContent = lines ? show(x) : "";
-  if (lines) tip.append(head);
-  for (const [one, own, value] of found.sort((a, b) => b[2] - a[2])) {
+  if (title) {
+    const head = document.createElement("b");
+    head.textContent = title;
+    tip.append(head);
+  }
+  for (const [one, shown] of found) {
     const row = document.createElement("div"), mark = document.createElement("i");
     const name = document.createElement("span"), number = document.createElement("span");
     mark.style.background = one.colour;
     name.textContent = one.label;
-    number.textContent = own === null ? show(value) : show(own) + (lines || Number.isInteger(value) ? "" : ", " + show(value));
+    number.textContent = shown;
     row.append(mark, name, number);
     tip.append(row);
   }
@@ -66,9 +70,21 @@ function point(svg, sets, px, py, clientX, clientY) { // px, py: in the SVG's ow
   tip.style.top = Math.max(8, Math.min(clientY + 14, innerHeight - tip.offsetHeight - 8)) + "px";
 }
 
+function stops(sets) { // where the arrow keys go: hundredths of a line's axis, names, points
+  return sets.flatMap(axes => {
+    const [left, top, width, height] = axes.box, first = axes.series[0];
+    if (!first) return [];
+    if (first.kind === "line") return Array.from({length: 101}, (_, i) => [left + width * i / 100, top + height / 2]);
+    if (first.kind === "bars") return first.x.map(v => [left + width * scale(v, axes.x), top + height / 2]);
+    return axes.series.flatMap(one => one.x.map((v, i) =>
+      [left + width * scale(v, axes.x), top + height * (1 - scale(one.y[i], axes.y))]));
+  });
+}
+
 for (const figure of document.querySelectorAll("figure")) {
   const sets = data[figure.id], plot = figure.querySelector(".plot"), svg = plot && plot.querySelector("svg");
   if (!sets || !svg) continue;
+  const places = stops(sets);
   let key = null;
   plot.addEventListener("pointermove", event => {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
@@ -78,14 +94,28 @@ for (const figure of document.querySelectorAll("figure")) {
   plot.addEventListener("pointerleave", leave);
   plot.addEventListener("blur", leave);
   plot.addEventListener("keydown", event => {
+    if (event.key === "Escape") leave();
     if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
     event.preventDefault();
-    const [left, top, width, height] = sets[0].box, step = event.key === "ArrowLeft" ? -1 : 1;
-    key = Math.min(100, Math.max(0, (key ?? (step > 0 ? -1 : 101)) + step));
-    const px = left + width * key / 100, py = top + height / 2;
-    const at = new DOMPoint(px, py).matrixTransform(svg.getScreenCTM());
-    point(svg, sets, px, py, at.x, at.y);
+    const step = event.key === "ArrowLeft" ? -1 : 1;
+    key = Math.min(places.length - 1, Math.max(0, (key ?? (step > 0 ? -1 : places.length)) + step));
+    const at = new DOMPoint(...places[key]).matrixTransform(svg.getScreenCTM());
+    point(svg, sets, ...places[key], at.x, at.y);
   });
+}
+for (const head of document.querySelectorAll("#arms th")) { // a click sorts by the column, another one the other way
+  head.tabIndex = 0;
+  const sort = () => {
+    const body = head.closest("table").tBodies[0], down = head.getAttribute("aria-sort") !== "descending";
+    const number = row => { const value = parseFloat(row.cells[head.cellIndex].textContent); return isNaN(value) ? -Infinity : value; };
+    const text = row => row.cells[0].textContent;
+    const rows = [...body.rows].sort((a, b) => head.cellIndex ? number(b) - number(a) || 0 : text(b).localeCompare(text(a)));
+    head.parentNode.querySelectorAll("th").forEach(one => one.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    body.append(...(down ? rows : rows.reverse()));
+  };
+  head.addEventListener("click", sort);
+  head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
 }
 for (const choice of document.querySelectorAll(".choices input"))
   choice.addEventListener("change", () => {
@@ -97,3 +127,6 @@ document.getElementById("theme").addEventListener("click", () => {
   const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = (root.dataset.theme || (dark ? "dark" : "light")) === "dark" ? "light" : "dark";
 });
+let before = null; // paper is white
+addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme || ""; document.documentElement.dataset.theme = "light"; });
+addEventListener("afterprint", () => { if (before) document.documentElement.dataset.theme = before; else delete document.documentElement.dataset.theme; });
