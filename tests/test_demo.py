@@ -131,6 +131,9 @@ def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> 
         assert len(screen.splitlines()) <= height
         assert all(len(line) <= 100 for line in screen.splitlines())
         assert ("without random weights" in screen) == (height == 40)
+        near = screen.partition("without random weights")[2].partition("0 ")[0]  # up to its axis
+        assert ("clone" in near) == (height == 40)
+        assert "random" not in near
         assert "6.125" in screen
         assert "3.250" in screen
         assert "waiting" in screen

@@ -238,7 +238,7 @@ def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
     cells = dict(zip(head, re.findall(r"<td>(.*?)</td>", rows[1 + list(results.arms).index("plain")]), strict=True))
     assert cells["speed-up, tokens"] == "2.00x<br><span>never to 2.20</span>"
     assert cells["forgetting"] == "0.020"
-    assert cells["at equal tokens"] == "-0.100"
+    assert cells["loss less control, equal tokens"] == "-0.100"
     assert cells["learning rate"] == "0.002"
     assert cells["parameters"] == "1M"
 
@@ -256,11 +256,11 @@ def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
 def test_names_of_arms_are_no_formulas(runs: Path) -> None:
     for name in ("study.json", "results.csv", "speedup.csv", "tuning.csv", "anatomy.csv", "spectra.json"):
         text = (runs / name).read_text()
-        text = re.sub(r"(?<=[\"\n])clone(?=[\",])", r"2$\\frac$x" if name.endswith("json") else r"2$\\frac$x", text)
+        text = re.sub(r"(?<!kind\": \")(?<=[\"\n])clone(?=[\",])", "2$x$", text)
         (runs / name).write_text(text)
     drawn = {one.name: one.svg() for one in figures.every(reading.read(runs))}
     for name in ("loss-tokens", "speedup", "group-0"):
-        assert r"2$\frac$x</text>" in drawn[name]
+        assert "2$x$</text>" in drawn[name]
 
 
 def test_a_fall_from_a_bad_start_does_not_flatten_the_early_figure(runs: Path) -> None:

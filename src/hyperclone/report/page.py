@@ -19,6 +19,10 @@ _COLUMNS = (
     ("seconds", "speedup_seconds"),
     ("FLOPs, source charged", "charged_flops"),
 )
+_ENDS = (
+    ("loss less control, at the end", "difference_to_target"),
+    ("loss less control, equal tokens", "difference_at_equal_tokens"),
+)
 _DEFINITIONS = (
     "Speed-up: tokens (FLOPs, seconds) of the control arm's whole training over those that an arm needs until its "
     "held-out loss, smoothed by a median of three, first is at the control's last; medians over seeds, with the range. "
@@ -69,13 +73,13 @@ def arms(results: Results) -> str:
         curves, told = results.curves.get(name, []), results.speedups.get(name, [])
         rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
         other, given = name != results.control, "<br><span>given</span>"
-        mark = f'<i style="background:{on_page(series.colour(results, name))}"></i>'
+        mark = f'<i style="background:{on_page(series.colour(results, name))}"></i><b>{_text(name)}</b>'
+        mark += "" if other else " <span>control</span>"
         rows.append({
-            "arm": f"{mark}<b>{_text(name)}</b>{'' if other else ' <span>control</span>'}<br><span>{_text(arm['label'])}</span>",
+            "arm": f"{mark}<br><span>{_text(arm['label'])}</span>",
             **{title: _factor([row[key] for row in told]) if other else "" for title, key in _COLUMNS},
             "final loss": _range([curve.loss[-1] for curve in curves], ".3f"),
-            "less the control's": _range([row["difference_to_target"] for row in told], "+.3f") if other else "",
-            "at equal tokens": _range([row["difference_at_equal_tokens"] for row in told], "+.3f") if other else "",
+            **{title: _range([row[key] for row in told], "+.3f") if other else "" for title, key in _ENDS},
             "forgetting": _range([row["forgetting"] for row in told], ".3f"),
             "parameters": human(arm["parameters"]) if arm.get("parameters") else "",
             "tokens": human(curves[0].tokens[-1]) if curves else "",
@@ -85,8 +89,9 @@ def arms(results: Results) -> str:
     skipped = set()
     if len({row["seeds"] for row in rows}) < 2:
         skipped.add("seeds")  # what was run says how many
-    if all(row["at equal tokens"] == row["less the control's"] for row in rows):
-        skipped.add("less the control's")
+    end, equal = (title for title, _ in _ENDS)
+    if all(row[end] == row[equal] for row in rows):
+        skipped.add(end)
     head = [title for title in (rows[0] if rows else {}) if title not in skipped and any(row[title] for row in rows)]
     return _table(head, [[row[title] for title in head] for row in rows], raw=True)
 

@@ -52,6 +52,7 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         """
         self.grown, self.pattern, self.layers, self.log = grown, tensors, layers, log
         self.history: list[dict[str, float]] = []
+        self._step: int | None = None  # of the last entry, on every process: they must agree on when to gather
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first entry."""
@@ -60,10 +61,11 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """An entry for each evaluation."""
-        if not self.history or self.history[-1]["step"] != state.global_step:
+        if self._step != state.global_step:
             self._measure(state, kwargs["model"])
 
     def _measure(self, state: Any, model: Any) -> None:
+        self._step = state.global_step
         with draws.untouched():
             if not state.is_world_process_zero:
                 take_part(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
