@@ -17,9 +17,10 @@ function values(axes, px, py) { // [series, what to show], highest first; px, py
   const [, , width, height] = axes.box, x = unscale(px / width, axes.x), found = [];
   for (const one of axes.series) {
     if (one.kind === "line") { // its height there
-      const i = one.x.findIndex(v => v >= x), last = Math.max(0, i - 1);
-      if (i < 0 || one.x[last] > x) continue;
-      const share = i === last ? 0 : (x - one.x[last]) / (one.x[i] - one.x[last]);
+      const start = one.x[0], end = one.x[one.x.length - 1], at = Math.min(end, Math.max(start, x));
+      if (px < scale(start, axes.x) * width - 1 || px > scale(end, axes.x) * width + 1) continue;
+      const i = one.x.findIndex(v => v >= at), last = Math.max(0, i - 1);
+      const share = i === last ? 0 : (at - one.x[last]) / (one.x[i] - one.x[last]);
       const value = one.y[last] + share * (one.y[i] - one.y[last]);
       if (one.y[last] !== null && one.y[i] !== null) found.push([one, show(value), value]);
     } else if (one.kind === "bars") {
@@ -70,11 +71,14 @@ function point(svg, sets, px, py, clientX, clientY) { // px, py: in the SVG's ow
   tip.style.top = Math.max(8, Math.min(clientY + 14, innerHeight - tip.offsetHeight - 8)) + "px";
 }
 
-function stops(sets) { // where the arrow keys go: hundredths of a line's axis, names, points
+function stops(sets) { // where the arrow keys go: hundredths from the first to the last point of lines; names; points
   return sets.flatMap(axes => {
     const [left, top, width, height] = axes.box, first = axes.series[0];
     if (!first) return [];
-    if (first.kind === "line") return Array.from({length: 101}, (_, i) => [left + width * i / 100, top + height / 2]);
+    if (first.kind === "line") {
+      const all = axes.series.flatMap(one => one.x).map(v => scale(v, axes.x)), start = Math.min(...all), end = Math.max(...all);
+      return Array.from({length: 101}, (_, i) => [left + width * (start + (end - start) * i / 100), top + height / 2]);
+    }
     if (first.kind === "bars") return first.x.map(v => [left + width * scale(v, axes.x), top + height / 2]);
     return axes.series.flatMap(one => one.x.map((v, i) =>
       [left + width * scale(v, axes.x), top + height * (1 - scale(one.y[i], axes.y))]));
