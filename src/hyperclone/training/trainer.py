@@ -142,6 +142,18 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         with draws.untouched():
             return super().evaluate(*args, **values)
 
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **values: Any) -> Any:
+        """The loss of a batch, without the windows that only fill up the last one.
+
+        Processes take equally many windows, so some come twice at the end. The gathered losses are cut to the number
+        of windows, but each is the mean of its process's batch: what comes twice must not count in there either.
+        """
+        whole = self.accelerator.gradient_state
+        if whole.end_of_dataloader and whole.remainder > 0:
+            own = whole.remainder - self.args.process_index * self.args.per_device_eval_batch_size
+            inputs["labels"][max(0, own) :] = -100
+        return super().prediction_step(model, inputs, *rest, **values)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs with tokens, speed, MFU and bits per byte; a line of metrics.jsonl.
 
