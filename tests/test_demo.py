@@ -77,7 +77,7 @@ def test_the_verdict_charges_seedling_whatever_comes_out() -> None:
     early = " ".join(demo_display.sentences(against_random([3.0, 2.9, 2.8], [7.0, 6.0, 5.0], source=4000.0)))
     assert "starts below that, at 3.000, and ends at 2.800" in early
     assert "10x the FLOPs" in early  # 4000 of the source, against 100 tokens x 4
-    assert "speed-up 0.1)" in early
+    assert "speed-up 0.1x)" in early
     usual = " ".join(demo_display.sentences(against_random([5.0, 3.0, 2.0], [7.0, 6.0, 4.0], source=40.0)))
     assert "4.0x fewer tokens" in usual  # 4.0 lies half-way to 50 tokens: 25 of 100
     assert f"{400 / (100 + 40):.2f}x in FLOPs" in usual
