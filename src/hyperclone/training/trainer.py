@@ -143,16 +143,28 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             return super().evaluate(*args, **values)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **values: Any) -> Any:
-        """The loss of a batch, without the windows that only fill up the last one.
-
-        Processes take equally many windows, so some come twice at the end. The gathered losses are cut to the number
-        of windows, but each is the mean of its process's batch: what comes twice must not count in there either.
-        """
-        whole = self.accelerator.gradient_state
-        if whole.end_of_dataloader and whole.remainder > 0:
-            own = whole.remainder - self.args.process_index * self.args.per_device_eval_batch_size
-            inputs["labels"][max(0, own) :] = -100
+        """The loss of a batch. The last one may be filled up with windows that have been before."""
+        left = self.accelerator.gradient_state
+        if self.args.world_size > 1 and left.end_of_dataloader and left.remainder > 0:
+            return self._last_loss(model, inputs, left.remainder), None, None
         return super().prediction_step(model, inputs, *rest, **values)
+
+    def _last_loss(self, model: nn.Module, inputs: dict[str, Any], windows: int) -> torch.Tensor:
+        """Of the last batch: the mean over its windows in all processes, each once, as a single process has it.
+
+        Trainer cuts the gathered losses to the number of windows, but what it gathers are means over whole batches,
+        in which the windows that fill them up would count.
+        """
+        inputs = self._prepare_inputs(inputs)
+        inputs["labels"][max(0, windows - self.args.process_index * self.args.per_device_eval_batch_size) :] = (
+            packing.IGNORED
+        )
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**inputs).loss.detach().float()
+        count = inputs["labels"][:, 1:].ne(packing.IGNORED).sum()
+        total = torch.where(count > 0, loss * count, torch.zeros_like(loss))  # of no windows the mean is no number
+        whole: torch.Tensor = self.accelerator.reduce(total) / self.accelerator.reduce(count)
+        return whole
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's logs with tokens, speed, MFU and bits per byte; a line of metrics.jsonl.
