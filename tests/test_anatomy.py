@@ -279,6 +279,27 @@ def test_the_callback_logs_what_the_saved_checkpoint_shows(model_dir: ModelDir, 
     assert callback.history[0]["anatomy/read"] != last["anatomy/read"]
 
 
+def test_during_training_a_small_model_is_measured_in_every_layer_and_a_large_one_in_three(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from hyperclone.training import callbacks
+
+    place = grown(model_dir, tmp_path / "grown", Growth(width=2, layers=6, depth_mode="stack"))
+    model = AutoModelForCausalLM.from_pretrained(place)
+    assert model.config.num_hidden_layers == 6
+
+    def layers(**asked: Any) -> list[int]:
+        return sorted({int(t.name.split(".")[2]) for t in callbacks.measure_model(model, **asked)})
+
+    assert layers(layers=None) == [0, 1, 2, 3, 4, 5]
+    assert layers(layers=2) == [0, 5]
+    assert layers() == [0, 2, 5]
+    monkeypatch.setattr(callbacks, "_QUICK", 1e4)  # all spectra of this model would take longer
+    assert layers(layers=None) == [0, 2, 5]
+
+
 def test_the_callback_refuses_a_model_that_was_not_grown() -> None:
     from hyperclone.training.callbacks import measure_model
 

@@ -544,7 +544,9 @@ def command(*arguments: object, slowly: bool = False) -> subprocess.Popen[str]:
     slow = (
         "import os, time\nreal = os.pwrite\nos.pwrite = lambda *a: (time.sleep(0.2), real(*a))[1]\n" if slowly else ""
     )
-    script = f"{slow}from hyperclone.cli import main; main()"
+    # a shell's background jobs, and so their children, ignore Ctrl-C
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = f"{slow}{heard}from hyperclone.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

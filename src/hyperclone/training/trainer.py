@@ -152,8 +152,8 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
     def _last_loss(self, model: nn.Module, inputs: dict[str, Any], windows: int) -> torch.Tensor:
         """Of the last batch: the mean over its windows in all processes, each once, as a single process has it.
 
-        Trainer cuts the gathered losses to the number of windows, but what it gathers are means over whole batches,
-        in which the windows that fill them up would count.
+        Trainer cuts the gathered losses to the number of windows, but divides each process's by the tokens of all
+        processes, the windows that fill them up among them (transformers 5.24).
         """
         inputs = self._prepare_inputs(inputs)
         inputs["labels"][max(0, windows - self.args.process_index * self.args.per_device_eval_batch_size) :] = (
