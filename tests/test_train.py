@@ -347,6 +347,30 @@ def test_tasks_are_noted_and_change_nothing(
     assert [(line["step"], line["tasks"]) for line in found] == [(s, {"piqa": {"acc": 0.5}}) for s in (0, 6, 12)]
 
 
+def test_the_rotated_optimizer_trains_and_is_resumed_to_the_bit(grown: Path, text: Path, tmp_path: Path) -> None:
+    asked = {"optimizer": "rotated", "differences": 2.0, "state": "none", "resume": True}
+    hyperclone.train(request(grown, text, tmp_path / "whole", **asked))
+    hyperclone.train(request(grown, text, tmp_path / "parts", **asked), watch=stopped_after(4))
+    hyperclone.train(request(grown, text, tmp_path / "parts", **asked))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    hyperclone.train(request(grown, text, tmp_path / "adamw", state="none"))
+    assert losses(tmp_path / "adamw")[0] == losses(tmp_path / "whole")[0]
+    assert losses(tmp_path / "adamw")[3:] != losses(tmp_path / "whole")[3:]
+
+
+def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Path, tmp_path: Path) -> None:
+    for asked, problem in (
+        ({}, r"no receipt(.|\n)*leave --optimizer out"),
+        ({"from_scratch": True}, "drawn anew"),
+        ({"sharding": "full"}, "several machines"),
+    ):
+        with pytest.raises(TrainingError, match=problem):
+            hyperclone.train(request(source, text, tmp_path / "out", optimizer="rotated", **asked))
+    with pytest.raises(TrainingError, match="--optimizer rotated"):
+        request(source, text, tmp_path / "out", differences=2.0)
+
+
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no longer a number"):
         hyperclone.train(request(grown, text, tmp_path / "out", lr=1e30, clip=0.0))

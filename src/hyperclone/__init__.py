@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hyperclone.training.groups import param_groups as param_groups
     from hyperclone.training.loading import load_state as load_state
     from hyperclone.training.request import Training as Training
+    from hyperclone.training.rotated import rotated_adamw as rotated_adamw
     from hyperclone.training.run import train as train
 
 # Loaded on first use, so that `plan` and `--help` start without torch.
@@ -46,6 +47,7 @@ _PUBLIC = {
     "plan": "growing",
     "train": "training.run",
     "propose": "proposing",
+    "rotated_adamw": "training.rotated",
     "verify": "proving",
 }
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "param_groups",
     "plan",
     "propose",
+    "rotated_adamw",
     "verify",
 ]
 

@@ -48,6 +48,13 @@ OPTIONS: dict[str, Any] = {
             help="law (the receipt's param groups), or source (one rate everywhere) [law, if there is a receipt]."
         ),
     ],
+    "optimizer": Annotated[
+        str,
+        typer.Option(help="adamw, or rotated: AdamW on what copies have in common and on their differences."),
+    ],
+    "differences": Annotated[
+        float, typer.Option(help="Of rotated: learning rate of the differences, relative to the rest.")
+    ],
     "schedule": Annotated[str, typer.Option(help="cosine, linear, wsd (warm-up, stable, decay), constant.")],
     "warmup": Annotated[float, typer.Option(help="Warm-up: steps, or below 1 a share of them.")],
     "min_lr": Annotated[float, typer.Option(help="Where the schedule ends, as a share of the peak.")],

@@ -26,6 +26,8 @@ _CURVE = (
     "documents",
     "lr",
     "rule",
+    "optimizer",
+    "differences",
     "schedule",
     "warmup",
     "min_lr",

@@ -20,6 +20,7 @@ SAMPLES = ("document", "paragraph", "line")
 SHARDINGS = ("none", "gradients", "full")
 PRECISIONS = ("bf16", "fp32")
 STATES = ("auto", "none")
+OPTIMIZERS = ("adamw", "rotated")
 _RULES = ("law", "source")
 _WHOLE = ("sequence", "micro_batch", "log_every", "eval_every", "save_every")  # at least 1, or None
 
@@ -45,6 +46,8 @@ class Training:
         lr: peak learning rate; of a grown model, the one its source was trained with.
         rule: "law" (param groups of the growth) or "source" (one learning rate everywhere); by default the law where
             the model has a receipt and is not trained from scratch.
+        optimizer: "adamw", or "rotated": AdamW on what copies have in common and on their differences (rotated.py).
+        differences: of "rotated": learning rate of the differences, relative to what copies have in common.
         schedule: "cosine", "linear", "wsd" (constant, then linear over the last `decay` of the steps), "constant".
         warmup: steps, or below 1 a share of them.
         min_lr: where the schedule ends, as a share of the peak.
@@ -84,6 +87,8 @@ class Training:
     micro_batch: int | None = None
     lr: float = 3e-4
     rule: str | None = None
+    optimizer: str = "adamw"
+    differences: float = 1.0
     schedule: str = "cosine"
     warmup: float = 0.01
     min_lr: float = 0.1
@@ -127,6 +132,7 @@ class Training:
             ("precision", (None, *PRECISIONS)),
             ("state", STATES),
             ("rule", (None, *_RULES)),
+            ("optimizer", OPTIMIZERS),
         ):
             if (value := getattr(self, field)) not in allowed:
                 raise TrainingError(
@@ -146,6 +152,7 @@ class Training:
             ("beta2", 0.0, 1.0),
             ("clip", 0.0, math.inf),
             ("held_out", 0.0, 0.5),
+            ("differences", 0.0, math.inf),
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
@@ -166,6 +173,20 @@ class Training:
                 field="rule",
                 found="law",
                 cure="leave --rule out with --from-scratch",
+            )
+        if self.optimizer == "rotated" and (self.from_scratch or self.sharding != "none"):
+            raise TrainingError(
+                "the rotated optimizer compares the copies of a grown weight",
+                field="optimizer",
+                found="weights drawn anew" if self.from_scratch else f"copies on several machines ({self.sharding})",
+                cure="leave --optimizer out",
+            )
+        if self.optimizer != "rotated" and self.differences != 1:
+            raise TrainingError(
+                "only the rotated optimizer knows differences between copies",
+                field="differences",
+                found=self.differences,
+                cure="--optimizer rotated",
             )
         _ = self.budget, self.batch_tokens  # they are numbers of tokens
 

@@ -74,6 +74,13 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             field="rule",
             cure="leave --rule out",
         )
+    if training.optimizer == "rotated" and law is None:
+        raise TrainingError(
+            "no receipt says how this model was grown, so it has no copies to compare",
+            file=place,
+            field="optimizer",
+            cure="leave --optimizer out",
+        )
     if training.anatomy and not (place / receipt.FILE).exists():
         raise TrainingError(
             "no receipt says how this model was grown, so it has no copies to compare",
@@ -84,6 +91,14 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
         opening.check_state(state)
+        if training.optimizer == "rotated":
+            raise TrainingError(
+                "grown moments are of weights, not of differences between copies",
+                file=place,
+                field="optimizer",
+                found="rotated",
+                cure="begin without them: --state none",
+            )
     sequence = budget.sequence_length(training.sequence, stock.positions(config))
     keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"

@@ -18,13 +18,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from hyperclone import evaluation
 from hyperclone.errors import TrainingError
-from hyperclone.training import arguments, checkpoints, draws, export, packing, tasks
+from hyperclone.training import arguments, checkpoints, draws, export, packing, rotated, tasks
 from hyperclone.training.budget import Budget
 from hyperclone.training.corpus import Corpus
 from hyperclone.training.groups import param_groups
 from hyperclone.training.loading import load_state
 from hyperclone.training.metrics import Clock, Metrics, bits_per_byte
 from hyperclone.training.request import Training
+from hyperclone.training.rotated import RotatedAdamW
 from hyperclone.training.schedule import factor, warmup_steps
 
 Watch = Callable[[str, dict[str, Any]], None]  # what happens, and its figures
@@ -98,7 +99,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)  # Shuffled has the order
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
-        """AdamW with the law's groups, or with one learning rate everywhere."""
+        """AdamW with the law's groups, or with one learning rate everywhere; or RotatedAdamW."""
         if self.optimizer is None:
             told, model = self._training, self.model if model is None else model
             groups = (
@@ -110,13 +111,16 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             )
             # Logs speak of the scheduler's first group: let it be the one with the source's learning rate.
             groups.sort(key=lambda group: -group["lr"])
-            self.optimizer = torch.optim.AdamW(
-                groups,
-                lr=told.lr,
-                betas=(told.beta1, told.beta2),
-                weight_decay=told.weight_decay,
-                fused=self.args.device.type == "cuda" or None,
-            )
+            betas = (told.beta1, told.beta2)
+            if told.optimizer == "rotated":
+                assert self.law is not None
+                rotations = rotated.rotations(model, receipt=self.law)
+                self.optimizer = RotatedAdamW(groups, rotations, betas=betas, differences=told.differences)
+            else:
+                fused = self.args.device.type == "cuda" or None
+                self.optimizer = torch.optim.AdamW(
+                    groups, lr=told.lr, betas=betas, weight_decay=told.weight_decay, fused=fused
+                )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

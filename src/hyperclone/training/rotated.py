@@ -1,0 +1,229 @@
+"""AdamW in the coordinates of what copies have in common and of what tells them apart.
+
+Copies of a weight get nearly the same gradient. Adam divides each entry by its own size, so what is common to copies
+fills the whole step, and the small rest, by which alone they could part, moves them a fraction of it: the added width
+comes into use slowly. Rotate the c copies of every unit by an orthogonal matrix whose first row is constant,
+
+    u_0 = (w_0 + ... + w_{c-1}) / sqrt(c),      u_b = differences,
+
+along rows and columns, keep Adam's moments there, and rotate its step back. Each coordinate is then divided by its own
+size: the common one steps as the source did, and the differences step as freely as weights that have no copy.
+
+*The law.* With k copies s w of a source weight w, u_0 = sqrt(k) s w, and dL/du_0 = sqrt(k) r g = g / (sqrt(k) s). The
+source's AdamW on w is therefore AdamW on u_0 with lr s sqrt(k) and eps r sqrt(k): the law's settings (law.py), both
+times sqrt(k). Decoupled decay is the same in all coordinates. A clone without noise has no differences, and follows its
+source exactly, as with AdamW. A tensor without copies is trained by AdamW itself.
+
+Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); here growth tells them beforehand.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hyperclone import anatomy, producing
+from hyperclone import receipt as receipts
+from hyperclone.copies import Copies, as_slice
+from hyperclone.errors import GrowthError
+from hyperclone.plans import Plan
+from hyperclone.training import names
+from hyperclone.training.groups import param_groups
+
+
+def basis(count: int) -> Tensor:
+    """(c, c) orthogonal, the first row constant: Helmert's. Coordinate b compares copy b with those before it."""
+    rows = torch.eye(count, dtype=torch.float64)
+    rows[0] = 1
+    for b in range(1, count):
+        rows[b, :b], rows[b, b] = 1, -b
+    matrix: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """The change of coordinates of one tensor, for the map of each of its dimensions."""
+
+    maps: tuple[Copies, ...]
+
+    @cached_property
+    def _groups(self) -> tuple[tuple[int, Tensor, tuple[slice | Tensor, ...]], ...]:
+        """(dimension, basis, places of each copy) of what has copies."""
+        return tuple(
+            (dim, basis(count), tuple(map(as_slice, places)))
+            for dim, found in enumerate(self.maps)
+            for count, _, places in found.groups
+            if count > 1
+        )
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
+        return self._turn(value, inverse=False)
+
+    def inverse(self, value: Tensor) -> Tensor:
+        """Back."""
+        return self._turn(value, inverse=True)
+
+    def _turn(self, value: Tensor, *, inverse: bool) -> Tensor:
+        for dim, matrix, places in self._groups:
+            turned = (matrix.T if inverse else matrix).to(value)
+            before = value.movedim(dim, 0)
+            parts = torch.stack([before[place] for place in places])
+            parts = torch.einsum("ab,b...->a...", turned, parts)
+            after = before.clone()
+            for place, part in zip(places, parts, strict=True):
+                after[place] = part
+            value = after.movedim(0, dim)
+        return value
+
+    def roots(self) -> list[Tensor]:
+        """Square roots of the number of copies, to be multiplied: a vector for each dimension, shaped to broadcast."""
+        return [
+            found.count.clamp(min=1).double().sqrt().view(-1, *[1] * (len(self.maps) - 1 - dim))
+            for dim, found in enumerate(self.maps)
+        ]
+
+    def differences(self) -> Tensor:
+        """Where a coordinate is a difference between copies: broadcasts to the tensor's shape. Fillers are none."""
+        found: Tensor = torch.tensor(False)
+        for dim, one in enumerate(self.maps):
+            found = found | ((one.number > 0) & (one.count > 0)).view(-1, *[1] * (len(self.maps) - 1 - dim))
+        return found
+
+
+class RotatedAdamW(torch.optim.Optimizer):
+    """AdamW in the coordinates of copies; state: step, exp_avg and exp_avg_sq in these coordinates."""
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        rotations: Sequence[tuple[nn.Parameter, Rotation]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        differences: float = 1.0,
+    ) -> None:
+        """As torch.optim.AdamW.
+
+        Args:
+            params: groups of the law, with lr, weight_decay and eps (`param_groups`).
+            rotations: of the parameters that have copies.
+            betas: of the moments.
+            differences: learning rate of the differences between copies, relative to what they have in common.
+        """
+        self._rotations = {parameter: rotation for parameter, rotation in rotations if rotation._groups}
+        self._scaled: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        super().__init__(params, {"betas": betas, "differences": differences})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step. closure: as torch's."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        rotation, (beta1, beta2) = self._rotations.get(parameter), group["betas"]
+        assert parameter.grad is not None
+        gradient = parameter.grad if rotation is None else rotation.forward(parameter.grad)
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["step"] += 1
+        taken = state["step"].item()
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        first.lerp_(gradient, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = (second / (1 - beta2**taken)).sqrt_()
+        if rotation is None:
+            step = first / (1 - beta1**taken) / size.add_(group["eps"])
+        else:
+            roots, rates = self._scales(parameter, rotation, group["differences"])
+            step = first / (1 - beta1**taken) / size.add_(roots, alpha=group["eps"]) * rates
+            step = rotation.inverse(step)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
+
+    def _scales(self, parameter: nn.Parameter, rotation: Rotation, differences: float) -> tuple[Tensor, Tensor]:
+        """(sqrt(k), sqrt(k) times the differences' share) for every coordinate."""
+        if parameter not in self._scaled:
+            roots = math.prod(rotation.roots(), start=torch.ones(())).to(parameter)
+            apart = torch.where(rotation.differences(), differences, 1.0).to(parameter)
+            self._scaled[parameter] = roots, roots * apart
+        return self._scaled[parameter]
+
+
+def rotated_adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    eps: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    differences: float = 1.0,
+    rule: str = "law",
+    receipt: str | os.PathLike[str] | Plan | None = None,
+) -> RotatedAdamW:
+    """An optimizer for a grown model, with the law's settings (`param_groups`).
+
+    Args:
+        model: a grown transformers model, also inside DistributedDataParallel or torch.compile.
+        lr, weight_decay, eps, betas: as the source was trained.
+        differences: learning rate of the differences between copies, relative to what they have in common.
+        rule: as in `param_groups`.
+        receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
+
+    Raises:
+        GrowthError: no receipt, one that speaks of another model, or parameters that are sharded.
+    """
+    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, rule=rule, receipt=receipt)
+    return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=differences)
+
+
+def rotations(
+    model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None
+) -> list[tuple[nn.Parameter, Rotation]]:
+    """The change of coordinates of every parameter that is stored as it is.
+
+    Parameters that hold several stored tensors (fused experts) are left out, and so trained by AdamW.
+
+    Args:
+        model, receipt: as in `rotated_adamw`.
+
+    Raises:
+        GrowthError: no receipt, or parameters are sharded, so that copies lie on different machines.
+    """
+    inner = names.bare(model)
+    made = receipt if isinstance(receipt, Plan) else _plan(Path(inner.name_or_path if receipt is None else receipt))
+    planned = {tensor.name: tensor for tensor in made.tensors}
+    found = []
+    for name, parameter in names.parameters(model):
+        if isinstance(parameter.data, DTensor):
+            raise GrowthError("copies of a sharded parameter cannot be compared", tensor=name,
+                              cure="train without sharding, or with AdamW")  # fmt: skip
+        stored = names.disk_names(inner, name, parameter.shape)
+        if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
+            continue
+        grown = producing.map_of(tensor, made)
+        maps = (grown.columns,) if parameter.dim() == 1 else (grown.rows, grown.columns)
+        found.append((parameter, Rotation(maps[::-1] if grown.transposed else maps)))
+    return found
+
+
+def _plan(place: Path) -> Plan:
+    return anatomy.plan_of(place, receipts.read(place), None, None, None)
