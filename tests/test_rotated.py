@@ -56,7 +56,7 @@ def test_a_parameter_without_copies_is_trained_by_adamw() -> None:
     theirs.data.copy_(ours.data)
     settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8}
     whole = Rotation((copies.axis(5, 5), copies.axis(3, 3)))
-    a = RotatedAdamW([{"params": [ours], **settings}], [(ours, whole)], betas=(0.9, 0.95))
+    a = RotatedAdamW([{"params": [ours], "param_names": ["w"], **settings}], {"w": whole}, betas=(0.9, 0.95))
     b = torch.optim.AdamW([{"params": [theirs], **settings}], betas=(0.9, 0.95))
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -89,7 +89,7 @@ def test_the_rotation_is_orthogonal_and_its_common_coordinate_is_the_copies_mean
             block = value[of_row][:, of_column]
             assert float(turned[i, j]) == pytest.approx(float(block.mean()) * math.sqrt(block.numel()))
     equal = value[rows.source][:, columns.source]  # copies that are equal have no differences
-    assert not torch.where(rotation.differences(), rotation.forward(equal), 0).abs().gt(1e-12).any()
+    assert not torch.where(rotation.apart()[0] | rotation.apart()[1], rotation.forward(equal), 0).abs().gt(1e-12).any()
 
 
 def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_small_its_gradient() -> None:
@@ -101,8 +101,8 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     for differences in (1.0, 0.25):
         weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
         rotation = Rotation((rows, columns))
-        group = {"params": [weight], "lr": 0.5, "weight_decay": 0.0, "eps": 1e-16}
-        optimizer = RotatedAdamW([group], [(weight, rotation)], differences=differences)
+        group = {"params": [weight], "param_names": ["w"], "lr": 0.5, "weight_decay": 0.0, "eps": 1e-16}
+        optimizer = RotatedAdamW([group], {"w": rotation}, differences=differences)
         weight.grad = gradient
         optimizer.step()
         steps[differences] = rotation.forward(weight.detach())

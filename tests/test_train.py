@@ -363,7 +363,6 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
     for asked, problem in (
         ({}, r"no receipt(.|\n)*leave --optimizer out"),
         ({"from_scratch": True}, "drawn anew"),
-        ({"sharding": "full"}, "several machines"),
     ):
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(source, text, tmp_path / "out", optimizer="rotated", **asked))

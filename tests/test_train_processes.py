@@ -135,6 +135,27 @@ def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(run
     check_equal(runs, "shards")
 
 
+def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_machines(runs: Path) -> None:
+    """To 1e-3: where copies have equal gradients, rounding decides which way Adam's first step parts them."""
+
+    def curve(output: str, figure: str = "loss") -> list[float]:
+        return [line[figure] for line in metrics.read(runs / output) if figure in line]
+
+    asked = ["--optimizer", "rotated", "--differences", "2"]
+    for output, more, processes in (("rotated", [], 1), ("rotated-shards", ["--sharding", "full"], 2)):
+        result = run(runs, output, *asked, *more, processes=processes)
+        assert result.returncode == 0, result.stderr
+    assert max(abs(a - b) for a, b in zip(curve("rotated"), curve("one"), strict=True)) > 0.03
+    assert curve("rotated-shards") == pytest.approx(curve("rotated"), abs=1e-3)
+    assert curve("rotated-shards", "eval_loss") == pytest.approx(curve("rotated", "eval_loss"), abs=1e-3)
+    expected = curve("rotated-shards")
+    shutil.rmtree(runs / "rotated-shards/checkpoint-10")
+    (runs / "rotated-shards/model.safetensors").unlink()
+    result = run(runs, "rotated-shards", *asked, "--sharding", "gradients", "--resume", processes=1)
+    assert result.returncode == 0, result.stderr
+    assert curve("rotated-shards") == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize(("name", "reshard"), [("full", True), ("gradients", False)])
 def test_the_shipped_accelerate_configs_say_fsdp2(name: str, reshard: bool) -> None:
     from accelerate.commands.config.config_args import load_config_from_file

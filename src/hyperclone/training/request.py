@@ -174,12 +174,12 @@ class Training:
                 found="law",
                 cure="leave --rule out with --from-scratch",
             )
-        if self.optimizer == "rotated" and (self.from_scratch or self.sharding != "none"):
+        if self.optimizer == "rotated" and self.from_scratch:
             raise TrainingError(
-                "the rotated optimizer compares the copies of a grown weight",
+                "weights drawn anew are no copies, and the rotated optimizer compares copies",
                 field="optimizer",
-                found="weights drawn anew" if self.from_scratch else f"copies on several machines ({self.sharding})",
-                cure="leave --optimizer out",
+                found="rotated",
+                cure="leave --optimizer out with --from-scratch",
             )
         if self.optimizer != "rotated" and self.differences != 1:
             raise TrainingError(

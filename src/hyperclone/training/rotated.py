@@ -19,22 +19,20 @@ Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); 
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from hyperclone import anatomy, producing
 from hyperclone import receipt as receipts
 from hyperclone.copies import Copies, as_slice
-from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan
 from hyperclone.training import names
 from hyperclone.training.groups import param_groups
@@ -57,7 +55,7 @@ class Rotation:
     maps: tuple[Copies, ...]
 
     @cached_property
-    def _groups(self) -> tuple[tuple[int, Tensor, tuple[slice | Tensor, ...]], ...]:
+    def turns(self) -> tuple[tuple[int, Tensor, tuple[slice | Tensor, ...]], ...]:
         """(dimension, basis, places of each copy) of what has copies."""
         return tuple(
             (dim, basis(count), tuple(map(as_slice, places)))
@@ -75,7 +73,7 @@ class Rotation:
         return self._turn(value, inverse=True)
 
     def _turn(self, value: Tensor, *, inverse: bool) -> Tensor:
-        for dim, matrix, places in self._groups:
+        for dim, matrix, places in self.turns:
             turned = (matrix.T if inverse else matrix).to(value)
             before = value.movedim(dim, 0)
             parts = torch.stack([before[place] for place in places])
@@ -87,18 +85,15 @@ class Rotation:
         return value
 
     def roots(self) -> list[Tensor]:
-        """Square roots of the number of copies, to be multiplied: a vector for each dimension, shaped to broadcast."""
-        return [
-            found.count.clamp(min=1).double().sqrt().view(-1, *[1] * (len(self.maps) - 1 - dim))
-            for dim, found in enumerate(self.maps)
-        ]
+        """For each dimension: square roots of the numbers of copies, shaped to broadcast. Their product is sqrt(k)."""
+        return [self._along(dim, found.count.clamp(min=1).double().sqrt()) for dim, found in enumerate(self.maps)]
 
-    def differences(self) -> Tensor:
-        """Where a coordinate is a difference between copies: broadcasts to the tensor's shape. Fillers are none."""
-        found: Tensor = torch.tensor(False)
-        for dim, one in enumerate(self.maps):
-            found = found | ((one.number > 0) & (one.count > 0)).view(-1, *[1] * (len(self.maps) - 1 - dim))
-        return found
+    def apart(self) -> list[Tensor]:
+        """For each dimension: where a coordinate compares copies (fillers do not), shaped to broadcast."""
+        return [self._along(dim, (found.number > 0) & (found.count > 0)) for dim, found in enumerate(self.maps)]
+
+    def _along(self, dim: int, vector: Tensor) -> Tensor:
+        return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
 
 
 class RotatedAdamW(torch.optim.Optimizer):
@@ -107,7 +102,7 @@ class RotatedAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
-        rotations: Sequence[tuple[nn.Parameter, Rotation]],
+        rotations: Mapping[str, Rotation],
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         differences: float = 1.0,
@@ -115,13 +110,13 @@ class RotatedAdamW(torch.optim.Optimizer):
         """As torch.optim.AdamW.
 
         Args:
-            params: groups of the law, with lr, weight_decay and eps (`param_groups`).
-            rotations: of the parameters that have copies.
+            params: groups of the law, with param_names, lr, weight_decay and eps (`param_groups`).
+            rotations: of the parameters that have copies, by name. (Sharding puts other objects into the groups.)
             betas: of the moments.
             differences: learning rate of the differences between copies, relative to what they have in common.
         """
-        self._rotations = {parameter: rotation for parameter, rotation in rotations if rotation._groups}
-        self._scaled: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        self._rotations = {name: rotation for name, rotation in rotations.items() if rotation.turns}
+        self._scaled: dict[nn.Parameter, tuple[list[Tensor], list[Tensor]]] = {}
         super().__init__(params, {"betas": betas, "differences": differences})
 
     @torch.no_grad()
@@ -132,15 +127,15 @@ class RotatedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter, name in zip(group["params"], group["param_names"], strict=True):
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, self._rotations.get(name), group)
         return loss
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        rotation, (beta1, beta2) = self._rotations.get(parameter), group["betas"]
+    def _update(self, parameter: nn.Parameter, rotation: Rotation | None, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
         assert parameter.grad is not None
-        gradient = parameter.grad if rotation is None else rotation.forward(parameter.grad)
+        gradient = parameter.grad if rotation is None else _turned(rotation.forward, parameter.grad)
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
@@ -154,18 +149,39 @@ class RotatedAdamW(torch.optim.Optimizer):
         if rotation is None:
             step = first / (1 - beta1**taken) / size.add_(group["eps"])
         else:
-            roots, rates = self._scales(parameter, rotation, group["differences"])
-            step = first / (1 - beta1**taken) / size.add_(roots, alpha=group["eps"]) * rates
-            step = rotation.inverse(step)
+            roots, apart = self._scales(parameter, rotation)
+            root = reduce(torch.mul, roots)
+            step = first / (1 - beta1**taken) / size.add_(root, alpha=group["eps"]) * root
+            step = torch.where(reduce(torch.logical_or, apart), step * group["differences"], step)
+            step = _turned(rotation.inverse, step)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
 
-    def _scales(self, parameter: nn.Parameter, rotation: Rotation, differences: float) -> tuple[Tensor, Tensor]:
-        """(sqrt(k), sqrt(k) times the differences' share) for every coordinate."""
+    def _scales(self, parameter: nn.Parameter, rotation: Rotation) -> tuple[list[Tensor], list[Tensor]]:
+        """`roots` and `apart`, where the parameter is, sharded like it."""
         if parameter not in self._scaled:
-            roots = math.prod(rotation.roots(), start=torch.ones(())).to(parameter)
-            apart = torch.where(rotation.differences(), differences, 1.0).to(parameter)
-            self._scaled[parameter] = roots, roots * apart
+            roots = [_placed(vector.to(parameter.dtype), parameter) for vector in rotation.roots()]
+            self._scaled[parameter] = roots, [_placed(vector, parameter) for vector in rotation.apart()]
         return self._scaled[parameter]
+
+
+def _turned(turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+    """A tensor in other coordinates. Copies of a sharded one lie on several machines: it is gathered, and cut again."""
+    if not isinstance(value, DTensor):
+        return turn(value)
+    whole = turn(value.full_tensor())
+    return distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)
+
+
+def _placed(vector: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Numbers that broadcast over a parameter, on its device; of a sharded one, cut where it is cut."""
+    vector, data = vector.to(parameter.device), parameter.data
+    if not isinstance(data, DTensor):
+        return vector
+    cut = [
+        Replicate() if isinstance(placement, Shard) and vector.shape[placement.dim] == 1 else placement
+        for placement in data.placements
+    ]
+    return distribute_tensor(vector, data.device_mesh, cut, src_data_rank=None)
 
 
 def rotated_adamw(
@@ -182,23 +198,21 @@ def rotated_adamw(
     """An optimizer for a grown model, with the law's settings (`param_groups`).
 
     Args:
-        model: a grown transformers model, also inside DistributedDataParallel or torch.compile.
+        model: a grown transformers model, also inside DistributedDataParallel, FSDP2 or torch.compile.
         lr, weight_decay, eps, betas: as the source was trained.
         differences: learning rate of the differences between copies, relative to what they have in common.
         rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
 
     Raises:
-        GrowthError: no receipt, one that speaks of another model, or parameters that are sharded.
+        GrowthError: no receipt, or one that speaks of another model.
     """
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, rule=rule, receipt=receipt)
     return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=differences)
 
 
-def rotations(
-    model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None
-) -> list[tuple[nn.Parameter, Rotation]]:
-    """The change of coordinates of every parameter that is stored as it is.
+def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None) -> dict[str, Rotation]:
+    """The change of coordinates of every parameter that is stored as it is, by its name.
 
     Parameters that hold several stored tensors (fused experts) are left out, and so trained by AdamW.
 
@@ -206,22 +220,19 @@ def rotations(
         model, receipt: as in `rotated_adamw`.
 
     Raises:
-        GrowthError: no receipt, or parameters are sharded, so that copies lie on different machines.
+        GrowthError: no receipt.
     """
     inner = names.bare(model)
     made = receipt if isinstance(receipt, Plan) else _plan(Path(inner.name_or_path if receipt is None else receipt))
     planned = {tensor.name: tensor for tensor in made.tensors}
-    found = []
+    found = {}
     for name, parameter in names.parameters(model):
-        if isinstance(parameter.data, DTensor):
-            raise GrowthError("copies of a sharded parameter cannot be compared", tensor=name,
-                              cure="train without sharding, or with AdamW")  # fmt: skip
         stored = names.disk_names(inner, name, parameter.shape)
         if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
             continue
         grown = producing.map_of(tensor, made)
         maps = (grown.columns,) if parameter.dim() == 1 else (grown.rows, grown.columns)
-        found.append((parameter, Rotation(maps[::-1] if grown.transposed else maps)))
+        found[name] = Rotation(maps[::-1] if grown.transposed else maps)
     return found
 
 
