@@ -386,6 +386,12 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
     ):
         with pytest.raises(HypercloneError, match=problem):
             hyperclone.train(request(grown, text, output, **asked))
+    told = json.loads((output / "training.json").read_text())
+    del told["curve"]["optimizer"]  # as a version wrote it that knew no such option
+    (output / "training.json").write_text(json.dumps(told))
+    hyperclone.train(request(grown, text, output, resume=True))
+    with pytest.raises(HypercloneError, match="optimizer"):
+        hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", state="none"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
     with pytest.raises(DestinationError, match="no training of ours"):

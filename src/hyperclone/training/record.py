@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +92,15 @@ def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:
             cure="--resume goes on with it; or choose another directory",
         )
     before = read_json(output / FILE).get("curve", {})
+    usual = {field.name: field.default for field in fields(Training)}  # options that are newer than the record
     for field, value in json.loads(json.dumps(told["curve"])).items():
-        if before.get(field) != value:
+        if (was := before.get(field, usual.get(field))) != value:
             raise TrainingError(
                 "this output holds a training with other settings",
                 file=output / FILE,
                 field=field,
                 found=value,
-                expected=before.get(field),
+                expected=was,
                 cure="repeat its settings, or choose another directory",
             )
     return checkpoints.last(output)
