@@ -37,7 +37,7 @@ def test_a_clone_without_noise_follows_its_source(name: str) -> None:
     wide, made = grow(small, Growth(width=2, noise="none", allow_rounding=True))
     expected = train(small, [plain(small, "adamw")], batches(STEPS))
     # Only rounding tells copies apart here, and Adam would take it for a gradient.
-    assert train(wide, [rotated(wide, made, differences=0.0)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
+    assert train(wide, [rotated(wide, made, difference_lr=0.0)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
     assert abs(expected[-1] - expected[0]) > 1e-3
 
 
@@ -48,7 +48,7 @@ def test_it_does_so_whatever_the_factors(growth: Growth) -> None:
     small = source("mistral-window")
     wide, made = grow(small, growth)
     expected = train(small, [plain(small, "adamw")], batches(STEPS))
-    assert train(wide, [rotated(wide, made, differences=0.0)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
+    assert train(wide, [rotated(wide, made, difference_lr=0.0)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
 
 
 def test_a_parameter_without_copies_is_trained_by_adamw() -> None:

@@ -350,7 +350,7 @@ def test_tasks_are_noted_and_change_nothing(
 
 
 def test_the_rotated_optimizer_trains_and_is_resumed_to_the_bit(grown: Path, text: Path, tmp_path: Path) -> None:
-    asked = {"optimizer": "rotated", "differences": 2.0, "state": "none", "resume": True}
+    asked = {"optimizer": "rotated", "difference_lr": 6e-3, "state": "none", "resume": True}
     hyperclone.train(request(grown, text, tmp_path / "whole", **asked))
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked), watch=stopped_after(4))
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked))
@@ -369,7 +369,7 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(source, text, tmp_path / "out", optimizer="rotated", **asked))
     with pytest.raises(TrainingError, match="--optimizer rotated"):
-        request(source, text, tmp_path / "out", differences=2.0)
+        request(source, text, tmp_path / "out", difference_lr=6e-3)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_m
     def curve(output: str, figure: str = "loss") -> list[float]:
         return [line[figure] for line in metrics.read(runs / output) if figure in line]
 
-    asked = ["--optimizer", "rotated", "--differences", "2"]
+    asked = ["--optimizer", "rotated", "--difference-lr", "6e-3"]
     for output, more, processes in (("rotated", [], 1), ("rotated-shards", ["--sharding", "full"], 2)):
         result = run(runs, output, *asked, *more, processes=processes)
         assert result.returncode == 0, result.stderr

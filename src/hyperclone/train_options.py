@@ -52,8 +52,9 @@ OPTIONS: dict[str, Any] = {
         str,
         typer.Option(help="adamw, or rotated: AdamW on what copies have in common and on their differences."),
     ],
-    "differences": Annotated[
-        float, typer.Option(help="Of rotated: learning rate of the differences, relative to the rest.")
+    "difference_lr": Annotated[
+        float | None,
+        typer.Option(help="Of rotated: peak rate of the differences; about what random weights would want [--lr]."),
     ],
     "schedule": Annotated[str, typer.Option(help="cosine, linear, wsd (warm-up, stable, decay), constant.")],
     "warmup": Annotated[float, typer.Option(help="Warm-up: steps, or below 1 a share of them.")],

@@ -27,7 +27,7 @@ _CURVE = (
     "lr",
     "rule",
     "optimizer",
-    "differences",
+    "difference_lr",
     "schedule",
     "warmup",
     "min_lr",

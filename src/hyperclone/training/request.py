@@ -47,7 +47,8 @@ class Training:
         rule: "law" (param groups of the growth) or "source" (one learning rate everywhere); by default the law where
             the model has a receipt and is not trained from scratch.
         optimizer: "adamw", or "rotated": AdamW on what copies have in common and on their differences (rotated.py).
-        differences: of "rotated": learning rate of the differences, relative to what copies have in common.
+        difference_lr: of "rotated": peak learning rate of the differences, such as one would train a model of this size
+            with from random weights; by default `lr`.
         schedule: "cosine", "linear", "wsd" (constant, then linear over the last `decay` of the steps), "constant".
         warmup: steps, or below 1 a share of them.
         min_lr: where the schedule ends, as a share of the peak.
@@ -88,7 +89,7 @@ class Training:
     lr: float = 3e-4
     rule: str | None = None
     optimizer: str = "adamw"
-    differences: float = 1.0
+    difference_lr: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.01
     min_lr: float = 0.1
@@ -152,7 +153,6 @@ class Training:
             ("beta2", 0.0, 1.0),
             ("clip", 0.0, math.inf),
             ("held_out", 0.0, 0.5),
-            ("differences", 0.0, math.inf),
         ):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
@@ -181,13 +181,16 @@ class Training:
                 found="rotated",
                 cure="leave --optimizer out with --from-scratch",
             )
-        if self.optimizer != "rotated" and self.differences != 1:
-            raise TrainingError(
-                "only the rotated optimizer knows differences between copies",
-                field="differences",
-                found=self.differences,
-                cure="--optimizer rotated",
-            )
+        if (own := self.difference_lr) is not None:
+            if self.optimizer != "rotated":
+                raise TrainingError(
+                    "only the rotated optimizer knows differences between copies",
+                    field="difference_lr",
+                    found=own,
+                    cure="--optimizer rotated",
+                )
+            if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < math.inf:
+                raise TrainingError("out of range", field="difference_lr", found=own, expected="0 or more")
         _ = self.budget, self.batch_tokens  # they are numbers of tokens
 
     @property

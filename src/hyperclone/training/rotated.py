@@ -191,7 +191,7 @@ def rotated_adamw(
     weight_decay: float = 0.0,
     eps: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
-    differences: float = 1.0,
+    difference_lr: float | None = None,
     rule: str = "law",
     receipt: str | os.PathLike[str] | Plan | None = None,
 ) -> RotatedAdamW:
@@ -200,15 +200,17 @@ def rotated_adamw(
     Args:
         model: a grown transformers model, also inside DistributedDataParallel, FSDP2 or torch.compile.
         lr, weight_decay, eps, betas: as the source was trained.
-        differences: learning rate of the differences between copies, relative to what they have in common.
+        difference_lr: of the differences between copies, such as one would train a model of this size with from random
+            weights; by default lr. Schedulers multiply both.
         rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
 
     Raises:
         GrowthError: no receipt, or one that speaks of another model.
     """
+    ratio = 1.0 if difference_lr is None else difference_lr / lr
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, rule=rule, receipt=receipt)
-    return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=differences)
+    return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=ratio)
 
 
 def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None) -> dict[str, Rotation]:

@@ -115,7 +115,8 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             if told.optimizer == "rotated":
                 assert self.law is not None
                 rotations = rotated.rotations(model, receipt=self.law)
-                self.optimizer = RotatedAdamW(groups, rotations, betas=betas, differences=told.differences)
+                ratio = 1.0 if told.difference_lr is None else told.difference_lr / told.lr
+                self.optimizer = RotatedAdamW(groups, rotations, betas=betas, differences=ratio)
             else:
                 fused = self.args.device.type == "cuda" or None
                 self.optimizer = torch.optim.AdamW(
