@@ -75,6 +75,14 @@ def study(place: Path, *, speedups: dict[str, list[float | None]] | None = None,
         "arm,seed,tokens,layer,kind,name,cosine,apart,effective_rank,source_effective_rank\n"
         + "".join(f"clone,1,{t},{i},up,l.{i}.up_proj,{0.8 - t / 1e5},0.1,9,8\n" for t in (0, 40000) for i in range(2))
     )
+    (place / "symmetry.csv").write_text(
+        "arm,seed,step,tokens,name,cosine\n"
+        + "".join(
+            f"clone,1,{t // 1000},{t},model.layers.{i}.up_proj.weight,{0.8 - i * t / 1e5}\n"
+            for t in (0, 20000, 40000)
+            for i in range(2)
+        )
+    )
     spectra = [{"arm": "clone", "seed": 1, "tokens": t, "layer": 1, "kind": "up", "name": "l.1.up_proj",
                 "values": [1.0, 0.5, 0.2]} for t in (0, 40000)]  # fmt: skip
     (place / "spectra.json").write_text(json.dumps(spectra))
@@ -125,7 +133,7 @@ def test_other_endings_are_said_as_they_are(
 
 
 def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None:
-    for name in ("speedup.csv", "tuning.csv", "anatomy.csv", "spectra.json", "results.csv"):
+    for name in ("speedup.csv", "tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.json", "results.csv"):
         (runs / name).unlink()
         report(runs, runs.parent / "r.html")
     told = json.loads((runs / "study.json").read_text())
@@ -139,7 +147,7 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
     assert names == [
         "loss-tokens", "loss-tokens-log", "loss-flops", "loss-flops-log", "loss-seconds", "loss-seconds-log", "early",
         "accuracy", "tasks", "speedup", "group-0",
-        "source-quality", "symmetry", "spectra", "tuning",
+        "source-quality", "parting", "symmetry", "spectra", "tuning",
     ]  # fmt: skip
 
 
@@ -215,7 +223,7 @@ def test_a_torn_file_is_named_with_what_is_wrong(runs: Path, name: str, text: st
 
 
 def test_rows_of_arms_that_the_study_no_longer_has_are_left_out(runs: Path) -> None:
-    for name in ("results.csv", "speedup.csv", "tuning.csv", "anatomy.csv"):
+    for name in ("results.csv", "speedup.csv", "tuning.csv", "anatomy.csv", "symmetry.csv"):
         (runs / name).write_text((runs / name).read_text().replace("plain", "gone"))
     spectra = json.loads((runs / "spectra.json").read_text())
     (runs / "spectra.json").write_text(json.dumps([{**one, "arm": "gone"} for one in spectra]))
@@ -254,7 +262,15 @@ def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
 
 
 def test_names_of_arms_are_no_formulas(runs: Path) -> None:
-    for name in ("study.json", "results.csv", "speedup.csv", "tuning.csv", "anatomy.csv", "spectra.json"):
+    for name in (
+        "study.json",
+        "results.csv",
+        "speedup.csv",
+        "tuning.csv",
+        "anatomy.csv",
+        "symmetry.csv",
+        "spectra.json",
+    ):
         text = (runs / name).read_text()
         text = re.sub(r"(?<!kind\": \")(?<=[\"\n])clone(?=[\",])", "2$x$", text)
         (runs / name).write_text(text)

@@ -21,5 +21,5 @@ def every(results: Results) -> list[Canvas]:
         made.append(comparisons.speedups(results))
     made += comparisons.groups(results)
     made += comparisons.sources(results)
-    made += [widths.symmetry(results), widths.spectra(results), curves.tuning(results)]
+    made += [widths.parting(results), widths.symmetry(results), widths.spectra(results), curves.tuning(results)]
     return [canvas for canvas in made if canvas is not None]

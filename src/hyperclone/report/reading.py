@@ -42,6 +42,7 @@ class Results:
         speedups: rows of speedup.csv by arm; None where a field is empty.
         tuning: (learning rate, loss) by arm.
         anatomy: rows of anatomy.csv; None where a field is empty.
+        symmetry: rows of symmetry.csv.
         spectra: spectra.json.
     """
 
@@ -50,6 +51,7 @@ class Results:
     speedups: Mapping[str, Sequence[Mapping[str, float | None]]]
     tuning: Mapping[str, Sequence[tuple[float, float]]]
     anatomy: Sequence[Mapping[str, Any]]
+    symmetry: Sequence[Mapping[str, Any]]
     spectra: Sequence[Mapping[str, Any]]
 
     @property
@@ -111,6 +113,9 @@ def read(runs: Path) -> Results:
     for row in _rows(runs / "tuning.csv", numbers=("lr", "loss")):
         tuning.setdefault(row["arm"], []).append((row["lr"], row["loss"]))
     anatomy = _rows(runs / "anatomy.csv", numbers=("tokens",), optional=("cosine", "layer"))
+    symmetry = _rows(runs / "symmetry.csv", numbers=("tokens", "cosine"))
+    if any("name" not in row for row in symmetry):
+        raise StudyError("this table is torn", file=runs / "symmetry.csv", found="no column name")
     spectra = _json(runs / "spectra.json") if (runs / "spectra.json").is_file() else []
     if not isinstance(spectra, list) or not all(
         isinstance(one, dict) and {"arm", "seed", "tokens", "layer", "name", "values"} <= {*one} for one in spectra
@@ -123,6 +128,7 @@ def read(runs: Path) -> Results:
     return Results(
         study, curves, own_arms(speedups), own_arms(tuning),
         [row for row in anatomy if row["arm"] in study["arms"]],
+        [row for row in symmetry if row["arm"] in study["arms"]],
         [one for one in spectra if one["arm"] in study["arms"]],
     )  # fmt: skip
 

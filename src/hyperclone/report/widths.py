@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hyperclone.report.canvas import Canvas
+from hyperclone.report.canvas import COLOURS, Axes, Canvas
 from hyperclone.report.reading import Results
 from hyperclone.report.series import colour, stroke
 
@@ -41,6 +42,46 @@ def symmetry(results: Results) -> Canvas | None:
     canvas.label(axes, "layer", "cosine between copies")
     canvas.table = (["arm", "training", "layer", "cosine"], told)
     return canvas
+
+
+def parting(results: Results) -> Canvas | None:
+    """Cosine between copies along training: the mean of each arm, and every layer of the headline arm."""
+    rows = [row for row in results.symmetry if _layer(row["name"]) is not None]
+    if not rows:
+        return None
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    shown = next((arm for arm in arms if arm == results.headline), arms[0])
+    canvas = Canvas(
+        "parting", "Symmetry between copies against tokens",
+        "Mean cosine between the copies of the columns that read a grown axis (paper, section 3.2 and figure 5). Left: "
+        f"mean over matrices, by arm. Right: the layers of “{results.arms[shown]['label']}”.",
+        columns=2,
+    )  # fmt: skip
+    told: list[list[str]] = []
+
+    def draw(axes: Axes, label: str, tone: str, line: Any, own: Sequence[Mapping[str, Any]]) -> None:
+        x = sorted({row["tokens"] for row in own})
+        y = [statistics.mean(row["cosine"] for row in own if row["tokens"] == at) for at in x]
+        axes.line(label, tone, x, y, linestyle=line)
+        told.extend([label, f"{at:.6g}", f"{value:.4f}"] for at, value in zip(x, y, strict=True))
+
+    for arm in arms:
+        draw(canvas.axes[0], arm, colour(results, arm), stroke(results, arm), [r for r in rows if r["arm"] == arm])
+    own = [row for row in rows if row["arm"] == shown]
+    layers = sorted({_layer(row["name"]) or 0 for row in own})
+    for place, layer in enumerate(layers):
+        tone = COLOURS[place % len(COLOURS)]
+        draw(canvas.axes[1], f"layer {layer}", tone, "-", [row for row in own if _layer(row["name"]) == layer])
+    canvas.label(canvas.axes[0], "tokens", "cosine between copies")
+    canvas.label(canvas.axes[1], "tokens", "")
+    canvas.table = (["arm or layer", "tokens", "cosine"], told)
+    return canvas
+
+
+def _layer(name: str) -> int | None:
+    """The layer in a tensor's name: its first number."""
+    found = re.search(r"\.(\d+)\.", name)
+    return None if found is None else int(found[1])
 
 
 def spectra(results: Results) -> Canvas | None:

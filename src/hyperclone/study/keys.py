@@ -17,7 +17,7 @@ from typing import Any
 from hyperclone import counts
 from hyperclone.training import documents
 
-_TOLD = ("cache", "log_every", "save_every", "keep", "report", "micro_batch")  # these change no result
+_TOLD = ("cache", "log_every", "save_every", "keep", "report", "micro_batch", "anatomy")  # these change no result
 _MODEL = ("config.json", "tokenizer.json", "*.safetensors")
 
 

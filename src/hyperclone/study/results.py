@@ -5,6 +5,7 @@ results.csv   one row for each evaluation: arm, seed, step, tokens, flops, secon
 speedup.csv   one row for each finished run (speedup.py)
 tuning.csv    arm, lr, loss: validation loss of each learning rate that was tried
 anatomy.csv   symmetry and ranks of each matrix, at the start and at the end
+symmetry.csv  symmetry of each matrix with every evaluation
 spectra.json  singular values
 """
 
@@ -206,6 +207,14 @@ def _anatomy(output: Path, done: Sequence[Run], told: Mapping[int, Any]) -> None
                              "source_effective_rank": base.get("effective_rank")})  # fmt: skip
                 if own:
                     spectra.append({**here, "values": [float(f"{value:.4g}") for value in own["values"]]})
+    along = [
+        {"arm": run.arm.name, "seed": run.seed, "step": line["step"], "tokens": line["tokens"],
+         "name": name.removeprefix("read/"), "cosine": value}
+        for run in done if run.path is not None for line in metrics.read(run.path) if "anatomy" in line
+        for name, value in line["anatomy"].items() if name.startswith("read/")
+    ]  # fmt: skip
+    if along:
+        _table(output / "symmetry.csv", list(along[0]), along)
     if rows:
         _table(output / "anatomy.csv", list(rows[0]), rows)
         places.write(output / "spectra.json", spectra)

@@ -242,8 +242,10 @@ class Runner:
             return place
         model, source = await self._model(arm, run.seed)
         what = {"what": f"{arm.name}, seed {run.seed}", "run": run}
-        await self._train(model, place, {"keep": 1, **given}, run.seed, scratch=arm.kind == "random", told=what)
-        if self._study.anatomy and arm.kind == "clone" and run.seed == self._study.seeds[0]:
+        examined = self._study.anatomy and arm.kind == "clone" and run.seed == self._study.seeds[0]
+        usual = {"keep": 1, **({"anatomy": True} if examined else {})}
+        await self._train(model, place, {**usual, **given}, run.seed, scratch=arm.kind == "random", told=what)
+        if examined:
             assert source is not None
             await self._examine(model, place, source)
         _forget(place)
