@@ -113,15 +113,18 @@ def accuracy(results: Results) -> Canvas | None:
 def tuning(results: Results) -> Canvas | None:
     """Loss against learning rate, of the arms that were tuned; rates at which training blew up have no point."""
     canvas = Canvas("tuning", "How learning rates were chosen",
-                    "Loss on the validation text after a short training with a seed of its own. "
-                    "Rates at which training blew up have no point.")  # fmt: skip
-    axes, rows = canvas.axes[0], []
+                    "Loss on the validation text after a short training with a seed of its own, less the arm's lowest. "
+                    "Rates at which training blew up have no point, and far from the lowest they leave the figure.",
+                    )  # fmt: skip
+    axes, rows, above = canvas.axes[0], [], []
     for arm, tried in results.tuning.items():
         kept = [(rate, value) for rate, value in sorted(tried) if math.isfinite(value)]
         if kept:
             x, y = [rate for rate, _ in kept], [value for _, value in kept]
-            axes.line(arm, colour(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=4)
+            over = [value - min(y) for value in y]
+            axes.line(arm, colour(results, arm), x, over, linestyle=stroke(results, arm), marker="o", markersize=4)
             rows.append((arm, x, y))
+            above += sorted(over)[1:]
     if not rows:
         return None
     axes.plot.set_xscale("log", base=2)
@@ -129,6 +132,8 @@ def tuning(results: Results) -> Canvas | None:
     if len(rates) < 2 or all(b / a > 1.3 for a, b in pairwise(rates)):
         axes.plot.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.plot.minorticks_off()
-    canvas.label(axes, "learning rate", "validation loss (nats per token)")
+    top = min(max(above, default=0.0), 3 * statistics.median(above or [0.0])) + 1e-3
+    axes.plot.set_ylim(-0.06 * top, 1.1 * top)
+    canvas.label(axes, "learning rate", "validation loss above the lowest (nats)")
     canvas.table = table(rows, ["arm", "learning rate", "loss"])
     return canvas

@@ -17,7 +17,8 @@ def every(results: Results) -> list[Canvas]:
         made.append(curves.early(results))
     if results.tasks:
         made += [curves.accuracy(results), comparisons.tasks(results)]
-    if any(row["speedup_tokens"] is not None for rows in results.speedups.values() for row in rows):
+    others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
+    if any(row["speedup_tokens"] is not None for row in others):
         made.append(comparisons.speedups(results))
     made += comparisons.groups(results)
     made += comparisons.sources(results)
