@@ -241,6 +241,20 @@ def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "wider")
 
 
+def test_moments_in_rotated_coordinates_are_not_taken_for_adamws(tmp_path: Path) -> None:
+    trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=2)
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
+    wide = load(tmp_path / "grown")
+    optimizer = hyperclone.rotated_adamw(wide, lr=1e-3)
+    with pytest.raises(CheckpointError, match=r"another optimizer(.|\n)*RotatedAdamW"):
+        hyperclone.load_state(optimizer, wide, tmp_path / "grown")
+    train(wide, [optimizer], batches(1))
+    wide.save_pretrained(tmp_path / "again")
+    torch.save(optimizer.state_dict(), tmp_path / "again/optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"cannot be grown(.|\n)*rotated_avg"):
+        hyperclone.grow(tmp_path / "again", tmp_path / "wider", NO_NOISE, state=tmp_path / "again", proof="none")
+
+
 def test_a_state_of_another_architecture_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     for name in ("llama-grouped-tied", "opt"):
         trained(name, "adamw", tmp_path / name, steps=1)

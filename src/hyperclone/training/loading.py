@@ -120,7 +120,8 @@ def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 def _check_kind(optimizer: torch.optim.Optimizer, kind: str) -> None:
     has = optimizer.defaults
-    found = "muon" if "ns_steps" in has else "adamw" if "betas" in has else "sgd" if "momentum" in has else "another"
+    marks = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
+    found = next((kind for mark, kind in marks.items() if mark in has), "another")
     if found != kind:
         raise CheckpointError("the training state is of another optimizer", found=type(optimizer).__name__,
                               expected=kind, cure="use the optimizer that the source was trained with")  # fmt: skip

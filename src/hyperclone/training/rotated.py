@@ -97,7 +97,10 @@ class Rotation:
 
 
 class RotatedAdamW(torch.optim.Optimizer):
-    """AdamW in the coordinates of copies; state: step, exp_avg and exp_avg_sq in these coordinates."""
+    """AdamW in the coordinates of copies.
+
+    State: step, rotated_avg and rotated_avg_sq, in these coordinates; named so that nobody takes them for AdamW's.
+    """
 
     def __init__(
         self,
@@ -139,10 +142,10 @@ class RotatedAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            state["rotated_avg"], state["rotated_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
         taken = state["step"].item()
-        first, second = state["exp_avg"], state["exp_avg_sq"]
+        first, second = state["rotated_avg"], state["rotated_avg_sq"]
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         size = (second / (1 - beta2**taken)).sqrt_()
