@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from hyperclone import Growth, copies, planning
 from hyperclone.errors import GrowthError
 from hyperclone.memory import InMemory
 from hyperclone.plans import Plan
-from hyperclone.training.rotated import RotatedAdamW, Rotation, basis, rotated_adamw
+from hyperclone.training.rotated import RotatedAdamW, Rotation, rotated_adamw
 
 __all__ = ["in_float64"]
 STEPS = 12
@@ -67,29 +67,53 @@ def test_a_parameter_without_copies_is_trained_by_adamw() -> None:
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
+def helmert(count: int) -> torch.Tensor:
+    """(c, c) orthogonal: the first row constant, row b the mean of copies before b against copy b."""
+    rows = torch.zeros(count, count, dtype=torch.float64)
+    rows[0] = count**-0.5
+    for b in range(1, count):
+        rows[b, :b], rows[b, b] = (b * (b + 1)) ** -0.5, -((b / (b + 1)) ** 0.5)
+    return rows
+
+
+def dense(found: copies.Copies) -> torch.Tensor:
+    """(D, D): the change of coordinates of one dimension as a matrix."""
+    whole = torch.eye(found.new, dtype=torch.float64)
+    for unit in range(found.old):
+        own = ((found.source == unit) & (found.count > 0)).nonzero().flatten()
+        own = own[found.number[own].argsort()]
+        whole[own[:, None], own] = helmert(len(own))
+    return whole
+
+
 AXES = st.builds(lambda old, more, filled: copies.axis(old, old + more, filled=filled),
-                 st.integers(1, 6), st.integers(0, 9), st.booleans())  # fmt: skip
+                 st.integers(1, 5), st.integers(0, 9), st.booleans())  # fmt: skip
+MAPS = AXES | st.builds(copies.product, st.lists(AXES, min_size=2, max_size=2)) | st.builds(
+    copies.concatenate, st.lists(AXES, min_size=2, max_size=3))  # fmt: skip
 
 
-@given(AXES, AXES, st.integers(0, 2**31))
-def test_the_rotation_is_orthogonal_and_its_common_coordinate_is_the_copies_mean(
-    rows: copies.Copies, columns: copies.Copies, seed: int
-) -> None:
-    value = torch.randn(rows.new, columns.new, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    rotation = Rotation((rows, columns))
+@given(MAPS, AXES, st.integers(0, 2**31))
+def test_the_rotation_is_helmerts_along_both_dimensions(rows: copies.Copies, columns: copies.Copies, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    value = torch.randn(rows.new, columns.new, generator=generator, dtype=torch.float64)
+    rotation, (left, right) = Rotation((rows, columns)), (dense(rows), dense(columns))
+    assert torch.allclose(left @ left.T, torch.eye(rows.new, dtype=torch.float64))
     turned = rotation.forward(value)
+    assert torch.allclose(turned, left @ value @ right.T, atol=1e-12)
     assert torch.allclose(rotation.inverse(turned), value, atol=1e-12)
-    assert float(turned.norm()) == pytest.approx(float(value.norm()))
-    for i in range(rows.new):
-        for j in range(columns.new):
-            if rows.number[i] or columns.number[j] or not rows.count[i] or not columns.count[j]:
-                continue
-            of_row = (rows.source == rows.source[i]) & (rows.count > 0)
-            of_column = (columns.source == columns.source[j]) & (columns.count > 0)
-            block = value[of_row][:, of_column]
-            assert float(turned[i, j]) == pytest.approx(float(block.mean()) * math.sqrt(block.numel()))
-    equal = value[rows.source][:, columns.source]  # copies that are equal have no differences
-    assert not torch.where(rotation.apart()[0] | rotation.apart()[1], rotation.forward(equal), 0).abs().gt(1e-12).any()
+    if rotation.turns:
+        equal = value[rows.source][:, columns.source]  # copies that are equal have no differences
+        apart = torch.stack([one.expand(value.shape) for _, one in rotation.factors]).any(0)
+        assert not rotation.forward(equal)[apart].abs().gt(1e-12).any()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_equal_copies_have_no_differences_at_all(count: int) -> None:
+    """Not even by rounding, which Adam would take for a gradient."""
+    rotation = Rotation((copies.axis(50, 50 * count),))
+    for dtype in (torch.float32, torch.bfloat16) if count < 5 else (torch.float32,):
+        value = torch.randn(50, generator=torch.Generator().manual_seed(0)).to(dtype).repeat(count)
+        assert not rotation.forward(value)[50:].any(), dtype
 
 
 def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_small_its_gradient() -> None:
@@ -115,13 +139,6 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     raw.grad = gradient
     torch.optim.AdamW([raw], lr=0.5, weight_decay=0.0).step()
     assert torch.allclose(raw[:2], raw[2:])
-
-
-def test_basis_is_helmerts() -> None:
-    assert torch.allclose(basis(2), torch.tensor([[1, 1], [1, -1]], dtype=torch.float64) / math.sqrt(2))
-    for count in range(1, 7):
-        assert torch.allclose(basis(count) @ basis(count).T, torch.eye(count, dtype=torch.float64))
-        assert torch.allclose(basis(count)[0], torch.full((count,), count**-0.5, dtype=torch.float64))
 
 
 def test_it_goes_on_from_its_state_bit_for_bit() -> None:
@@ -151,6 +168,35 @@ def test_it_parts_copies_sooner_than_adamw() -> None:
         half = weight.shape[0] // 2
         apart[name] = float((weight[:half] - weight[half:]).norm() / weight.norm())
     assert apart["rotated"] > 2 * apart["adamw"]
+
+
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [
+        ("llama-grouped-tied", Growth(width="1.5x")),
+        ("gpt2-tied", Growth(width=2)),
+        ("llama-grouped-untied", Growth(width=2, layers="2x")),
+        ("mixtral", Growth(width=2)),
+        ("qwen3-grouped-tied", Growth(width=3)),
+        ("neox-tied", Growth(width=2, expansion="diagonal")),
+    ],
+    ids=["fillers", "transposed", "deeper", "experts", "three", "diagonal"],
+)
+def test_whatever_was_grown_can_be_trained_and_its_optimizer_copied(name: str, growth: Growth) -> None:
+    wide, made = grow(source(name), growth)
+    optimizer = rotated(wide, made, difference_lr=4 * LR["adamw"])
+    losses = train(wide, [optimizer], [batches(1)[0]] * 6)
+    assert losses[-1] < losses[0]
+    again = copy.deepcopy(optimizer)
+    assert again.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    train(wide, [again], batches(1))
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    wide, made = grow(source("llama-grouped-tied"), Growth(width=2))
+    for asked in ({"lr": 0.0}, {"difference_lr": -1e-3}, {"betas": (0.9, 1.0)}):
+        with pytest.raises(GrowthError):
+            rotated_adamw(wide, **{"lr": 1e-3, "receipt": made, **asked})  # type: ignore[arg-type]
 
 
 def test_without_a_receipt_it_says_what_to_do() -> None:

@@ -7,18 +7,21 @@ comes into use slowly. Rotate the c copies of every unit by an orthogonal matrix
     u_0 = (w_0 + ... + w_{c-1}) / sqrt(c),      u_b = differences,
 
 along rows and columns, keep Adam's moments there, and rotate its step back. Each coordinate is then divided by its own
-size: the common one steps as the source did, and the differences step as freely as weights that have no copy.
+size: the common one steps as the source did, and the differences step as freely as weights that have no copy. (So
+freely that rounding is enough to part copies that are equal: no clone stays locked.)
 
 *The law.* With k copies s w of a source weight w, u_0 = sqrt(k) s w, and dL/du_0 = sqrt(k) r g = g / (sqrt(k) s). The
 source's AdamW on w is therefore AdamW on u_0 with lr s sqrt(k) and eps r sqrt(k): the law's settings (law.py), both
-times sqrt(k). Decoupled decay is the same in all coordinates. A clone without noise has no differences, and follows its
-source exactly, as with AdamW. A tensor without copies is trained by AdamW itself.
+times sqrt(k). Differences step by the same, times a ratio of their own. Decoupled decay is the same in all coordinates.
+A clone without noise whose differences do not step (ratio 0) follows its source exactly. A tensor without copies is
+trained by AdamW itself.
 
 Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); here growth tells them beforehand.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,32 +36,27 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from hyperclone import anatomy, producing
 from hyperclone import receipt as receipts
 from hyperclone.copies import Copies, as_slice
+from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan
 from hyperclone.training import names
 from hyperclone.training.groups import param_groups
 
 
-def basis(count: int) -> Tensor:
-    """(c, c) orthogonal, the first row constant: Helmert's. Coordinate b compares copy b with those before it."""
-    rows = torch.eye(count, dtype=torch.float64)
-    rows[0] = 1
-    for b in range(1, count):
-        rows[b, :b], rows[b, b] = 1, -b
-    matrix: Tensor = rows / rows.norm(dim=1, keepdim=True)
-    return matrix
-
-
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """The change of coordinates of one tensor, for the map of each of its dimensions."""
+    """The change of coordinates of one tensor, for the map of each of its dimensions.
+
+    Copies are compared by sums, never by a matrix product: a GPU may round its factors (TF32), and what is left
+    of nearly equal copies would be rounding.
+    """
 
     maps: tuple[Copies, ...]
 
     @cached_property
-    def turns(self) -> tuple[tuple[int, Tensor, tuple[slice | Tensor, ...]], ...]:
-        """(dimension, basis, places of each copy) of what has copies."""
+    def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...]], ...]:
+        """(dimension, places of each copy) of all units that have copies."""
         return tuple(
-            (dim, basis(count), tuple(map(as_slice, places)))
+            (dim, tuple(map(as_slice, places)))
             for dim, found in enumerate(self.maps)
             for count, _, places in found.groups
             if count > 1
@@ -66,31 +64,45 @@ class Rotation:
 
     def forward(self, value: Tensor) -> Tensor:
         """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
-        return self._turn(value, inverse=False)
+        value = value.clone()
+        for dim, places in self.turns:
+            copies = value.movedim(dim, 0)
+            total = copies[places[0]].clone()
+            for b, place in enumerate(places[1:], 1):
+                own = copies[place].clone()
+                copies[place] = (total - b * own) / math.sqrt(b * (b + 1))
+                total += own
+            copies[places[0]] = total / math.sqrt(len(places))
+        return value
 
     def inverse(self, value: Tensor) -> Tensor:
         """Back."""
-        return self._turn(value, inverse=True)
-
-    def _turn(self, value: Tensor, *, inverse: bool) -> Tensor:
-        for dim, matrix, places in self.turns:
-            turned = (matrix.T if inverse else matrix).to(value)
-            before = value.movedim(dim, 0)
-            parts = torch.stack([before[place] for place in places])
-            parts = torch.einsum("ab,b...->a...", turned, parts)
-            after = before.clone()
-            for place, part in zip(places, parts, strict=True):
-                after[place] = part
-            value = after.movedim(0, dim)
+        value = value.clone()
+        for dim, places in self.turns:
+            copies = value.movedim(dim, 0)
+            mean = copies[places[0]] / math.sqrt(len(places))  # of the copies that are still to be found
+            for b in range(len(places) - 1, 0, -1):
+                apart = copies[places[b]] / math.sqrt(b * (b + 1))
+                copies[places[b]] = mean - b * apart
+                mean += apart
+            copies[places[0]] = mean
         return value
 
-    def roots(self) -> list[Tensor]:
-        """For each dimension: square roots of the numbers of copies, shaped to broadcast. Their product is sqrt(k)."""
-        return [self._along(dim, found.count.clamp(min=1).double().sqrt()) for dim, found in enumerate(self.maps)]
+    @cached_property
+    def factors(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For each dimension with copies, shaped to broadcast: (square roots of their numbers, where copies differ).
 
-    def apart(self) -> list[Tensor]:
-        """For each dimension: where a coordinate compares copies (fillers do not), shaped to broadcast."""
-        return [self._along(dim, (found.number > 0) & (found.count > 0)) for dim, found in enumerate(self.maps)]
+        The product of the roots is sqrt(k). A coordinate is a difference if it is one along any dimension; what copies
+        nothing is none.
+        """
+        return tuple(
+            (
+                self._along(dim, found.count.clamp(min=1).double().sqrt()),
+                self._along(dim, (found.number > 0) & (found.count > 0)),
+            )
+            for dim, found in enumerate(self.maps)
+            if any(dim == turned for turned, _ in self.turns)
+        )
 
     def _along(self, dim: int, vector: Tensor) -> Tensor:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
@@ -118,9 +130,17 @@ class RotatedAdamW(torch.optim.Optimizer):
             betas: of the moments.
             differences: learning rate of the differences between copies, relative to what they have in common.
         """
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1) or not differences >= 0:
+            raise GrowthError("no moments or no steps come of this", field="betas, differences",
+                              found=f"{betas}, {differences}", expected="0 <= beta < 1, differences >= 0")  # fmt: skip
         self._rotations = {name: rotation for name, rotation in rotations.items() if rotation.turns}
-        self._scaled: dict[nn.Parameter, tuple[list[Tensor], list[Tensor]]] = {}
-        super().__init__(params, {"betas": betas, "differences": differences})
+        self._placed: dict[nn.Parameter, list[tuple[Tensor, Tensor]]] = {}
+        usual = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
+        super().__init__(params, {**usual, "betas": betas, "differences": differences})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: torch keeps three fields of its own."""
+        return {**super().__getstate__(), "_rotations": self._rotations, "_placed": {}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -149,22 +169,27 @@ class RotatedAdamW(torch.optim.Optimizer):
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         size = (second / (1 - beta2**taken)).sqrt_()
+        step = first / (1 - beta1**taken)
         if rotation is None:
-            step = first / (1 - beta1**taken) / size.add_(group["eps"])
+            step.div_(size.add_(group["eps"]))
         else:
-            roots, apart = self._scales(parameter, rotation)
-            root = reduce(torch.mul, roots)
-            step = first / (1 - beta1**taken) / size.add_(root, alpha=group["eps"]) * root
-            step = torch.where(reduce(torch.logical_or, apart), step * group["differences"], step)
+            factors = self._factors(parameter, rotation)
+            root = reduce(torch.mul, [roots for roots, _ in factors])
+            step.div_(size.add_(root, alpha=group["eps"])).mul_(root)
+            if group["differences"] != 1:
+                apart = reduce(torch.logical_or, [apart for _, apart in factors])
+                step = torch.where(apart, step * group["differences"], step)
             step = _turned(rotation.inverse, step)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
 
-    def _scales(self, parameter: nn.Parameter, rotation: Rotation) -> tuple[list[Tensor], list[Tensor]]:
-        """`roots` and `apart`, where the parameter is, sharded like it."""
-        if parameter not in self._scaled:
-            roots = [_placed(vector.to(parameter.dtype), parameter) for vector in rotation.roots()]
-            self._scaled[parameter] = roots, [_placed(vector, parameter) for vector in rotation.apart()]
-        return self._scaled[parameter]
+    def _factors(self, parameter: nn.Parameter, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
+        """The rotation's factors where the parameter is, sharded like it."""
+        if parameter not in self._placed:
+            self._placed[parameter] = [
+                (_placed(roots.to(parameter.dtype), parameter), _placed(apart, parameter))
+                for roots, apart in rotation.factors
+            ]
+        return self._placed[parameter]
 
 
 def _turned(turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
@@ -211,6 +236,8 @@ def rotated_adamw(
     Raises:
         GrowthError: no receipt, or one that speaks of another model.
     """
+    if not lr > 0:
+        raise GrowthError("nothing can be learnt with this", field="lr", found=lr, expected="more than 0")
     ratio = 1.0 if difference_lr is None else difference_lr / lr
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, rule=rule, receipt=receipt)
     return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=ratio)
