@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from hyperclone import demo, demo_display, study
 from hyperclone.errors import DestinationError, StudyError
@@ -84,6 +85,16 @@ def test_the_verdict_charges_seedling_whatever_comes_out() -> None:
     never = " ".join(demo_display.sentences(against_random([8.0, 7.5, 7.0], [7.0, 6.0, 5.0], source=40.0)))
     assert "does not come down" in never
     assert "fewer" not in never
+
+
+def test_a_clone_of_another_seedling_is_grown_anew(tmp_path: Path) -> None:
+    assert demo.grow(tmp_path) is not None
+    assert demo.grow(tmp_path) is None
+    weights = load_file(tmp_path / "clone/model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, tmp_path / "clone/model.safetensors", metadata={"format": "pt"})
+    assert demo.grow(tmp_path) is not None
+    assert demo.grow(tmp_path) is None
 
 
 @pytest.mark.parametrize(("final", "said"), [(2.9, "0.100 nats above"), (3.1, "0.100 nats below"), (3.0, "ends with")])

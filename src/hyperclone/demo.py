@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hyperclone import counts, growing, stock, study
-from hyperclone.errors import DestinationError, StudyError
+from hyperclone import counts, growing, proving, stock, study
+from hyperclone.errors import DestinationError, HypercloneError, StudyError
 from hyperclone.growth import Growth
 
 DATA = Path(str(resources.files("hyperclone"))) / "data"
@@ -57,10 +57,16 @@ def prepare(output: Path) -> None:
 
 
 def grow(output: Path, *, progress: Any = None) -> growing.Grown | None:
-    """Seedling grown 2-fold and proved from disk, unless that was done before."""
-    if (output / "clone").is_dir():
-        return None
-    return growing.grow(DATA / "seedling", output / "clone", Growth(width=2), progress=progress)
+    """Seedling grown 2-fold and proved from disk, unless that was done before (of this Seedling: another version's is
+    grown anew)."""
+    clone, seedling = output / "clone", DATA / "seedling"
+    if clone.is_dir():
+        try:
+            if proving.verify(seedling, clone, proof="structural").passed:
+                return None
+        except HypercloneError:
+            pass  # whatever it is, it is not what is to be shown
+    return growing.grow(seedling, clone, Growth(width=2), overwrite=clone.is_dir(), progress=progress)
 
 
 def train(
