@@ -62,14 +62,14 @@ def study(place: Path, *, speedups: dict[str, list[float | None]] | None = None,
     rows = speedups or {"random": [1.0] * seeds, "clone": [4.0, 5.0, 6.0][:seeds], "plain": [2.0, None, 2.2][:seeds]}
     with (place / "speedup.csv").open("w", newline="") as stream:
         names = ["speedup_tokens", "speedup_flops", "speedup_seconds", "charged_flops", "charged_seconds"]
-        names += ["difference_at_equal_tokens", "difference_to_target", "forgetting"]
+        names += ["difference_at_equal_tokens", "difference_to_target", "worth_tokens", "worth_charged", "forgetting"]
         out = csv.writer(stream)
         out.writerow(["arm", "seed", *names])
         for arm, values in rows.items():
             for seed, value in enumerate(values, 1):
                 shown = "" if value is None else value
                 charged = "" if value is None else 0.5 * min(value, 2.0)
-                out.writerow([arm, seed, shown, shown, shown, charged, charged, -0.1, -0.1, 0.02])
+                out.writerow([arm, seed, shown, shown, shown, charged, charged, -0.1, -0.1, 1.5, 0.5, 0.02])
     (place / "tuning.csv").write_text("arm,lr,loss\nclone,0.001,3.5\nclone,0.002,3.4\nclone,0.004,inf\n")
     (place / "anatomy.csv").write_text(
         "arm,seed,tokens,layer,kind,name,cosine,apart,effective_rank,source_effective_rank\n"

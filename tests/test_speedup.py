@@ -55,6 +55,17 @@ def test_an_arm_that_never_gets_there_has_no_speedup() -> None:
     assert found.difference_to_target == 4
 
 
+def test_tokens_are_worth_what_the_control_needs_to_the_same_loss() -> None:
+    control = curve([8, 7, 6, 5, 4], flops=6.0)
+    short = curve([6.5, 6, 5.5], flops=3.0)  # ends, after 200 tokens, where the control is after 250
+    found = compare(short, control, source=6.5, cost=Cost(900.0, 0.0))
+    assert (found.speedup_tokens, found.worth_tokens) == (None, 1.25)
+    assert found.worth_charged == 250 * 6 / (200 * 3 + 900)
+    below = compare(curve([5, 3]), control, source=5.0, cost=Cost())
+    assert (below.worth_tokens, below.worth_charged) == (None, None)
+    assert compare(control, control).worth_tokens == 1
+
+
 def test_an_arm_that_starts_there_is_infinitely_fast_but_not_when_its_source_is_charged() -> None:
     found = compare(curve([3, 2]), curve([8, 4], flops=6.0), source=3.0, cost=Cost(300.0, 5.0))
     assert found.speedup_tokens == math.inf
@@ -86,12 +97,13 @@ def test_smoothing_leaves_a_falling_curve_alone(loss: list[float]) -> None:
 @given(losses, st.floats(0.5, 10))
 def test_reaching_agrees_with_looking_at_every_token(loss: list[float], target: float) -> None:
     found = reach(curve(loss), target)
-    tokens = np.linspace(0, 100 * (len(loss) - 1), 4001)
-    below = np.flatnonzero(np.interp(tokens, 100 * np.arange(len(loss)), smooth(loss)) <= target + 1e-9)
+    evaluated = 100.0 * np.arange(len(loss))
+    tokens = np.union1d(np.linspace(0, evaluated[-1], 4001), evaluated)  # a curve may touch the target in one of these
+    below = np.flatnonzero(np.interp(tokens, evaluated, smooth(loss)) <= target + 1e-9)
     if found is None:
         assert min(smooth(loss)) > target
     elif len(below):
-        assert abs(tokens[below[0]] - found) <= tokens[1] + 1e-6
+        assert abs(tokens[below[0]] - found) <= evaluated[-1] / 4000 + 1e-6
 
 
 @given(losses)

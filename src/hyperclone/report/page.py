@@ -19,6 +19,7 @@ _COLUMNS = (
     ("seconds", "speedup_seconds"),
     ("FLOPs, source charged", "charged_flops"),
 )
+_WORTH = (("worth of a token", "worth_tokens"), ("of a FLOP, source charged", "worth_charged"))
 _ENDS = (
     ("loss less control, at the end", "difference_to_target"),
     ("loss less control, equal tokens", "difference_at_equal_tokens"),
@@ -26,6 +27,7 @@ _ENDS = (
 _DEFINITIONS = (
     "Speed-up: tokens (FLOPs, seconds) of the control arm's whole training over those that an arm needs until its "
     "held-out loss, smoothed by a median of three, first is at the control's last; medians over seeds, with the range. "
+    "Worth: what the control needs to an arm's last loss, over what the arm took; none where the arm ends lower. "
     "Forgetting: the highest held-out loss after the start above the source's own. The HyperCloning paper "
     "(arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the source not charged."
 )
@@ -80,6 +82,7 @@ def arms(results: Results) -> str:
             **{title: _factor([row[key] for row in told]) if other else "" for title, key in _COLUMNS},
             "final loss": _range([curve.loss[-1] for curve in curves], ".3f"),
             **{title: _range([row[key] for row in told], "+.3f") if other else "" for title, key in _ENDS},
+            **{title: _range([row[key] for row in told], ".2f") if other else "" for title, key in _WORTH},
             "forgetting": _range([row["forgetting"] for row in told], ".3f"),
             "parameters": human(arm["parameters"]) if arm.get("parameters") else "",
             "tokens": human(curves[0].tokens[-1]) if curves else "",

@@ -14,7 +14,7 @@ from hyperclone.errors import StudyError
 _EVALUATED = ("step", "tokens", "flops", "seconds", "loss", "bits_per_byte")
 _COMPARED = (
     "speedup_tokens", "speedup_flops", "speedup_seconds", "charged_flops", "charged_seconds",
-    "difference_at_equal_tokens", "difference_to_target", "forgetting",
+    "difference_at_equal_tokens", "difference_to_target", "worth_tokens", "worth_charged", "forgetting",
 )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ def answer(results: Results) -> tuple[str, list[str]]:
         number = "not reached"
         said.append(f"“{label}” does not reach {other} in {human(start.tokens[-1])} tokens; "
                     f"it ends up to {gap:.3f} nats above it ({seeds}).")  # fmt: skip
+        if all(worth := [row["worth_tokens"] for row in rows]):
+            said.append(f"To where it ends, the control arm takes {spread(worth)} as many tokens.")
     elif all(value == math.inf for value in reached) and len(reached) == len(plain):
         number = "at the start"
         said.append(f"“{label}” starts at or below {other[:-1]}: there is nothing left to speed up. "

@@ -21,6 +21,13 @@ f is the cost of a token (training/flops.py), F_source that of the source's own 
 of a smaller model are not the same thing. Uncharged figures answer "I have a small model already"; charged ones "I have
 nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are uncharged, in tokens, of single runs and task accuracy.
 
+**Worth.** An arm that got fewer tokens than the control may end above the target. Its tokens were worth those that the
+control needed until its L~ first is at the arm's last, over the arm's own:
+
+    in tokens    t_match / t_arm,                     in FLOPs, charged    t_match f_control / (t_arm f_arm + F_source)
+
+None where the control never comes so low: there, the speed-up says more.
+
 **Forgetting** is the highest L after the start above the source's own loss, not smoothed, at least 0.
 
 Between seeds: the median, and the range from lowest to highest. A seed that never reaches the target counts as 0.
@@ -74,6 +81,8 @@ class Speedup:
         charged_flops, charged_seconds: with the source's training; None where its cost is not known.
         difference_at_equal_tokens: final loss less the control's; None if they were not trained equally long.
         difference_to_target: final smoothed loss less the target, however long the arm was trained.
+        worth_tokens: tokens of the control to the arm's final loss, over the arm's; None if it never gets there.
+        worth_charged: the same in FLOPs, the source's training charged.
         forgetting: highest loss above the source's after the start; None without a source.
         start, final: first and last loss.
     """
@@ -89,6 +98,8 @@ class Speedup:
     charged_seconds: float | None
     difference_at_equal_tokens: float | None
     difference_to_target: float
+    worth_tokens: float | None
+    worth_charged: float | None
     forgetting: float | None
     start: float
     final: float
@@ -135,6 +146,7 @@ def compare(arm: Curve, control: Curve, *, source: float | None = None, cost: Co
         None if needed is None or extra is None else _ratio(a, b + extra)
         for a, b, extra in zip(whole[1:], (needed or whole)[1:], (cost.flops, cost.seconds), strict=True)
     ]
+    matched, spent = reach(control, smooth(arm.loss)[-1]), arm.tokens[-1]
     alike = math.isclose(arm.tokens[-1], control.tokens[-1])
     return Speedup(
         target=target,
@@ -148,6 +160,10 @@ def compare(arm: Curve, control: Curve, *, source: float | None = None, cost: Co
         charged_seconds=charged[1],
         difference_at_equal_tokens=arm.loss[-1] - control.loss[-1] if alike else None,
         difference_to_target=smooth(arm.loss)[-1] - target,
+        worth_tokens=None if matched is None or not spent else matched / spent,
+        worth_charged=None
+        if matched is None or cost.flops is None or not spent
+        else matched * control.flops / (spent * arm.flops + cost.flops),
         forgetting=None if source is None else forgetting(arm.loss, source),
         start=arm.loss[0],
         final=arm.loss[-1],
