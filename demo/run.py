@@ -29,7 +29,7 @@ def main() -> None:
         "\nIt is a plain Hugging Face directory. Use it as any other:\n\n"
         f"    AutoModelForCausalLM.from_pretrained({str(DESTINATION)!r})\n\n"
         "hyperclone.json in it is the receipt: how it was made, what was proved, how to train it.\n\n"
-        "Next: does growing pay? A small model that ships with hyperclone, on this machine, in some minutes."
+        "Next: does growing pay? A small model that ships with hyperclone, on this machine, in a few minutes."
     )
     hyperclone("demo", "--output", str(EXPERIMENT))
 

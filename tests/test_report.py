@@ -118,6 +118,12 @@ def test_the_answer_is_the_median_with_its_range_and_what_it_leaves_out(runs: Pa
             "1.00x",
             "in 1 of 2 seeds, and never in 1. Its speed-up in tokens is 1.00x (not reached to 2.00x)",
         ),
+        ([None, None, 2.0], "not reached", "in 1 of 3 seeds, with 2.00x fewer tokens, and never in 2."),
+        (
+            [None, None, 2.0],
+            "not reached",
+            "the control arm takes 1.50x as many tokens. With the source's own training",
+        ),
         ([0.7, 0.8, 0.9], "0.80x", "needs more tokens than the control arm"),
         ([math.inf, 5.0, 4.0], "5.00x", "5.00x (4.00x to at the start) fewer tokens"),
         ([2.0], "2.00x", "One seed is a demonstration"),

@@ -308,7 +308,7 @@ def demo(
     jobs: Annotated[int | None, typer.Option(min=1, help="Arms at a time [one for each core, up to 3].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each arm.")] = None,
 ) -> None:
-    """Run the HyperCloning experiment in small: some minutes on two cores, offline.
+    """Run the HyperCloning experiment in small: a few minutes on two cores, offline.
 
     A model that ships with the package is grown, proved, and trained against random weights on the same text.
     """

@@ -28,8 +28,6 @@ def answer(results: Results) -> tuple[str, list[str]]:
         number = "not reached"
         said.append(f"“{label}” does not reach {other} in {human(start.tokens[-1])} tokens; "
                     f"it ends up to {gap:.3f} nats above it ({seeds}).")  # fmt: skip
-        if all(worth := [row["worth_tokens"] for row in rows]):
-            said.append(f"To where it ends, the control arm takes {spread(worth)} as many tokens.")
     elif all(value == math.inf for value in reached) and len(reached) == len(plain):
         number = "at the start"
         said.append(f"“{label}” starts at or below {other[:-1]}: there is nothing left to speed up. "
@@ -37,7 +35,10 @@ def answer(results: Results) -> tuple[str, list[str]]:
     else:
         number = times(plain)
         never = len(plain) - len(reached)
-        if never:
+        if never and over_seeds(plain)[0] == 0:
+            said.append(f"“{label}” reaches {other} in {len(reached)} of {seeds}, with {spread(reached)} fewer tokens, "
+                        f"and never in {never}.")  # fmt: skip
+        elif never:
             said.append(f"“{label}” reaches {other} in {len(reached)} of {seeds}, and never in {never}. Its speed-up "
                         f"in tokens is {spread(plain)}, where never counts as 0.")  # fmt: skip
         elif over_seeds(plain)[0] < 1:
@@ -45,8 +46,15 @@ def answer(results: Results) -> tuple[str, list[str]]:
                         f"{spread(plain)} ({seeds}).")  # fmt: skip
         else:
             said.append(f"“{label}” reaches {other} with {spread(plain)} fewer tokens ({seeds}).")
+    if worth := [value for row in rows if (value := row["worth_tokens"]) is not None]:
+        where = "" if len(worth) == len(rows) else f" (in {len(worth)} of {seeds}; else it ends below the control)"
+        said.append(f"To where it ends, the control arm takes {spread(worth)} as many tokens{where}.")
     charged = [row["charged_flops"] for row in rows]
-    if any(value is not None for value in charged):
+    if over_seeds(charged)[0] == 0:
+        paid = [value for row in rows if (value := row["worth_charged"]) is not None]
+        if paid:
+            said.append(f"With the source's own training charged as well, it takes {spread(paid)} as many FLOPs.")
+    elif any(value is not None for value in charged):
         verdict = (
             "the speed-up in FLOPs is" if over_seeds(charged)[0] >= 1 else
             "it takes, from nothing, more FLOPs than the control arm: a speed-up of"
