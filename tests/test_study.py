@@ -191,6 +191,20 @@ def test_weights_are_not_needed_to_reuse_what_is_finished(place: Path) -> None:
     assert kinds(again) in ([], ["train"])  # at most the source: runs and clones are not repeated
 
 
+def test_what_version_control_kept_of_a_run_that_did_not_end_is_in_nobodys_way(place: Path) -> None:
+    file = written(place, STUDY)
+    before = go(file, Commands())
+    left = before.runs[0].path
+    assert left is not None
+    for gone in left.iterdir():
+        if gone.name != "metrics.jsonl":
+            gone.unlink()
+    again = Commands()
+    after = go(file, again)
+    assert kinds(again) == ["train"]
+    assert after.runs[0].status == "finished"
+
+
 def test_names_and_logging_are_no_part_of_a_run_but_data_and_settings_are(place: Path) -> None:
     file = written(place, STUDY)
     go(file, Commands())

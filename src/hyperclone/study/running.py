@@ -25,7 +25,7 @@ from hyperclone.study.commands import Interrupted, Processes
 from hyperclone.study.costs import costs
 from hyperclone.study.request import Arm, Source, Study
 from hyperclone.study.speedup import Speedup
-from hyperclone.training import checkpoints, metrics
+from hyperclone.training import checkpoints, metrics, record
 
 Watch = Callable[[str, dict[str, Any]], None]
 _MOST_STEPS = 4  # how often a grid of learning rates may be extended past its end
@@ -256,6 +256,8 @@ class Runner:
         self, model: Path, place: Path, given: dict[str, Any], seed: int, *, scratch: bool, told: dict[str, Any]
     ) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
+        if place.is_dir() and not (place / record.FILE).exists():
+            shutil.rmtree(place)  # what version control kept of a run that did not end: it cannot go on
         command = commands.train(model, place, given, seed=seed, scratch=scratch)
 
         def begin() -> None:
