@@ -176,10 +176,10 @@ FLAGS = {
     "--state --state-mode --threads --top-k --untie --width",
     "verify": "--family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
-    "train": "--anatomy --attention --batch --beta1 --beta2 --cache --clip --compile --data --decay --documents "
-    "--eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --held-out --help --keep "
-    "--log-every --lr --micro-batch --min-lr --output --precision --report --resume --rule --sample-by --save-every "
-    "--schedule --seed --sequence --sharding --state --task --text-field --tokens --warmup --weight-decay",
+    "train": "--anatomy --attention --batch --beta1 --beta2 --cache --clip --compile --data --decay --difference-lr "
+    "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --held-out --help "
+    "--keep --log-every --lr --micro-batch --min-lr --optimizer --output --precision --report --resume --rule "
+    "--sample-by --save-every --schedule --seed --sequence --sharding --state --task --text-field --tokens --warmup --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --out --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
     "families": "--help --json --markdown",
