@@ -179,7 +179,8 @@ FLAGS = {
     "train": "--anatomy --attention --batch --beta1 --beta2 --cache --clip --compile --data --decay --difference-lr "
     "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --held-out --help "
     "--keep --log-every --lr --micro-batch --min-lr --optimizer --output --precision --report --resume --rule "
-    "--sample-by --save-every --schedule --seed --sequence --sharding --state --task --text-field --tokens --warmup --weight-decay",
+    "--sample-by --save-every --schedule --seed --sequence --sharding --state --task --text-field --tokens "
+    "--warmup --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --out --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
     "families": "--help --json --markdown",
