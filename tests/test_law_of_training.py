@@ -10,7 +10,7 @@ import pytest
 import torch
 import training
 from conftest import build
-from training import CORE, DECAY, FAMILIES, LR, MAKE, batches, in_double, in_float64, plain, source, train
+from training import CORE, DECAY, FAMILIES, LR, MAKE, batches, grow, in_float64, plain, source, train
 
 import hyperclone
 from hyperclone import Growth, planning
@@ -22,11 +22,6 @@ from hyperclone.training import law
 ModelDir = Callable[..., Path]
 STEPS = 50
 __all__ = ["in_float64"]
-
-
-def grow(model: Any, growth: Growth) -> tuple[Any, Plan]:
-    made = planning.make(InMemory(model), growth)
-    return in_double(hyperclone.grow_model(model, growth)), made
 
 
 def by_the_law(model: Any, made: Plan, optimizer: str, **options: Any) -> torch.optim.Optimizer:

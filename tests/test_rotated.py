@@ -9,22 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training import DECAY, FAMILIES, LR, batches, in_double, in_float64, plain, source, train
+from training import DECAY, FAMILIES, LR, batches, grow, in_float64, plain, source, train
 
 import hyperclone
-from hyperclone import Growth, copies, planning
+from hyperclone import Growth, copies
 from hyperclone.errors import GrowthError
-from hyperclone.memory import InMemory
 from hyperclone.plans import Plan
 from hyperclone.training.rotated import RotatedAdamW, Rotation, rotated_adamw
 
 __all__ = ["in_float64"]
 STEPS = 12
-
-
-def grow(model: Any, growth: Growth) -> tuple[Any, Plan]:
-    made = planning.make(InMemory(model), growth)
-    return in_double(hyperclone.grow_model(model, growth)), made
 
 
 def rotated(model: Any, made: Plan, **options: Any) -> RotatedAdamW:

@@ -10,6 +10,11 @@ import torch
 from conftest import MODELS, VOCAB, build
 from torch import Tensor
 
+import hyperclone
+from hyperclone import Growth, planning
+from hyperclone.memory import InMemory
+from hyperclone.plans import Plan
+
 CORE = [
     "llama-grouped-tied",
     "llama-grouped-untied",
@@ -77,6 +82,12 @@ def in_double(model: Any) -> Any:
         if isinstance(getattr(module, "embed_scale", None), Tensor):
             module.embed_scale = torch.tensor(model.config.hidden_size, dtype=torch.float64).sqrt()
     return model.train()
+
+
+def grow(model: Any, growth: Growth) -> tuple[Any, Plan]:
+    """The grown model, in training mode, and its plan."""
+    made = planning.make(InMemory(model), growth)
+    return in_double(hyperclone.grow_model(model, growth)), made
 
 
 def batches(count: int, *, seed: int = 0) -> list[Tensor]:

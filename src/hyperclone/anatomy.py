@@ -241,6 +241,22 @@ def plan_of(
     return planning.from_sizes(origin, output.config)
 
 
+def plan_behind(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:
+    """How a transformers model in memory was grown.
+
+    Args:
+        model: the bare model.
+        grown: the grown directory, or a plan; by default the directory that the model was loaded from.
+
+    Raises:
+        GrowthError: no receipt.
+    """
+    if isinstance(grown, Plan):
+        return grown
+    place = Path(model.name_or_path if grown is None else grown)
+    return plan_of(place, receipt.read(place), None, None, None)
+
+
 def _check_shapes(made: Plan, output: Checkpoint, origin: Checkpoint | None) -> None:
     for model, wanted in (
         (output, {t.name: t.shape for t in made.tensors}),

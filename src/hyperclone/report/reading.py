@@ -113,9 +113,7 @@ def read(runs: Path) -> Results:
     for row in _rows(runs / "tuning.csv", numbers=("lr", "loss")):
         tuning.setdefault(row["arm"], []).append((row["lr"], row["loss"]))
     anatomy = _rows(runs / "anatomy.csv", numbers=("tokens",), optional=("cosine", "layer"))
-    symmetry = _rows(runs / "symmetry.csv", numbers=("tokens", "cosine"))
-    if any("name" not in row for row in symmetry):
-        raise StudyError("this table is torn", file=runs / "symmetry.csv", found="no column name")
+    symmetry = _rows(runs / "symmetry.csv", texts=("name",), numbers=("tokens", "cosine"))
     spectra = _json(runs / "spectra.json") if (runs / "spectra.json").is_file() else []
     if not isinstance(spectra, list) or not all(
         isinstance(one, dict) and {"arm", "seed", "tokens", "layer", "name", "values"} <= {*one} for one in spectra
@@ -146,8 +144,13 @@ def _study(file: Path) -> dict[str, Any]:
     return study  # type: ignore[no-any-return]
 
 
-def _rows(file: Path, *, numbers: Collection[str] = (), optional: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a table with a column `arm`; columns named here, and those of tasks, as numbers. No file: no rows."""
+def _rows(
+    file: Path, *, texts: Collection[str] = (), numbers: Collection[str] = (), optional: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Rows of a table that has `arm` and the columns named here; numbers, optional ones and those of tasks as numbers.
+
+    No file: no rows.
+    """
     if not file.is_file():
         return []
     try:
@@ -157,7 +160,7 @@ def _rows(file: Path, *, numbers: Collection[str] = (), optional: Collection[str
             columns = reader.fieldnames or []
     except (csv.Error, UnicodeDecodeError) as error:
         raise StudyError("this table is torn", file=file, found=error) from None
-    if absent := [name for name in ("arm", *numbers, *optional) if name not in columns]:
+    if absent := [name for name in ("arm", *texts, *numbers, *optional) if name not in columns]:
         raise StudyError("this table is torn", file=file, found="no column " + ", ".join(absent))
     for line, row in enumerate(rows, 2):
         if None in row or None in row.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from hyperclone import anatomy, receipt
+from hyperclone import anatomy
 from hyperclone.anatomy import Measured
 from hyperclone.anatomy_weights import mean
 from hyperclone.errors import GrowthError
@@ -109,7 +109,7 @@ def measure_model(
         GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP1).
     """
     inner = names.bare(model)
-    made = _plan(inner, grown)
+    made = anatomy.plan_behind(inner, grown)
     found = []
     for tensor, value in _matrices(inner, _wanted(made, tensors, layers)):
         if tuple(value.shape) != tensor.shape:
@@ -128,16 +128,9 @@ def take_part(
     """The part of another process in a `measure_model`: it gives its shards, if there are any, and measures nothing."""
     if any(isinstance(parameter.data, DTensor) for parameter in model.parameters()):
         inner = names.bare(model)
-        made = _plan(inner, grown)
+        made = anatomy.plan_behind(inner, grown)
         for _ in _matrices(inner, _wanted(made, tensors, layers)):
             pass
-
-
-def _plan(inner: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:
-    if isinstance(grown, Plan):
-        return grown
-    place = Path(inner.name_or_path if grown is None else grown)
-    return anatomy.plan_of(place, receipt.read(place), None, None, None)
 
 
 def _wanted(made: Plan, tensors: str, layers: int | None) -> dict[str, TensorPlan]:

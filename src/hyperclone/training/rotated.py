@@ -26,7 +26,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from hyperclone import anatomy, producing
-from hyperclone import receipt as receipts
 from hyperclone.copies import Copies, as_slice
 from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan
@@ -255,7 +253,7 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
         GrowthError: no receipt.
     """
     inner = names.bare(model)
-    made = receipt if isinstance(receipt, Plan) else _plan(Path(inner.name_or_path if receipt is None else receipt))
+    made = anatomy.plan_behind(inner, receipt)
     planned = {tensor.name: tensor for tensor in made.tensors}
     found = {}
     for name, parameter in names.parameters(model):
@@ -266,7 +264,3 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
         maps = (grown.columns,) if parameter.dim() == 1 else (grown.rows, grown.columns)
         found[name] = Rotation(maps[::-1] if grown.transposed else maps)
     return found
-
-
-def _plan(place: Path) -> Plan:
-    return anatomy.plan_of(place, receipts.read(place), None, None, None)

@@ -66,28 +66,20 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     if not output.exists():
         check_place(output, source=place, overwrite=False)
     config, tokenizer = opening.config(place), opening.tokenizer(place)
-    law = place if not training.from_scratch and (place / receipt.FILE).exists() else None
-    if training.rule == "law" and law is None:
-        raise TrainingError(
-            "no receipt says how this model was grown, so there is no law for it",
-            file=place,
-            field="rule",
-            cure="leave --rule out",
-        )
-    if training.optimizer == "rotated" and law is None:
-        raise TrainingError(
-            "no receipt says how this model was grown, so it has no copies to compare",
-            file=place,
-            field="optimizer",
-            cure="leave --optimizer out",
-        )
-    if training.anatomy and not (place / receipt.FILE).exists():
-        raise TrainingError(
-            "no receipt says how this model was grown, so it has no copies to compare",
-            file=place,
-            field="anatomy",
-            cure="leave --anatomy out",
-        )
+    grown = (place / receipt.FILE).exists()
+    for field, asked, so in (
+        ("rule", training.rule == "law", "there is no law for it"),
+        ("optimizer", training.optimizer == "rotated", "it has no copies to compare"),
+        ("anatomy", training.anatomy, "it has no copies to compare"),
+    ):
+        if asked and not grown:
+            raise TrainingError(
+                f"no receipt says how this model was grown, so {so}",
+                file=place,
+                field=field,
+                cure=f"leave --{field} out",
+            )
+    law = place if grown and not training.from_scratch else None
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
         opening.check_state(state)

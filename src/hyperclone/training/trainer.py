@@ -18,14 +18,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from hyperclone import evaluation
 from hyperclone.errors import TrainingError
-from hyperclone.training import arguments, checkpoints, draws, export, packing, rotated, tasks
+from hyperclone.training import arguments, checkpoints, draws, export, packing, tasks
 from hyperclone.training.budget import Budget
 from hyperclone.training.corpus import Corpus
 from hyperclone.training.groups import param_groups
 from hyperclone.training.loading import load_state
 from hyperclone.training.metrics import Clock, Metrics, bits_per_byte
 from hyperclone.training.request import Training
-from hyperclone.training.rotated import RotatedAdamW
+from hyperclone.training.rotated import rotated_adamw
 from hyperclone.training.schedule import factor, warmup_steps
 
 Watch = Callable[[str, dict[str, Any]], None]  # what happens, and its figures
@@ -102,26 +102,19 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         """AdamW with the law's groups, or with one learning rate everywhere; or RotatedAdamW."""
         if self.optimizer is None:
             told, model = self._training, self.model if model is None else model
-            groups = (
-                arguments.plain_groups(model, lr=told.lr, weight_decay=told.weight_decay)
-                if self.law is None
-                else param_groups(
-                    model, lr=told.lr, weight_decay=told.weight_decay, rule=told.rule or "law", receipt=self.law
-                )
-            )
-            # Logs speak of the scheduler's first group: let it be the one with the source's learning rate.
-            groups.sort(key=lambda group: -group["lr"])
             betas = (told.beta1, told.beta2)
+            plain: dict[str, Any] = {"lr": told.lr, "weight_decay": told.weight_decay}
+            law = {**plain, "rule": told.rule or "law", "receipt": self.law}
             if told.optimizer == "rotated":
                 assert self.law is not None
-                rotations = rotated.rotations(model, receipt=self.law)
-                ratio = 1.0 if told.difference_lr is None else told.difference_lr / told.lr
-                self.optimizer = RotatedAdamW(groups, rotations, betas=betas, differences=ratio)
+                self.optimizer = rotated_adamw(model, betas=betas, difference_lr=told.difference_lr, **law)
             else:
-                fused = self.args.device.type == "cuda" or None
+                groups = arguments.plain_groups(model, **plain) if self.law is None else param_groups(model, **law)
                 self.optimizer = torch.optim.AdamW(
-                    groups, lr=told.lr, betas=betas, weight_decay=told.weight_decay, fused=fused
+                    groups, betas=betas, fused=self.args.device.type == "cuda" or None, **plain
                 )
+            # Logs speak of the scheduler's first group: let it be the one with the source's learning rate.
+            self.optimizer.param_groups.sort(key=lambda group: -group["lr"])
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
