@@ -267,6 +267,14 @@ def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
     assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in answered(runs)[1]
 
 
+def test_a_cost_that_is_not_known_is_said_to_be_left_out(runs: Path) -> None:
+    head, *rows = [line.split(",") for line in (runs / "speedup.csv").read_text().splitlines()]
+    costs = [at for at, name in enumerate(head) if "charged" in name]
+    kept = [",".join("" if at in costs else cell for at, cell in enumerate(row)) for row in rows]
+    (runs / "speedup.csv").write_text("\n".join([",".join(head), *kept]) + "\n")
+    assert "What the source's own training took is not known, so it is not charged." in answered(runs)[1]
+
+
 def test_names_of_arms_are_no_formulas(runs: Path) -> None:
     for name in (
         "study.json",

@@ -50,10 +50,11 @@ def answer(results: Results) -> tuple[str, list[str]]:
         where = "" if len(worth) == len(rows) else f" (in {len(worth)} of {seeds}; else it ends below the control)"
         said.append(f"To where it ends, the control arm takes {spread(worth)} as many tokens{where}.")
     charged = [row["charged_flops"] for row in rows]
-    if over_seeds(charged)[0] == 0:
-        paid = [value for row in rows if (value := row["worth_charged"]) is not None]
-        if paid:
-            said.append(f"With the source's own training charged as well, it takes {spread(paid)} as many FLOPs.")
+    paid = [value for row in rows if (value := row["worth_charged"]) is not None]
+    if (
+        over_seeds(plain)[0] == 0 and paid
+    ):  # most seeds have no speed-up, so what is charged is the way to the arm's end
+        said.append(f"With the source's own training charged as well, it takes {spread(paid)} as many FLOPs.")
     elif any(value is not None for value in charged):
         verdict = (
             "the speed-up in FLOPs is" if over_seeds(charged)[0] >= 1 else
