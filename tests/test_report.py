@@ -267,6 +267,17 @@ def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
     assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in answered(runs)[1]
 
 
+def test_copies_part_by_arm_and_by_layer(runs: Path) -> None:
+    canvas = next(canvas for canvas in figures.every(reading.read(runs)) if canvas.name == "parting")
+    shown = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]
+    tokens = [0, 20000, 40000]
+    assert shown[0] == {"clone": (tokens, pytest.approx([0.8, 0.7, 0.6]))}  # the mean of two layers
+    assert shown[1] == {
+        "layer 0": (tokens, pytest.approx([0.8, 0.8, 0.8])),
+        "layer 1": (tokens, pytest.approx([0.8, 0.6, 0.4])),
+    }
+
+
 def test_a_cost_that_is_not_known_is_said_to_be_left_out(runs: Path) -> None:
     head, *rows = [line.split(",") for line in (runs / "speedup.csv").read_text().splitlines()]
     costs = [at for at, name in enumerate(head) if "charged" in name]
