@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -383,6 +384,57 @@ def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
             stream.write(b"the same" * 99)
     assert keys.text(str(tmp_path / "1.txt.gz")) == keys.text(str(tmp_path / "9.txt.gz"))
     assert keys.training({"tokens": "1k", "keep": 3}) == keys.training({"tokens": 1000})
+    assert keys.training({"optimizer": "adamw"}) == keys.training({})  # keys from before there was another
+    assert keys.training({"optimizer": "rotated"}) != keys.training({})
+
+
+def test_every_run_names_its_optimizer(place: Path) -> None:
+    """What `train` would take by default is part of the key, and so of the command."""
+    more = (
+        STUDY
+        + """
+[arms.published]
+growth = { width = 2, noise = "none" }
+train = { rule = "source" }
+
+[arms.usual]
+growth = { width = 2 }
+train = { optimizer = "adamw" }
+
+[arms.reset]
+growth = { width = 2 }
+state = "reset"
+
+[arms.with-state]
+growth = { width = 2 }
+state = "grow"
+
+[arms.other]
+model = "other"
+"""
+    )
+    shutil.copytree(place / "blank", place / "other")
+    (place / "other/hyperclone.json").write_text("{}")
+
+    class Keeping(Commands):
+        def _train(self, command: list[str]) -> None:
+            super()._train(command)
+            (Path(option(command, "output")) / "checkpoint-8").mkdir()
+
+    stand_in = Keeping()
+    go(written(place, more), stand_in)
+    final = [c for c in stand_in.run_commands if c[0] == "train" and "/runs/" in option(c, "output")]
+    told = {Path(option(c, "output")).name.split("-s1-")[0]: option(c, "optimizer") for c in final if "-s1-" in str(c)}
+    assert told == {
+        "random": "adamw",
+        "continued": "adamw",
+        "published": "adamw",
+        "usual": "adamw",
+        "with-state": "adamw",
+        "clone": "rotated",
+        "reset": "rotated",
+        "other": "rotated",
+    }
 
 
 # real commands

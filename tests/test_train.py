@@ -356,7 +356,7 @@ def test_the_rotated_optimizer_trains_and_is_resumed_to_the_bit(grown: Path, tex
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked))
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    hyperclone.train(request(grown, text, tmp_path / "adamw", state="none"))
+    hyperclone.train(request(grown, text, tmp_path / "adamw", optimizer="adamw"))
     assert losses(tmp_path / "adamw")[0] == losses(tmp_path / "whole")[0]
     assert losses(tmp_path / "adamw")[3:] != losses(tmp_path / "whole")[3:]
 
@@ -369,7 +369,42 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(source, text, tmp_path / "out", optimizer="rotated", **asked))
     with pytest.raises(TrainingError, match="--optimizer rotated"):
-        request(source, text, tmp_path / "out", difference_lr=6e-3)
+        request(source, text, tmp_path / "out", optimizer="adamw", difference_lr=6e-3)
+    with pytest.raises(TrainingError, match=r"no receipt(.|\n)*leave --difference-lr out"):
+        hyperclone.train(request(source, text, tmp_path / "out", difference_lr=6e-3))
+
+
+def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
+    """Rotated for a clone that begins without moments; AdamW for all else, the published recipe among it."""
+    hyperclone.train(request(source, text, tmp_path / "first"))
+    hyperclone.grow(
+        tmp_path / "first", tmp_path / "moments", hyperclone.Growth(width=2), proof="none",
+        state=tmp_path / "first/checkpoint-12",
+    )  # fmt: skip
+    asked: dict[str, Any]
+    for number, (model, asked, expected) in enumerate(
+        (
+            (source, {}, "adamw"),
+            (grown, {}, "rotated"),
+            (grown, {"difference_lr": 6e-3}, "rotated"),
+            (grown, {"rule": "law"}, "rotated"),
+            (grown, {"rule": "source"}, "adamw"),
+            (grown, {"from_scratch": True}, "adamw"),
+            (tmp_path / "moments", {}, "adamw"),
+            (tmp_path / "moments", {"state": "none"}, "rotated"),
+        )
+    ):
+        output, told = tmp_path / f"out-{number}", []
+        hyperclone.train(
+            request(model, text, output, tokens=SEQUENCE * WINDOWS, **asked),
+            watch=lambda kind, figures, told=told: told.append(figures) if kind == "start" else None,
+        )
+        assert json.loads((output / "training.json").read_text())["curve"]["optimizer"] == expected
+        state = torch.load(output / "checkpoint-1/optimizer.pt", weights_only=True)["state"]
+        assert ("rotated_avg" in state[0]) == (expected == "rotated")
+        assert told[0]["optimizer"] == expected
+    with pytest.raises(TrainingError, match="only the rotated optimizer"):
+        hyperclone.train(request(tmp_path / "moments", text, tmp_path / "out", difference_lr=6e-3))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:
@@ -379,7 +414,7 @@ def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_pat
 
 def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    hyperclone.train(request(grown, text, output))
+    hyperclone.train(request(grown, text, output, optimizer="adamw"))
     for asked, problem in (
         ({}, "--resume"),
         ({"resume": True, "lr": 1e-3}, "lr"),
@@ -387,11 +422,11 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
         ({"resume": True, "from_scratch": True}, "from_scratch"),
     ):
         with pytest.raises(HypercloneError, match=problem):
-            hyperclone.train(request(grown, text, output, **asked))
+            hyperclone.train(request(grown, text, output, optimizer="adamw", **asked))
     told = json.loads((output / "training.json").read_text())
     del told["curve"]["optimizer"]  # as a version wrote it that knew no such option
     (output / "training.json").write_text(json.dumps(told))
-    hyperclone.train(request(grown, text, output, resume=True))
+    hyperclone.train(request(grown, text, output, resume=True, optimizer="adamw"))
     with pytest.raises(HypercloneError, match="optimizer"):
         hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", state="none"))
     (tmp_path / "mine").mkdir()

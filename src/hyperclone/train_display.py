@@ -127,6 +127,7 @@ def summary(told: dict[str, Any]) -> list[str]:
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {sizes.steps:,} steps of {human_count(sizes.batch)} tokens ({share})",
         f"budget    {human_count(sizes.tokens)} tokens, {epochs:.3g} times the data",
+        f"optimizer {_optimizer(told)}",
         f"rates     {rates}",
         f"device    {told['device']}, {told['precision']}"
         + (", compiled" if told["compile"] else "")
@@ -140,6 +141,17 @@ def summary(told: dict[str, Any]) -> list[str]:
     if told["step"]:
         lines.append(f"goes on from step {told['step']}")
     return lines
+
+
+def _optimizer(told: dict[str, Any]) -> str:
+    if told["optimizer"] == "adamw":
+        return "AdamW"
+    own = told["difference_lr"]
+    return f"AdamW on what copies have in common ({told['lr']:g}) and on their differences " + (
+        f"({told['lr']:g} as well; --difference-lr, about what random weights would want, parts them sooner)"
+        if own is None
+        else f"({own:g})"
+    )
 
 
 def ending(done: Trained) -> str:

@@ -49,8 +49,11 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "optimizer": Annotated[
-        str,
-        typer.Option(help="adamw, or rotated: AdamW on what copies have in common and on their differences."),
+        str | None,
+        typer.Option(
+            help="rotated (AdamW on what copies have in common and on their differences), or adamw "
+            "[rotated for a grown model without grown moments]."
+        ),
     ],
     "difference_lr": Annotated[
         float | None,

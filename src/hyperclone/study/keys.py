@@ -39,6 +39,8 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
             told[name] = text(value)
         elif name in ("tokens", "batch"):
             told[name] = counts.parse(value, name)
+        elif name == "optimizer" and value == "adamw":
+            continue  # keys of runs from before there was another
         elif name not in _TOLD:
             told[name] = list(value) if isinstance(value, tuple) else value
     return told

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hyperclone import hub
+from hyperclone import hub, receipt
 from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.growth import Growth
 from hyperclone.study import commands, keys, places
@@ -25,7 +25,8 @@ from hyperclone.study.commands import Interrupted, Processes
 from hyperclone.study.costs import costs
 from hyperclone.study.request import Arm, Source, Study
 from hyperclone.study.speedup import Speedup
-from hyperclone.training import checkpoints, metrics, record
+from hyperclone.training import checkpoints, metrics, record, writing
+from hyperclone.training.request import usual_optimizer
 
 Watch = Callable[[str, dict[str, Any]], None]
 _MOST_STEPS = 4  # how often a grid of learning rates may be extended past its end
@@ -140,6 +141,16 @@ class Runner:
     def _growth(self, arm: Arm, seed: int) -> Growth:
         return arm.grown(0 if arm.kind == "random" else seed)  # of a random arm, only the sizes matter
 
+    def _options(self, arm: Arm) -> dict[str, Any]:
+        """Options of an arm's training. The optimizer is always told, so that keys and logs say which one it was."""
+        if arm.kind in ("source", "model"):
+            place = hub.resolve(arm.source.model if arm.source else str(arm.model))
+            grown, moments = (place / receipt.FILE).exists(), bool(writing.files(place))
+        else:
+            grown, moments = arm.kind == "clone", arm.state not in (None, "reset")
+        usual = usual_optimizer(grown=grown, moments=moments, rule=arm.train.get("rule"))
+        return {"optimizer": usual, **arm.train}
+
     async def _source(self, source: Source) -> Path:
         """The directory of a source, trained if it has to be."""
         place = hub.resolve(source.model)
@@ -213,7 +224,7 @@ class Runner:
         """Validation loss of one rate on the short horizon; infinite where training failed."""
         tuning = arm.tuning
         assert tuning is not None
-        given = {**arm.train, **tuning.train, "lr": rate, "eval_every": 10**9, "keep": 1}
+        given = {**self._options(arm), **tuning.train, "lr": rate, "eval_every": 10**9, "keep": 1}
         given.pop("eval_early", None)
         key = keys.of("tune", self._key(arm, tuning.seed), arm.kind == "random", keys.training(given), tuning.seed)
         place = places.find(self._output / "tuning", f"{arm.name}-lr{rate:g}", key)
@@ -235,7 +246,7 @@ class Runner:
     async def _trained(self, run: Run, rate: float | None) -> Path:
         """The finished directory of a run."""
         arm = run.arm
-        given = {**arm.train, **({} if rate is None else {"lr": rate})}
+        given = {**self._options(arm), **({} if rate is None else {"lr": rate})}
         key = keys.of("run", self._key(arm, run.seed), arm.kind == "random", keys.training(given), run.seed)
         place = run.path = places.find(self._output / "runs", f"{arm.name}-s{run.seed}", key)
         if places.ended(place) is not None:

@@ -93,6 +93,7 @@ def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:
         )
     before = read_json(output / FILE).get("curve", {})
     usual = {field.name: field.default for field in fields(Training)}  # options that are newer than the record
+    usual["optimizer"] = "adamw"
     for field, value in json.loads(json.dumps(told["curve"])).items():
         if (was := before.get(field, usual.get(field))) != value:
             raise TrainingError(

@@ -46,7 +46,8 @@ class Training:
         lr: peak learning rate; of a grown model, the one its source was trained with.
         rule: "law" (param groups of the growth) or "source" (one learning rate everywhere); by default the law where
             the model has a receipt and is not trained from scratch.
-        optimizer: "adamw", or "rotated": AdamW on what copies have in common and on their differences (rotated.py).
+        optimizer: "adamw", or "rotated": AdamW on what copies have in common and on their differences (rotated.py); by
+            default `usual_optimizer`'s.
         difference_lr: of "rotated": peak learning rate of the differences, such as one would train a model of this size
             with from random weights; by default `lr`.
         schedule: "cosine", "linear", "wsd" (constant, then linear over the last `decay` of the steps), "constant".
@@ -88,7 +89,7 @@ class Training:
     micro_batch: int | None = None
     lr: float = 3e-4
     rule: str | None = None
-    optimizer: str = "adamw"
+    optimizer: str | None = None
     difference_lr: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.01
@@ -133,7 +134,7 @@ class Training:
             ("precision", (None, *PRECISIONS)),
             ("state", STATES),
             ("rule", (None, *_RULES)),
-            ("optimizer", OPTIMIZERS),
+            ("optimizer", (None, *OPTIMIZERS)),
         ):
             if (value := getattr(self, field)) not in allowed:
                 raise TrainingError(
@@ -182,12 +183,12 @@ class Training:
                 cure="leave --optimizer out with --from-scratch",
             )
         if (own := self.difference_lr) is not None:
-            if self.optimizer != "rotated":
+            if self.optimizer == "adamw":
                 raise TrainingError(
                     "only the rotated optimizer knows differences between copies",
                     field="difference_lr",
                     found=own,
-                    cure="--optimizer rotated",
+                    cure="--optimizer rotated, or leave --difference-lr out",
                 )
             if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < math.inf:
                 raise TrainingError("out of range", field="difference_lr", found=own, expected="0 or more")
@@ -202,6 +203,17 @@ class Training:
     def batch_tokens(self) -> int | None:
         """Tokens of an optimizer step."""
         return None if self.batch is None else _count(self.batch, "batch")
+
+
+def usual_optimizer(*, grown: bool, moments: bool, rule: str | None) -> str:
+    """The optimizer where none is asked for: what won in docs/findings.md.
+
+    Args:
+        grown: the model starts as a clone, so copies can be compared.
+        moments: it starts from a grown optimizer state, which is of AdamW.
+        rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
+    """
+    return "rotated" if grown and not moments and rule != "source" else "adamw"
 
 
 def _count(value: str | int, field: str) -> int:

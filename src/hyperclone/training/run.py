@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hyperclone.destination import check_place
 from hyperclone.errors import TrainingError
 from hyperclone.training import budget, flops, opening, packing, record, writing
 from hyperclone.training.packing import Windows
-from hyperclone.training.request import Training
+from hyperclone.training.request import Training, usual_optimizer
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     for field, asked, so in (
         ("rule", training.rule == "law", "there is no law for it"),
         ("optimizer", training.optimizer == "rotated", "it has no copies to compare"),
+        ("difference-lr", training.difference_lr is not None, "it has no copies to compare"),
         ("anatomy", training.anatomy, "it has no copies to compare"),
     ):
         if asked and not grown:
@@ -91,6 +92,9 @@ def train(training: Training, *, watch: Any = None) -> Trained:
                 found="rotated",
                 cure="begin without them: --state none",
             )
+    if training.optimizer is None:
+        usual = usual_optimizer(grown=law is not None, moments=state is not None, rule=training.rule)
+        training = replace(training, optimizer=usual)
     sequence = budget.sequence_length(training.sequence, stock.positions(config))
     keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
@@ -124,6 +128,9 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": "drawn" if training.from_scratch else "grown" if law else "trained",
             "law": law is not None and training.rule != "source",
+            "optimizer": training.optimizer,
+            "lr": training.lr,
+            "difference_lr": training.difference_lr,
             "windows": len(windows),
             "text": text,
             "held_out": held_out,
