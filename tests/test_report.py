@@ -267,6 +267,25 @@ def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
     assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in answered(runs)[1]
 
 
+def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Path) -> None:
+    """The study that is committed: its own control gives its own table; the published recipe as control, another."""
+    runs = Path(__file__).parents[1] / "studies/recipes.runs"
+    results = reading.read(runs)
+    again = reading.against(results, "random")
+    for arm, rows in results.speedups.items():
+        for row, other in zip(rows, again.speedups[arm], strict=True):
+            assert {name for name in row if row[name] is None} == {name for name in other if other[name] is None}
+            told = {name: value for name, value in row.items() if value is not None}
+            assert {name: other[name] for name in told} == pytest.approx(told, rel=1e-4, abs=1e-6)
+    report(runs, tmp_path / "report.html", control="published")
+    assert "2.18x" in (tmp_path / "report.html").read_text()
+    ours = reading.against(results, "published").speedups["rotated"]
+    # Source and control are charged with the same 12M tokens of the source, so what is charged is nearer to 1.
+    assert all(1 < row["charged_flops"] < row["speedup_flops"] for row in ours)
+    with pytest.raises(StudyError, match="published"):
+        report(runs, tmp_path / "report.html", control="publish")
+
+
 def test_copies_part_by_arm_and_by_layer(runs: Path) -> None:
     canvas = next(canvas for canvas in figures.every(reading.read(runs)) if canvas.name == "parting")
     shown = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]

@@ -291,11 +291,14 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write each figure as PNG and SVG as well.")
     ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Measure speed-ups against this arm [the study's control].")
+    ] = None,
 ) -> None:
     """Draw a study's results as one page that needs no network."""
     from hyperclone.report import report as write
 
-    files = write(runs, output, images=figures)
+    files = write(runs, output, images=figures, control=control)
     print(f"Wrote {files[0]}" + (f" and {len(files) - 1} images to {figures}" if figures else ""))
 
 

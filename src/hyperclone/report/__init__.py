@@ -15,7 +15,11 @@ __all__ = ["report"]
 
 
 def report(
-    runs: str | os.PathLike[str], output: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None
+    runs: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    control: str | None = None,
 ) -> list[Path]:
     """Write the report of a study that has run, or of what there is of one that still runs.
 
@@ -23,18 +27,21 @@ def report(
         runs: the directory of a study's runs.
         output: the page (.html); an older one is replaced.
         images: a directory for each figure as PNG and SVG.
+        control: the arm that speed-ups are measured against; by default the study's.
 
     Returns:
         The files that were written, the page first.
 
     Raises:
-        StudyError: there are no results, or matplotlib is not installed.
+        StudyError: there are no results, none of the control, or matplotlib is not installed.
         DestinationError: the page or the images cannot be written.
     """
     target = Path(output)
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
         raise DestinationError("a report is one file", file=target, expected="a name that ends in .html")
     results = reading.read(Path(runs))
+    if control is not None:
+        results = reading.against(results, control)
     drawn = figures.every(results)
     text = page.render(results, drawn)
     try:

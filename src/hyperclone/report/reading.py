@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
+from hyperclone.study import speedup
 
 _EVALUATED = ("step", "tokens", "flops", "seconds", "loss", "bits_per_byte")
 _COMPARED = (
@@ -129,6 +130,44 @@ def read(runs: Path) -> Results:
         [row for row in symmetry if row["arm"] in study["arms"]],
         [one for one in spectra if one["arm"] in study["arms"]],
     )  # fmt: skip
+
+
+def against(results: Results, control: str) -> Results:
+    """The same results, with speed-ups over another arm than the study's control.
+
+    Raises:
+        StudyError: it is none of the arms, or no run of it is finished.
+    """
+    if control not in results.curves:
+        raise StudyError("no finished run of this arm", field="control", found=control,
+                         expected=", ".join(results.curves) or "wait for one")  # fmt: skip
+    sources = results.study.get("sources", {})
+
+    def curve(arm: str, one: Curve) -> speedup.Curve:
+        return speedup.Curve(one.tokens, one.loss, one.seconds, results.arms[arm]["flops_per_token"])
+
+    def has_source(arm: str) -> bool:
+        return results.arms[arm]["kind"] in ("clone", "source")
+
+    def cost(arm: str) -> speedup.Cost | None:
+        spent = sources.get(results.arms[arm].get("source")) or {}
+        return speedup.Cost(spent.get("flops"), spent.get("seconds")) if has_source(arm) else None
+
+    controls = {one.seed: curve(control, one) for one in results.curves[control]}
+    found: dict[str, list[dict[str, float | None]]] = {}
+    for arm, curves in results.curves.items():
+        before = {
+            one.seed: one.loss[0] for other, theirs in results.curves.items() for one in theirs
+            if results.arms[other]["kind"] == "source" and results.arms[other]["source"] == results.arms[arm]["source"]
+        }  # fmt: skip
+        for one in curves:
+            if one.seed in controls:
+                base = before.get(one.seed, one.loss[0]) if has_source(arm) else None
+                told = speedup.compare(
+                    curve(arm, one), controls[one.seed], source=base, cost=cost(arm), control_cost=cost(control)
+                )
+                found.setdefault(arm, []).append({name: asdict(told)[name] for name in _COMPARED})
+    return replace(results, study={**results.study, "reference": control}, speedups=found)
 
 
 def _study(file: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 from hyperclone import __version__, hub
 from hyperclone.study import places
 from hyperclone.study.costs import Timing, costs, plain, sizes
+from hyperclone.study.request import Arm
 from hyperclone.study.running import Progress, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, compare
 from hyperclone.training import metrics, record
@@ -102,12 +103,20 @@ def _speedups(
         base = next((one for one in done if one.arm.kind == "source" and one.arm.source == run.arm.source
                      and one.seed == run.seed), run)  # fmt: skip
         source = curves[id(base)][0]["loss"] if grown else None
-        cost = None
-        if run.arm.source is not None and grown:
-            spent = source_cost(progress, run.arm.source.name)
-            cost = Cost(spent["flops"], spent["seconds"])
-        found.append((run, compare(curve(run), curve(control), source=source, cost=cost)))
+        against = compare(
+            curve(run), curve(control), source=source,
+            cost=_cost(progress, run.arm), control_cost=_cost(progress, control.arm),
+        )  # fmt: skip
+        found.append((run, against))
     return found
+
+
+def _cost(progress: Progress, arm: Arm) -> Cost | None:
+    """What the training of an arm's source took; None for one that has no use for it."""
+    if arm.source is None or arm.kind == "random":
+        return None
+    spent = source_cost(progress, arm.source.name)
+    return Cost(spent["flops"], spent["seconds"])
 
 
 def source_cost(progress: Progress, name: str) -> dict[str, Any]:

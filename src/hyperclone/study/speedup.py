@@ -17,7 +17,8 @@ there; none if it never does.
     in FLOPs     T f_control / (t* f_arm),                     charged: T f_control / (t* f_arm + F_source)
     in seconds   the same with the time that steps took,       charged with the source's
 
-f is the cost of a token (training/flops.py), F_source that of the source's own training. Tokens are not charged: those
+f is the cost of a token (training/flops.py), F_source that of the source's own training. A control that began from a
+source is charged with it as well. Tokens are not charged: those
 of a smaller model are not the same thing. Uncharged figures answer "I have a small model already"; charged ones "I have
 nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are uncharged, in tokens, of single runs and task accuracy.
 
@@ -128,23 +129,34 @@ def forgetting(loss: Sequence[float], source: float) -> float:
     return max(0.0, *(value - source for value in loss[1:])) if len(loss) > 1 else 0.0
 
 
-def compare(arm: Curve, control: Curve, *, source: float | None = None, cost: Cost | None = None) -> Speedup:
+def compare(
+    arm: Curve,
+    control: Curve,
+    *,
+    source: float | None = None,
+    cost: Cost | None = None,
+    control_cost: Cost | None = None,
+) -> Speedup:
     """An arm against the control of the same seed.
 
     Args:
         arm, control: their curves.
         source: held-out loss of the source itself; None for arms without one.
         cost: of the source's training; None for arms without a source (nothing is charged).
+        control_cost: of the training of the control's source, likewise.
     """
     target = smooth(control.loss)[-1]
     tokens = reach(arm, target)
     cost = Cost(0.0, 0.0) if cost is None else cost
+    base = Cost(0.0, 0.0) if control_cost is None else control_cost
     whole = (control.tokens[-1], control.tokens[-1] * control.flops, control.seconds[-1])
     needed = None if tokens is None else (tokens, tokens * arm.flops, _at(arm.tokens, arm.seconds, tokens))
     plain = [None if needed is None else _ratio(a, b) for a, b in zip(whole, needed or whole, strict=True)]
     charged = [
-        None if needed is None or extra is None else _ratio(a, b + extra)
-        for a, b, extra in zip(whole[1:], (needed or whole)[1:], (cost.flops, cost.seconds), strict=True)
+        None if needed is None or extra is None or own is None else _ratio(a + own, b + extra)
+        for a, own, b, extra in zip(
+            whole[1:], (base.flops, base.seconds), (needed or whole)[1:], (cost.flops, cost.seconds), strict=True
+        )
     ]
     matched, spent = reach(control, smooth(arm.loss)[-1]), arm.tokens[-1]
     alike = math.isclose(arm.tokens[-1], control.tokens[-1])
@@ -162,8 +174,8 @@ def compare(arm: Curve, control: Curve, *, source: float | None = None, cost: Co
         difference_to_target=smooth(arm.loss)[-1] - target,
         worth_tokens=None if matched is None or not spent else matched / spent,
         worth_charged=None
-        if matched is None or cost.flops is None or not spent
-        else matched * control.flops / (spent * arm.flops + cost.flops),
+        if matched is None or cost.flops is None or base.flops is None or not spent
+        else (matched * control.flops + base.flops) / (spent * arm.flops + cost.flops),
         forgetting=None if source is None else forgetting(arm.loss, source),
         start=arm.loss[0],
         final=arm.loss[-1],
