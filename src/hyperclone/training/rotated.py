@@ -88,7 +88,7 @@ class Rotation:
 
     @cached_property
     def factors(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """For each dimension with copies, shaped to broadcast: (square roots of their numbers, where copies differ).
+        """For each dimension with copies, shaped to broadcast: (square roots of their numbers, 1 where copies differ).
 
         The product of the roots is sqrt(k). A coordinate is a difference if it is one along any dimension; what copies
         nothing is none.
@@ -96,7 +96,7 @@ class Rotation:
         return tuple(
             (
                 self._along(dim, found.count.clamp(min=1).double().sqrt()),
-                self._along(dim, (found.number > 0) & (found.count > 0)),
+                self._along(dim, ((found.number > 0) & (found.count > 0)).double()),
             )
             for dim, found in enumerate(self.maps)
             if any(dim == turned for turned, _ in self.turns)
@@ -157,6 +157,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         assert parameter.grad is not None
         gradient = parameter.grad if rotation is None else _turned(rotation.forward, parameter.grad)
+        factors = [] if rotation is None else self._factors(parameter, rotation)
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
@@ -166,17 +167,17 @@ class RotatedAdamW(torch.optim.Optimizer):
         first, second = state["rotated_avg"], state["rotated_avg_sq"]
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        del gradient  # a large tensor has few temporary ones of its size at a time
         size = (second / (1 - beta2**taken)).sqrt_()
-        step = first / (1 - beta1**taken)
-        if rotation is None:
-            step.div_(size.add_(group["eps"]))
-        else:
-            factors = self._factors(parameter, rotation)
-            root = reduce(torch.mul, [roots for roots, _ in factors])
-            step.div_(size.add_(root, alpha=group["eps"])).mul_(root)
-            if group["differences"] != 1:
-                apart = reduce(torch.logical_or, [apart for _, apart in factors])
-                step = torch.where(apart, step * group["differences"], step)
+        for roots, _ in factors:
+            size.div_(roots)
+        step = (first / (1 - beta1**taken)).div_(size.add_(group["eps"]))
+        del size
+        if factors and group["differences"] != 1:
+            apart = reduce(torch.maximum, [apart for _, apart in factors])
+            step.addcmul_(step, apart, value=group["differences"] - 1)
+            del apart
+        if rotation is not None:
             step = _turned(rotation.inverse, step)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
 
@@ -184,7 +185,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         """The rotation's factors where the parameter is, sharded like it."""
         if parameter not in self._placed:
             self._placed[parameter] = [
-                (_placed(roots.to(parameter.dtype), parameter), _placed(apart, parameter))
+                (_placed(roots.to(parameter.dtype), parameter), _placed(apart.to(parameter.dtype), parameter))
                 for roots, apart in rotation.factors
             ]
         return self._placed[parameter]
