@@ -286,6 +286,17 @@ def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Pat
         report(runs, tmp_path / "report.html", control="publish")
 
 
+def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn() -> set[str]:
+        return {str(row[0]) for row in figures.every(reading.read(runs))[0].table[1]}
+
+    assert drawn() == {"random", "clone", "plain", "source"}
+    monkeypatch.setattr("hyperclone.report.curves._MOST", 3)
+    assert drawn() == {"random", "clone", "source"}  # the control, the headline, the source; "plain" is in a group
+
+
 def test_copies_part_by_arm_and_by_layer(runs: Path) -> None:
     canvas = next(canvas for canvas in figures.every(reading.read(runs)) if canvas.name == "parting")
     shown = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]

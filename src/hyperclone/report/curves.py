@@ -11,16 +11,21 @@ from hyperclone.report.canvas import INK, Axes, Canvas
 from hyperclone.report.reading import Curve, Results
 from hyperclone.report.series import CONTROL, colour, over_seeds, stroke, table
 
+_MOST = 8  # arms that one figure can hold
+
 
 def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canvas:
-    """Held-out loss of all arms against one of tokens, flops and seconds; on a logarithmic axis without the start."""
+    """Held-out loss against one of tokens, flops and seconds; on a logarithmic axis without the start."""
+    arms = _principal(results)
     canvas = Canvas(
         f"loss-{cost}" + ("-log" if log else ""), f"Held-out loss against {title}",
-        "Mean over seeds; the band goes from the lowest seed to the highest. The dotted line is the control arm's end.",
+        "Mean over seeds; the band goes from the lowest seed to the highest."
+        + (" The dotted line is the control arm's end." if results.control in results.curves else "")
+        + (" Other arms are drawn in their groups below." if len(arms) < len(results.curves) else ""),
         height=4.2,
     )  # fmt: skip
     axes = canvas.axes[0]
-    rows = lines(axes, results, list(results.curves), cost, log=log)
+    rows = lines(axes, results, arms, cost, log=log)
     if log:
         axes.plot.set_xscale("log")
     if results.control is not None and results.control in results.curves:
@@ -29,6 +34,17 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
     canvas.label(axes, title, "held-out loss (nats per token)")
     canvas.table = table(rows, ["arm", title, "loss"])
     return canvas
+
+
+def _principal(results: Results) -> list[str]:
+    """All arms; of many, those that no group will show, and those that the others are compared with."""
+    if len(results.curves) <= _MOST:
+        return list(results.curves)
+    return [
+        arm for arm in results.curves
+        if not results.arms[arm].get("group") or arm in (results.control, results.headline)
+        or results.arms[arm]["kind"] == "source"
+    ]  # fmt: skip
 
 
 def lines(
