@@ -68,6 +68,41 @@ def test_with_its_state_a_clone_follows_its_source_from_where_that_stands(
     assert train(wide, [follows], batches(50)) == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "opt", "gpt2-untied", "gemma"])
+def test_what_copies_have_in_common_goes_on_under_rotated_adamw(name: str, tmp_path: Path) -> None:
+    small, past = trained(name, "adamw", tmp_path / "source")
+    growth = Growth(width=2, noise="none", allow_rounding=True)
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, state=tmp_path / "source", proof="none")
+    wide = load(tmp_path / "grown")
+    follows = hyperclone.rotated_adamw(
+        wide, lr=LR["adamw"], weight_decay=DECAY, betas=past.defaults["betas"], difference_lr=0.0
+    )
+    loaded = hyperclone.load_state(follows, wide, tmp_path / "grown")
+    assert (loaded.step, loaded.fresh) == (6, ())
+    expected = train(small, [past], batches(50))
+    assert train(wide, [follows], batches(50)) == pytest.approx(expected, abs=1e-10)
+
+
+def test_differences_without_a_past_begin_with_small_steps(tmp_path: Path) -> None:
+    trained("llama-grouped-tied", "adamw", tmp_path / "source")
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2), state=tmp_path / "source", proof="none")
+    moved = {}
+    for loads in (False, True):
+        wide = load(tmp_path / "grown")
+        optimizer = hyperclone.rotated_adamw(wide, lr=1e-9, difference_lr=1e-3, betas=(0.9, 0.95))
+        if loads:
+            hyperclone.load_state(optimizer, wide, tmp_path / "grown")
+        weight = wide.model.layers[0].mlp.down_proj.weight
+        before = weight.detach().clone()
+        moved[loads] = []
+        for batch in batches(60):
+            train(wide, [optimizer], [batch])
+            moved[loads].append((weight.detach() - before).abs().mean().item())
+            before = weight.detach().clone()
+    assert moved[True][0] < 0.1 * moved[False][0]
+    assert moved[True][-1] > 0.5 * moved[False][-1]  # and are as free as those of others once that is forgotten
+
+
 @pytest.mark.parametrize("mode", ["asymmetric", "reset"])
 def test_other_modes_leave_the_sources_loss(mode: str, tmp_path: Path) -> None:
     """The contract above can fail: moments that are missing show."""
@@ -241,13 +276,18 @@ def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "wider")
 
 
-def test_moments_in_rotated_coordinates_are_not_taken_for_adamws(tmp_path: Path) -> None:
+def test_moments_in_rotated_coordinates_are_not_taken_for_adamws_nor_asymmetric_ones_for_theirs(tmp_path: Path) -> None:
     trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=2)
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
+    state = tmp_path / "source"
+    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, state=state, state_mode="asymmetric", proof="none")
     wide = load(tmp_path / "grown")
     optimizer = hyperclone.rotated_adamw(wide, lr=1e-3)
-    with pytest.raises(CheckpointError, match=r"another optimizer(.|\n)*RotatedAdamW"):
+    with pytest.raises(CheckpointError, match=r"asymmetric(.|\n)*--state-mode grow"):
         hyperclone.load_state(optimizer, wide, tmp_path / "grown")
+    trained("llama-grouped-tied", "sgd", tmp_path / "sgd", steps=2)
+    hyperclone.grow(tmp_path / "sgd", tmp_path / "other", NO_NOISE, state=tmp_path / "sgd", proof="none")
+    with pytest.raises(CheckpointError, match=r"another optimizer(.|\n)*RotatedAdamW"):
+        hyperclone.load_state(optimizer, wide, tmp_path / "other")
     train(wide, [optimizer], batches(1))
     wide.save_pretrained(tmp_path / "again")
     torch.save(optimizer.state_dict(), tmp_path / "again/optimizer.pt")
@@ -410,6 +450,9 @@ def test_sharded_parameters_get_sharded_moments(tmp_path: Path) -> None:
         fully_shard(wide, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
         optimizer = by_the_law(wide, "adamw", tmp_path / "grown")
         assert hyperclone.load_state(optimizer, wide, tmp_path / "grown").fresh == ()
+        rotated = hyperclone.rotated_adamw(wide, lr=1e-3, receipt=tmp_path / "grown")
+        assert hyperclone.load_state(rotated, wide, tmp_path / "grown").fresh == ()
+        assert all(isinstance(rotated.state[p]["rotated_avg_sq"], DTensor) for p in wide.parameters())
         moment = optimizer.state[wide.model.norm.weight]["exp_avg"]
         assert isinstance(moment, DTensor)
         stored = load_file(tmp_path / "grown/training_state.safetensors")["model.norm.weight.exp_avg"]

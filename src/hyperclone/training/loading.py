@@ -13,6 +13,7 @@ from hyperclone import receipt
 from hyperclone.checkpoint import TensorFiles
 from hyperclone.errors import CheckpointError
 from hyperclone.training import names, writing
+from hyperclone.training.rotated import RotatedAdamW
 from hyperclone.training.state import MOMENTS
 
 _PAIR = {"exp_avg", "exp_avg_sq"}
@@ -40,7 +41,8 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     replaced.
 
     Args:
-        optimizer: of the kind that the state is of, over parameters of `model`, which has taken no step yet.
+        optimizer: of the kind that the state is of (AdamW's is RotatedAdamW's as well), over parameters of `model`,
+            which has taken no step yet.
         model: the grown model, wrapped or not.
         directory: where `hyperclone grow --state` wrote it.
 
@@ -54,7 +56,7 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
         raise CheckpointError("no training state here", file=place, expected=f"{writing.STEM}.safetensors",
                               cure="grow with --state CHECKPOINT")  # fmt: skip
     state = told.state
-    _check_kind(optimizer, str(state["optimizer"]))
+    _check_kind(optimizer, str(state["optimizer"]), str(state["mode"]))
     inner = names.bare(model)
     named = {parameter: name for name, parameter in names.parameters(model)}
     on_disk = {name: names.disk_names(inner, name, parameter.shape) for parameter, name in named.items()}
@@ -80,6 +82,8 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
                 }))
                 for kind in kinds
             }  # fmt: skip
+            if isinstance(optimizer, RotatedAdamW):
+                values = optimizer.grown_moments(parameter, name, values)
             step = state["steps"].get(first, state["step"])
             if step is not None:
                 on_device = group.get("capturable") or group.get("fused")
@@ -118,7 +122,12 @@ def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     return value
 
 
-def _check_kind(optimizer: torch.optim.Optimizer, kind: str) -> None:
+def _check_kind(optimizer: torch.optim.Optimizer, kind: str, mode: str) -> None:
+    if isinstance(optimizer, RotatedAdamW) and kind == "adamw":
+        if mode == "asymmetric":
+            raise CheckpointError("asymmetric moments part copies under AdamW; here differences have coordinates",
+                                  found=type(optimizer).__name__, expected="AdamW", cure="grow with --state-mode grow")  # fmt: skip
+        return
     has = optimizer.defaults
     marks = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
     found = next((kind for mark, kind in marks.items() if mark in has), "another")

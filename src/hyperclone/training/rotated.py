@@ -16,6 +16,10 @@ times sqrt(k). Differences step by the same, times a ratio of their own. Decoupl
 A clone without noise whose differences do not step (ratio 0) follows its source exactly. A tensor without copies is
 trained by AdamW itself.
 
+*Grown moments.* Copies of moments r m, r^2 v turn into sqrt(k) r m and k r^2 v of what is common, exactly. Differences
+have no past: their first moment turns into zero, and the size of what is common stands in for their second. That is too
+large, so their steps begin small and grow as it is forgotten, in some 1 / (1 - beta2) steps: a warm-up of their own.
+
 Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); here growth tells them beforehand.
 """
 
@@ -180,6 +184,20 @@ class RotatedAdamW(torch.optim.Optimizer):
         if rotation is not None:
             step = _turned(rotation.inverse, step)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
+
+    def grown_moments(self, parameter: nn.Parameter, name: str, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """State of a parameter from AdamW's moments of a grown one (`load_state`).
+
+        Args:
+            parameter, name: as in the groups.
+            moments: exp_avg and exp_avg_sq, shaped and sharded like the parameter.
+        """
+        first, second = moments["exp_avg"], moments["exp_avg_sq"].clone()
+        if (rotation := self._rotations.get(name)) is not None:
+            first = _turned(rotation.forward, first)
+            for roots, _ in self._factors(parameter, rotation):
+                second.mul_(roots).mul_(roots)
+        return {"rotated_avg": first, "rotated_avg_sq": second}
 
     def _factors(self, parameter: nn.Parameter, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
         """The rotation's factors where the parameter is, sharded like it."""

@@ -84,14 +84,6 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
         opening.check_state(state)
-        if training.optimizer == "rotated":
-            raise TrainingError(
-                "grown moments are of weights, not of differences between copies",
-                file=place,
-                field="optimizer",
-                found="rotated",
-                cure="begin without them: --state none",
-            )
     if training.optimizer is None:
         usual = usual_optimizer(grown=law is not None, moments=state is not None, rule=training.rule)
         training = replace(training, optimizer=usual)
