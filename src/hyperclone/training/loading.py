@@ -126,7 +126,8 @@ def _check_kind(optimizer: torch.optim.Optimizer, kind: str, mode: str) -> None:
     if isinstance(optimizer, RotatedAdamW) and kind == "adamw":
         if mode == "asymmetric":
             raise CheckpointError("asymmetric moments part copies under AdamW; here differences have coordinates",
-                                  found=type(optimizer).__name__, expected="AdamW", cure="grow with --state-mode grow")  # fmt: skip
+                                  found=type(optimizer).__name__, expected="AdamW",
+                                  cure="grow with --state-mode grow")  # fmt: skip
         return
     has = optimizer.defaults
     marks = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
