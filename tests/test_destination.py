@@ -465,7 +465,7 @@ def test_whichever_disk_operation_fails_it_is_told_and_a_rerun_succeeds(
 KILLED_AT_EVERY_OPERATION = """
 import json, os, shutil, signal, sys
 from pathlib import Path
-import hyperclone.card, hyperclone.proving, hyperclone.receipt
+import hyperclone.card, hyperclone.output, hyperclone.proof, hyperclone.receipt
 from hyperclone import Growth, grow
 
 source, place, old = map(Path, sys.argv[1:4])

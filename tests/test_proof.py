@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone import Growth, producing
-from hyperclone.growing import ProofFailed
+from hyperclone.errors import ProofFailed
 
 ModelDir = Callable[..., Path]
 GROWTHS = {

@@ -395,7 +395,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hyperclone.growing import ProofFailed
+    from hyperclone.errors import ProofFailed
     from hyperclone.training import moments
 
     trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=1)

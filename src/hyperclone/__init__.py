@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from hyperclone.growing import plan as plan
     from hyperclone.growth import Growth as Growth
     from hyperclone.memory import grow_model as grow_model
+    from hyperclone.proof import Proof as Proof
     from hyperclone.proposing import propose as propose
-    from hyperclone.proving import Proof as Proof
-    from hyperclone.proving import verify as verify
     from hyperclone.training.groups import param_groups as param_groups
     from hyperclone.training.loading import load_state as load_state
     from hyperclone.training.request import Training as Training
     from hyperclone.training.rotated import rotated_adamw as rotated_adamw
     from hyperclone.training.run import train as train
+    from hyperclone.verifying import verify as verify
 
 # Loaded on first use, so that `plan` and `--help` start without torch.
 _PUBLIC = {
     "Growth": "growth",
     "HypercloneError": "errors",
-    "Proof": "proving",
+    "Proof": "proof",
     "Training": "training.request",
     "collapse": "collapsing",
     "evaluate": "evaluation",
@@ -48,7 +48,7 @@ _PUBLIC = {
     "train": "training.run",
     "propose": "proposing",
     "rotated_adamw": "training.rotated",
-    "verify": "proving",
+    "verify": "verifying",
 }
 __all__ = [
     "Growth",

@@ -12,7 +12,7 @@ from hyperclone.destination import RECEIPT
 
 if TYPE_CHECKING:
     from hyperclone.plans import Plan
-    from hyperclone.proving import Proof
+    from hyperclone.proof import Proof
 
 _EXPERTS = (
     "Its experts start as the source's feed-forward block (sparse upcycling, "

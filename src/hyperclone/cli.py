@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from hyperclone import __version__, counts
-from hyperclone.errors import DestinationError, HypercloneError
+from hyperclone.errors import DestinationError, HypercloneError, ProofFailed
 from hyperclone.growth import Growth
 from hyperclone.options import takes_growth
 from hyperclone.train_options import takes_training
@@ -144,10 +144,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that DST computes the function of SRC, from the files on disk. Exit code 1 if it does not."""
-    from hyperclone import display, proving
+    from hyperclone import display, verifying
 
     with display.progress_bars(_console(error=True)) as progress:
-        result = proving.verify(
+        result = verifying.verify(
             src, dst, proof=proof, threads=threads, revision=revision, family=family, progress=progress
         )
     if as_json:
@@ -464,13 +464,11 @@ def _options(
 
 def main() -> None:
     """Entry point: errors of the user's become one message and exit code 2."""
-    from hyperclone import growing
-
     # Threads of OpenMP that spin while they wait make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
-    except growing.ProofFailed as error:
+    except ProofFailed as error:
         _show_proof(error.proof)
         print(f"{error}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hyperclone import counts, growing, proving, stock, study
+from hyperclone import counts, growing, stock, study, verifying
 from hyperclone.errors import DestinationError, HypercloneError, StudyError
 from hyperclone.growth import Growth
 
@@ -62,7 +62,7 @@ def grow(output: Path, *, progress: Any = None) -> growing.Grown | None:
     clone, seedling = output / "clone", DATA / "seedling"
     if clone.is_dir():
         try:
-            if proving.verify(seedling, clone, proof="structural").passed:
+            if verifying.verify(seedling, clone, proof="structural").passed:
                 return None
         except HypercloneError:
             pass  # whatever it is, it is not what is to be shown

@@ -15,8 +15,8 @@ from hyperclone.counts import human_count
 
 if TYPE_CHECKING:
     from hyperclone.plans import Plan, TensorPlan
+    from hyperclone.proof import Proof
     from hyperclone.proposing import Proposals
-    from hyperclone.proving import Proof
     from hyperclone.streaming import Progress
 
 _STAGES = {

@@ -6,6 +6,8 @@ prints it without a traceback and exits with 2.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class HypercloneError(Exception):
     """What the user asked for cannot be done; the message says why and what to do instead.
@@ -72,3 +74,16 @@ class TrainingError(HypercloneError):
 
 class StudyError(HypercloneError):
     """A study asks for what there is not, or one of its commands failed."""
+
+
+class ProofFailed(HypercloneError):
+    """The grown model is not the source's function; `proof` (a hyperclone.Proof) says where.
+
+    The destination was not created.
+    """
+
+    sentence = "the proof failed, so the destination was not created"
+
+    def __init__(self, proof: Any, file: object) -> None:
+        self.proof = proof
+        super().__init__(self.sentence, file=file, found="; ".join(proof.failures))

@@ -1,38 +1,24 @@
-"""Execute a plan: read, expand and write in slices, then prove the result from disk and give it its name."""
+"""Execute a plan: write the grown model, prove it from disk, and give it its name."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperclone import counts, family_file, hub, planning, shards
+from hyperclone import counts, family_file, hub, planning
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.destination import Destination, check_place
-from hyperclone.errors import GrowthError, HypercloneError
+from hyperclone.errors import GrowthError, ProofFailed
 from hyperclone.growth import Growth
 from hyperclone.plans import Plan
 from hyperclone.remarks import on_tokens
-from hyperclone.streaming import Progress, Weights, write_shards
-from hyperclone.upcycling import with_drawn
+from hyperclone.streaming import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hyperclone.proving import Proof
+    from hyperclone.proof import Proof
     from hyperclone.training.writing import StatePlan
-
-
-class ProofFailed(HypercloneError):
-    """The grown model is not the source's function; `proof` says where. The destination was not created."""
-
-    sentence = "the proof failed, so the destination was not created"
-
-    def __init__(self, proof: Proof, file: str | os.PathLike[str]) -> None:
-        self.proof = proof
-        super().__init__(self.sentence, file=file, found="; ".join(proof.failures))
 
 
 @dataclass(frozen=True)
@@ -111,9 +97,10 @@ def grow(
         HypercloneError: the source cannot be grown like this, or the destination cannot be written.
         ProofFailed: the output is not the source's function.
     """
-    from hyperclone import card, producing, proving, receipt, trial
+    from hyperclone import card, output, producing, receipt, trial
+    from hyperclone import proof as proofs
 
-    proving.check_kind(proof)
+    proofs.check_kind(proof)
     own = None if family is None else family_file.read(family)
     if own is not None and proof == "none":
         raise GrowthError(
@@ -140,12 +127,12 @@ def grow(
         overwrite=overwrite,
     )
     try:
-        produce(made, origin, target, threads=threads, progress=progress)
+        output.write(made, origin, target, threads=threads, progress=progress)
         if past:
             writing.write(past, target, threads=threads, progress=progress)
         evidence = None
         if proof != "none":
-            evidence = proving.prove(origin, target.partial, made, kind=proof, threads=threads, progress=progress)
+            evidence = proofs.prove(origin, target.partial, made, kind=proof, threads=threads, progress=progress)
             evidence.notes += notes
             if past:
                 evidence.failures += writing.prove(past, target.partial)
@@ -161,34 +148,3 @@ def grow(
     finally:
         target.close()
     return Grown(target.target, made, evidence, past)
-
-
-def produce(
-    made: Plan,
-    origin: Checkpoint,
-    target: Destination,
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Write the grown model into a destination that is not published yet: weights, config, what is carried over."""
-    from hyperclone import receipt
-
-    write(made, origin, target, threads=threads, progress=progress)
-    target.carry(origin.carried_files, root=origin.path)
-    target.write_text("config.json", receipt.to_json(made.config))
-    if (content := shards.index(made.shards, planning.stored(made.tensors))) is not None:
-        target.write_text("model.safetensors.index.json", receipt.to_json(content))
-
-
-def write(made: Plan, origin: Weights, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
-    """Write every weight file that is not finished yet."""
-    from hyperclone.producing import grown_slices
-
-    origin = with_drawn(origin, made)
-    tensors = {tensor.name: tensor for tensor in made.tensors}
-
-    def pieces(name: str) -> Iterator[Tensor]:
-        return grown_slices(tensors[name], made, origin)
-
-    write_shards(made.shards, target, pieces, stage="grow", threads=threads, progress=progress)

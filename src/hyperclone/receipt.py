@@ -24,7 +24,7 @@ from hyperclone.training import law
 
 if TYPE_CHECKING:
     from hyperclone.plans import Plan
-    from hyperclone.proving import Proof
+    from hyperclone.proof import Proof
 
 FILE = RECEIPT
 _FORMAT = 1

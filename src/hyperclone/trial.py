@@ -11,16 +11,17 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from hyperclone import growing, planning, proving, tiny
+from hyperclone import output, planning, tiny
+from hyperclone import proof as proofs
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.destination import Destination
-from hyperclone.errors import FamilyError
+from hyperclone.errors import FamilyError, ProofFailed
 from hyperclone.growth import Growth
 from hyperclone.plans import Plan
-from hyperclone.proving import Proof
+from hyperclone.proof import Proof
 
 
-class TrialFailed(growing.ProofFailed):
+class TrialFailed(ProofFailed):
     """The family file is wrong about its architecture; `proof` says where. Nothing was written."""
 
     sentence = "the family file failed its proof on a tiny random instance, so nothing was written"
@@ -57,8 +58,8 @@ def prove(made: Plan) -> Proof:
             place, source=origin.path, fingerprint=small.fingerprint, nbytes=small.nbytes, overwrite=False
         )
         try:
-            growing.produce(small, origin, target)
-            proof = proving.prove(origin, target.partial, small)
+            output.write(small, origin, target)
+            proof = proofs.prove(origin, target.partial, small)
         finally:
             target.close()
     if proof.passed and not (proof.behaviour and proof.behaviour.measured):

@@ -1,69 +1,16 @@
-"""The proof that a directory holds a model that computes its source's function, from the files on disk.
-
-*Structural*: collapse(destination) equals the source, streaming, any size. *Behavioural*: both models run through
-stock transformers on text and random tokens. The first finds any wrong weight and names it; the second does not
-trust our own reading of the architecture. Each would catch what the other cannot.
-"""
+"""Proving a grown directory again, at any time: by its receipt, or without one."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from hyperclone import family_file, hub, planning, receipt
-from hyperclone.behaviour import Behaviour, prove_behaviour
+from hyperclone import family_file, hub, planning, receipt, trial
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import GrowthError
-from hyperclone.plans import Plan
+from hyperclone.proof import Proof, check_kind, prove
 from hyperclone.streaming import Progress
-from hyperclone.structure import Structure, prove_structure
-
-KINDS = ("full", "structural", "none")
-
-
-@dataclass
-class Proof:
-    """Both halves of the proof.
-
-    Attributes:
-        structure: the structural half.
-        behaviour: the behavioural half; None when it was not asked for.
-        keeps_function: the growth is one that keeps the function; otherwise behaviour is measured, not judged.
-        failures: everything that is wrong, each naming its tensor, field or measurement.
-        notes: where the knowledge of the architecture came from, if not from hyperclone itself.
-    """
-
-    structure: Structure
-    behaviour: Behaviour | None
-    keeps_function: bool
-    failures: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Nothing failed."""
-        return not self.failures and self.structure.passed
-
-    def summary(self) -> dict[str, Any]:
-        """The proof's figures as plain JSON data."""
-        structure = asdict(self.structure)
-        structure.pop("output_sha256")
-        structure.pop("source_sha256")
-        return {
-            "passed": self.passed,
-            "keeps_function": self.keeps_function,
-            "structure": structure,
-            "behaviour": asdict(self.behaviour) if self.behaviour else None,
-            "notes": self.notes,
-        }
-
-
-def check_kind(kind: str) -> None:
-    """Raises GrowthError unless `kind` is "full", "structural" or "none"."""
-    if kind not in KINDS:
-        raise GrowthError("unknown kind of proof", field="proof", found=kind, expected=", ".join(KINDS))
+from hyperclone.training import writing
 
 
 def verify(
@@ -100,8 +47,6 @@ def verify(
         made = planning.make(origin, told.growth)
     result = prove(origin, target, made, kind=proof, threads=threads, progress=progress)
     if own is not None:
-        from hyperclone import trial
-
         if family is None:
             result.notes.append("What the tensors mean was read from the receipt; --family judges by a file of yours.")
         try:
@@ -128,26 +73,5 @@ def verify(
             if now.get(name) != value
         ]
         if told.state is not None:
-            from hyperclone.training import writing
-
             result.failures += writing.compare_hashes(told.state, target)
     return result
-
-
-def prove(
-    origin: Checkpoint,
-    path: Path,
-    made: Plan,
-    *,
-    kind: str = "full",
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Proof:
-    """Both halves for a directory that should be `made`. A failed structure is not run: its behaviour is moot."""
-    structure = prove_structure(origin, path, made, threads=threads, progress=progress)
-    behaviour = None
-    if kind == "full" and structure.passed:
-        behaviour = prove_behaviour(origin, path, made, progress=progress)
-    return Proof(
-        structure, behaviour, made.keeps_function, structure.failures + (behaviour.failures if behaviour else [])
-    )
