@@ -8,7 +8,8 @@ comes into use slowly. Rotate the c copies of every unit by an orthogonal matrix
 
 along rows and columns, keep Adam's moments there, and rotate its step back. Each coordinate is then divided by its own
 size: the common one steps as the source did, and the differences step as freely as weights that have no copy. (So
-freely that rounding is enough to part copies that are equal: no clone stays locked.)
+freely that rounding parts copies that are equal, if their gradients are rounded differently. Where they are computed
+alike, bit for bit, a clone without noise stays locked.)
 
 *The law.* With k copies s w of a source weight w, u_0 = sqrt(k) s w, and dL/du_0 = sqrt(k) r g = g / (sqrt(k) s). The
 source's AdamW on w is therefore AdamW on u_0 with lr s sqrt(k) and eps r sqrt(k): the law's settings (law.py), both
