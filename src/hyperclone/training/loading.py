@@ -82,10 +82,10 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
                 }))
                 for kind in kinds
             }  # fmt: skip
-            if isinstance(optimizer, RotatedAdamW):
-                values = optimizer.grown_moments(parameter, name, values)
             step = state["steps"].get(first, state["step"])
-            if step is not None:
+            if isinstance(optimizer, RotatedAdamW):
+                values = optimizer.grown_moments(parameter, name, values, step)
+            elif step is not None:
                 on_device = group.get("capturable") or group.get("fused")
                 values["step"] = torch.tensor(float(step), device=parameter.device if on_device else "cpu")
             optimizer.state[parameter] = values

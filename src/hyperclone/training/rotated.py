@@ -18,8 +18,7 @@ A clone without noise whose differences do not step (ratio 0) follows its source
 trained by AdamW itself.
 
 *Grown moments.* Copies of moments r m, r^2 v turn into sqrt(k) r m and k r^2 v of what is common, exactly. Differences
-have no past: their first moment turns into zero, and the size of what is common stands in for their second. That is too
-large, so their steps begin small and grow as it is forgotten, in some 1 / (1 - beta2) steps: a warm-up of their own.
+have no past: both moments begin at zero, and Adam's bias correction counts their steps from the growth.
 
 Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); here growth tells them beforehand.
 """
@@ -115,6 +114,7 @@ class RotatedAdamW(torch.optim.Optimizer):
     """AdamW in the coordinates of copies.
 
     State: step, rotated_avg and rotated_avg_sq, in these coordinates; named so that nobody takes them for AdamW's.
+    After grown moments also before: the steps that the source had taken, which differences have not.
     """
 
     def __init__(
@@ -178,27 +178,41 @@ class RotatedAdamW(torch.optim.Optimizer):
             size.div_(roots)
         step = (first / (1 - beta1**taken)).div_(size.add_(group["eps"]))
         del size
-        if factors and group["differences"] != 1:
+        ratio = group["differences"]
+        if "before" in state:
+            own = taken - state["before"].item()
+            ratio *= (1 - beta1**taken) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**taken))
+        if factors and ratio != 1:
             apart = reduce(torch.maximum, [apart for _, apart in factors])
-            step.addcmul_(step, apart, value=group["differences"] - 1)
+            step.addcmul_(step, apart, value=ratio - 1)
             del apart
         if rotation is not None:
             step = _turned(rotation.inverse, step)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
 
-    def grown_moments(self, parameter: nn.Parameter, name: str, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def grown_moments(
+        self, parameter: nn.Parameter, name: str, moments: Mapping[str, Tensor], step: float
+    ) -> dict[str, Tensor]:
         """State of a parameter from AdamW's moments of a grown one (`load_state`).
 
         Args:
             parameter, name: as in the groups.
             moments: exp_avg and exp_avg_sq, shaped and sharded like the parameter.
+            step: that the source had taken.
         """
-        first, second = moments["exp_avg"], moments["exp_avg_sq"].clone()
+        first, second = moments["exp_avg"], moments["exp_avg_sq"]
+        state = {"step": torch.tensor(float(step))}
         if (rotation := self._rotations.get(name)) is not None:
-            first = _turned(rotation.forward, first)
-            for roots, _ in self._factors(parameter, rotation):
+            first, second = _turned(rotation.forward, first), second.clone()
+            factors = self._factors(parameter, rotation)
+            for roots, _ in factors:
                 second.mul_(roots).mul_(roots)
-        return {"rotated_avg": first, "rotated_avg_sq": second}
+            apart = reduce(torch.maximum, [apart for _, apart in factors])
+            first.addcmul_(first, apart, value=-1)  # what rounding left
+            second.addcmul_(second, apart, value=-1)
+            state["before"] = torch.tensor(float(step))
+        return {**state, "rotated_avg": first, "rotated_avg_sq": second}
 
     def _factors(self, parameter: nn.Parameter, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
         """The rotation's factors where the parameter is, sharded like it."""
