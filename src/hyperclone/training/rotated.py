@@ -113,8 +113,8 @@ class Rotation:
 class RotatedAdamW(torch.optim.Optimizer):
     """AdamW in the coordinates of copies.
 
-    State: step, rotated_avg and rotated_avg_sq, in these coordinates; named so that nobody takes them for AdamW's.
-    After grown moments also before: the steps that the source had taken, which differences have not.
+    State: step, rotated_avg and rotated_avg_sq, in these coordinates (named so that nobody takes them for AdamW's), and
+    before: how many of the steps differences have not taken, since they were the source's.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         factors = [] if rotation is None else self._factors(parameter, rotation)
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)
+            state["step"], state["before"] = torch.tensor(0.0), torch.tensor(0.0)
             state["rotated_avg"], state["rotated_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
         taken = state["step"].item()
@@ -179,8 +179,8 @@ class RotatedAdamW(torch.optim.Optimizer):
         step = (first / (1 - beta1**taken)).div_(size.add_(group["eps"]))
         del size
         ratio = group["differences"]
-        if "before" in state:
-            own = taken - state["before"].item()
+        if before := state["before"].item():
+            own = taken - before
             ratio *= (1 - beta1**taken) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**taken))
         if factors and ratio != 1:
             apart = reduce(torch.maximum, [apart for _, apart in factors])
@@ -202,7 +202,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             step: that the source had taken.
         """
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
-        state = {"step": torch.tensor(float(step))}
+        state = {"step": torch.tensor(float(step)), "before": torch.tensor(0.0)}
         if (rotation := self._rotations.get(name)) is not None:
             first, second = _turned(rotation.forward, first), second.clone()
             factors = self._factors(parameter, rotation)
