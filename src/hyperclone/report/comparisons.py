@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from hyperclone.report import curves
 from hyperclone.report.canvas import INK, Canvas, literal
-from hyperclone.report.reading import Results
+from hyperclone.report.reading import AXES, Results, in_groups
 from hyperclone.report.series import colour
-
-_SOURCES = (
-    ("source quality", "tokens", "tokens that the source was trained on"),
-    ("source size", "parameters", "parameters of the source"),
-)
 
 
 def tasks(results: Results) -> Canvas:
@@ -98,21 +92,9 @@ def speedups(results: Results) -> Canvas:
     return canvas
 
 
-def _groups_of(arm: Any) -> list[str]:
-    told = arm.get("group") or []
-    return [told] if isinstance(told, str) else list(told)
-
-
 def groups(results: Results) -> Iterator[Canvas]:
     """Arms that a study compares with each other: expansions, noise, factors, ..."""
-    found: dict[str, list[str]] = {}
-    for name, arm in results.arms.items():
-        if name in results.curves:
-            for group in _groups_of(arm):
-                found.setdefault(group, []).append(name)
-    for number, (group, arms) in enumerate(found.items()):
-        if len(arms) < 2 or group in {name for name, _, _ in _SOURCES}:
-            continue
+    for number, (group, arms) in enumerate(results.groups().items()):
         canvas = Canvas(f"group-{number}", f"Compared: {group}",
                         "Left: held-out loss, mean and range over seeds. Right: at the end; points are seeds, strokes "
                         "medians.", columns=2, widths=(3, 2), height=max(2.8, 1.2 + 0.34 * len(arms)))  # fmt: skip
@@ -127,11 +109,11 @@ def groups(results: Results) -> Iterator[Canvas]:
 def sources(results: Results) -> Iterator[Canvas]:
     """Clones by what their source was: how long it was trained, how large it is."""
     known = results.study.get("sources", {})
-    for group, field, label in _SOURCES:
+    for group, (field, label) in AXES.items():
         found = []
         for name, arm in results.arms.items():
             place = (known.get(arm.get("source") or "") or {}).get(field)
-            if group in _groups_of(arm) and place and name in results.curves:
+            if group in in_groups(arm) and place and name in results.curves:
                 found.append((place, name))
         if len(found) < 2:
             continue

@@ -40,11 +40,10 @@ def _principal(results: Results) -> list[str]:
     """All arms; of many, those that no group will show, and those that the others are compared with."""
     if len(results.curves) <= _MOST:
         return list(results.curves)
-    return [
-        arm for arm in results.curves
-        if not results.arms[arm].get("group") or arm in (results.control, results.headline)
-        or results.arms[arm]["kind"] == "source"
-    ]  # fmt: skip
+    grouped = {arm for arms in results.groups().values() for arm in arms}
+    compared = {results.control, results.headline, *(a for a, one in results.arms.items() if one["kind"] == "source")}
+    found = [arm for arm in results.curves if arm not in grouped or arm in compared]
+    return found or list(results.curves)
 
 
 def lines(

@@ -28,6 +28,7 @@ _DEFINITIONS = (
     "Speed-up: tokens (FLOPs, seconds) of the control arm's whole training over those that an arm needs until its "
     "held-out loss, smoothed by a median of three, first is at the control's last; medians over seeds, with the range. "
     "Worth: what the control needs to an arm's last loss, over what the arm took; none where the arm ends lower. "
+    "Source charged: with the FLOPs of its own training, the control's likewise if it began from one. "
     "Forgetting: the highest held-out loss after the start above the source's own. The HyperCloning paper "
     "(arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the source not charged."
 )

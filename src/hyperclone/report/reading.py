@@ -18,6 +18,11 @@ _COMPARED = (
     "difference_at_equal_tokens", "difference_to_target", "worth_tokens", "worth_charged", "forgetting",
 )  # fmt: skip
 
+AXES = {  # groups that are drawn against something: a field of the source, and what it is
+    "source quality": ("tokens", "tokens that the source was trained on"),
+    "source size": ("parameters", "parameters of the source"),
+}
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -74,6 +79,14 @@ class Results:
         chosen: str | None = self.study.get("headline") or next(iter(clones), None)
         return chosen
 
+    def groups(self) -> dict[str, list[str]]:
+        """Arms with results that are to be drawn together; those whose group has an axis have a figure of their own."""
+        found: dict[str, list[str]] = {}
+        for name in self.curves:
+            for group in in_groups(self.arms[name]):
+                found.setdefault(group, []).append(name)
+        return {group: arms for group, arms in found.items() if len(arms) > 1 and group not in AXES}
+
     @property
     def tasks(self) -> list[str]:
         """Tasks that some run was evaluated on."""
@@ -86,6 +99,12 @@ class Results:
                 if any(value is not None for value in found)
             }
         )
+
+
+def in_groups(arm: Mapping[str, Any]) -> list[str]:
+    """The groups of an arm."""
+    told = arm.get("group") or []
+    return [told] if isinstance(told, str) else list(told)
 
 
 def read(runs: Path) -> Results:
@@ -138,6 +157,8 @@ def against(results: Results, control: str) -> Results:
     Raises:
         StudyError: it is none of the arms, or no run of it is finished.
     """
+    if control == results.control:
+        return results
     if control not in results.curves:
         raise StudyError("no finished run of this arm", field="control", found=control,
                          expected=", ".join(results.curves) or "wait for one")  # fmt: skip
@@ -150,6 +171,8 @@ def against(results: Results, control: str) -> Results:
         return results.arms[arm]["kind"] in ("clone", "source")
 
     def cost(arm: str) -> speedup.Cost | None:
+        if results.arms[arm]["kind"] == "model":
+            return speedup.Cost()  # made elsewhere
         spent = sources.get(results.arms[arm].get("source")) or {}
         return speedup.Cost(spent.get("flops"), spent.get("seconds")) if has_source(arm) else None
 
@@ -167,7 +190,11 @@ def against(results: Results, control: str) -> Results:
                     curve(arm, one), controls[one.seed], source=base, cost=cost(arm), control_cost=cost(control)
                 )
                 found.setdefault(arm, []).append({name: asdict(told)[name] for name in _COMPARED})
-    return replace(results, study={**results.study, "reference": control}, speedups=found)
+    others = [arm for arm, about in results.arms.items() if about["kind"] == "clone" and arm != control]
+    headline = results.headline if results.headline != control else next(iter(others), None)
+    note = f"Speed-ups on this page are over “{results.arms[control]['label']}”, not over the study's own control."
+    about = {"reference": control, "headline": headline, "note": f"{results.study.get('note') or ''}\n\n{note}"}
+    return replace(results, study={**results.study, **about}, speedups=found)
 
 
 def _study(file: Path) -> dict[str, Any]:

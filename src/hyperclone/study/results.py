@@ -113,8 +113,10 @@ def _speedups(
 
 def _cost(progress: Progress, arm: Arm) -> Cost | None:
     """What the training of an arm's source took; None for one that has no use for it."""
-    if arm.source is None or arm.kind == "random":
+    if arm.kind == "random":
         return None
+    if arm.source is None:
+        return Cost()  # made elsewhere
     spent = source_cost(progress, arm.source.name)
     return Cost(spent["flops"], spent["seconds"])
 
@@ -157,6 +159,7 @@ def _summary(progress: Progress, told: Mapping[int, Any], threads: int | None) -
             "source": None if arm.source is None else arm.source.name, "growth": dict(arm.growth) or None,
             "state": arm.state,
             "train": {key: value for key, value in plain(arm.train).items() if plain(study.train).get(key) != value},
+            "optimizer": (ended.get("train") or {}).get("optimizer") or "adamw",
             "tuned": None if rate is None else {"lr": rate}, "like": arm.like,
             "parameters": ended.get("parameters"), "flops_per_token": ended.get("flops_per_token"),
         }  # fmt: skip

@@ -52,7 +52,7 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_
                 ties = _ties(model)
                 state = {name: _cast(value, dtype) for name, value in model.state_dict().items() if name not in ties}
                 model.save_pretrained(partial, state_dict=state)
-            carry(place, partial, config=True)
+            carry(place, partial, config=True, grown=not trainer.drawn)
             if card.ours(output / "README.md"):
                 (partial / "README.md").write_text(told_card)
             for file in sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
@@ -114,9 +114,12 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def carry(place: Path, target: Path, *, config: bool) -> None:
-    """Copy what belongs to a model besides its weights: tokenizer, templates, licence, receipt, and its config."""
-    for file in (*carried_files(place), place / receipt.FILE, *([place / "config.json"] if config else [])):
+def carry(place: Path, target: Path, *, config: bool, grown: bool) -> None:
+    """Copy what belongs to a model besides its weights: tokenizer, templates, licence, its config if wanted, and its
+    receipt if its weights are still those that were grown.
+    """
+    told = (*([place / "config.json"] if config else []), *([place / receipt.FILE] if grown else []))
+    for file in (*carried_files(place), *told):
         if file.is_file():
             copy = target / file.relative_to(place)
             copy.parent.mkdir(exist_ok=True)

@@ -107,6 +107,13 @@ def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:
     return checkpoints.last(output)
 
 
+def optimizer(output: Path) -> str | None:
+    """The optimizer that a run in the output began with; None if there is none."""
+    if not (output / FILE).is_file():
+        return None
+    return str(read_json(output / FILE).get("curve", {}).get("optimizer", "adamw"))
+
+
 def write(output: Path, told: dict[str, Any]) -> None:
     """Make the output and say what runs in it."""
     try:

@@ -83,10 +83,8 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     law = place if grown and not training.from_scratch else None
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
-        opening.check_state(state)
-    if training.optimizer is None:
-        usual = usual_optimizer(grown=law is not None, moments=state is not None, rule=training.rule)
-        training = replace(training, optimizer=usual)
+        opening.check_state(state, rotated=training.optimizer == "rotated")
+    training = _with_optimizer(training, output, grown=law is not None, state=state)
     sequence = budget.sequence_length(training.sequence, stock.positions(config))
     keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
@@ -166,6 +164,22 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             )  # fmt: skip
             export.export(made, place, output, dtype, told_card=about)
     return Trained(output, done, done * sizes.batch, made.last, signals.signal if done < sizes.steps else None)
+
+
+def _with_optimizer(training: Training, output: Path, *, grown: bool, state: Path | None) -> Training:
+    """The request with its optimizer: as asked for, as the run began, or the usual one."""
+    usual = usual_optimizer(grown=grown, moments=state is not None, rule=training.rule)
+    chosen = training.optimizer or (record.optimizer(output) if training.resume else None) or usual
+    if training.difference_lr is not None and chosen == "adamw":
+        why, cure = (
+            ("--from-scratch draws weights anew, which are no copies", "leave --difference-lr out")
+            if training.from_scratch
+            else ("the grown moments are AdamW's", "--state none begins without them")
+            if state is not None
+            else ("AdamW knows no differences between copies", "--optimizer rotated, or leave --difference-lr out")
+        )
+        raise TrainingError(why, field="difference_lr", found=training.difference_lr, cure=cure)
+    return replace(training, optimizer=chosen)
 
 
 def _nobody(kind: str, figures: dict[str, Any]) -> None:

@@ -95,7 +95,10 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
     if not kinds <= set(MOMENTS) or kinds == {"exp_avg"}:  # exp_avg alone: Lion, which takes its sign
         raise CheckpointError("the state of this optimizer cannot be grown", file=stored.file,
                               found=", ".join(sorted(kinds)),
-                              expected="AdamW's exp_avg and exp_avg_sq, or a momentum_buffer")  # fmt: skip
+                              expected="AdamW's exp_avg and exp_avg_sq, or a momentum_buffer",
+                              cure="grow without --state" + (
+                                  "; moments of the rotated optimizer are of copies that this growth would copy again"
+                                  if "rotated_avg" in kinds else ""))  # fmt: skip
     muon = any("ns_steps" in group for group in stored.settings)
     optimizer = "adamw" if "exp_avg_sq" in kinds else "muon" if muon else "sgd"
     moments: dict[str, dict[str, Tensor]] = {}

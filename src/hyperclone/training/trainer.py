@@ -45,6 +45,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
 
     Attributes:
         law: the receipt's directory whose groups are used; None for one learning rate everywhere.
+        drawn: whether the weights were drawn anew.
         early: whether the held-out loss is also measured after 1, 2, 4, ... steps.
     """
 
@@ -79,7 +80,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             place: directory of the model; its tokenizer and licence go into every checkpoint.
         """
         self._training, self._budget, self.law, self._place = training, budget, law, place
-        self.early = training.eval_early
+        self.early, self.drawn = training.eval_early, training.from_scratch
         self._figures, self._metrics, self._watch = figures, metrics, watch
         self.clock = Clock()
         self.last: dict[str, Any] = {} if metrics is None else dict(metrics.latest)
@@ -233,7 +234,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if main:
-                export.carry(self._place, partial / name, config=False)
+                export.carry(self._place, partial / name, config=False, grown=not self.drawn)
                 checkpoints.publish(partial / name, output / name)
         if main:
             checkpoints.clear(output)
