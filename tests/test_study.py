@@ -11,7 +11,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import pytest
 from conftest import build, save_tokenizer
 from training_text import documents
 
-from hyperclone import study
+from hyperclone import grow, study
 from hyperclone.errors import StudyError
 from hyperclone.growth import Growth
 from hyperclone.study import commands, keys, places, results
@@ -388,6 +387,23 @@ def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
     assert keys.training({"optimizer": "rotated"}) != keys.training({})
 
 
+def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path) -> None:
+    more = STUDY.replace("[train]\n", "[train]\ndifference_lr = 4e-3\n", 1)
+    assert "difference_lr" in more
+    more += '\n[arms.published]\ngrowth = { width = 2 }\ntrain = { rule = "source" }\n'
+    more += '\n[arms.usual]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw" }\n'
+    stand_in = Commands()
+    go(written(place, more), stand_in)
+    told = {Path(option(c, "output")).name.split("-s")[0] for c in stand_in.run_commands if "--difference-lr" in c}
+    assert told == {"clone"}
+    wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw", difference_lr = 1e-3 }\n'
+    with pytest.raises(StudyError, match="only the rotated optimizer"):
+        study.read(written(place, wrong))
+    wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\nstate = "asymmetric"\ntrain = { optimizer = "rotated" }\n'
+    with pytest.raises(StudyError, match="asymmetric moments"):
+        study.read(written(place, wrong))
+
+
 def test_every_run_names_its_optimizer(place: Path) -> None:
     """What `train` would take by default is part of the key, and so of the command."""
     more = (
@@ -413,8 +429,7 @@ state = "grow"
 model = "other"
 """
     )
-    shutil.copytree(place / "blank", place / "other")
-    (place / "other/hyperclone.json").write_text("{}")
+    grow(place / "blank", place / "other", Growth(width=2), proof="none", overwrite=True)
 
     class Keeping(Commands):
         def _train(self, command: list[str]) -> None:

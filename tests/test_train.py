@@ -268,7 +268,12 @@ def test_the_control_arm_is_drawn_anew_and_sees_the_same_data(grown: Path, text:
     ):
         hyperclone.train(request(grown, text, tmp_path / name, save_every=STEPS, **asked))
     told = [json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("clone", "random")]
-    assert {field for field in told[0] if told[0][field] != told[1][field]} == {"from_scratch"}
+    assert {field for field in told[0] if told[0][field] != told[1][field]} == {
+        "from_scratch",
+        "optimizer",  # drawn weights are no copies
+    }
+    assert (tmp_path / "clone/hyperclone.json").exists()
+    assert not list((tmp_path / "random").rglob("hyperclone.json"))  # nothing in it would be true of drawn weights
     set_seed(0)
     drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(grown), dtype=torch.float32)
     drawn.save_pretrained(tmp_path / "drawn")
@@ -401,8 +406,20 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         state = torch.load(output / "checkpoint-1/optimizer.pt", weights_only=True)["state"]
         assert ("rotated_avg" in state[0]) == (expected == "rotated")
         assert told[0]["optimizer"] == expected
-    with pytest.raises(TrainingError, match="only the rotated optimizer"):
-        hyperclone.train(request(tmp_path / "moments", text, tmp_path / "out", difference_lr=6e-3))
+    for model, asked, problem in (
+        (tmp_path / "moments", {}, r"AdamW's(.|\n)*--state none"),
+        (grown, {"from_scratch": True}, r"no copies(.|\n)*leave --difference-lr out"),
+        (grown, {"rule": "source"}, "--optimizer rotated"),
+    ):
+        with pytest.raises(TrainingError, match=problem):
+            hyperclone.train(request(model, text, tmp_path / "out", difference_lr=6e-3, **asked))
+    hyperclone.grow(
+        tmp_path / "first", tmp_path / "asymmetric", hyperclone.Growth(width=2), proof="none",
+        state=tmp_path / "first/checkpoint-12", state_mode="asymmetric",
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"asymmetric(.|\n)*--state none"):
+        hyperclone.train(request(tmp_path / "asymmetric", text, tmp_path / "out", optimizer="rotated"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:
@@ -422,9 +439,10 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
         with pytest.raises(HypercloneError, match=problem):
             hyperclone.train(request(grown, text, output, optimizer="adamw", **asked))
     told = json.loads((output / "training.json").read_text())
+    hyperclone.train(request(grown, text, output, resume=True))  # with the optimizer that it began with
     del told["curve"]["optimizer"]  # as a version wrote it that knew no such option
     (output / "training.json").write_text(json.dumps(told))
-    hyperclone.train(request(grown, text, output, resume=True, optimizer="adamw"))
+    hyperclone.train(request(grown, text, output, resume=True))
     with pytest.raises(HypercloneError, match="optimizer"):
         hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", state="none"))
     (tmp_path / "mine").mkdir()

@@ -81,6 +81,11 @@ class Growth:
         if self.width is not None:
             _factor(self.width, "width")
 
+    @property
+    def wider(self) -> bool:
+        """Whether a width is asked for, so that there are copies along it; layers and experts are another thing."""
+        return any((self.width, self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim))
+
     def _check_experts(self) -> None:
         experts, most = self.experts, 2 if self.experts is None else self.experts
         if experts is not None and (isinstance(experts, bool) or not isinstance(experts, int) or experts < 2):

@@ -50,7 +50,7 @@ from typing import Any
 
 from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.growth import Growth
-from hyperclone.training.request import Training
+from hyperclone.training.request import Training, usual_optimizer
 
 STATES = ("grow", "asymmetric", "reset")
 _PATHS = ("data", "eval_data", "cache")
@@ -250,7 +250,7 @@ class _Reader:
         if not isinstance(model := told.get("model"), str):
             raise self.wrong("a source is a model directory or Hub id", f"{place}.model", found=model)
         own = self._options(told["train"], f"{place}.train") if "train" in told else None
-        return Source(name=name, model=self._path(model), train=None if own is None else {**train, **own})
+        return Source(name=name, model=self._path(model), train=None if own is None else _merged(train, own, None))
 
     def _tuning(self, told: Any, place: str, train: Mapping[str, Any], seeds: Sequence[int]) -> Tuning:
         if not isinstance(told, dict):
@@ -312,9 +312,14 @@ class _Reader:
         elif "tune" in told:
             raise self.wrong("this arm's learning rate is not to be chosen", f"{place}.tune",
                              cure="leave lr and like out, and give [tune]")  # fmt: skip
+        merged = self._options(_merged(train, own, kind, state), f"{place}.train")
+        if state == "asymmetric" and merged.get("optimizer") == "rotated":
+            raise self.wrong("asymmetric moments part copies under AdamW, not under the rotated optimizer",
+                             f"{place}.state", found=state, expected="grow, reset")  # fmt: skip
         return Arm(
             name=name, label=str(told.get("label", name)), group=told.get("group"), kind=kind, source=source,
-            model=None if model is None else self._path(model), growth=growth, state=state, train={**train, **own},
+            model=None if model is None else self._path(model), growth=growth, state=state,
+            train=merged,
             like=like, tuning=tuning,
         )  # fmt: skip
 
@@ -324,6 +329,19 @@ class _Reader:
             raise self.wrong("which source does this arm start from?", f"arms.{name}.source", found=wanted,
                              expected=", ".join(sources) or "a table [sources.NAME]")  # fmt: skip
         return sources[wanted]
+
+
+def _merged(
+    shared: Mapping[str, Any], own: Mapping[str, Any], kind: str | None, state: str | None = None
+) -> dict[str, Any]:
+    """All options of a training. Shared ones that speak of copies are for arms that can compare them."""
+    merged = {**shared, **own}
+    if kind in ("clone", "model"):
+        usual = usual_optimizer(grown=True, moments=state not in (None, "reset"), rule=merged.get("rule"))
+        strange = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
+    else:
+        strange = {"difference_lr", "optimizer"}
+    return {name: value for name, value in merged.items() if name in own or name not in strange}
 
 
 def _whole(value: Any) -> bool:

@@ -145,9 +145,11 @@ class Runner:
         """Options of an arm's training. The optimizer is always told, so that keys and logs say which one it was."""
         if arm.kind in ("source", "model"):
             place = hub.resolve(arm.source.model if arm.source else str(arm.model))
-            grown, moments = (place / receipt.FILE).exists(), bool(writing.files(place))
+            told = receipt.read(place)
+            grown, moments = told is not None and told.growth.wider, bool(writing.files(place))
         else:
-            grown, moments = arm.kind == "clone", arm.state not in (None, "reset")
+            grown = arm.kind == "clone" and Growth(**arm.growth).wider
+            moments = arm.state not in (None, "reset")
         usual = usual_optimizer(grown=grown, moments=moments, rule=arm.train.get("rule"))
         return {"optimizer": usual, **arm.train}
 

@@ -84,7 +84,8 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
         opening.check_state(state, rotated=training.optimizer == "rotated")
-    training = _with_optimizer(training, output, grown=law is not None, state=state)
+    told = receipt.read(law) if law else None
+    training = _with_optimizer(training, output, grown=told is not None and told.growth.wider, state=state)
     sequence = budget.sequence_length(training.sequence, stock.positions(config))
     keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
