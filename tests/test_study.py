@@ -425,6 +425,13 @@ state = "reset"
 growth = { width = 2 }
 state = "grow"
 
+[arms.asymmetric]
+growth = { width = 2 }
+state = "asymmetric"
+
+[arms.deeper]
+growth = { layers = "2x" }
+
 [arms.other]
 model = "other"
 """
@@ -444,8 +451,10 @@ model = "other"
         "random": "adamw",
         "continued": "adamw",
         "published": "adamw",
+        "deeper": "adamw",
         "usual": "adamw",
-        "with-state": "adamw",
+        "with-state": "rotated",
+        "asymmetric": "adamw",
         "clone": "rotated",
         "reset": "rotated",
         "other": "rotated",

@@ -378,12 +378,14 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
 
 
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
-    """Rotated for a clone that begins without moments; AdamW for all else, the published recipe among it."""
+    """Rotated for a wider clone; AdamW for all else, the published recipe and asymmetric moments among it."""
     hyperclone.train(request(source, text, tmp_path / "first"))
-    hyperclone.grow(
-        tmp_path / "first", tmp_path / "moments", hyperclone.Growth(width=2), proof="none",
-        state=tmp_path / "first/checkpoint-12",
-    )  # fmt: skip
+    for name, mode in (("moments", "grow"), ("asymmetric", "asymmetric")):
+        hyperclone.grow(
+            tmp_path / "first", tmp_path / name, hyperclone.Growth(width=2), proof="none",
+            state=tmp_path / "first/checkpoint-12", state_mode=mode,
+        )  # fmt: skip
+    hyperclone.grow(tmp_path / "first", tmp_path / "deeper", hyperclone.Growth(layers="2x"), proof="none")
     asked: dict[str, Any]
     for number, (model, asked, expected) in enumerate(
         (
@@ -393,8 +395,10 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
             (grown, {"rule": "law"}, "rotated"),
             (grown, {"rule": "source"}, "adamw"),
             (grown, {"from_scratch": True}, "adamw"),
-            (tmp_path / "moments", {}, "adamw"),
-            (tmp_path / "moments", {"state": "none"}, "rotated"),
+            (tmp_path / "moments", {}, "rotated"),
+            (tmp_path / "asymmetric", {}, "adamw"),
+            (tmp_path / "asymmetric", {"state": "none"}, "rotated"),
+            (tmp_path / "deeper", {}, "adamw"),
         )
     ):
         output, told = tmp_path / f"out-{number}", []
@@ -407,16 +411,12 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         assert ("rotated_avg" in state[0]) == (expected == "rotated")
         assert told[0]["optimizer"] == expected
     for model, asked, problem in (
-        (tmp_path / "moments", {}, r"AdamW's(.|\n)*--state none"),
-        (grown, {"from_scratch": True}, r"no copies(.|\n)*leave --difference-lr out"),
+        (tmp_path / "asymmetric", {}, r"--state none"),
+        (grown, {"from_scratch": True}, "leave --difference-lr out: drawn"),
         (grown, {"rule": "source"}, "--optimizer rotated"),
     ):
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(model, text, tmp_path / "out", difference_lr=6e-3, **asked))
-    hyperclone.grow(
-        tmp_path / "first", tmp_path / "asymmetric", hyperclone.Growth(width=2), proof="none",
-        state=tmp_path / "first/checkpoint-12", state_mode="asymmetric",
-    )  # fmt: skip
     with pytest.raises(TrainingError, match=r"asymmetric(.|\n)*--state none"):
         hyperclone.train(request(tmp_path / "asymmetric", text, tmp_path / "out", optimizer="rotated"))
     assert not (tmp_path / "out").exists()

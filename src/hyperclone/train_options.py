@@ -52,7 +52,7 @@ OPTIONS: dict[str, Any] = {
         str | None,
         typer.Option(
             help="rotated (AdamW on what copies have in common and on their differences), or adamw "
-            "[rotated for a grown model without grown moments]."
+            "[rotated for a wider clone, if --rule and moments allow]."
         ),
     ],
     "difference_lr": Annotated[

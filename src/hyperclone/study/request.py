@@ -337,7 +337,7 @@ def _merged(
     """All options of a training. Shared ones that speak of copies are for arms that can compare them."""
     merged = {**shared, **own}
     if kind in ("clone", "model"):
-        usual = usual_optimizer(grown=True, moments=state not in (None, "reset"), rule=merged.get("rule"))
+        usual = usual_optimizer(grown=True, asymmetric=state == "asymmetric", rule=merged.get("rule"))
         strange = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
     else:
         strange = {"difference_lr", "optimizer"}

@@ -25,7 +25,7 @@ from hyperclone.study.commands import Interrupted, Processes
 from hyperclone.study.costs import costs
 from hyperclone.study.request import Arm, Source, Study
 from hyperclone.study.speedup import Speedup
-from hyperclone.training import checkpoints, metrics, record, writing
+from hyperclone.training import checkpoints, metrics, record
 from hyperclone.training.request import usual_optimizer
 
 Watch = Callable[[str, dict[str, Any]], None]
@@ -146,11 +146,12 @@ class Runner:
         if arm.kind in ("source", "model"):
             place = hub.resolve(arm.source.model if arm.source else str(arm.model))
             told = receipt.read(place)
-            grown, moments = told is not None and told.growth.wider, bool(writing.files(place))
+            grown = told is not None and told.growth.wider
+            asymmetric = told is not None and told.state is not None and told.state["mode"] == "asymmetric"
         else:
             grown = arm.kind == "clone" and Growth(**arm.growth).wider
-            moments = arm.state not in (None, "reset")
-        usual = usual_optimizer(grown=grown, moments=moments, rule=arm.train.get("rule"))
+            asymmetric = arm.state == "asymmetric"
+        usual = usual_optimizer(grown=grown, asymmetric=asymmetric, rule=arm.train.get("rule"))
         return {"optimizer": usual, **arm.train}
 
     async def _source(self, source: Source) -> Path:

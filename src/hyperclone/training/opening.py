@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hyperclone import receipt, stock
+from hyperclone import stock
 from hyperclone.checkpoint import Checkpoint, read_header
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.training import corpus, documents, writing
@@ -50,22 +50,12 @@ def tokenizer(place: Path) -> Any:
     return found
 
 
-def check_state(place: Path, *, rotated: bool) -> None:
-    """The training state in a directory must be of the model in it, and of a kind that its optimizer can begin with.
+def check_state(place: Path) -> None:
+    """The training state in a directory must be of the model in it.
 
     Raises:
         CheckpointError: it is not.
-        TrainingError: asymmetric moments for the rotated optimizer.
     """
-    told = receipt.read(place)
-    if rotated and told is not None and told.state is not None and told.state["mode"] == "asymmetric":
-        raise TrainingError(
-            "asymmetric moments part copies under AdamW; the rotated optimizer has coordinates for that",
-            file=place,
-            field="optimizer",
-            found="rotated",
-            cure="--state none begins without them; --optimizer adamw with them",
-        )
     entries = Checkpoint(place).entries
     for file in sorted(set(writing.files(place).values())):
         for moment, entry in read_header(file).items():

@@ -205,15 +205,15 @@ class Training:
         return None if self.batch is None else _count(self.batch, "batch")
 
 
-def usual_optimizer(*, grown: bool, moments: bool, rule: str | None) -> str:
+def usual_optimizer(*, grown: bool, asymmetric: bool, rule: str | None) -> str:
     """The optimizer where none is asked for: what won in docs/findings.md.
 
     Args:
         grown: the model starts as a clone, so copies can be compared.
-        moments: it starts from a grown optimizer state, which is of AdamW.
+        asymmetric: it starts from asymmetric moments, which part copies under AdamW.
         rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
     """
-    return "rotated" if grown and not moments and rule != "source" else "adamw"
+    return "rotated" if grown and not asymmetric and rule != "source" else "adamw"
 
 
 def _count(value: str | int, field: str) -> int:

@@ -83,9 +83,8 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     law = place if grown and not training.from_scratch else None
     state = place if law and training.state == "auto" and writing.files(place) else None
     if state is not None:
-        opening.check_state(state, rotated=training.optimizer == "rotated")
-    told = receipt.read(law) if law else None
-    training = _with_optimizer(training, output, grown=told is not None and told.growth.wider, state=state)
+        opening.check_state(state)
+    training = _with_optimizer(training, output, law, moments=state is not None)
     sequence = budget.sequence_length(training.sequence, stock.positions(config))
     keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
@@ -167,19 +166,30 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     return Trained(output, done, done * sizes.batch, made.last, signals.signal if done < sizes.steps else None)
 
 
-def _with_optimizer(training: Training, output: Path, *, grown: bool, state: Path | None) -> Training:
+def _with_optimizer(training: Training, output: Path, law: Path | None, *, moments: bool) -> Training:
     """The request with its optimizer: as asked for, as the run began, or the usual one."""
-    usual = usual_optimizer(grown=grown, moments=state is not None, rule=training.rule)
+    told = receipt.read(law) if law else None
+    asymmetric = moments and told is not None and told.state is not None and told.state["mode"] == "asymmetric"
+    usual = usual_optimizer(grown=told is not None and told.growth.wider, asymmetric=asymmetric, rule=training.rule)
     chosen = training.optimizer or (record.optimizer(output) if training.resume else None) or usual
-    if training.difference_lr is not None and chosen == "adamw":
-        why, cure = (
-            ("--from-scratch draws weights anew, which are no copies", "leave --difference-lr out")
+    problem = cure = None
+    if chosen == "rotated" and asymmetric:
+        problem = "asymmetric moments part copies under AdamW; the rotated optimizer has coordinates for that"
+        cure = "--state none begins without them; --optimizer adamw with them"
+    elif chosen == "adamw" and training.difference_lr is not None:
+        problem = "AdamW knows no differences between copies"
+        cure = (
+            "leave --difference-lr out: drawn weights are no copies"
             if training.from_scratch
-            else ("the grown moments are AdamW's", "--state none begins without them")
-            if state is not None
-            else ("AdamW knows no differences between copies", "--optimizer rotated, or leave --difference-lr out")
+            else "--state none begins without the asymmetric moments, which are AdamW's"
+            if asymmetric
+            else "--optimizer rotated, or leave --difference-lr out"
         )
-        raise TrainingError(why, field="difference_lr", found=training.difference_lr, cure=cure)
+    if problem is not None:
+        found = training.difference_lr if chosen == "adamw" else chosen
+        raise TrainingError(
+            problem, field="difference_lr" if chosen == "adamw" else "optimizer", file=law, found=found, cure=cure
+        )
     return replace(training, optimizer=chosen)
 
 
