@@ -61,6 +61,7 @@ def _dots(
             rows = [[arm, told], *rows]
     axes.plot.set_yticks(range(len(arms)), [literal(arm) for arm in reversed(arms)])
     axes.plot.set_ylim(-0.6, len(arms) - 0.4)
+    axes.plot.locator_params(axis="x", nbins=5)
     for tick, arm in zip(axes.plot.get_yticklabels(), reversed(arms), strict=True):
         tick.set_color(colour(results, arm))
     canvas.label(axes, x, "")
