@@ -97,6 +97,7 @@ def test_the_loss_curve_and_weights_are_those_of_a_plain_loop(model_dir: ModelDi
         tokens=steps * SEQUENCE * WINDOWS,
         eval_every=steps,
         save_every=steps,
+        optimizer="adamw",
         warmup=5,
         clip=0.5,
         weight_decay=0.1,

@@ -28,6 +28,7 @@ OPTIONS: dict[str, Any] = {
     "micro_batch": 2,
     "tokens": 256 * STEPS,
     "lr": 3e-3,
+    "optimizer": "adamw",
     "held_out": 0.1,  # 33 windows: the last batch of two processes has one, and three that fill it up
     "log_every": 1,
     "eval_every": 5,
