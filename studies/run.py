@@ -10,8 +10,10 @@ Runs that are committed (`recipes.runs/runs/*/run.json`) are reused; remove them
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import blank
@@ -29,9 +31,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     corpus.fetch("mixed")
-    if not (target := BLANKS / "blank-64").is_dir():
-        blank.write(target, hidden=64, layers=4)
-    command = ["study", str(HERE / f"{args.study}.toml"), "--jobs", str(args.jobs), "--threads", str(args.threads)]
+    study = HERE / f"{args.study}.toml"
+    for source in tomllib.loads(study.read_text()).get("sources", {}).values():
+        if (named := re.fullmatch(r".*/blank-(\d+)", source["model"])) and not (
+            target := BLANKS / Path(source["model"]).name
+        ).is_dir():
+            blank.write(target, hidden=int(named[1]), layers=4)
+    command = ["study", str(study), "--jobs", str(args.jobs), "--threads", str(args.threads)]
     raise SystemExit(subprocess.call([str(Path(sys.executable).with_name("hyperclone")), *command]))
 
 
