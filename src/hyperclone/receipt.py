@@ -45,6 +45,11 @@ class Receipt:
     training: dict[str, dict[str, Any]]  # settings of every parameter (training/law.py)
     state: dict[str, Any] | None  # the grown training state, if there is one (training/writing.py)
 
+    @property
+    def asymmetric(self) -> bool:
+        """Whether the model came with moments of its first copies only."""
+        return self.state is not None and self.state["mode"] == "asymmetric"
+
 
 def make(
     made: Plan, source: str, proof: Proof | None, files: dict[str, str], state: dict[str, Any] | None = None

@@ -171,10 +171,7 @@ def against(results: Results, control: str) -> Results:
         return results.arms[arm]["kind"] in ("clone", "source")
 
     def cost(arm: str) -> speedup.Cost | None:
-        if results.arms[arm]["kind"] == "model":
-            return speedup.Cost()  # made elsewhere
-        spent = sources.get(results.arms[arm].get("source")) or {}
-        return speedup.Cost(spent.get("flops"), spent.get("seconds")) if has_source(arm) else None
+        return speedup.charged(results.arms[arm]["kind"], sources.get(results.arms[arm].get("source")))
 
     controls = {one.seed: curve(control, one) for one in results.curves[control]}
     found: dict[str, list[dict[str, float | None]]] = {}

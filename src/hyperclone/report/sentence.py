@@ -51,9 +51,8 @@ def answer(results: Results) -> tuple[str, list[str]]:
         said.append(f"To where it ends, the control arm takes {spread(worth)} as many tokens{where}.")
     charged = [row["charged_flops"] for row in rows]
     paid = [value for row in rows if (value := row["worth_charged"]) is not None]
-    if (
-        over_seeds(plain)[0] == 0 and paid
-    ):  # most seeds have no speed-up, so what is charged is the way to the arm's end
+    # Where most seeds have no speed-up, what is charged is the way to the arm's end.
+    if over_seeds(plain)[0] == 0 and paid:
         said.append(f"With the source's own training charged as well, it takes {spread(paid)} as many FLOPs.")
     elif any(value is not None for value in charged):
         verdict = (

@@ -28,7 +28,7 @@ from hyperclone.study import places
 from hyperclone.study.costs import Timing, costs, plain, sizes
 from hyperclone.study.request import Arm
 from hyperclone.study.running import Progress, Run
-from hyperclone.study.speedup import Cost, Curve, Speedup, compare
+from hyperclone.study.speedup import Cost, Curve, Speedup, charged, compare
 from hyperclone.training import metrics, record
 
 
@@ -93,6 +93,9 @@ def _speedups(
         tokens, loss, seconds = ([row[key] for row in rows] for key in ("tokens", "loss", "seconds"))
         return Curve(tokens, loss, seconds, told[id(run)]["flops_per_token"])
 
+    def cost(arm: Arm) -> Cost | None:
+        return charged(arm.kind, None if arm.source is None else source_cost(progress, arm.source.name))
+
     found = []
     for run in done:
         control = next((one for one in done if one.arm.name == progress.study.control and one.seed == run.seed), None)
@@ -105,20 +108,10 @@ def _speedups(
         source = curves[id(base)][0]["loss"] if grown else None
         against = compare(
             curve(run), curve(control), source=source,
-            cost=_cost(progress, run.arm), control_cost=_cost(progress, control.arm),
+            cost=cost(run.arm), control_cost=cost(control.arm),
         )  # fmt: skip
         found.append((run, against))
     return found
-
-
-def _cost(progress: Progress, arm: Arm) -> Cost | None:
-    """What the training of an arm's source took; None for one that has no use for it."""
-    if arm.kind == "random":
-        return None
-    if arm.source is None:
-        return Cost()  # made elsewhere
-    spent = source_cost(progress, arm.source.name)
-    return Cost(spent["flops"], spent["seconds"])
 
 
 def source_cost(progress: Progress, name: str) -> dict[str, Any]:

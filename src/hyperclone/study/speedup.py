@@ -38,8 +38,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ class Cost:
 
     flops: float | None = None
     seconds: float | None = None
+
+
+def charged(kind: str, spent: Mapping[str, Any] | None) -> Cost | None:
+    """What an arm is charged with for its source; None for random weights, which have none.
+
+    Args:
+        kind: of the arm: "random", "source", "clone" or "model" (made elsewhere: nobody knows).
+        spent: flops and seconds of the source's training, None each where they are not known.
+    """
+    if kind == "random":
+        return None
+    return Cost() if kind == "model" or spent is None else Cost(spent["flops"], spent["seconds"])
 
 
 @dataclass(frozen=True)

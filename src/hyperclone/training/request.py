@@ -209,7 +209,7 @@ def usual_optimizer(*, grown: bool, asymmetric: bool, rule: str | None) -> str:
     """The optimizer where none is asked for: what won in docs/findings.md.
 
     Args:
-        grown: the model starts as a clone, so copies can be compared.
+        grown: the model starts as a wider clone, so copies can be compared.
         asymmetric: it starts from asymmetric moments, which part copies under AdamW.
         rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
     """

@@ -183,9 +183,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             own = taken - before
             ratio *= (1 - beta1**taken) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**taken))
         if factors and ratio != 1:
-            apart = reduce(torch.maximum, [apart for _, apart in factors])
-            step.addcmul_(step, apart, value=ratio - 1)
-            del apart
+            step.addcmul_(step, _apart(factors), value=ratio - 1)
         if rotation is not None:
             step = _turned(rotation.inverse, step)
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
@@ -208,7 +206,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             factors = self._factors(parameter, rotation)
             for roots, _ in factors:
                 second.mul_(roots).mul_(roots)
-            apart = reduce(torch.maximum, [apart for _, apart in factors])
+            apart = _apart(factors)
             first.addcmul_(first, apart, value=-1)  # what rounding left
             second.addcmul_(second, apart, value=-1)
             state["before"] = torch.tensor(float(step))
@@ -222,6 +220,11 @@ class RotatedAdamW(torch.optim.Optimizer):
                 for roots, apart in rotation.factors
             ]
         return self._placed[parameter]
+
+
+def _apart(factors: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """1 where a coordinate is a difference along any dimension, else 0."""
+    return reduce(torch.maximum, [apart for _, apart in factors])
 
 
 def _turned(turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:

@@ -169,26 +169,29 @@ def train(training: Training, *, watch: Any = None) -> Trained:
 def _with_optimizer(training: Training, output: Path, law: Path | None, *, moments: bool) -> Training:
     """The request with its optimizer: as asked for, as the run began, or the usual one."""
     told = receipt.read(law) if law else None
-    asymmetric = moments and told is not None and told.state is not None and told.state["mode"] == "asymmetric"
+    asymmetric = moments and told is not None and told.asymmetric
     usual = usual_optimizer(grown=told is not None and told.growth.wider, asymmetric=asymmetric, rule=training.rule)
     chosen = training.optimizer or (record.optimizer(output) if training.resume else None) or usual
-    problem = cure = None
     if chosen == "rotated" and asymmetric:
-        problem = "asymmetric moments part copies under AdamW; the rotated optimizer has coordinates for that"
-        cure = "--state none begins without them; --optimizer adamw with them"
-    elif chosen == "adamw" and training.difference_lr is not None:
-        problem = "AdamW knows no differences between copies"
-        cure = (
-            "leave --difference-lr out: drawn weights are no copies"
-            if training.from_scratch
-            else "--state none begins without the asymmetric moments, which are AdamW's"
-            if asymmetric
-            else "--optimizer rotated, or leave --difference-lr out"
-        )
-    if problem is not None:
-        found = training.difference_lr if chosen == "adamw" else chosen
         raise TrainingError(
-            problem, field="difference_lr" if chosen == "adamw" else "optimizer", file=law, found=found, cure=cure
+            "asymmetric moments part copies under AdamW; the rotated optimizer has coordinates for that",
+            file=law,
+            field="optimizer",
+            found=chosen,
+            cure="--state none begins without them; --optimizer adamw with them",
+        )
+    if chosen == "adamw" and training.difference_lr is not None:
+        cure = "--optimizer rotated, or leave --difference-lr out"
+        if training.from_scratch:
+            cure = "leave --difference-lr out: drawn weights are no copies"
+        elif asymmetric:
+            cure = "--state none begins without the asymmetric moments, which are AdamW's"
+        raise TrainingError(
+            "AdamW knows no differences between copies",
+            file=law,
+            field="difference_lr",
+            found=training.difference_lr,
+            cure=cure,
         )
     return replace(training, optimizer=chosen)
 
