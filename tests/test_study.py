@@ -167,7 +167,22 @@ def test_every_arm_is_run_with_every_seed_and_the_same_data_order(place: Path) -
         assert ("--from-scratch" in command) == ("random-" in option(command, "output"))
         assert option(command, "data") == str(place / "train.txt")
     clones = [command for command in stand_in.run_commands if command[0] == "grow"]
-    assert sorted(option(command, "seed") if "--seed" in command else "0" for command in clones) == ["0", "1", "2"]
+    assert sorted(option(command, "seed") if "--seed" in command else "0" for command in clones) == ["1", "2"]
+
+
+def test_a_random_arm_waits_for_no_source_and_has_the_shape_of_the_clone(place: Path, tmp_path: Path) -> None:
+    stand_in = Commands()
+    go(written(place, STUDY), stand_in)
+    drawn = [command for command in stand_in.run_commands if "/random-" in " ".join(command)]
+    shape = Path(drawn[0][1])
+    source = Path(next(c for c in stand_in.run_commands if "/sources/" in " ".join(c))[1])
+    grow(source, tmp_path / "clone", Growth(width=2), proof="none")
+    assert json.loads((shape / "config.json").read_text()) == json.loads((tmp_path / "clone/config.json").read_text())
+    assert (shape / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert not list(shape.glob("*.safetensors"))
+    failing = Commands(fail="/sources/")
+    done = go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [3]")), failing)
+    assert {run.arm.name for run in done.runs if run.status == "finished"} == {"random"}
 
 
 def test_a_finished_study_runs_nothing_again(place: Path) -> None:
@@ -301,8 +316,8 @@ def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:
     fast = next(row for row in rows(place / "runs-of-study/speedup.csv") if row["arm"] == "clone")
     assert float(fast["speedup_tokens"]) == pytest.approx(3.0)  # from 5 to 4 in a third of the way from 5 to 2
     source = told["sources"]["small"]
-    spent = 4096 * told["arms"]["clone"]["flops_per_token"]
-    assert float(fast["charged_flops"]) == pytest.approx(spent / (spent / 3 + source["flops"]), rel=1e-6)
+    control, spent = (4096 * told["arms"][arm]["flops_per_token"] for arm in ("random", "clone"))
+    assert float(fast["charged_flops"]) == pytest.approx(control / (spent / 3 + source["flops"]), rel=1e-6)
 
 
 def test_places_of_the_machine_are_in_no_result(place: Path) -> None:

@@ -2,6 +2,7 @@
 
     sources/NAME-KEY/         trained sources
     clones/KEY/               grown models
+    shapes/KEY/               config and tokenizer of those whose weights are drawn anew
     tuning/ARM-lrRATE-KEY/    short runs that choose a learning rate
     runs/ARM-sSEED-KEY/       the runs
         metrics.jsonl         of `hyperclone train`

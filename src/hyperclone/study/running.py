@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hyperclone import hub, receipt
+from hyperclone import hub, planning, receipt
 from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.growth import Growth
 from hyperclone.study import commands, keys, places
@@ -26,6 +26,7 @@ from hyperclone.study.costs import costs
 from hyperclone.study.request import Arm, Source, Study
 from hyperclone.study.speedup import Speedup
 from hyperclone.training import checkpoints, metrics, record
+from hyperclone.training.export import carry
 from hyperclone.training.request import usual_optimizer
 
 Watch = Callable[[str, dict[str, Any]], None]
@@ -175,6 +176,8 @@ class Runner:
             return hub.resolve(arm.model), None
         source = arm.source
         assert source is not None
+        if arm.kind == "random":  # waits for no source: of that, only the sizes matter
+            return self._shape(hub.resolve(source.model), arm, seed), None
         place: Path = await self._shared(("source", source.name), lambda: self._source(source))
         if not arm.growth:
             return place, None
@@ -182,6 +185,21 @@ class Runner:
         target = self._output / "clones" / key
         await self._shared(("clone", key), lambda: self._grow(place, target, self._growth(arm, seed), arm.state))
         return target, place
+
+    def _shape(self, source: Path, arm: Arm, seed: int) -> Path:
+        """Config and tokenizer of a grown model: all that weights drawn anew need of it."""
+        if not arm.growth:
+            return source
+        target = self._output / "shapes" / self._key(arm, seed)
+        if not target.is_dir():
+            imagined = hub.Headers.imagined(hub.config(source))
+            config = planning.make(imagined, self._growth(arm, seed)).config
+            made = target.with_name(f".{target.name}")
+            made.mkdir(parents=True, exist_ok=True)
+            carry(source, made, config=False, grown=False)
+            places.write(made / "config.json", config)
+            made.replace(target)
+        return target
 
     async def _grow(self, source: Path, target: Path, growth: Growth, mode: str | None) -> None:
         if target.is_dir():
