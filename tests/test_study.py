@@ -170,6 +170,24 @@ def test_every_arm_is_run_with_every_seed_and_the_same_data_order(place: Path) -
     assert sorted(option(command, "seed") if "--seed" in command else "0" for command in clones) == ["1", "2"]
 
 
+def test_what_training_takes_from_a_receipt_is_part_of_what_a_run_is(place: Path, tmp_path: Path) -> None:
+    bare = keys.model(place / "blank")
+    (place / "blank/README.md").write_text("words")
+    assert keys.model(place / "blank") == bare
+    grow(place / "blank", tmp_path / "clone", Growth(width=2), proof="none")
+    told = keys.model(tmp_path / "clone")
+    receipt = tmp_path / "clone/hyperclone.json"
+    content = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**content, "source": "elsewhere", "versions": {}}))
+    assert keys.model(tmp_path / "clone") == told
+    name = next(iter(content["training"]["parameters"]))
+    content["training"]["parameters"][name] = {}
+    receipt.write_text(json.dumps(content))
+    assert keys.model(tmp_path / "clone") != told
+    receipt.unlink()  # the same weights, trained as any model
+    assert keys.model(tmp_path / "clone") not in (told, bare)
+
+
 def test_a_random_arm_waits_for_no_source_and_has_the_shape_of_the_clone(place: Path, tmp_path: Path) -> None:
     stand_in = Commands()
     go(written(place, STUDY), stand_in)

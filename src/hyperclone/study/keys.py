@@ -10,11 +10,12 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hyperclone import counts
+from hyperclone import counts, receipt
 from hyperclone.training import documents
 
 _TOLD = ("cache", "log_every", "save_every", "keep", "report", "micro_batch", "anatomy")  # these change no result
@@ -27,8 +28,12 @@ def of(*parts: Any) -> str:
 
 
 def model(place: Path) -> str:
-    """A key of a model directory: its config, tokenizer and weights, or none if it has none."""
-    return of(_digests(file for pattern in _MODEL for file in sorted(place.glob(pattern))))
+    """A key of a model directory: config, tokenizer, weights (or none if it has none), and of a grown one what training
+    takes from its receipt.
+    """
+    told = receipt.read(place)
+    grown = [] if told is None else [asdict(told.growth), told.training, told.state]
+    return of(_digests(file for pattern in _MODEL for file in sorted(place.glob(pattern))), *grown)
 
 
 def training(options: Mapping[str, Any]) -> dict[str, Any]:
