@@ -12,9 +12,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from hyperclone import Growth
+from hyperclone import Growth, known
 from hyperclone.expression import evaluate, lead_field
-from hyperclone.family import Family, known
+from hyperclone.family import Family
 
 # Yes-or-no fields that say what a model returns or is used for, not what it computes.
 _NOT_DRAWN = {
@@ -63,7 +63,7 @@ class Case:
 @st.composite
 def cases(draw: st.DrawFn, model_type: str) -> Case:
     """A model of one type and a growth that may fit it."""
-    family = known()[model_type]
+    family = known.families()[model_type]
     sizes = draw(_sizes(family))
     config = draw(_configs(model_type, sizes))
     if lead_field(family.axes["ffn"].size) is None:
@@ -105,7 +105,7 @@ def _configs(draw: st.DrawFn, model_type: str, sizes: dict[str, int]) -> dict[st
     """Fields that differ from the config class's defaults."""
     from transformers import AutoConfig
 
-    family, stock = known()[model_type], AutoConfig.for_model(model_type).to_dict()
+    family, stock = known.families()[model_type], AutoConfig.for_model(model_type).to_dict()
     config: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": draw(st.sampled_from([None, 0]))}
     for field, value in stock.items():
         if field in FIELDS:

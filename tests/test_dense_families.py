@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 import hyperclone
-from hyperclone import Growth, family, family_file, remarks
+from hyperclone import Growth, family_file, known, remarks
 from hyperclone.errors import CheckpointError
 from hyperclone.expression import names
 
@@ -37,10 +37,10 @@ def config_of(source: Path) -> dict[str, Any]:
     return json.loads((source / "config.json").read_text())
 
 
-@pytest.mark.parametrize("model_type", sorted(family.known()))
+@pytest.mark.parametrize("model_type", sorted(known.families()))
 def test_defaults_are_those_of_the_config_class(model_type: str) -> None:
     """A field that the family file reads has the class's default; or there is none; or a config must have the field."""
-    fam = family.known()[model_type]
+    fam = known.families()[model_type]
     # What the class says before it fills in one field from others (heads without KV heads of their own).
     told = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
     defaults = {field: value for field, value in fam.fields({"model_type": model_type}).items() if field in told}
@@ -115,7 +115,7 @@ def test_buffers_of_old_checkpoints_are_left_out(
 def test_a_config_without_the_fields_that_have_defaults_grows(name: str, model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir(name)
     config = config_of(source)
-    defaults = family.known()[config["model_type"]].defaults
+    defaults = known.families()[config["model_type"]].defaults
     short = {k: v for k, v in config.items() if v is not None and (k not in defaults or v != defaults[k])}
     assert len(short) < len(config)
     short = save_changed(source, tmp_path / "short", config=short, tensors=load_file(source / "model.safetensors"))
@@ -169,9 +169,9 @@ def test_depth_is_refused_where_a_layers_number_decides_what_it_computes(model_d
         hyperclone.plan(model_dir("gpt2-other-scales"), Growth(width=2, layers="2x"))
 
 
-@pytest.mark.parametrize("model_type", sorted(family.known()))
+@pytest.mark.parametrize("model_type", sorted(known.families()))
 def test_every_list_that_the_config_class_makes_for_the_layers_is_known(model_type: str) -> None:
-    fam = family.known()[model_type]
+    fam = known.families()[model_type]
     two, nine = (CONFIG_MAPPING[model_type](**{fam.layers: depth}).to_dict() for depth in (2, 9))
     changed = {field for field in two if two[field] != nine[field]} - {fam.layers}
     assert changed <= set(fam.per_layer)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import run
 
 import hyperclone
-from hyperclone import Growth, draft_text, drafting, family, family_file, layout
+from hyperclone import Growth, draft_text, drafting, family_file, known, layout
 from hyperclone.errors import CheckpointError, FamilyError
 
 ModelDir = Callable[..., Path]
@@ -30,7 +30,7 @@ _SMALL = {
 @pytest.fixture(autouse=True)
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     """hyperclone knows no architecture at all."""
-    monkeypatch.setattr(family, "known", dict)
+    monkeypatch.setattr(known, "families", dict)
 
 
 def config_file(path: Path, model_type: str, **fields: Any) -> Path:
@@ -66,7 +66,7 @@ def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(
     assert draft.proved, draft.failures
     drafted = family_file.own(draft.text, file="draft")
     monkeypatch.undo()
-    shipped = family.known()[config["model_type"]]
+    shipped = known.families()[config["model_type"]]
     mine, theirs = ({key: meaning(line) for key, line in fam.tensors(config).items()} for fam in (drafted, shipped))
     assert mine == theirs
     assert drafted.sizes(config) | {"positions": 0} == shipped.sizes(config) | {"positions": 0}

@@ -15,7 +15,7 @@ from conftest import MODELS
 from rows_more import ALIBI
 from safetensors import safe_open
 
-from hyperclone import Growth, family, family_file, growth
+from hyperclone import Growth, family, family_file, growth, known
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 
 ModelDir = Callable[..., Path]
@@ -75,7 +75,7 @@ def test_every_shipped_file_loads_and_no_model_type_is_claimed_twice() -> None:
     loaded = [family_file.load(e.read_text("utf-8"), name=e.name, file=e.name) for e in files]
     types = [model_type for one in loaded for model_type in one.model_types]
     assert len(types) == len(set(types))
-    assert set(types) == set(family.known()) >= {model_type for model_type, _ in MODELS.values()}
+    assert set(types) == set(known.families()) >= {model_type for model_type, _ in MODELS.values()}
 
 
 @pytest.mark.parametrize("shard", ["5GB", "30KB"])
@@ -85,7 +85,7 @@ def test_the_expected_tensors_are_exactly_those_that_transformers_saves(
 ) -> None:
     path = model_dir(name, shard=shard)
     config = config_of(path)
-    fam = family.of_config(config)
+    fam = known.of_config(config)
     sizes = fam.sizes(config)
     expected = {name: layout.shape(sizes) for name, layout in fam.tensors(config).items()}
     stored: dict[str, tuple[int, ...]] = {}
@@ -95,12 +95,12 @@ def test_the_expected_tensors_are_exactly_those_that_transformers_saves(
     assert expected == stored
 
 
-@pytest.mark.parametrize("model_type", sorted(family.known()))
+@pytest.mark.parametrize("model_type", sorted(known.families()))
 def test_a_field_that_a_config_leaves_out_means_what_transformers_takes_it_to_mean(model_type: str) -> None:
     from transformers import AutoConfig
 
     full = AutoConfig.for_model(model_type).to_dict()
-    fam = family.of_config(full)
+    fam = known.of_config(full)
     short = {field: value for field, value in full.items() if field not in fam.defaults}
     assert fam.sizes(short) == fam.sizes(full)
     assert fam.conditions(short) == fam.conditions(full)
@@ -126,7 +126,7 @@ def test_stock_transformers_reads_the_intended_sizes_from_the_grown_config(name:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = config_of(model_dir(name))
-    fam = family.of_config(config)
+    fam = known.of_config(config)
     old = fam.sizes(config)
     made = []
     for request in GROWTHS:
@@ -155,7 +155,7 @@ def test_stock_transformers_reads_the_intended_sizes_from_the_grown_config(name:
 
 def test_head_size_that_was_implied_is_written_out_where_it_would_change(model_dir: ModelDir) -> None:
     config = {k: v for k, v in config_of(model_dir("mistral-window")).items() if k != "head_dim"}
-    fam = family.of_config(config)
+    fam = known.of_config(config)
     sizes = fam.grown_sizes(config, growth.resolve(Growth(heads="2x"), fam.sizes(config)))
     assert fam.grown_config(config, sizes)["head_dim"] == 8
     assert "head_dim" not in config
@@ -164,7 +164,7 @@ def test_head_size_that_was_implied_is_written_out_where_it_would_change(model_d
 @pytest.mark.parametrize("name", ["neox-parallel", "opt"])
 def test_head_size_that_the_config_cannot_say_is_refused(name: str, model_dir: ModelDir) -> None:
     config = config_of(model_dir(name))
-    fam = family.of_config(config)
+    fam = known.of_config(config)
     for request in (Growth(hidden="2x"), Growth(heads="2x")):
         sizes = fam.grown_sizes(config, growth.resolve(request, fam.sizes(config)))
         with pytest.raises(GrowthError, match="cannot express") as caught:
@@ -176,14 +176,14 @@ def test_head_size_that_the_config_cannot_say_is_refused(name: str, model_dir: M
 def test_a_growth_that_would_make_a_tensor_come_or_go_is_refused(model_dir: ModelDir) -> None:
     """OPT with projections whose hidden size grows up to its embedding size would lose them."""
     config = {**config_of(model_dir("opt-projected-post-norm")), "word_embed_proj_dim": 64}
-    fam = family.of_config(config)
+    fam = known.of_config(config)
     sizes = fam.grown_sizes(config, growth.resolve(Growth(width=2), fam.sizes(config)))
     with pytest.raises(GrowthError, match="gain or lose tensors"):
         fam.grown_config(config, sizes)
 
 
 def test_buffers_that_old_checkpoints_store_are_known_by_their_whole_name() -> None:
-    neox = family.known()["gpt_neox"]
+    neox = known.families()["gpt_neox"]
     assert neox.ignored("gpt_neox.layers.11.attention.masked_bias")
     assert not neox.ignored("gpt_neox.layers.x.attention.masked_bias")
     assert not neox.ignored("gpt_neox.layers.11.attention.masked_biases")
@@ -193,7 +193,7 @@ def test_buffers_that_old_checkpoints_store_are_known_by_their_whole_name() -> N
 
 def test_an_unknown_model_lists_the_known_ones_and_how_to_add_one() -> None:
     with pytest.raises(FamilyError) as caught:
-        family.of_config({"model_type": "bert"})
+        known.of_config({"model_type": "bert"})
     for word in ("bert", "gpt_neox", "llama", "mistral", "opt", "hyperclone family draft"):
         assert word in str(caught.value)
 

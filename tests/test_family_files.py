@@ -19,7 +19,7 @@ from test_cli import run
 from test_proof import logits_of
 
 import hyperclone
-from hyperclone import Growth, behaviour, family, family_file, planning, receipt, tiny, trial
+from hyperclone import Growth, behaviour, family_file, known, planning, receipt, tiny, trial
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 
@@ -37,7 +37,7 @@ WRONG = shipped("llama").replace(KEY_HEADS, KEY_HEADS.replace("kv_heads head_dim
 @pytest.fixture
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     """hyperclone knows no architecture at all."""
-    monkeypatch.setattr(family, "known", dict)
+    monkeypatch.setattr(known, "families", dict)
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 8,
         "eos_token_id": 102399, "rms_norm_eps": 1e-5,
     }  # fmt: skip
-    fam = family.known()["exaone4"]
+    fam = known.families()["exaone4"]
     small = next(tiny.configs(config, fam))
     assert fam.sizes(small) == {
         "hidden": 32, "ffn": 48, "kv_heads": 2, "group": 2, "head_dim": 8, "vocab": 304,

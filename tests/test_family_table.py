@@ -10,9 +10,8 @@ from conftest import MODELS
 from headers import headers
 from rich.console import Console
 
-from hyperclone import Growth, family_table, planning
+from hyperclone import Growth, family_table, known, planning
 from hyperclone.errors import GrowthError
-from hyperclone.family import known
 from hyperclone.hub import Headers
 
 DOCS = Path(__file__).parent.parent / "docs" / "families.md"
@@ -24,7 +23,7 @@ def test_the_docs_are_in_step_with_the_family_files() -> None:
 
 def test_every_model_type_is_listed_once_with_names_that_people_know() -> None:
     rows = family_table.summary()
-    assert sorted(t for row in rows for t in row["model_types"]) == sorted(known())
+    assert sorted(t for row in rows for t in row["model_types"]) == sorted(known.families())
     for row in rows:
         assert row["models"], f"families/{row['family']}.toml has no models = [...]"
         assert all(row["grows"][axis] for axis in ("hidden", "ffn", "heads", "layers"))

@@ -17,7 +17,7 @@ from headers import headers
 from safetensors import safe_open
 
 import hyperclone
-from hyperclone import Growth, family, planning
+from hyperclone import Growth, known, planning
 from hyperclone.checkpoint import DTYPES, read_header
 from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan, TensorPlan
@@ -143,7 +143,7 @@ def by_name(plan: Plan) -> dict[str, TensorPlan]:
 def test_multipliers_obey_the_law(name: str, n: int, model_dir: ModelDir) -> None:
     """s = 1 for what writes, 1/n for what reads and for a norm that carries the head's 1/n; r = 1/(k s)."""
     plan = hyperclone.plan(model_dir(name), Growth(width=n))
-    fam = family.of_config(plan.source_config)
+    fam = known.of_config(plan.source_config)
     folds = fam.tie.fold if fam.tie and fam.tied(plan.source_config) and not plan.untied else ()
     for tensor in plan.tensors:
         growths = [new / old for new, old in zip(tensor.shape, tensor.source_shape, strict=True)]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import hyperclone
 from hyperclone import Growth, counts, growth, planning
 from hyperclone.errors import GrowthError
-from hyperclone.family import of_config
+from hyperclone.known import of_config
 from hyperclone.proposing import Proposal, Proposals, propose
 from hyperclone.sizing import Search
 

@@ -22,8 +22,7 @@ from random_configs import Case, cases
 from safetensors.torch import load_file
 
 import hyperclone
-from hyperclone import Growth, HypercloneError
-from hyperclone.family import known
+from hyperclone import Growth, HypercloneError, known
 from hyperclone.stock import quiet
 
 _ASKED = os.environ.get("HYPERCLONE_EXAMPLES")
@@ -43,7 +42,7 @@ THOROUGH = settings(
 )
 
 
-@pytest.mark.parametrize("model_type", sorted(known()))
+@pytest.mark.parametrize("model_type", sorted(known.families()))
 def test_any_growth_of_any_model_keeps_its_function_and_can_be_undone(model_type: str) -> None:
     seen: Counter[str] = Counter()
 
@@ -126,7 +125,7 @@ def _strip(file: Path, case: Case) -> None:
     """Leave out what the config class assumes anyway for a model of this type and depth."""
     from transformers import AutoConfig
 
-    depth = known()[case.model_type].layers
+    depth = known.families()[case.model_type].layers
     stock = AutoConfig.for_model(case.model_type, **{depth: case.config[depth]})
     assumed = json.loads(stock.to_json_string(use_diff=False))
     config = json.loads(file.read_text())

@@ -14,7 +14,7 @@ from conftest import build
 from safetensors.torch import load_file, save_file
 
 import hyperclone
-from hyperclone import Growth, family, noise, planning, stock
+from hyperclone import Growth, family, known, noise, planning, stock
 from hyperclone.checkpoint import Checkpoint
 from hyperclone.errors import CheckpointError, CollapseError, FamilyError, GrowthError
 from hyperclone.family_file import load
@@ -340,12 +340,12 @@ def test_one_expert_for_each_token_leaves_routers_untrained_and_warns(model_dir:
 
 
 def test_every_mixture_names_dense_types_and_tensors_that_are_known() -> None:
-    mixtures = {fam.name: fam for fam in family.known().values() if fam.upcycled}
+    mixtures = {fam.name: fam for fam in known.families().values() if fam.upcycled}
     assert mixtures.keys() == {"mixtral", "qwen3_moe"}
     for fam in mixtures.values():
         assert fam.upcycled is not None
         for model_type in fam.upcycled.dense:
-            patterns = {line.pattern for line in family.known()[model_type].lines}
+            patterns = {line.pattern for line in known.families()[model_type].lines}
             assert set(fam.upcycled.tensors.values()) <= patterns
 
 

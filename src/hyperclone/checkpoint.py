@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from hyperclone.errors import CheckpointError
-from hyperclone.family import Family, full_names, of_config
+from hyperclone.family import Family
+from hyperclone.known import full_names, of_config
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor

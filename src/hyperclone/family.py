@@ -11,15 +11,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hyperclone.errors import CheckpointError, FamilyError, GrowthError
+from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.expression import Value, evaluate, lead_field, names
 from hyperclone.layout import Layout
-
-T = TypeVar("T")
 
 # These limits keep a damaged config from filling the memory with the names of tensors.
 _MOST_LAYERS = 10_000
@@ -361,58 +357,3 @@ def indices(pattern: str, name: str) -> dict[str, str] | None:
 @cache
 def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{([ie])\\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
-
-
-@cache
-def known() -> dict[str, Family]:
-    """Every family that ships with the package, by model type."""
-    from hyperclone.family_file import load
-
-    families = {}
-    for entry in sorted(resources.files("hyperclone").joinpath("families").iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".toml"):
-            family = load(entry.read_text("utf-8"), name=Path(entry.name).stem, file=f"families/{entry.name}")
-            families.update(dict.fromkeys(family.model_types, family))
-    return families
-
-
-def full_names(config: Mapping[str, Any], stored: Mapping[str, T], *, own: Family | None = None) -> dict[str, T]:
-    """Stored tensors under the names they have in the whole model: a base model's own names lack its prefix (GPT-2)."""
-    model_type = config.get("model_type")
-    family = own or (known().get(model_type) if isinstance(model_type, str) else None)
-    prefix = family.prefix if family else ""
-    if family is None or any(name.startswith(prefix) for name in stored):
-        return dict(stored)
-    beside = {line.pattern for line in family.lines if not line.pattern.startswith(prefix)}
-    return {name if name in beside else prefix + name: value for name, value in stored.items()}
-
-
-def of_config(config: Mapping[str, Any], *, own: Family | None = None) -> Family:
-    """The family of a model: a user's own where one is given, else the one that ships for its model type.
-
-    Raises:
-        FamilyError: the architecture is not known, or not the one of the given file; the message lists what is.
-    """
-    model_type = config.get("model_type")
-    if own is not None:
-        if model_type not in own.model_types:
-            raise FamilyError(
-                "this family file is not for this model",
-                file=own.file,
-                field="model_types",
-                found=", ".join(own.model_types),
-                expected=model_type,
-                cure="if the architecture is the same, add its model_type to the file",
-            )
-        return own
-    family = known().get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise FamilyError(
-            "this architecture is not known" if model_type else "config.json names no model_type",
-            file="config.json",
-            field="model_type",
-            found=model_type,
-            expected="one of " + ", ".join(sorted(known())),
-            cure="`hyperclone family draft SRC -o my.toml` proposes a family file; --family my.toml uses it",
-        )
-    return family

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from hyperclone import known
 from hyperclone.expression import lead_field, names
-from hyperclone.family import Family, known
+from hyperclone.family import Family
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,9 +96,8 @@ def remarks(family: Family) -> Iterator[str]:
 
 def families() -> list[Family]:
     """Every family that ships with the package, each once, by the names of their models."""
-    return sorted(
-        {family.name: family for family in known().values()}.values(), key=lambda f: (*f.models, f.name)[0].lower()
-    )
+    each = {family.name: family for family in known.families().values()}
+    return sorted(each.values(), key=lambda family: (*family.models, family.name)[0].lower())
 
 
 def summary() -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from hyperclone.checkpoint import DTYPES, Checkpoint, Entry, exists, read_json, refuse_quantised
 from hyperclone.errors import CheckpointError
-from hyperclone.family import Family, full_names, of_config
+from hyperclone.family import Family
+from hyperclone.known import full_names, of_config
 from hyperclone.plans import Source
 
 # What belongs to a model at the top of its repository; other formats and subfolders are left where they are.

@@ -12,8 +12,9 @@ from torch import Tensor
 from hyperclone import family_file, planning, producing, stock, trial
 from hyperclone.checkpoint import DTYPES, Entry
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.family import Family, of_config
+from hyperclone.family import Family
 from hyperclone.growth import Growth
+from hyperclone.known import of_config
 from hyperclone.plans import Plan
 
 

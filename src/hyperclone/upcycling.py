@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hyperclone import family
+from hyperclone import family, known
 from hyperclone.checkpoint import DTYPES, Entry
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.expression import evaluate, lead_field
@@ -69,7 +69,7 @@ class Upcycled:
 
 def family_for(model_type: object) -> Family | None:
     """The family of mixtures that a dense model of this type can become; None if there is none."""
-    for fam in family.known().values():
+    for fam in known.families().values():
         if fam.upcycled and model_type in fam.upcycled.dense:
             return fam
     return None
@@ -86,7 +86,7 @@ def upcycle(source: Source, request: Growth) -> Upcycled:
     model_type = source.config.get("model_type")
     fam, dense = family_for(model_type), source.family
     if fam is None or fam.upcycled is None or dense.text:  # a family file of the user's own says nothing about mixtures
-        types = {t for fam in family.known().values() if fam.upcycled for t in fam.upcycled.dense}
+        types = {t for fam in known.families().values() if fam.upcycled for t in fam.upcycled.dense}
         raise GrowthError(
             "no mixture of experts is known that this model could become",
             field="experts",

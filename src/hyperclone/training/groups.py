@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from hyperclone import family
+from hyperclone import known
 from hyperclone import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.family import Family
@@ -125,7 +125,7 @@ def _settings(model: Any, where: str | os.PathLike[str] | Plan | None) -> Mappin
             )
         found, sizes, own = told.training, told.sizes, told.family
     config = model.config.to_dict()
-    actual = family.of_config(config, own=own).sizes(config)
+    actual = known.of_config(config, own=own).sizes(config)
     if differs := next((axis for axis, size in sizes.items() if actual.get(axis) != size), None):
         raise GrowthError("the receipt speaks of another model", file=place, field=differs, found=actual.get(differs),
                           expected=sizes[differs], cure="pass receipt= with this model's own directory")  # fmt: skip
