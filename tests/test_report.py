@@ -293,12 +293,18 @@ def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Pat
 def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drawn() -> set[str]:
-        return {str(row[0]) for row in figures.every(reading.read(runs))[0].table[1]}
+    def drawn() -> dict[str, set[str]]:
+        every = figures.every(reading.read(runs))
+        return {one.name: {str(row[0]) for row in one.table[1]} for one in every}
 
-    assert drawn() == {"random", "clone", "plain", "source"}
+    assert drawn()["loss-tokens"] == {"random", "clone", "plain", "source"}
+    assert drawn()["early"] == {"clone", "plain", "source"}
+    assert "early-0" not in drawn()
     monkeypatch.setattr("hyperclone.report.curves._MOST", 3)
-    assert drawn() == {"random", "clone", "source"}  # the control, the headline, the source; "plain" is in a group
+    few = drawn()  # the control, the headline, the source; "plain" is in a group
+    assert few["loss-tokens"] == {"random", "clone", "source"}
+    assert few["early"] == {"clone", "source"}
+    assert "plain" in few["early-0"]
 
 
 def test_copies_part_by_arm_and_by_layer(runs: Path) -> None:

@@ -105,6 +105,9 @@ def groups(results: Results) -> Iterator[Canvas]:
         _dots(canvas, results, arms, lambda arm: [curve.loss[-1] for curve in results.curves[arm]],
               "final held-out loss")  # fmt: skip
         yield canvas
+        if not {*arms} <= {*curves.principal(results)}:
+            first = curves.early(results, arms, name=f"early-{number}", title=f"The first tenth: {group}")
+            yield from [] if first is None else [first]
 
 
 def sources(results: Results) -> Iterator[Canvas]:

@@ -16,7 +16,7 @@ _MOST = 8  # arms that one figure can hold
 
 def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canvas:
     """Held-out loss against one of tokens, flops and seconds; on a logarithmic axis without the start."""
-    arms = _principal(results)
+    arms = principal(results)
     canvas = Canvas(
         f"loss-{cost}" + ("-log" if log else ""), f"Held-out loss against {title}",
         "Mean over seeds; the band goes from the lowest seed to the highest."
@@ -36,7 +36,7 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
     return canvas
 
 
-def _principal(results: Results) -> list[str]:
+def principal(results: Results) -> list[str]:
     """All arms; of many, those that no group will show, and those that the others are compared with."""
     if len(results.curves) <= _MOST:
         return list(results.curves)
@@ -67,14 +67,16 @@ def lines(
     return rows
 
 
-def early(results: Results) -> Canvas | None:
+def early(
+    results: Results, arms: Sequence[str], *, name: str = "early", title: str = "The first tenth of training"
+) -> Canvas | None:
     """The first tenth of each run that does not start from random weights, at least four evaluations."""
     canvas = Canvas(
-        "early", "The first tenth of training",
-        "Held-out loss less the arm's own at the start, against steps. Above zero is what was forgotten.",
-    )  # fmt: skip
+        name, title, "Held-out loss less the arm's own at the start, against steps. Above zero is what was forgotten."
+    )
     axes, rows = canvas.axes[0], []
-    for arm, curves in results.curves.items():
+    for arm in arms:
+        curves = results.curves[arm]
         if results.arms[arm]["kind"] == "random":
             continue
         x, y, low, high = over_seeds(curves, "step", lambda curve: [value - curve.loss[0] for value in curve.loss])

@@ -14,7 +14,7 @@ def every(results: Results) -> list[Canvas]:
     made: list[Canvas | None] = []
     if results.curves:
         made += [curves.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)]
-        made.append(curves.early(results))
+        made.append(curves.early(results, curves.principal(results)))
     if results.tasks:
         made += [curves.accuracy(results), comparisons.tasks(results)]
     others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
