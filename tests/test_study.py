@@ -188,19 +188,66 @@ def test_what_training_takes_from_a_receipt_is_part_of_what_a_run_is(place: Path
     assert keys.model(tmp_path / "clone") not in (told, bare)
 
 
-def test_a_random_arm_waits_for_no_source_and_has_the_shape_of_the_clone(place: Path, tmp_path: Path) -> None:
+def test_a_random_arm_waits_for_no_source(place: Path) -> None:
+    class Together(Commands):
+        """The source's training ends when a random arm's has begun."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = asyncio.Event()
+
+        async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+            if "/random-" in " ".join(command):
+                self.begun.set()
+            if "/sources/" in " ".join(command):
+                await asyncio.wait_for(self.begun.wait(), 20)
+            return await super().run(command, log, begin=begin)
+
+    done = go(written(place, STUDY), Together())
+    assert {run.status for run in done.runs} == {"finished"}
+
+
+def test_a_random_arm_has_the_shape_of_the_clone(place: Path, tmp_path: Path) -> None:
     stand_in = Commands()
     go(written(place, STUDY), stand_in)
-    drawn = [command for command in stand_in.run_commands if "/random-" in " ".join(command)]
-    shape = Path(drawn[0][1])
-    source = Path(next(c for c in stand_in.run_commands if "/sources/" in " ".join(c))[1])
-    grow(source, tmp_path / "clone", Growth(width=2), proof="none")
-    assert json.loads((shape / "config.json").read_text()) == json.loads((tmp_path / "clone/config.json").read_text())
-    assert (shape / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    shape = Path(next(command for command in stand_in.run_commands if "/random-" in " ".join(command))[1])
+    grow(place / "blank", tmp_path / "clone", Growth(width=2), proof="none")
+    assert (shape / "config.json").read_bytes() == (tmp_path / "clone/config.json").read_bytes()
+    assert (shape / "tokenizer.json").read_bytes() == (place / "blank/tokenizer.json").read_bytes()
     assert not list(shape.glob("*.safetensors"))
-    failing = Commands(fail="/sources/")
-    done = go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [3]")), failing)
-    assert {run.arm.name for run in done.runs if run.status == "finished"} == {"random"}
+
+
+def test_a_source_that_only_random_arms_have_is_not_trained(place: Path) -> None:
+    stand_in = Commands()
+    done = go(written(place, STUDY[: STUDY.index("[arms.continued]")]), stand_in)
+    assert {run.status for run in done.runs} == {"finished"}
+    assert not any("/sources/" in " ".join(command) for command in stand_in.run_commands)
+
+
+def test_a_full_disk_fails_the_arm_and_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hyperclone.study.running.carry", full)
+    done = go(written(place, STUDY), Commands())
+    assert {(run.arm.name, run.status) for run in done.runs} == {
+        ("random", "failed"), ("continued", "finished"), ("clone", "finished")
+    }  # fmt: skip
+    assert all("No space left" in str(run.error) for run in done.runs if run.status == "failed")
+
+
+def test_no_command_outlives_a_study_that_breaks(place: Path) -> None:
+    stand_in = Commands()
+    output = place / "runs-of-study"
+    output.mkdir()
+
+    def broken() -> None:
+        raise RuntimeError("a bug of ours")
+
+    runner = Runner(study.read(written(place, STUDY)), output, stand_in, lambda kind, figures: None, broken)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        asyncio.run(runner.run())
+    assert stand_in.stopped
 
 
 def test_a_finished_study_runs_nothing_again(place: Path) -> None:
@@ -221,7 +268,7 @@ def test_weights_are_not_needed_to_reuse_what_is_finished(place: Path) -> None:
         clone.rmdir()
     again = Commands()
     go(file, again)
-    assert kinds(again) in ([], ["train"])  # at most the source: runs and clones are not repeated
+    assert kinds(again) == []  # neither the source, nor runs, nor clones
 
 
 def test_what_version_control_kept_of_a_run_that_did_not_end_is_in_nobodys_way(place: Path) -> None:
@@ -303,6 +350,45 @@ def test_a_grid_goes_on_past_an_end_that_wins(place: Path, rate: float) -> None:
     done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE), Commands(best_at(rate)))
     assert done.chosen["clone"] == rate
     assert min(done.rates["clone"])[0] < rate < max(done.rates["clone"])[0]
+
+
+def test_arms_that_differ_in_tokens_only_are_tuned_once_and_never_two_at_a_time(place: Path) -> None:
+    trained: list[str] = []
+
+    class Places(Commands):
+        async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+            if command[0] == "train":
+                trained.append(option(list(command), "output").rpartition("-")[2])  # its key
+            return await super().run(command, log, begin=begin)
+
+    more = '\n[arms.longer]\ngrowth = { width = 2 }\ntrain = { tokens = "8k" }\n'
+    done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + more + TUNE), Places(best_at(8e-3)))
+    assert {run.status for run in done.runs} == {"finished"}, [run.error for run in done.runs]
+    assert done.chosen["longer"] == done.chosen["clone"] == 8e-3
+    assert len(trained) == len({*trained})
+
+
+def test_tuning_looks_at_losses_only(place: Path) -> None:
+    text = STUDY.replace("lr = 1e-3\n", 'tasks = ["sciq"]\nanatomy = true\n', 1) + TUNE
+    stand_in = Commands(best_at(2e-3))
+    done = go(written(place, text), stand_in)
+    assert done.chosen["clone"] == 2e-3
+    trained = [c for c in stand_in.run_commands if c[0] == "train" and "/sources/" not in option(c, "output")]
+    assert {"--task" in c for c in trained if "/tuning/" in option(c, "output")} == {False}
+    assert {"--task" in c for c in trained if "/runs/" in option(c, "output")} == {True}
+
+
+def test_rates_that_all_blow_up_are_no_choice(place: Path) -> None:
+    class Diverging(Commands):
+        async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+            if "/tuning/clone-" in " ".join(command):
+                Path(option(list(command), "output")).mkdir(parents=True)
+                raise StudyError("the loss is no longer a number")
+            return await super().run(command, log, begin=begin)
+
+    done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE), Diverging(best_at(2e-3)))
+    assert {run.arm.name for run in done.runs if run.status == "failed"} == {"clone"}
+    assert any("no learning rate that was tried" in str(run.error) for run in done.runs)
 
 
 def test_an_arm_can_take_the_rate_of_another(place: Path) -> None:

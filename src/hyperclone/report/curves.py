@@ -12,6 +12,7 @@ from hyperclone.report.reading import Curve, Results
 from hyperclone.report.series import CONTROL, colour, over_seeds, stroke, table
 
 _MOST = 8  # arms that one figure can hold
+_ELSEWHERE = " Other arms are drawn in their groups below."
 
 
 def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canvas:
@@ -21,7 +22,7 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
         f"loss-{cost}" + ("-log" if log else ""), f"Held-out loss against {title}",
         "Mean over seeds; the band goes from the lowest seed to the highest."
         + (" The dotted line is the control arm's end." if results.control in results.curves else "")
-        + (" Other arms are drawn in their groups below." if len(arms) < len(results.curves) else ""),
+        + (_ELSEWHERE if len(arms) < len(results.curves) else ""),
         height=4.2,
     )  # fmt: skip
     axes = canvas.axes[0]
@@ -73,7 +74,8 @@ def early(
     """The first tenth of each run that does not start from random weights, at least four evaluations."""
     canvas = Canvas(
         name, title, "Held-out loss less the arm's own at the start, against steps. Above zero is what was forgotten."
-    )
+        + (_ELSEWHERE if name == "early" and len(arms) < len(results.curves) else ""),
+    )  # fmt: skip
     axes, rows = canvas.axes[0], []
     for arm in arms:
         curves = results.curves[arm]

@@ -1,7 +1,7 @@
 """The commands of a study: what a person would type to do the same by hand, and their running as processes.
 
 Nothing is trained or grown in the study's own process. A failure stays with its run, memory is given back, several runs
-share a machine, and each can be repeated from the command in its run.json.
+share a machine, and each can be repeated from the command in its log.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def model(place: Path) -> str:
     takes from its receipt.
     """
     told = receipt.read(place)
-    grown = [] if told is None else [asdict(told.growth), told.training, told.state]
+    family = told.family.text if told is not None and told.family is not None else None
+    grown = [] if told is None else [asdict(told.growth), told.source_config, family, told.training, told.state]
     return of(_digests(file for pattern in _MODEL for file in sorted(place.glob(pattern))), *grown)
 
 

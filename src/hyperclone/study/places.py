@@ -8,7 +8,7 @@
         metrics.jsonl         of `hyperclone train`
         run.json              how it ended; a run that has this file is finished
         anatomy.json          of a grown arm, before and after
-        log.txt               what the commands printed
+    */NAME.log                beside each: its commands, and what they printed
     study.json, *.csv, spectra.json    results (results.py)
 
 metrics.jsonl and run.json are all that reusing a run needs: weights may be deleted, and these two committed.
@@ -23,7 +23,6 @@ from typing import Any
 
 RUN = "run.json"
 ANATOMY = "anatomy.json"
-LOG = "log.txt"
 
 
 def find(parent: Path, name: str, key: str) -> Path:

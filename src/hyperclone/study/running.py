@@ -12,7 +12,8 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,26 @@ class Runner:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._processes.stop)
-        for name in self._study.sources:  # first in the queue
-            self._task(("source", name), partial(self._source, self._study.sources[name]))
-        await asyncio.gather(*(self._run(run) for run in self.progress.runs))
-        for task in self._once.values():
-            task.cancelled() or task.exception()  # seen by the runs that waited for it
+        needed = {arm.source.name for arm in self._study.arms.values() if arm.source and arm.kind != "random"}
+        for source in self._study.sources.values():  # first in the queue
+            if source.train is None or source.name in needed:
+                self._begin(source)
+        try:
+            await asyncio.gather(*(self._run(run) for run in self.progress.runs))
+        except BaseException:
+            self._processes.stop()  # or they would outlive the study
+            raise
+        await asyncio.gather(*self._once.values(), return_exceptions=True)  # errors are with the runs that waited
+
+    def _begin(self, source: Source) -> None:
+        """Train a source unless that is done: then its weights are wanted only by a run that is still to begin."""
+        if source.train is not None:
+            with suppress(HypercloneError):  # that it cannot be found is for the task to say
+                target = places.find(self._output / "sources", source.name, self._source_key(source))
+                if places.ended(target) is not None:
+                    self.progress.sources[source.name] = target
+                    return
+        self._task(("source", source.name), partial(self._source, source))
 
     def _task(self, key: Any, make: Callable[[], Coroutine[Any, Any, Any]]) -> asyncio.Task[Any]:
         if key not in self._once:
@@ -122,7 +138,7 @@ class Runner:
             run.status = "finished"
         except Interrupted:
             run.status = "interrupted"
-        except HypercloneError as error:
+        except (HypercloneError, OSError) as error:
             run.status, run.error = "failed", str(error)
         self._watch("end", {"run": run})
         self._changed()
@@ -178,7 +194,7 @@ class Runner:
         assert source is not None
         if arm.kind == "random":  # waits for no source: of that, only the sizes matter
             return self._shape(hub.resolve(source.model), arm, seed), None
-        place: Path = await self._shared(("source", source.name), lambda: self._source(source))
+        place: Path = await self._shared(("source", source.name), partial(self._source, source))
         if not arm.growth:
             return place, None
         key = self._key(arm, seed)
@@ -192,12 +208,12 @@ class Runner:
             return source
         target = self._output / "shapes" / self._key(arm, seed)
         if not target.is_dir():
-            imagined = hub.Headers.imagined(hub.config(source))
-            config = planning.make(imagined, self._growth(arm, seed)).config
+            sizes = replace(self._growth(arm, seed), noise="none", allow_rounding=True)  # no weight is made from it
+            config = planning.make(hub.Headers.imagined(hub.config(source)), sizes).config
             made = target.with_name(f".{target.name}")
             made.mkdir(parents=True, exist_ok=True)
             carry(source, made, config=False, grown=False)
-            places.write(made / "config.json", config)
+            (made / "config.json").write_text(receipt.to_json(config))
             made.replace(target)
         return target
 
@@ -236,6 +252,9 @@ class Runner:
                 break
             step = rates[1] / rates[0]
             wanted = [_round(best / step if best == rates[0] else best * step)]
+        if tried[best] == float("inf"):
+            raise StudyError("no learning rate that was tried gave a validation loss", field=f"arms.{arm.name}.tune.lr",
+                             found=rates, cure="lower rates, or a validation text that is longer")  # fmt: skip
         self.progress.chosen[arm.name] = best
         self._watch("tuned", {"arm": arm, "lr": best, "tried": self.progress.rates[arm.name]})
         self._changed()
@@ -246,15 +265,22 @@ class Runner:
         tuning = arm.tuning
         assert tuning is not None
         given = {**self._options(arm), **tuning.train, "lr": rate, "eval_every": 10**9, "keep": 1}
-        given.pop("eval_early", None)
+        for unused in ("eval_early", "tasks", "anatomy"):
+            given.pop(unused, None)
         key = keys.of("tune", self._key(arm, tuning.seed), arm.kind == "random", keys.training(given), tuning.seed)
         place = places.find(self._output / "tuning", f"{arm.name}-lr{rate:g}", key)
+        return float(await self._shared(("tune", key), partial(self._tried, arm, rate, given, key, place)))
+
+    async def _tried(self, arm: Arm, rate: float, given: dict[str, Any], key: str, place: Path) -> float:
+        tuning = arm.tuning
+        assert tuning is not None
         if (told := places.ended(place)) is None:
             model, _ = await self._model(arm, tuning.seed)
             told = {"what": f"{arm.name}, learning rate {rate:g}"}
             try:
                 await self._train(model, place, given, tuning.seed, scratch=arm.kind == "random", told=told)
-                loss = metrics.read(place)[-1].get("eval_loss")
+                losses = [line["eval_loss"] for line in metrics.read(place) if "eval_loss" in line]
+                loss = losses[-1] if losses else None
             except HypercloneError as error:
                 if "no longer a number" not in str(error):
                     raise
@@ -270,8 +296,12 @@ class Runner:
         given = {**self._options(arm), **({} if rate is None else {"lr": rate})}
         key = keys.of("run", self._key(arm, run.seed), arm.kind == "random", keys.training(given), run.seed)
         place = run.path = places.find(self._output / "runs", f"{arm.name}-s{run.seed}", key)
-        if places.ended(place) is not None:
-            return place
+        if places.ended(place) is None:
+            await self._shared(("run", key), partial(self._finish, run, given, key, place))
+        return place
+
+    async def _finish(self, run: Run, given: dict[str, Any], key: str, place: Path) -> None:
+        arm = run.arm
         model, source = await self._model(arm, run.seed)
         what = {"what": f"{arm.name}, seed {run.seed}", "run": run}
         examined = self._study.anatomy and arm.kind == "clone" and run.seed == self._study.seeds[0]
@@ -282,7 +312,6 @@ class Runner:
             await self._examine(model, place, source)
         _forget(place)
         places.write(place / places.RUN, {"key": key, "arm": arm.name, "seed": run.seed, **costs(place, given)})
-        return place
 
     async def _train(
         self, model: Path, place: Path, given: dict[str, Any], seed: int, *, scratch: bool, told: dict[str, Any]
