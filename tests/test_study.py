@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import json
 import os
 import re
@@ -21,9 +22,10 @@ from typing import Any
 
 import pytest
 from conftest import build, save_tokenizer
+from rich.console import Console
 from training_text import documents
 
-from hyperclone import grow, study
+from hyperclone import grow, study, study_display
 from hyperclone.errors import StudyError
 from hyperclone.growth import Growth
 from hyperclone.study import commands, keys, places, results
@@ -407,6 +409,24 @@ def test_an_arm_can_be_tuned_in_a_way_of_its_own(place: Path) -> None:
     tuned = [c for c in stand_in.run_commands if "/tuning/" in " ".join(c)]
     assert {option(c, "tokens") for c in tuned if "/random-" in option(c, "output")} == {"2k"}
     assert {option(c, "tokens") for c in tuned if "/clone-" in option(c, "output")} == {"1k"}
+
+
+def test_the_table_shows_every_arm_that_has_ended_whatever_the_control_does(place: Path) -> None:
+    def shown(text: str, stand_in: Commands) -> dict[str, list[str]]:
+        done = go(written(place, text), stand_in)
+        printed = Console(width=160, file=io.StringIO())
+        printed.print(study_display.table(done, done.speedups))
+        lines = [line.strip("│ ").split("│") for line in printed.file.getvalue().splitlines() if "│" in line]  # type: ignore[attr-defined]
+        return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines if line[0].strip()}
+
+    losses = Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0)
+    assert shown(STUDY, losses)["clone"][:4] == ["0.001", "2.0000", "-2.0000", "0.0000"]
+    alone = STUDY[: STUDY.index("[arms.random]")] + STUDY[STUDY.index("[arms.continued]") :]
+    assert shown(alone, losses) == {"continued": ["0.001", "4.0000"], "clone": ["0.001", "2.0000"]}
+    failing = Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0, fail="random-s[34]")
+    rows = shown(STUDY.replace("seeds = [1, 2]", "seeds = [3, 4]"), failing)
+    assert {*rows} == {"continued", "clone"}
+    assert rows["clone"][1] == "2.0000"
 
 
 def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:

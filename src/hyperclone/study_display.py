@@ -19,7 +19,7 @@ from hyperclone.counts import human_count
 from hyperclone.growth import Growth
 from hyperclone.options import flags
 from hyperclone.study import Progress as State
-from hyperclone.study import Run, Study
+from hyperclone.study import Run, Study, results
 from hyperclone.study.speedup import Speedup, over_seeds
 from hyperclone.training import metrics, record
 from hyperclone.training.request import Training
@@ -126,29 +126,29 @@ def outlook(study: Study) -> Table:
 
 
 def table(state: State, found: Sequence[tuple[Run, Speedup]]) -> Table:
-    """Arms with their median over seeds (lowest to highest)."""
-    made = Table(title=state.study.name, caption="median over seeds, lowest - highest; speed-ups as in docs/study.md")
-    made.add_column("arm")
+    """Arms with their median over seeds (lowest to highest); compared with the control as far as that has ended."""
     control = state.study.control
-    for column in ("lr", "loss", "less\ncontrol", "forgets", "faster:\ntokens", "\nFLOPs", "with\nsource"):
+    compared = ("less\ncontrol", "forgets", "faster:\ntokens", "\nFLOPs", "with\nsource")
+    made = Table(title=state.study.name, caption="median over seeds, lowest - highest"
+                 + ("; speed-ups as in docs/study.md" if control else ""))  # fmt: skip
+    made.add_column("arm")
+    for column in ("lr", "loss", *(compared if control else ())):
         made.add_column(column, justify="right")
     for arm in state.study.arms.values():
-        ours = [one for run, one in found if run.arm is arm]
-        if not ours:
+        done = [run.path for run in state.runs if run.arm is arm and run.status == "finished" and run.path]
+        losses = [rows[-1]["loss"] for place in done if (rows := results.evaluations(place))]
+        if not losses:
             continue
         rate = state.chosen.get(arm.like or arm.name, arm.train.get("lr"))
-        known = [one.difference_to_target for one in ours]
-        forgot = [one.forgetting for one in ours if one.forgetting is not None]
-        made.add_row(
-            arm.name, "" if rate is None else f"{rate:g}",
-            f"{statistics.median(one.final for one in ours):.4f}",
-            "control" if arm.name == control else f"{statistics.median(known):+.4f}",
-            f"{max(forgot):.4f}" if forgot else "",
-            *(["", "", ""] if arm.name == control else [
-                times([getattr(one, field) for one in ours])
-                for field in ("speedup_tokens", "speedup_flops", "charged_flops")
-            ]),
-        )  # fmt: skip
+        row = [arm.name, "" if rate is None else f"{rate:g}", f"{statistics.median(losses):.4f}"]
+        if ours := [one for run, one in found if run.arm is arm]:
+            forgot = [one.forgetting for one in ours if one.forgetting is not None]
+            less = f"{statistics.median(one.difference_to_target for one in ours):+.4f}"
+            row += ["control" if arm.name == control else less, f"{max(forgot):.4f}" if forgot else ""]
+            if arm.name != control:
+                fields = ("speedup_tokens", "speedup_flops", "charged_flops")
+                row += [times([getattr(one, field) for one in ours]) for field in fields]
+        made.add_row(*row)
     return made
 
 
