@@ -279,16 +279,16 @@ def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The behavioural proof does not trust our reading of the architecture, and nothing is published."""
-    from hyperclone import family, family_file
+    from hyperclone import family_file, known
 
-    text = (Path(family.__file__).parent / "families/llama.toml").read_text()
+    text = (Path(known.__file__).parent / "families/llama.toml").read_text()
     # Key heads flattened the other way round: sizes agree, heads are mixed.
     wrong = text.replace(
         'k_proj.weight"           = "(kv_heads head_dim)', 'k_proj.weight"           = "(head_dim kv_heads)'
     )
     assert wrong != text
     false = family_file.load(wrong, name="llama", file="families/llama.toml")
-    monkeypatch.setattr(family, "known", lambda: {"llama": false})
+    monkeypatch.setattr(known, "families", lambda: {"llama": false})
     with pytest.raises(ProofFailed) as caught:
         hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(width=2))
     assert caught.value.proof.structure.passed
