@@ -107,7 +107,8 @@ def groups(results: Results) -> Iterator[Canvas]:
         yield canvas
         if not {*arms} <= {*curves.principal(results)}:
             first = curves.early(results, arms, name=f"early-{number}", title=f"The first tenth: {group}")
-            yield from [] if first is None else [first]
+            if first is not None:
+                yield first
 
 
 def sources(results: Results) -> Iterator[Canvas]:

@@ -131,11 +131,10 @@ def source_cost(progress: Progress, name: str) -> dict[str, Any]:
             "trained": False,
         }
     spent = costs(place, {})
-    last = [line["eval_loss"] for line in metrics.read(place) if "eval_loss" in line]
     return {
         "parameters": spent["parameters"], "tokens": spent["tokens"],
         "flops": spent["tokens"] * spent["flops_per_token"], "seconds": spent["seconds"],
-        "loss": last[-1] if last else None, "trained": True,
+        "loss": metrics.last_loss(place), "trained": True,
     }  # fmt: skip
 
 

@@ -116,8 +116,7 @@ class Runner:
         """Train a source unless that is done: then its weights are wanted only by a run that is still to begin."""
         if source.train is not None:
             with suppress(HypercloneError):  # that it cannot be found is for the task to say
-                target = places.find(self._output / "sources", source.name, self._source_key(source))
-                if places.ended(target) is not None:
+                if places.ended(target := self._source_place(source)) is not None:
                     self.progress.sources[source.name] = target
                     return
         self._task(("source", source.name), partial(self._source, source))
@@ -147,6 +146,9 @@ class Runner:
         key = keys.model(hub.resolve(source.model))
         return key if source.train is None else keys.of("source", key, keys.training(source.train))
 
+    def _source_place(self, source: Source) -> Path:
+        return places.find(self._output / "sources", source.name, self._source_key(source))
+
     def _key(self, arm: Arm, seed: int) -> str:
         """The key of what an arm starts from; nothing is made for it."""
         if arm.model is not None:
@@ -175,12 +177,11 @@ class Runner:
         """The directory of a source, trained if it has to be."""
         place = hub.resolve(source.model)
         if source.train is not None:
-            key = self._source_key(source)
-            target = places.find(self._output / "sources", source.name, key)
+            target = self._source_place(source)
             if places.ended(target) is None or not any(target.glob("*.safetensors")):
                 given = {"keep": 1, **source.train}
                 await self._train(place, target, given, 0, scratch=True, told={"what": f"source {source.name}"})
-                places.write(target / places.RUN, {"key": key, "source": source.name})
+                places.write(target / places.RUN, {"key": self._source_key(source), "source": source.name})
             place = target
         self.progress.sources[source.name] = place
         self._changed()
@@ -279,8 +280,7 @@ class Runner:
             told = {"what": f"{arm.name}, learning rate {rate:g}"}
             try:
                 await self._train(model, place, given, tuning.seed, scratch=arm.kind == "random", told=told)
-                losses = [line["eval_loss"] for line in metrics.read(place) if "eval_loss" in line]
-                loss = losses[-1] if losses else None
+                loss = metrics.last_loss(place)
             except HypercloneError as error:
                 if "no longer a number" not in str(error):
                     raise

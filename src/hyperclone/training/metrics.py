@@ -95,3 +95,8 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 def bits_per_byte(loss: float, corpus: Corpus) -> float:
     """Bits per byte of text, from nats per token."""
     return loss / math.log(2) * corpus.tokens / corpus.nbytes
+
+
+def last_loss(place: Path) -> float | None:
+    """The last held-out loss of a run; None if it has none."""
+    return next((float(line["eval_loss"]) for line in reversed(read(place)) if "eval_loss" in line), None)
