@@ -296,8 +296,12 @@ def test_during_training_a_small_model_is_measured_in_every_layer_and_a_large_on
     assert layers(layers=None) == [0, 1, 2, 3, 4, 5]
     assert layers(layers=2) == [0, 5]
     assert layers() == [0, 2, 5]
-    monkeypatch.setattr(callbacks, "_QUICK", 1e4)  # all spectra of this model would take longer
+    assert all(t.effective_rank for t in callbacks.measure_model(model))
+    monkeypatch.setattr(callbacks, "_QUICK", 1e4)  # spectra would take longer, also of three layers
     assert layers(layers=None) == [0, 2, 5]
+    slow = callbacks.measure_model(model, layers=None)
+    assert {t.effective_rank for t in slow} == {None}
+    assert all(t.input_symmetry for t in slow)
 
 
 def test_the_callback_refuses_a_model_that_was_not_grown() -> None:

@@ -354,6 +354,14 @@ def test_a_grid_goes_on_past_an_end_that_wins(place: Path, rate: float) -> None:
     assert min(done.rates["clone"])[0] < rate < max(done.rates["clone"])[0]
 
 
+@pytest.mark.parametrize(("extend", "rates"), [(0, [1e-3, 2e-3]), (1, [1e-3, 2e-3, 4e-3])])
+def test_a_grid_goes_no_further_than_it_may(place: Path, extend: int, rates: list[float]) -> None:
+    text = STUDY.replace("lr = 1e-3\n", "") + TUNE.replace("2e-3]", f"2e-3]\nextend = {extend}")
+    done = go(written(place, text), Commands(best_at(1e-1)))
+    assert [rate for rate, _ in done.rates["clone"]] == rates
+    assert done.chosen["clone"] == rates[-1]
+
+
 def test_arms_that_differ_in_tokens_only_are_tuned_once_and_never_two_at_a_time(place: Path) -> None:
     trained: list[str] = []
 

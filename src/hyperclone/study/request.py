@@ -10,7 +10,7 @@ eval_data = ["held_out.jsonl.gz"]
 tokens = "6M"
 
 [tune]                             # optional: choose each arm's learning rate
-lr = [2e-3, 4e-3, 8e-3]            # goes on past an end that wins
+lr = [2e-3, 4e-3, 8e-3]            # goes on past an end that wins, up to `extend` times (4)
 tokens = "500k"                    # on a short horizon,
 seed = 0                           # a seed of its own,
 eval_data = ["validation.jsonl.gz"]  # and a text that decides nothing else
@@ -55,6 +55,7 @@ from hyperclone.training.request import Training, usual_optimizer
 STATES = ("grow", "asymmetric", "reset")
 _PATHS = ("data", "eval_data", "cache")
 _OURS = ("model", "output", "seed", "from_scratch", "resume", "state")  # of Training: a study sets them itself
+_EXTEND = 4  # times that a grid of learning rates may go on past its end
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -69,10 +70,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """How learning rates are chosen: rates to try, and options that differ from the study's."""
+    """How learning rates are chosen: rates to try, how often the grid may go on past an end that wins, and options that
+    differ from the study's.
+    """
 
     lr: tuple[float, ...]
     seed: int
+    extend: int
     train: Mapping[str, Any]
 
 
@@ -263,11 +267,14 @@ class _Reader:
         if not _whole(seed) or seed in seeds:
             raise self.wrong("tuning wants a seed of its own", f"{place}.seed", found=seed,
                              expected=f"none of {', '.join(map(str, seeds))}")  # fmt: skip
-        own = self._options({key: value for key, value in told.items() if key not in ("lr", "seed")}, place)
+        if not _whole(extend := told.get("extend", _EXTEND)):
+            raise self.wrong("how often the grid may go on past its end", f"{place}.extend", found=extend,
+                             expected="a whole number, 0 for never")  # fmt: skip
+        own = self._options({key: value for key, value in told.items() if key not in ("lr", "seed", "extend")}, place)
         if own.get("eval_data", train.get("eval_data")) == train.get("eval_data"):
             raise self.wrong("the final held-out text must not choose the learning rate", f"{place}.eval_data",
                              cure="give another text")  # fmt: skip
-        return Tuning(lr=tuple(sorted(float(rate) for rate in rates)), seed=seed, train=own)
+        return Tuning(lr=tuple(sorted(float(rate) for rate in rates)), seed=seed, extend=extend, train=own)
 
     def _arm(
         self, name: str, told: dict[str, Any], train: Mapping[str, Any], sources: Mapping[str, Source],

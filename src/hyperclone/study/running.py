@@ -31,7 +31,6 @@ from hyperclone.training.export import carry
 from hyperclone.training.request import usual_optimizer
 
 Watch = Callable[[str, dict[str, Any]], None]
-_MOST_STEPS = 4  # how often a grid of learning rates may be extended past its end
 
 
 @dataclass
@@ -243,7 +242,7 @@ class Runner:
         assert tuning is not None
         tried: dict[float, float] = {}
         wanted = list(tuning.lr)
-        for _ in range(_MOST_STEPS + 1):
+        for _ in range(tuning.extend + 1):
             losses = await asyncio.gather(*(self._try(arm, rate) for rate in wanted))
             tried |= dict(zip(wanted, losses, strict=True))
             rates = sorted(tried)

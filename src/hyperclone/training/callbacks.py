@@ -19,8 +19,7 @@ from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan, TensorPlan
 from hyperclone.training import draws, names
 
-_LARGEST = 2048  # shorter side of matrices whose effective rank is computed during training
-_QUICK = 2e11  # longer side x shorter side squared of all of them: a dozen seconds on two cores
+_QUICK = 2e10  # cost of all spectra (`_cost`) that is borne with every evaluation: a second on two cores
 _FEW = 3  # layers of what is not quick
 
 
@@ -29,8 +28,8 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     Entries go to `state.log_history` (and so to trainer_state.json), to `history`, and to `log` where one is given.
     Keys: anatomy/read and anatomy/write (symmetry between copies of inputs and of outputs), anatomy/apart and
-    anatomy/effective_rank, means over the matrices; and anatomy/read/NAME for each. A run that is resumed has its
-    first entry already.
+    anatomy/effective_rank, means over the matrices; and anatomy/read/NAME for each. The rank is left out where spectra
+    would take longer than a second or so. A run that is resumed has its first entry already.
     """
 
     def __init__(
@@ -103,20 +102,22 @@ def measure_model(
             processes call `take_part` with the same arguments.
         grown: the grown directory, or a plan; by default the directory that the model was loaded from.
         tensors: only names (on disk) that match this pattern.
-        layers: how many layers, evenly spread; None for all of a small model, three of another.
+        layers: how many layers, evenly spread; None for all of a small model, three of another. Of a large one, ranks
+            are left out.
 
     Raises:
         GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP1).
     """
     inner = names.bare(model)
     made = anatomy.plan_behind(inner, grown)
-    found = []
-    for tensor, value in _matrices(inner, _wanted(made, tensors, layers)):
+    wanted, found = _wanted(made, tensors, layers), []
+    ranks = sum(map(_cost, wanted.values())) <= _QUICK
+    for tensor, value in _matrices(inner, wanted):
         if tuple(value.shape) != tensor.shape:
             raise GrowthError("this parameter is not whole, or not the one that was grown", tensor=tensor.name,
                               found=list(value.shape), expected=list(tensor.shape),
                               cure="examine the saved checkpoint with `hyperclone anatomy`")  # fmt: skip
-        found.append(anatomy.measure(value.cpu(), tensor, made, ranks=min(tensor.shape) <= _LARGEST))
+        found.append(anatomy.measure(value.cpu(), tensor, made, ranks=ranks))
     if not found:
         raise GrowthError("no tensor of the chosen layers matches", field="tensors", found=tensors)
     return found
@@ -138,11 +139,15 @@ def _wanted(made: Plan, tensors: str, layers: int | None) -> dict[str, TensorPla
     placed = [(t, anatomy.position(t, made)[0]) for t in made.tensors if len(t.shape) == 2]
     depth = range(len(made.layers))
     if layers is None:
-        ranked = (t.shape for t, layer in placed if layer is not None and min(t.shape) <= _LARGEST)
-        quick = sum(max(shape) * min(shape) ** 2 for shape in ranked) <= _QUICK
+        quick = sum(_cost(t) for t, layer in placed if layer is not None) <= _QUICK
         layers = len(depth) if quick else _FEW
     shown = anatomy.spread(depth, layers)
     return {t.name: t for t, layer in placed if layer in shown and fnmatchcase(t.name, tensors)}
+
+
+def _cost(tensor: TensorPlan) -> float:
+    """Of its spectrum: longer side times shorter side squared, about the multiplications."""
+    return float(max(tensor.shape) * min(tensor.shape) ** 2)
 
 
 def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[TensorPlan, Tensor]]:
