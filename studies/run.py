@@ -10,8 +10,8 @@ Runs that are committed (`recipes.runs/runs/*/run.json`) are reused; remove them
 from __future__ import annotations
 
 import argparse
+import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -20,6 +20,7 @@ import blank
 import corpus
 
 HERE = Path(__file__).parent
+BLANK = re.compile(r".*/blank-(\d+)(?:x(\d+)x(\d+))?")  # hidden size, layers, head_dim
 BLANKS = corpus.CACHE.parent / "studies"
 
 
@@ -30,15 +31,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    corpus.fetch("mixed")
     study = HERE / f"{args.study}.toml"
-    for source in tomllib.loads(study.read_text()).get("sources", {}).values():
-        if (named := re.fullmatch(r".*/blank-(\d+)", source["model"])) and not (
-            target := BLANKS / Path(source["model"]).name
-        ).is_dir():
-            blank.write(target, hidden=int(named[1]), layers=4)
-    command = ["study", str(study), "--jobs", str(args.jobs), "--threads", str(args.threads)]
-    raise SystemExit(subprocess.call([str(Path(sys.executable).with_name("hyperclone")), *command]))
+    asked = study.read_text()
+    for name in sorted(set(re.findall(r"/corpora/(\w+)/", asked))):
+        corpus.fetch(name)
+    for source in tomllib.loads(asked).get("sources", {}).values():
+        target = BLANKS / Path(source["model"]).name
+        if (named := BLANK.fullmatch(source["model"])) and not target.is_dir():
+            hidden, layers, head_dim = named.groups()
+            blank.write(target, hidden=int(hidden), layers=int(layers or 4), head_dim=int(head_dim or 16))
+    command = [sys.executable, "-m", "hyperclone", "study", str(study)]
+    os.execv(sys.executable, [*command, "--jobs", str(args.jobs), "--threads", str(args.threads)])  # signals are its
 
 
 if __name__ == "__main__":
