@@ -64,30 +64,47 @@ class Rotation:
             if count > 1
         )
 
+    @cached_property
+    def scale(self) -> float:
+        """What all coordinates have in common: a factor 1/sqrt(2) for each dimension that holds nothing but pairs."""
+        return math.prod(math.sqrt(0.5) for dim in range(len(self.maps)) if self._pairs(dim))
+
+    def _pairs(self, dim: int) -> bool:
+        return bool((self.maps[dim].count == 2).all())
+
     def forward(self, value: Tensor) -> Tensor:
         """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
-        value = value.clone()
+        value = value * self.scale if self.scale != 1 else value.clone()
         for dim, places in self.turns:
-            copies = value.movedim(dim, 0)
-            total = copies[places[0]].clone()
+            copies, pairs = value.movedim(dim, 0), self._pairs(dim)
+            total = copies[places[0]]  # a run of units is a view, others are copied
             for b, place in enumerate(places[1:], 1):
-                own = copies[place].clone()
-                copies[place] = (total - b * own) / math.sqrt(b * (b + 1))
+                own = copies[place]
+                apart = total - (own if b == 1 else b * own)  # not in one operation: equal copies leave no rounding
                 total += own
-            copies[places[0]] = total / math.sqrt(len(places))
+                copies[place] = apart if pairs else apart.div_(math.sqrt(b * (b + 1)))
+            _put(copies, places[0], total if pairs else total.div_(math.sqrt(len(places))))
         return value
 
     def inverse(self, value: Tensor) -> Tensor:
         """Back."""
-        value = value.clone()
+        return self.inverse_unscaled(value.clone()).mul_(self.scale)
+
+    def inverse_unscaled(self, value: Tensor) -> Tensor:
+        """Back, in place and but for the factor `scale`."""
         for dim, places in self.turns:
-            copies = value.movedim(dim, 0)
-            mean = copies[places[0]] / math.sqrt(len(places))  # of the copies that are still to be found
+            copies, pairs = value.movedim(dim, 0), self._pairs(dim)
+            mean = copies[places[0]]  # of the copies that are still to be found
+            if not pairs:
+                mean.div_(math.sqrt(len(places)))
             for b in range(len(places) - 1, 0, -1):
-                apart = copies[places[b]] / math.sqrt(b * (b + 1))
-                copies[places[b]] = mean - b * apart
+                apart = copies[places[b]]
+                if not pairs:
+                    apart.div_(math.sqrt(b * (b + 1)))
+                own = torch.sub(mean, apart, alpha=b)
                 mean += apart
-            copies[places[0]] = mean
+                copies[places[b]] = own
+            _put(copies, places[0], mean)
         return value
 
     @cached_property
@@ -105,6 +122,12 @@ class Rotation:
             for dim, found in enumerate(self.maps)
             if any(dim == turned for turned, _ in self.turns)
         )
+
+    @cached_property
+    def root(self) -> float | None:
+        """sqrt(k), where it is the same for the whole tensor."""
+        told = [roots.flatten() for roots, _ in self.factors]
+        return math.prod(float(one[0]) for one in told) if all((one == one[0]).all() for one in told) else None
 
     def _along(self, dim: int, vector: Tensor) -> Tensor:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
@@ -173,11 +196,16 @@ class RotatedAdamW(torch.optim.Optimizer):
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         del gradient  # a large tensor has few temporary ones of its size at a time
-        size = (second / (1 - beta2**taken)).sqrt_()
-        for roots, _ in factors:
-            size.div_(roots)
-        step = (first / (1 - beta1**taken)).div_(size.add_(group["eps"]))
+        # m^ / (sqrt(v^) / root + eps), with all numbers in one factor: each pass over a tensor costs time
+        root, correction = 1.0 if rotation is None else rotation.root, math.sqrt(1 - beta2**taken)
+        size = second.sqrt()
+        if root is None:
+            root = 1.0
+            for roots, _ in factors:
+                size.div_(roots)
+        step = first / size.add_(group["eps"] * root * correction)
         del size
+        scale = root * correction / (1 - beta1**taken)
         ratio = group["differences"]
         if before := state["before"].item():
             own = taken - before
@@ -185,8 +213,9 @@ class RotatedAdamW(torch.optim.Optimizer):
         if factors and ratio != 1:
             step.addcmul_(step, _apart(factors), value=ratio - 1)
         if rotation is not None:
-            step = _turned(rotation.inverse, step)
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"])
+            step = _turned(rotation.inverse_unscaled, step)
+            scale *= rotation.scale
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"] * scale)
 
     @torch.no_grad()
     def grown_moments(
@@ -220,6 +249,12 @@ class RotatedAdamW(torch.optim.Optimizer):
                 for roots, apart in rotation.factors
             ]
         return self._placed[parameter]
+
+
+def _put(copies: Tensor, place: slice | Tensor, value: Tensor) -> None:
+    """Write back what may be a view already."""
+    if isinstance(place, Tensor):
+        copies[place] = value
 
 
 def _apart(factors: list[tuple[Tensor, Tensor]]) -> Tensor:
