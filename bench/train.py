@@ -1,14 +1,15 @@
-"""`hyperclone train` against a plain PyTorch loop of the same model: tokens/s, MFU, peak memory.
+"""`hyperclone train`, also with rotated AdamW, against a plain PyTorch loop: tokens/s, MFU, peak memory.
 
     python bench/train.py [--rounds 5] [--steps 24] [--threads 1] [-o bench/results/train.json]
 
-Both train the same Llama on the same tokens: AdamW, clipping, accumulation, cosine schedule; fp32 on a CPU, bf16
-autocast and torch.compile (--no-compile: without) on a GPU. Each run is a process of its own; the two take turns, so
-that what else the machine does falls on both. Tokens/s is that of the steps after the first quarter (compilation,
-caches), peak memory that of the whole process (on a GPU: of its allocator). On a CPU, tokens in a second of the
-process's own computing time are measured over the same steps: other processes hardly touch that figure. The plain loop
-does nothing else: no evaluation, no logs, no checkpoints. `hyperclone train` logs every tenth of the run, checks that
-the loss is a number, and saves its checkpoint after the last step, as it always does.
+All train the same Llama on the same tokens: AdamW, clipping, accumulation, cosine schedule; fp32 on a CPU, bf16
+autocast and torch.compile (--no-compile: without) on a GPU. The third is `hyperclone train` of a clone of these sizes,
+with rotated AdamW. Each run is a process of its own; they take turns, so that what else the machine does falls on all.
+Tokens/s is that of the steps after the first quarter (compilation, caches), peak memory that of the whole process (on a
+GPU: of its allocator). On a CPU, tokens in a second of the process's own computing time are measured over the same
+steps: other processes hardly touch that figure. The plain loop does nothing else: no evaluation, no logs, no
+checkpoints. `hyperclone train` logs every tenth of the run, checks that the loss is a number, and saves its checkpoint
+after the last step, as it always does.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +49,23 @@ def sizes() -> tuple[dict[str, Any], int, int, int]:
 
 
 def prepare(place: Path, steps: int) -> None:
-    """A model without training and text for all steps: random words of the tokenizer's own."""
+    """A model without training, a clone of these sizes, and text for all steps: random words of the tokenizer's own."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    import hyperclone
 
     config, sequence, windows, _ = sizes()
     vocabulary = {"<|endoftext|>": 0, **{f"w{n}": n for n in range(1, config["vocab_size"])}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **config, bos_token_id=0, eos_token_id=0))
-    model.save_pretrained(place / "model")
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(place / "model")
+    half = {name: config[name] // 2 for name in config if name.endswith(("hidden_size", "intermediate_size", "_heads"))}
+    for name, sizes_ in {"model": config, "source": {**config, **half}}.items():
+        told = AutoConfig.for_model("llama", **sizes_, bos_token_id=0, eos_token_id=0)
+        AutoModelForCausalLM.from_config(told).save_pretrained(place / name)
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(place / name)
+    hyperclone.grow(place / "source", place / "clone", hyperclone.Growth(width=2))
     draw = random.Random(SEED)
     names = list(vocabulary)[1:]
     (place / "text.txt").write_text(" ".join(draw.choices(names, k=steps * windows * sequence + sequence)))
@@ -86,8 +94,8 @@ class Clock:
         return {"tokens_per_second": tokens / wall, "tokens_per_cpu_second": None if gpu else tokens / own}
 
 
-def ours(place: Path, steps: int, *, compiled: bool) -> Clock:
-    """One training by `hyperclone.train`."""
+def ours(place: Path, steps: int, *, compiled: bool, model: str = "model") -> Clock:
+    """One training by `hyperclone.train`; of a clone with its usual optimizer."""
     import hyperclone
 
     _, sequence, windows, micro = sizes()
@@ -95,7 +103,7 @@ def ours(place: Path, steps: int, *, compiled: bool) -> Clock:
     clock = Clock()
     hyperclone.train(
         hyperclone.Training(
-            model=str(place / "model"), data=[str(place / "text.txt")], output=str(output), cache=str(place / "cache"),
+            model=str(place / model), data=[str(place / "text.txt")], output=str(output), cache=str(place / "cache"),
             held_out=0, sequence=sequence, batch=windows * sequence, micro_batch=micro,
             tokens=steps * windows * sequence, warmup=0, compile=compiled,
             lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], clip=CLIP, seed=SEED, save_every=steps,
@@ -154,10 +162,14 @@ def utilisation(place: Path, speed: float) -> float | None:
     return speed * flops.per_token(model, sizes()[1]) / peak if peak else None
 
 
+KINDS: dict[str, Callable[..., Clock]] = {"hyperclone": ours, "plain": plain, "rotated": partial(ours, model="clone")}
+BASES = {"hyperclone": "plain", "rotated": "hyperclone"}  # what each is compared with
+
+
 def measure(kind: str, place: Path, steps: int, *, compiled: bool) -> None:
     """One run in this process; prints its figures."""
     load = os.getloadavg()[0]
-    clock = (ours if kind == "hyperclone" else plain)(place, steps, compiled=compiled)
+    clock = KINDS[kind](place, steps, compiled=compiled)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
@@ -173,14 +185,14 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs of both in turn; medians, ranges, ratio."""
+    """Runs of each in turn; medians, ranges, ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1, help="on a CPU")
     parser.add_argument("--no-compile", action="store_true", help="on a GPU")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here as JSON")
-    parser.add_argument("--one", choices=["hyperclone", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=list(KINDS), help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
@@ -188,7 +200,7 @@ def main() -> None:
     if args.one:
         measure(args.one, args.place, args.steps, compiled=compiled)
         return
-    found: dict[str, list[dict[str, Any]]] = {"hyperclone": [], "plain": []}
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     if not gpu:
         environment["OMP_NUM_THREADS"] = str(args.threads)
@@ -204,7 +216,10 @@ def main() -> None:
     config, sequence, windows, micro = sizes()
     figures = [name for name, value in found["plain"][0].items() if value is not None and name != "load_before"]
     ratios = {
-        name: spread([a[name] / b[name] for a, b in zip(*found.values(), strict=True)])
+        f"{name}, {kind} over {base}": spread(
+            [a[name] / b[name] for a, b in zip(found[kind], found[base], strict=True)]
+        )
+        for kind, base in BASES.items()
         for name in figures
         if name != "mfu"
     }
@@ -218,11 +233,11 @@ def main() -> None:
         "steps": args.steps, "precision": "bf16 autocast" if gpu else "fp32", "compiled": compiled,
         **{kind: {"mfu": None, **{name: spread([run[name] for run in runs]) for name in figures}}
            for kind, runs in found.items()},
-        "hyperclone over plain, run by run": ratios,
+        "run by run": ratios,
         "runs": found,
     }  # fmt: skip
     for name, ratio in ratios.items():
-        print(f"{name}, hyperclone over plain: {ratio['median']:.3f} ({ratio['lowest']:.3f} to {ratio['highest']:.3f})")
+        print(f"{name}: {ratio['median']:.3f} ({ratio['lowest']:.3f} to {ratio['highest']:.3f})")
     if args.output:
         args.output.write_text(json.dumps(content, indent=2) + "\n")
 
