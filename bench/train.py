@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 SMALL = {"vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256,
          "tie_word_embeddings": True}  # fmt: skip
 LARGE = {"vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 16,
          "num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 1024,
@@ -66,6 +66,8 @@ def prepare(place: Path, steps: int) -> None:
         AutoModelForCausalLM.from_config(told).save_pretrained(place / name)
         PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(place / name)
     hyperclone.grow(place / "source", place / "clone", hyperclone.Growth(width=2))
+    grown = AutoConfig.from_pretrained(place / "clone").to_dict()
+    assert all(grown[name] == size for name, size in config.items()), "the clone has other sizes"
     draw = random.Random(SEED)
     names = list(vocabulary)[1:]
     (place / "text.txt").write_text(" ".join(draw.choices(names, k=steps * windows * sequence + sequence)))

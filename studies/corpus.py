@@ -13,7 +13,8 @@ Each becomes a directory below $HYPERCLONE_CACHE/corpora (~/.cache/hyperclone/co
 
 Works are cut at blank lines into documents of about 2 kB, and the hash of a document says which part it belongs to, so
 that parts never depend on order or machine. Documents that occur twice are kept once. Of `mixed`, none gives more than
-16 MB, so that none rules the rest; `whole` is for models that need more text than that.
+16 MB, so that none rules the rest; `whole` is for models that need more text than that. Debian mends its packages: on
+another day some documents differ, and a study's runs, which are known by their text, may not be found again.
 
 Licences: `public` is in the public domain in the United States (17 USC 105; authors dead for centuries). Of the others,
 anarchism and GCIDE are GPL-2+, Linux's documentation is GPL-2, Python's is PSF-2.0; they are fetched, never shipped.

@@ -152,6 +152,26 @@ def test_it_goes_on_from_its_state_bit_for_bit() -> None:
     assert found[0] == found[1]
 
 
+def test_grown_moments_of_bf16_parameters_survive_a_checkpoint() -> None:
+    """torch would round the number of steps before the growth to bf16 (1003 to 1004), past the steps taken since."""
+    settings = {"param_names": ["w"], "lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8}
+    halves = {"w": Rotation((copies.axis(2, 4), copies.axis(3, 3)))}
+    found = []
+    for loaded in (False, True):
+        weight = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.bfloat16))
+        optimizer = RotatedAdamW([{"params": [weight], **settings}], halves)
+        moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.ones_like(weight)}
+        optimizer.state[weight] = optimizer.grown_moments(weight, "w", moments, 1003.0)
+        if loaded:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = RotatedAdamW([{"params": [weight], **settings}], halves)
+            optimizer.load_state_dict(saved)
+        weight.grad = torch.arange(12.0).reshape(4, 3).bfloat16()
+        optimizer.step()
+        found.append(weight.detach())
+    assert torch.equal(*found)
+
+
 def test_it_parts_copies_sooner_than_adamw() -> None:
     data, apart = batches(20), {}
     for name in ("adamw", "rotated"):

@@ -476,6 +476,8 @@ WRONG = [
     ("[tune]\nlr = [1e-3, 2e-3]\neval_data = ['held_out.txt']\n", "tune.eval_data"),
     ("headline = 'no'\n", "headline"),
     ("[arms.x]\ntune = { lr = [1e-3, 2e-3] }\n", "arms.x.tune"),
+    ("[tune]\nlr = [1e-3, 2e-3]\nextend = true\n", "tune.extend"),
+    ("[tune]\nlr = [1e-3, 2e-3]\neval_data = ['validation.txt']\n[arms.x]\ntune = 'fast'\n", "arms.x.tune"),
     ("[more]\n", "more"),
 ]
 

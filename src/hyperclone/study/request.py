@@ -314,8 +314,9 @@ class _Reader:
                              expected=", ".join(STATES) + ", of a clone")  # fmt: skip
         like, tuning = told.get("like"), None
         if shared is not None and like is None and "lr" not in own:
-            tuning = self._tuning({**shared, **told.get("tune", {})}, f"{place}.tune" if "tune" in told else "tune",
-                                  train, seeds)  # fmt: skip
+            if not isinstance(differing := told.get("tune", {}), dict):
+                raise self.wrong("not a table", f"{place}.tune", found=differing, expected="what differs from [tune]")
+            tuning = self._tuning({**shared, **differing}, f"{place}.tune" if differing else "tune", train, seeds)
         elif "tune" in told:
             raise self.wrong("this arm's learning rate is not to be chosen", f"{place}.tune",
                              cure="leave lr and like out, and give [tune]")  # fmt: skip

@@ -102,8 +102,8 @@ def measure_model(
             processes call `take_part` with the same arguments.
         grown: the grown directory, or a plan; by default the directory that the model was loaded from.
         tensors: only names (on disk) that match this pattern.
-        layers: how many layers, evenly spread; None for all of a small model, three of another. Of a large one, ranks
-            are left out.
+        layers: how many layers, evenly spread; None for all of a small model, three of another. Ranks are left
+            out where the spectra of these would still take longer than a second or so.
 
     Raises:
         GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP1).

@@ -15,10 +15,11 @@ alike, bit for bit, a clone without noise stays locked.)
 source's AdamW on w is therefore AdamW on u_0 with lr s sqrt(k) and eps r sqrt(k): the law's settings (law.py), both
 times sqrt(k). Differences step by the same, times a ratio of their own. Decoupled decay is the same in all coordinates.
 A clone without noise whose differences do not step (ratio 0) follows its source exactly. A tensor without copies is
-trained by AdamW itself.
+trained by AdamW itself. Parameters are fp32 or bf16: eps vanishes in fp16.
 
 *Grown moments.* Copies of moments r m, r^2 v turn into sqrt(k) r m and k r^2 v of what is common, exactly. Differences
-have no past: both moments begin at zero, and Adam's bias correction counts their steps from the growth.
+have no past: both moments begin at zero, and Adam's bias correction counts their steps from the growth (also of eps,
+which is larger for them at first, by up to 1/sqrt(1 - beta2)).
 
 Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); here growth tells them beforehand.
 """
@@ -167,6 +168,14 @@ class RotatedAdamW(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: torch keeps three fields of its own."""
         return {**super().__getstate__(), "_rotations": self._rotations, "_placed": {}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would round all of a bf16 parameter's numbers to bf16 but for the step."""
+        super().load_state_dict(state_dict)
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, parameter in zip(saved, (p for group in self.param_groups for p in group["params"]), strict=True):
+            if number in state_dict["state"]:
+                self.state[parameter]["before"] = state_dict["state"][number]["before"].clone()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
