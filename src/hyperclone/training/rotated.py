@@ -56,10 +56,10 @@ class Rotation:
     maps: tuple[Copies, ...]
 
     @cached_property
-    def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...]], ...]:
-        """(dimension, places of each copy) of all units that have copies."""
+    def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...], bool], ...]:
+        """(dimension, places of each copy, whether the dimension holds nothing but pairs) of all units with copies."""
         return tuple(
-            (dim, tuple(map(as_slice, places)))
+            (dim, tuple(map(as_slice, places)), bool((found.count == 2).all()))
             for dim, found in enumerate(self.maps)
             for count, _, places in found.groups
             if count > 1
@@ -68,16 +68,13 @@ class Rotation:
     @cached_property
     def scale(self) -> float:
         """What all coordinates have in common: a factor 1/sqrt(2) for each dimension that holds nothing but pairs."""
-        return math.prod(math.sqrt(0.5) for dim in range(len(self.maps)) if self._pairs(dim))
-
-    def _pairs(self, dim: int) -> bool:
-        return bool((self.maps[dim].count == 2).all())
+        return math.prod(math.sqrt(0.5) for _, _, pairs in self.turns if pairs)
 
     def forward(self, value: Tensor) -> Tensor:
         """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
         value = value * self.scale if self.scale != 1 else value.clone()
-        for dim, places in self.turns:
-            copies, pairs = value.movedim(dim, 0), self._pairs(dim)
+        for dim, places, pairs in self.turns:
+            copies = value.movedim(dim, 0)
             total = copies[places[0]]  # a run of units is a view, others are copied
             for b, place in enumerate(places[1:], 1):
                 own = copies[place]
@@ -93,8 +90,8 @@ class Rotation:
 
     def inverse_unscaled(self, value: Tensor) -> Tensor:
         """Back, in place and but for the factor `scale`."""
-        for dim, places in self.turns:
-            copies, pairs = value.movedim(dim, 0), self._pairs(dim)
+        for dim, places, pairs in self.turns:
+            copies = value.movedim(dim, 0)
             mean = copies[places[0]]  # of the copies that are still to be found
             if not pairs:
                 mean.div_(math.sqrt(len(places)))
@@ -121,7 +118,7 @@ class Rotation:
                 self._along(dim, ((found.number > 0) & (found.count > 0)).double()),
             )
             for dim, found in enumerate(self.maps)
-            if any(dim == turned for turned, _ in self.turns)
+            if any(dim == turned for turned, _, _ in self.turns)
         )
 
     @cached_property
