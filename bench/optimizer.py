@@ -28,14 +28,14 @@ from hyperclone import copies
 from hyperclone.training.rotated import RotatedAdamW, Rotation
 
 
-def make(kind: str, weight: torch.nn.Parameter, factor: int) -> torch.optim.Optimizer:
+def make(kind: str, weight: torch.nn.Parameter, factor: int, *, compiled: bool) -> torch.optim.Optimizer:
     """An optimizer of one grown matrix."""
     if kind == "adamw":
         return torch.optim.AdamW([weight], weight_decay=0.1, fused=weight.is_cuda or None)
     size = weight.shape[0]
     axis = copies.axis(size // factor, size)
     group = {"params": [weight], "param_names": ["w"], "weight_decay": 0.1}
-    return RotatedAdamW([group], {"w": Rotation((axis, axis))}, differences=8.0)
+    return RotatedAdamW([group], {"w": Rotation((axis, axis))}, differences=8.0, compile=compiled)
 
 
 def seconds(step: Callable[[], Any], *, repeats: int) -> float:
@@ -77,13 +77,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    kinds = {"adamw": ("adamw", 1), "rotated, 2x": ("rotated", 2), "rotated, 4x": ("rotated", 4)}
+    kinds = {
+        "adamw": ("adamw", 1, False),
+        "rotated, 2x": ("rotated", 2, False),
+        "rotated, 2x, compiled": ("rotated", 2, True),
+        "rotated, 4x": ("rotated", 4, False),
+    }
     steps: dict[str, Callable[[], Any]] = {}
     memory = {}
-    for name, (kind, factor) in kinds.items():
+    for name, (kind, factor, compiled) in kinds.items():
         weight = torch.nn.Parameter(torch.randn(args.size, args.size, device=device))
         weight.grad = torch.randn_like(weight)
-        steps[name] = make(kind, weight, factor).step
+        steps[name] = make(kind, weight, factor, compiled=compiled).step
         steps[name]()
         memory[name] = round(temporary(steps[name], weight), 2)
     times: dict[str, list[float]] = {name: [] for name in kinds}

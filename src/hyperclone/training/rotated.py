@@ -29,8 +29,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan
 from hyperclone.training import names
 from hyperclone.training.groups import param_groups
+
+_SHAPES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +69,29 @@ class Rotation:
         )
 
     @cached_property
+    def paired(self) -> bool:
+        """No unit has more than two copies along a dimension: then sums and differences are all there is."""
+        return all(len(places) == 2 for _, places, _ in self.turns)
+
+    @cached_property
     def scale(self) -> float:
         """What all coordinates have in common: a factor 1/sqrt(2) for each dimension that holds nothing but pairs."""
         return math.prod(math.sqrt(0.5) for _, _, pairs in self.turns if pairs)
 
     def forward(self, value: Tensor) -> Tensor:
         """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
-        value = value * self.scale if self.scale != 1 else value.clone()
+        return self.forward_unscaled(value.clone()).mul_(self.scale)
+
+    def forward_unscaled(self, value: Tensor) -> Tensor:
+        """The same in place, but for the factor `scale`. That comes last: a compiler makes one operation of a factor
+        and a sum, in which equal copies leave what rounding leaves.
+        """
         for dim, places, pairs in self.turns:
             copies = value.movedim(dim, 0)
             total = copies[places[0]]  # a run of units is a view, others are copied
             for b, place in enumerate(places[1:], 1):
                 own = copies[place]
-                apart = total - (own if b == 1 else b * own)  # not in one operation: equal copies leave no rounding
+                apart = total - (own if b == 1 else b * own)  # not in one operation, see above
                 total += own
                 copies[place] = apart if pairs else apart.div_(math.sqrt(b * (b + 1)))
             _put(copies, places[0], total if pairs else total.div_(math.sqrt(len(places))))
@@ -145,6 +158,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         differences: float = 1.0,
+        compile: bool = False,
     ) -> None:
         """As torch.optim.AdamW.
 
@@ -153,18 +167,21 @@ class RotatedAdamW(torch.optim.Optimizer):
             rotations: of the parameters that have copies, by name. (Sharding puts other objects into the groups.)
             betas: of the moments.
             differences: learning rate of the differences between copies, relative to what they have in common.
+            compile: do the arithmetic of each parameter by torch.compile, in a pass or two over it instead of some
+                twenty. Not of sharded ones, nor where a unit has more than two copies.
         """
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1) or not differences >= 0:
             raise GrowthError("no moments or no steps come of this", field="betas, differences",
                               found=f"{betas}, {differences}", expected="0 <= beta < 1, differences >= 0")  # fmt: skip
         self._rotations = {name: rotation for name, rotation in rotations.items() if rotation.turns}
         self._placed: dict[nn.Parameter, list[tuple[Tensor, Tensor]]] = {}
+        self._compile = compile
         usual = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
         super().__init__(params, {**usual, "betas": betas, "differences": differences})
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: torch keeps three fields of its own."""
-        return {**super().__getstate__(), "_rotations": self._rotations, "_placed": {}}
+        return {**super().__getstate__(), "_rotations": self._rotations, "_placed": {}, "_compile": self._compile}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which would round all of a bf16 parameter's numbers to bf16 but for the step."""
@@ -181,16 +198,18 @@ class RotatedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter, name in zip(group["params"], group["param_names"], strict=True):
-                if parameter.grad is not None:
-                    self._update(parameter, self._rotations.get(name), group)
+        # A model has more shapes than torch.compile would make of one function.
+        with torch._dynamo.config.patch(recompile_limit=_SHAPES) if self._compile else nullcontext():
+            for group in self.param_groups:
+                for parameter, name in zip(group["params"], group["param_names"], strict=True):
+                    if parameter.grad is not None:
+                        self._update(parameter, self._rotations.get(name), group)
         return loss
 
     def _update(self, parameter: nn.Parameter, rotation: Rotation | None, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
-        assert parameter.grad is not None
-        gradient = parameter.grad if rotation is None else _turned(rotation.forward, parameter.grad)
+        gradient = parameter.grad
+        assert gradient is not None
         factors = [] if rotation is None else self._factors(parameter, rotation)
         state = self.state[parameter]
         if not state:
@@ -198,30 +217,26 @@ class RotatedAdamW(torch.optim.Optimizer):
             state["rotated_avg"], state["rotated_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
         taken = state["step"].item()
-        first, second = state["rotated_avg"], state["rotated_avg_sq"]
-        first.lerp_(gradient, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        del gradient  # a large tensor has few temporary ones of its size at a time
         # m^ / (sqrt(v^) / root + eps), with all numbers in one factor: each pass over a tensor costs time
-        root, correction = 1.0 if rotation is None else rotation.root, math.sqrt(1 - beta2**taken)
-        size = second.sqrt()
-        if root is None:
-            root = 1.0
-            for roots, _ in factors:
-                size.div_(roots)
-        step = first / size.add_(group["eps"] * root * correction)
-        del size
-        scale = root * correction / (1 - beta1**taken)
+        root, correction = None if rotation is None else rotation.root, math.sqrt(1 - beta2**taken)
+        roots = [] if root else [roots for roots, _ in factors]
+        root = root or 1.0
         ratio = group["differences"]
         if before := state["before"].item():
             own = taken - before
             ratio *= (1 - beta1**taken) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**taken))
-        if factors and ratio != 1:
-            step.addcmul_(step, _apart(factors), value=ratio - 1)
-        if rotation is not None:
-            step = _turned(rotation.inverse_unscaled, step)
-            scale *= rotation.scale
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=group["lr"] * scale)
+        numbers: tuple[Any, ...] = (
+            group["eps"] * root * correction,
+            group["lr"] * root * correction / (1 - beta1**taken) * (1.0 if rotation is None else rotation.scale),
+            ratio,
+            1 - group["lr"] * group["weight_decay"],
+        )
+        advance = _advance
+        if self._compile and not isinstance(gradient, DTensor) and (rotation is None or rotation.paired):
+            advance, numbers = _compiled(), tuple(torch.tensor(one, dtype=torch.float64) for one in numbers)
+        moments = state["rotated_avg"], state["rotated_avg_sq"]
+        apart = [] if ratio == 1 else [apart for _, apart in factors]
+        advance(parameter, gradient, *moments, rotation, roots, apart, ratio > 1, numbers, *group["betas"])
 
     @torch.no_grad()
     def grown_moments(
@@ -242,19 +257,62 @@ class RotatedAdamW(torch.optim.Optimizer):
             for roots, _ in factors:
                 second.mul_(roots).mul_(roots)
             apart = _apart(factors)
-            first.addcmul_(first, apart, value=-1)  # what rounding left
-            second.addcmul_(second, apart, value=-1)
+            first.mul_(1 - apart)  # what rounding left
+            second.mul_(1 - apart)
             state["before"] = torch.tensor(float(step))
         return {**state, "rotated_avg": first, "rotated_avg_sq": second}
 
     def _factors(self, parameter: nn.Parameter, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
         """The rotation's factors where the parameter is, sharded like it."""
         if parameter not in self._placed:
+            exact = torch.promote_types(parameter.dtype, torch.float32)
             self._placed[parameter] = [
-                (_placed(roots.to(parameter.dtype), parameter), _placed(apart.to(parameter.dtype), parameter))
+                (_placed(roots.to(exact), parameter), _placed(apart.to(exact), parameter))
                 for roots, apart in rotation.factors
             ]
         return self._placed[parameter]
+
+
+def _advance(
+    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, rotation: Rotation | None,
+    roots: list[Tensor], apart: list[Tensor], faster: bool, numbers: tuple[Any, ...], beta1: float, beta2: float,
+) -> None:  # fmt: skip
+    """One step of one parameter: everything that costs a pass over it.
+
+    Args:
+        parameter: changed.
+        gradient: read only.
+        first, second: moments; changed.
+        rotation: None if it has no copies.
+        roots: square roots of the numbers of copies, where they are not in the numbers.
+        apart: 1 where a coordinate is a difference along a dimension, for each that has some; empty if all step alike.
+        faster: whether differences step faster than the rest.
+        numbers: eps, the factor of the step, that of differences beside it, and the factor of decay. Floats, or
+            tensors: for these nothing is compiled anew when they change.
+        beta1, beta2: of the moments.
+    """
+    eps, scale, ratio, keep = numbers
+    turned = gradient if rotation is None else _turned(rotation.forward, gradient)
+    first.lerp_(turned, 1 - beta1)
+    second.mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
+    del turned  # a large tensor has few temporary ones of its size at a time
+    size = second.sqrt()
+    for one in roots:
+        size.div_(one)
+    step = first / size.add_(eps)
+    del size
+    # One that is a difference along any dimension steps by its factor: of the two, the larger one, or the smaller.
+    factors = [(one * (ratio - 1) + 1) * scale for one in apart]
+    step.mul_(reduce(torch.maximum if faster else torch.minimum, factors) if factors else scale)
+    if rotation is not None:
+        step = _turned(rotation.inverse_unscaled, step)
+    parameter.mul_(keep).sub_(step)
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    """`_advance`, compiled for each shape and rotation when it first meets them."""
+    return torch.compile(_advance, dynamic=False)
 
 
 def _put(copies: Tensor, place: slice | Tensor, value: Tensor) -> None:
@@ -298,6 +356,7 @@ def rotated_adamw(
     difference_lr: float | None = None,
     rule: str = "law",
     receipt: str | os.PathLike[str] | Plan | None = None,
+    compile: bool = False,
 ) -> RotatedAdamW:
     """An optimizer for a grown model, with the law's settings (`param_groups`).
 
@@ -308,6 +367,7 @@ def rotated_adamw(
             weights; by default lr. Schedulers multiply both.
         rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
+        compile: as of `RotatedAdamW`.
 
     Raises:
         GrowthError: no receipt, or one that speaks of another model.
@@ -316,7 +376,8 @@ def rotated_adamw(
         raise GrowthError("nothing can be learnt with this", field="lr", found=lr, expected="more than 0")
     ratio = 1.0 if difference_lr is None else difference_lr / lr
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, rule=rule, receipt=receipt)
-    return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=ratio)
+    turned = rotations(model, receipt=receipt)
+    return RotatedAdamW(groups, turned, betas=betas, differences=ratio, compile=compile)
 
 
 def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None) -> dict[str, Rotation]:

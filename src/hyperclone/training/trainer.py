@@ -108,7 +108,8 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             law = {**plain, "rule": told.rule or "law", "receipt": self.law}
             if told.optimizer == "rotated":
                 assert self.law is not None
-                self.optimizer = rotated_adamw(model, betas=betas, difference_lr=told.difference_lr, **law)
+                law |= {"difference_lr": told.difference_lr, "compile": self.args.torch_compile}
+                self.optimizer = rotated_adamw(model, betas=betas, **law)
             else:
                 groups = arguments.plain_groups(model, **plain) if self.law is None else param_groups(model, **law)
                 self.optimizer = torch.optim.AdamW(
