@@ -37,7 +37,7 @@ def study(place: Path, *, speedups: dict[str, list[float | None]] | None = None,
     place.mkdir(exist_ok=True)
     told: dict[str, Any] = {
         "name": "made <up>", "note": "For tests.", "date": "2026-11-25", "hyperclone": "0.1.0",
-        "versions": {"torch": "2.13.0"}, "hardware": {"cpu": "one", "gpu": None, "cores": 2, "threads": 1},
+        "versions": {"torch": "2.13.0"}, "hardware": [{"cpu": "one", "gpu": None, "cores": 2, "threads": 1}],
         "reference": "random", "seeds": list(range(1, seeds + 1)), "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
         "sources": {name: {"parameters": 5e5 * k, "tokens": 1e6 * k, "flops": 1e12, "seconds": 60.0, "loss": 3.5,
                            "trained": True} for k, name in enumerate(("a", "b"), 1)},
@@ -217,7 +217,11 @@ def test_what_is_no_study_and_what_is_torn_is_named(runs: Path) -> None:
         ("tuning.csv", "arm,lr,loss\nclone,,3\n", "''"),
         ("speedup.csv", 'arm,seed\n"clone', "unexpected end of data"),
         ("study.json", "{", "Expecting"),
-        ("study.json", '{"name": "a", "train": {}, "arms": {"clone": {"kind": "clone"}}}', "kind, label and train"),
+        (
+            "study.json",
+            '{"name": "a", "train": {}, "versions": {}, "hardware": [], "arms": {"clone": {"kind": "clone"}}}',
+            "kind, label and train",
+        ),
         ("spectra.json", '[{"arm": "clone"}]', "spectra.json"),
     ],
 )

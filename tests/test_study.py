@@ -89,6 +89,7 @@ class Commands:
         self.run_commands: list[list[str]] = []
         self._loss, self._fail = loss, fail
         self.stopped = False
+        self.where = {"versions": {"torch": "2.13.0"}, "hardware": {"gpu": "a small one"}}
 
     def stop(self) -> None:
         self.stopped = True
@@ -114,8 +115,8 @@ class Commands:
 
     def _train(self, command: list[str]) -> None:
         place = Path(option(command, "output"))
-        place.mkdir(parents=True)
-        told = {"curve": {"steps": 8, "batch": 512, "sequence": 32}, "versions": {}}
+        place.mkdir(parents=True)  # a real training goes on with nothing that has no checkpoint
+        told = {"curve": {"steps": 8, "batch": 512, "sequence": 32}, **self.where}
         (place / "training.json").write_text(json.dumps(told))
         (place / "config.json").write_bytes(Path(command[1], "config.json").read_bytes() if
                                             Path(command[1], "config.json").exists() else CONFIG)  # fmt: skip
@@ -137,16 +138,16 @@ def kinds(stand_in: Commands) -> list[str]:
     return [command[0] for command in stand_in.run_commands]
 
 
-def go(file: Path, stand_in: Any) -> study.Progress:
+def go(file: Path, stand_in: Any, watch: Callable[..., None] = lambda kind, told: None) -> study.Progress:
     """Run a study with stand-ins for its commands."""
     global CONFIG
     CONFIG = (file.parent / "blank/config.json").read_bytes()
     told = study.read(file)
     output = file.parent / "runs-of-study"
     output.mkdir(exist_ok=True)
-    runner = Runner(told, output, stand_in, lambda kind, figures: None, lambda: None)
+    runner = Runner(told, output, stand_in, watch, lambda: None)
     asyncio.run(runner.run())
-    runner.progress.speedups = results.write(runner.progress, threads=1)
+    runner.progress.speedups = results.write(runner.progress)
     return runner.progress
 
 
@@ -271,6 +272,27 @@ def test_weights_are_not_needed_to_reuse_what_is_finished(place: Path) -> None:
     again = Commands()
     go(file, again)
     assert kinds(again) == []  # neither the source, nor runs, nor clones
+
+
+def test_a_source_that_comes_out_otherwise_when_it_is_trained_again_is_told(place: Path) -> None:
+    file = written(place, STUDY)
+    first = Commands()
+    go(file, first)
+    for kept in (place / "runs-of-study").rglob("*.safetensors"):
+        kept.unlink()
+    said = Console(file=io.StringIO(), width=1000)
+    shown = study_display.Show(said)
+    more = written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    again = Commands(lambda command: 2.875)
+    go(more, again, shown)
+    fresh = [command for command in again.run_commands if "--from-scratch" in command]
+    assert len(fresh) == 2  # the source, and the control's new seed
+    assert "ends at 2.8750 instead of 3.0000" in said.file.getvalue()  # type: ignore[attr-defined]
+    for kept in (place / "runs-of-study").rglob("*.safetensors"):
+        kept.unlink()
+    told: list[str] = []
+    go(written(place, STUDY.replace("[1, 2]", "[1, 2, 3, 4]")), again, lambda kind, _: told.append(kind))
+    assert set(told) == {"begin", "end"}  # the source has come out as before
 
 
 def test_what_version_control_kept_of_a_run_that_did_not_end_is_in_nobodys_way(place: Path) -> None:
@@ -450,6 +472,18 @@ def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:
     source = told["sources"]["small"]
     control, spent = (4096 * told["arms"][arm]["flops_per_token"] for arm in ("random", "clone"))
     assert float(fast["charged_flops"]) == pytest.approx(control / (spent / 3 + source["flops"]), rel=1e-6)
+
+
+def test_a_study_that_was_begun_on_one_machine_and_ended_on_another_names_both(place: Path) -> None:
+    go(written(place, STUDY), Commands())
+    other = Commands()
+    other.where = {"versions": {"torch": "2.11.0"}, "hardware": {"gpu": "a large one"}}
+    go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), other)
+    told = json.loads((place / "runs-of-study/study.json").read_text())
+    assert told["hardware"] == [{"gpu": "a small one"}, {"gpu": "a large one"}]
+    assert told["versions"] == {"torch": "2.11.0, 2.13.0"}
+    assert {run["seed"]: json.loads((place / "runs-of-study" / run["path"] / "run.json").read_text())["hardware"]["gpu"]
+            for run in told["runs"]} == {1: "a small one", 2: "a small one", 3: "a large one"}  # fmt: skip
 
 
 def test_places_of_the_machine_are_in_no_result(place: Path) -> None:

@@ -439,8 +439,14 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
     ):
         with pytest.raises(HypercloneError, match=problem):
             hyperclone.train(request(grown, text, output, optimizer="adamw", **asked))
+    other, moved = (tmp_path / name / text.name for name in ("other", "moved"))
+    for place, lines in ((other, text.read_text().splitlines()[1:]), (moved, text.read_text().splitlines())):
+        place.parent.mkdir()
+        place.write_text("\n".join(lines) + "\n")
+    with pytest.raises(HypercloneError, match="texts"):
+        hyperclone.train(request(grown, other, output, optimizer="adamw", resume=True))
     told = json.loads((output / "training.json").read_text())
-    hyperclone.train(request(grown, text, output, resume=True))  # with the optimizer that it began with
+    hyperclone.train(request(grown, moved, output, resume=True))  # with the optimizer that it began with
     del told["curve"]["optimizer"]  # as a version wrote it that knew no such option
     (output / "training.json").write_text(json.dumps(told))
     hyperclone.train(request(grown, text, output, resume=True))

@@ -196,7 +196,7 @@ def prepare(path: Path, tokenizer: Any, cache: Path, reading: Reading = READING,
 
 def test_the_cache_holds_every_document_and_an_end_after_each(tokenizer: Any, tmp_path: Path) -> None:
     texts = [*made_up(9), "ünïcode", "   ", ""]
-    _, train, held_out = prepare(
+    train, held_out = prepare(
         jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c", Reading("text", "document", 0.25)
     )
     kept = texts[:10]
@@ -213,17 +213,27 @@ def test_the_cache_holds_every_document_and_an_end_after_each(tokenizer: Any, tm
 def test_text_is_tokenised_once_and_again_when_it_changes(tokenizer: Any, tmp_path: Path) -> None:
     file, calls = jsonl(tmp_path / "a.jsonl", made_up(5)), []
 
-    def key(**options: Any) -> str:
-        return str(prepare(file, tokenizer, tmp_path / "c", progress=lambda *a: calls.append(a), **options)[0])
+    def entry(**options: Any) -> Any:
+        return prepare(file, tokenizer, tmp_path / "c", progress=lambda *a: calls.append(a), **options)
 
-    first = key()
+    first = entry()
     assert len(calls) == 1
-    assert key() == first
+    assert entry() == first
     assert len(calls) == 1
-    assert key(reading=Reading("text", "document", 0.5)) != first
+    assert entry(reading=Reading("text", "document", 0.5)) != first
     jsonl(file, made_up(6))
-    assert key() != first
+    assert entry() != first
     assert len(calls) == 3
+
+
+def test_text_is_the_same_wherever_it_lies_and_another_is_not(tokenizer: Any, tmp_path: Path) -> None:
+    here, there = (tmp_path / place / name for place, name in (("a", "a.jsonl"), ("b", "b.jsonl.gz")))
+    for place in (here, there):
+        place.parent.mkdir()
+    there.write_bytes(gzip.compress(jsonl(here, made_up(5)).read_bytes()))
+    other = jsonl(tmp_path / "c.jsonl", [*made_up(4), "another"])
+    digests = [prepare(file, tokenizer, tmp_path / "c")[0].digest for file in (here, there, other)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_failed_tokenisation_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:
@@ -254,7 +264,7 @@ def test_the_size_of_compressed_text_is_not_known_before_it_is_read(tmp_path: Pa
 
 def test_windows_apart_know_their_documents(tokenizer: Any, tmp_path: Path) -> None:
     texts = ["abc", "defgh", "i", "jklmnopqrst"]
-    _, stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
+    stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
     owner = [(n, place) for n, text in enumerate(texts) for place in range(len(text) + 1)]
     windows = packing.Windows(stream, 8, apart=True)
     assert len(windows) == len(owner) // 8
@@ -273,7 +283,7 @@ def test_documents_apart_have_the_loss_that_each_has_alone(tokenizer: Any, tmp_p
     model = conftest.build("llama-grouped-tied", dtype=torch.float64, use_cache=False)
     texts = made_up(2, seed=3)
     texts = [texts[0][:20], texts[1][:41]]
-    _, stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
+    stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
     batch = packing.collate([packing.Windows(stream, 63, apart=True)[0]])
     with torch.no_grad():
         packed = model(**batch).loss

@@ -61,6 +61,12 @@ class Show:
                 self._say(f"{told['arm'].name}: learning rate {told['lr']:g} (validation loss by rate: {tried})")
             case "end":
                 self._say(ended(told["run"]))
+            case "other source":
+                self._say(
+                    f"source {told['source'].name} was trained again, since its weights are not here, and ends at "
+                    f"{told['now']:.4f} instead of {told['before']:.4f}: arithmetic differs between machines. Finished "
+                    "runs of it and of its clones began elsewhere; delete them to have all from one source."
+                )
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)

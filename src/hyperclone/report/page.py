@@ -149,16 +149,18 @@ def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
 
 def _configuration(results: Results) -> str:
     study = results.study
-    machine = study.get("hardware", {})
-    where = ", ".join(
-        str(part)
-        for part in (machine.get("gpu") or machine.get("cpu"), _count(machine.get("cores"), "core"),
-                     _count(machine.get("threads"), "thread", " a run"))
-        if part
+    where = "; ".join(
+        ", ".join(
+            str(part)
+            for part in (machine.get("gpu") or machine.get("cpu"), _count(machine.get("cores"), "core"),
+                         _count(machine.get("threads"), "thread", " a run"))
+            if part
+        )
+        for machine in study["hardware"]
     )  # fmt: skip
     told = [
         f"<p>{_text(where)}; "
-        + _text(", ".join(f"{name} {version}" for name, version in study.get("versions", {}).items()))
+        + _text(", ".join(f"{name} {version}" for name, version in study["versions"].items()))
         + f"; seeds {_text(', '.join(map(str, study.get('seeds', []))))}.</p>"
     ]
     failed = [run for run in study.get("runs", []) if run["status"] == "failed"]

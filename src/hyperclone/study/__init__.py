@@ -66,7 +66,7 @@ def run(
         raise DestinationError("the directory cannot be made", file=place, found=error.strerror) from None
 
     def changed() -> None:
-        runner.progress.speedups = results.write(runner.progress, threads=threads)
+        runner.progress.speedups = results.write(runner.progress)
 
     processes = Processes(jobs=jobs, threads=threads, gpus=gpus)
     runner = Runner(study, place.absolute(), processes, watch or (lambda kind, told: None), changed)

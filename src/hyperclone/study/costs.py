@@ -13,14 +13,14 @@ from hyperclone.training import flops, metrics, record
 
 
 def costs(place: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a finished training took: tokens, parameters, flops of a token, seconds of its steps."""
+    """What a finished training took: tokens, parameters, flops of a token, seconds of its steps, and where it ran."""
     told = json.loads((place / record.FILE).read_text())
     tokens = told["curve"]["steps"] * told["curve"]["batch"]
     parameters, per_token = sizes(place / "config.json", told["curve"]["sequence"])
     return {
         "tokens": tokens, "parameters": parameters, "flops_per_token": per_token,
         "seconds": round(Timing(metrics.read(place)).at(tokens), 3), "versions": told["versions"],
-        "train": plain(given),
+        "hardware": told.get("hardware"), "train": plain(given),
     }  # fmt: skip
 
 

@@ -15,11 +15,9 @@ import csv
 import io
 import json
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +47,8 @@ def evaluations(place: Path) -> list[dict[str, Any]]:
     return [{**row, "seconds": round(timing.at(row["tokens"]), 3)} for row in kept]
 
 
-def write(progress: Progress, *, threads: int | None) -> list[tuple[Run, Speedup]]:
-    """Write all files; the speed-ups.
-
-    Args:
-        progress: how the study stands.
-        threads: of each command.
-    """
+def write(progress: Progress) -> list[tuple[Run, Speedup]]:
+    """Write all files; the speed-ups."""
     output = progress.output
     done = [run for run in progress.runs if run.status == "finished" and run.path is not None]
     told = {id(run): places.ended(run.path) or {} for run in done if run.path is not None}
@@ -79,7 +72,7 @@ def write(progress: Progress, *, threads: int | None) -> list[tuple[Run, Speedup
         tried = [{"arm": arm, "lr": lr, "loss": loss} for arm, pairs in progress.rates.items() for lr, loss in pairs]
         _table(output / "tuning.csv", ["arm", "lr", "loss"], tried)
     _anatomy(output, done, told)
-    places.write(output / "study.json", _summary(progress, told, threads))
+    places.write(output / "study.json", _summary(progress, told))
     return found
 
 
@@ -138,8 +131,8 @@ def source_cost(progress: Progress, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(progress: Progress, told: Mapping[int, Any], threads: int | None) -> dict[str, Any]:
-    study = progress.study
+def _summary(progress: Progress, told: Mapping[int, Any]) -> dict[str, Any]:
+    study, ended_runs = progress.study, list(told.values())
     arms: dict[str, Any] = {}
     for arm in study.arms.values():
         ended: Mapping[str, Any] = next(
@@ -157,8 +150,12 @@ def _summary(progress: Progress, told: Mapping[int, Any], threads: int | None) -
         }  # fmt: skip
     return {
         "name": study.name, "note": study.note, "date": f"{datetime.now(UTC):%Y-%m-%d}", "hyperclone": __version__,
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
-        "hardware": hardware(threads), "reference": study.control, "headline": study.headline,
+        "versions": {
+            name: ", ".join(sorted({one["versions"][name] for one in ended_runs if name in one.get("versions", {})}))
+            for name in sorted({name for one in ended_runs for name in one.get("versions", {})})
+        },
+        "hardware": _different(one["hardware"] for one in ended_runs if one.get("hardware")),
+        "reference": study.control, "headline": study.headline,
         "seeds": list(study.seeds),
         "train": plain(study.train),
         "tune": None if study.tuning is None else {"seed": study.tuning.seed, **plain(study.tuning.train)},
@@ -177,20 +174,13 @@ def _summary(progress: Progress, told: Mapping[int, Any], threads: int | None) -
     }  # fmt: skip
 
 
-def hardware(threads: int | None) -> dict[str, Any]:
-    """The machine, as far as results depend on it."""
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu(), "gpu": gpu, "cores": os.cpu_count(), "threads": threads or torch.get_num_threads()}
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _different(told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each once, in order: a study may be begun on one machine and ended on another."""
+    found: list[dict[str, Any]] = []
+    for one in told:
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def _anatomy(output: Path, done: Sequence[Run], told: Mapping[int, Any]) -> None:

@@ -86,8 +86,9 @@ class Runner:
             study: the request.
             output: its directory.
             processes: runs the commands.
-            watch: told of what begins ("begin": what, path), which learning rate was chosen ("tuned": arm, lr, tried)
-                and how a run ended ("end": run).
+            watch: told of what begins ("begin": what, path), which learning rate was chosen ("tuned": arm, lr, tried),
+                how a run ended ("end": run), and of a source that was trained again and came out otherwise, as another
+                GPU makes it ("other source": source, before, now): runs that are finished began from the one before.
             changed: called whenever there are new results.
         """
         self.progress = Progress(study, output, [Run(arm, seed) for seed in study.seeds for arm in study.arms.values()])
@@ -177,10 +178,16 @@ class Runner:
         place = hub.resolve(source.model)
         if source.train is not None:
             target = self._source_place(source)
-            if places.ended(target) is None or not any(target.glob("*.safetensors")):
+            ended = places.ended(target) is not None
+            if not ended or not any(target.glob("*.safetensors")):
+                before = metrics.last_loss(target) if ended else None
+                if ended:
+                    shutil.rmtree(target)  # it cannot go on from there
                 given = {"keep": 1, **source.train}
                 await self._train(place, target, given, 0, scratch=True, told={"what": f"source {source.name}"})
                 places.write(target / places.RUN, {"key": self._source_key(source), "source": source.name})
+                if before is not None and (now := metrics.last_loss(target)) != before:
+                    self._watch("other source", {"source": source, "before": before, "now": now})
             place = target
         self.progress.sources[source.name] = place
         self._changed()

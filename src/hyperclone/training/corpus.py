@@ -29,7 +29,7 @@ from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.training.documents import Source, texts
 
 Progress = Callable[[int, int | None], None]  # bytes of text done, bytes in all (None: not known)
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 1 << 20  # characters that are tokenised at once
 
 
@@ -43,6 +43,7 @@ class Corpus:
         tokens, documents: how many.
         nbytes: of the documents as UTF-8.
         largest: token id.
+        digest: SHA-256 of its tokens: the same text has the same, wherever its files lie.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Corpus:
     documents: int
     nbytes: int
     largest: int
+    digest: str
 
     def ids(self) -> npt.NDArray[Any]:
         """(tokens,) mapped, not read."""
@@ -85,8 +87,8 @@ def prepare(
     end: int,
     cache: Path,
     progress: Progress | None = None,
-) -> tuple[str, Corpus, Corpus]:
-    """The key of a cache entry, and its train and held-out streams; built if it is not there.
+) -> tuple[Corpus, Corpus]:
+    """The train and held-out streams of a cache entry; built if it is not there.
 
     Args:
         sources: of the text.
@@ -118,7 +120,7 @@ def prepare(
         ) from None
     except (ValueError, KeyError, TypeError):
         raise DestinationError("this cache entry is damaged", file=place, cure="remove it") from None
-    return key, train, held_out
+    return train, held_out
 
 
 def _build(
@@ -164,6 +166,7 @@ class _Stream:
         self._ids, self._starts = file.open("wb"), _starts(file).open("wb")
         self._dtype = dtype
         self.tokens = self.documents = self.nbytes = self.largest = 0
+        self._sum = hashlib.sha256()
 
     def __enter__(self) -> _Stream:
         return self
@@ -174,7 +177,9 @@ class _Stream:
 
     def add(self, document: list[int], nbytes: int) -> None:
         self._starts.write(np.int64(self.tokens).tobytes())
-        self._ids.write(np.asarray(document, dtype=self._dtype).tobytes())
+        ids = np.asarray(document, dtype=self._dtype).tobytes()
+        self._ids.write(ids)
+        self._sum.update(ids)
         self.tokens += len(document)
         self.documents += 1
         self.nbytes += nbytes
@@ -182,7 +187,8 @@ class _Stream:
 
     def told(self) -> dict[str, Any]:
         names = ("tokens", "documents", "nbytes", "largest")
-        return {"dtype": self._dtype, **{name: getattr(self, name) for name in names}}
+        told = {name: getattr(self, name) for name in names}
+        return {"dtype": self._dtype, **told, "digest": self._sum.hexdigest()}
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -73,8 +73,8 @@ def check_state(place: Path) -> None:
 
 def texts(
     training: Training, config: Any, tokenizer: Any, sequence: int, tell: Callable[[str, dict[str, Any]], None]
-) -> tuple[list[str], Corpus, Corpus | None]:
-    """Keys of the cache entries, the text to train on, and the held-out text (None: not wanted).
+) -> tuple[Corpus, Corpus | None]:
+    """The text to train on, and the held-out text (None: not wanted).
 
     Args:
         training: the request.
@@ -93,7 +93,7 @@ def texts(
         )
     cache = Path(training.cache) if training.cache else corpus.default_cache()
 
-    def read(spelled: tuple[str, ...], held_out: float) -> tuple[str, Corpus, Corpus]:
+    def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
         sources = [source for one in spelled for source in documents.find(one)]
         reading = Reading(training.text_field, training.sample_by, held_out, _limit(training, sources, sequence))
         return corpus.prepare(
@@ -105,11 +105,9 @@ def texts(
             progress=lambda done, total: tell("tokenise", {"bytes": done, "of": total}),
         )
 
-    key, text, held_out = read(tuple(training.data), 0.0 if training.eval_data else training.held_out)
-    keys = [key]
+    text, held_out = read(tuple(training.data), 0.0 if training.eval_data else training.held_out)
     if training.eval_data:
-        key, held_out, _ = read(tuple(training.eval_data), 0.0)
-        keys.append(key)
+        held_out, _ = read(tuple(training.eval_data), 0.0)
     if not text.tokens:
         raise TrainingError(
             "every document is held out, and none is left to train on",
@@ -135,7 +133,7 @@ def texts(
             expected=f"at least {sequence} tokens",
             cure="a larger --held-out (0 for none), a shorter --sequence, or --sample-by paragraph",
         )
-    return keys, text, held_out if wanted else None
+    return text, held_out if wanted else None
 
 
 def _limit(training: Training, sources: list[Source], sequence: int) -> int | None:

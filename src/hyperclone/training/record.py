@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
+import platform
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
     Args:
         training, sizes: the request.
         place: the model's directory.
-        texts: keys of the tokenised text.
+        texts: digests of the tokenised text, so that a run goes on wherever its files lie.
     """
     told = asdict(training)
     return {
@@ -56,6 +58,7 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")
         },
+        "hardware": hardware(),
         "model": hub.public_name(training.model),
         "data": [hub.public_name(one) for one in training.data],
         "curve": {
@@ -70,6 +73,22 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
             name: told[name] for name in ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
         },
     }
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, as far as results depend on it: processor, GPU, cores, and the threads of this process."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": _cpu(), "gpu": gpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:

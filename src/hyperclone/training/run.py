@@ -86,12 +86,12 @@ def train(training: Training, *, watch: Any = None) -> Trained:
         opening.check_state(state)
     training = _with_optimizer(training, output, law, moments=state is not None)
     sequence = budget.sequence_length(training.sequence, stock.positions(config))
-    keys, text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
+    text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
     windows = Windows(text, sequence, apart=apart)
     test = Windows(held_out, sequence, apart=apart) if held_out else None
     sizes = budget.plan(training, sequence=sequence, available=len(windows), processes=processes)
-    settings = record.settings(training, sizes, place, keys)
+    settings = record.settings(training, sizes, place, [one.digest[:20] for one in (text, held_out) if one])
     start = record.take_up(output, settings, resume=training.resume)
     step = int(start.name.rpartition("-")[2]) if start else 0
     model, dtype = opening.model(place, training)
