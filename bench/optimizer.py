@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from hyperclone import copies
-from hyperclone.training.rotated import RotatedAdamW, Rotation
+from hyperclone.training.rotated import RotatedAdamW
+from hyperclone.training.rotation import Rotation
 
 
 def make(kind: str, weight: torch.nn.Parameter, factor: int, *, compiled: bool) -> torch.optim.Optimizer:

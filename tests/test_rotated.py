@@ -15,7 +15,8 @@ import hyperclone
 from hyperclone import Growth, copies
 from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan
-from hyperclone.training.rotated import RotatedAdamW, Rotation, rotated_adamw
+from hyperclone.training.rotated import RotatedAdamW, rotated_adamw
+from hyperclone.training.rotation import Rotation
 
 __all__ = ["in_float64"]
 STEPS = 12

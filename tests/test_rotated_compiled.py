@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hyperclone import copies
-from hyperclone.training.rotated import RotatedAdamW, Rotation
+from hyperclone.training.rotated import RotatedAdamW
+from hyperclone.training.rotation import Rotation
 
 
 def stepped(

@@ -30,8 +30,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache, cached_property, reduce
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -39,109 +38,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from hyperclone import anatomy, producing
-from hyperclone.copies import Copies, as_slice
 from hyperclone.errors import GrowthError
 from hyperclone.plans import Plan
 from hyperclone.training import names
 from hyperclone.training.groups import param_groups
+from hyperclone.training.rotation import Rotation
 
-_SHAPES = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Rotation:
-    """The change of coordinates of one tensor, for the map of each of its dimensions.
-
-    Copies are compared by sums, never by a matrix product: a GPU may round its factors (TF32), and what is left
-    of nearly equal copies would be rounding.
-    """
-
-    maps: tuple[Copies, ...]
-
-    @cached_property
-    def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...], bool], ...]:
-        """(dimension, places of each copy, whether the dimension holds nothing but pairs) of all units with copies."""
-        return tuple(
-            (dim, tuple(map(as_slice, places)), bool((found.count == 2).all()))
-            for dim, found in enumerate(self.maps)
-            for count, _, places in found.groups
-            if count > 1
-        )
-
-    @cached_property
-    def paired(self) -> bool:
-        """No unit has more than two copies along a dimension: then sums and differences are all there is."""
-        return all(len(places) == 2 for _, places, _ in self.turns)
-
-    @cached_property
-    def scale(self) -> float:
-        """What all coordinates have in common: a factor 1/sqrt(2) for each dimension that holds nothing but pairs."""
-        return math.prod(math.sqrt(0.5) for _, _, pairs in self.turns if pairs)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
-        return self.forward_unscaled(value.clone()).mul_(self.scale)
-
-    def forward_unscaled(self, value: Tensor) -> Tensor:
-        """The same in place, but for the factor `scale`. That comes last: a compiler makes one operation of a factor
-        and a sum, in which equal copies leave what rounding leaves.
-        """
-        for dim, places, pairs in self.turns:
-            copies = value.movedim(dim, 0)
-            total = copies[places[0]]  # a run of units is a view, others are copied
-            for b, place in enumerate(places[1:], 1):
-                own = copies[place]
-                apart = total - (own if b == 1 else b * own)  # not in one operation, see above
-                total += own
-                copies[place] = apart if pairs else apart.div_(math.sqrt(b * (b + 1)))
-            _put(copies, places[0], total if pairs else total.div_(math.sqrt(len(places))))
-        return value
-
-    def inverse(self, value: Tensor) -> Tensor:
-        """Back."""
-        return self.inverse_unscaled(value.clone()).mul_(self.scale)
-
-    def inverse_unscaled(self, value: Tensor) -> Tensor:
-        """Back, in place and but for the factor `scale`."""
-        for dim, places, pairs in self.turns:
-            copies = value.movedim(dim, 0)
-            mean = copies[places[0]]  # of the copies that are still to be found
-            if not pairs:
-                mean.div_(math.sqrt(len(places)))
-            for b in range(len(places) - 1, 0, -1):
-                apart = copies[places[b]]
-                if not pairs:
-                    apart.div_(math.sqrt(b * (b + 1)))
-                own = torch.sub(mean, apart, alpha=b)
-                mean += apart
-                copies[places[b]] = own
-            _put(copies, places[0], mean)
-        return value
-
-    @cached_property
-    def factors(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """For each dimension with copies, shaped to broadcast: (square roots of their numbers, 1 where copies differ).
-
-        The product of the roots is sqrt(k). A coordinate is a difference if it is one along any dimension; what copies
-        nothing is none.
-        """
-        return tuple(
-            (
-                self._along(dim, found.count.clamp(min=1).double().sqrt()),
-                self._along(dim, ((found.number > 0) & (found.count > 0)).double()),
-            )
-            for dim, found in enumerate(self.maps)
-            if any(dim == turned for turned, _, _ in self.turns)
-        )
-
-    @cached_property
-    def root(self) -> float | None:
-        """sqrt(k), where it is the same for the whole tensor."""
-        told = [roots.flatten() for roots, _ in self.factors]
-        return math.prod(float(one[0]) for one in told) if all((one == one[0]).all() for one in told) else None
-
-    def _along(self, dim: int, vector: Tensor) -> Tensor:
-        return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
+_SHAPES = 64  # that one function is compiled for, at most
 
 
 class RotatedAdamW(torch.optim.Optimizer):
@@ -174,7 +77,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             raise GrowthError("no moments or no steps come of this", field="betas, differences",
                               found=f"{betas}, {differences}", expected="0 <= beta < 1, differences >= 0")  # fmt: skip
         self._rotations = {name: rotation for name, rotation in rotations.items() if rotation.turns}
-        self._placed: dict[nn.Parameter, list[tuple[Tensor, Tensor]]] = {}
+        self._placed: dict[nn.Parameter, tuple[Rotation, list[tuple[Tensor, Tensor]]]] = {}
         self._compile = compile
         usual = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
         super().__init__(params, {**usual, "betas": betas, "differences": differences})
@@ -198,19 +101,19 @@ class RotatedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # A model has more shapes than torch.compile would make of one function.
+        # A model has more shapes than torch.compile takes of one function by itself: beyond, it would not compile.
         with torch._dynamo.config.patch(recompile_limit=_SHAPES) if self._compile else nullcontext():
             for group in self.param_groups:
                 for parameter, name in zip(group["params"], group["param_names"], strict=True):
                     if parameter.grad is not None:
-                        self._update(parameter, self._rotations.get(name), group)
+                        self._update(parameter, name, group)
         return loss
 
-    def _update(self, parameter: nn.Parameter, rotation: Rotation | None, group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, name: str, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         gradient = parameter.grad
         assert gradient is not None
-        factors = [] if rotation is None else self._factors(parameter, rotation)
+        rotation, factors = self._turning(parameter, name)
         state = self.state[parameter]
         if not state:
             state["step"], state["before"] = torch.tensor(0.0), torch.tensor(0.0)
@@ -251,9 +154,9 @@ class RotatedAdamW(torch.optim.Optimizer):
         """
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
         state = {"step": torch.tensor(float(step)), "before": torch.tensor(0.0)}
-        if (rotation := self._rotations.get(name)) is not None:
+        rotation, factors = self._turning(parameter, name)
+        if rotation is not None:
             first, second = _turned(rotation.forward, first), second.clone()
-            factors = self._factors(parameter, rotation)
             for roots, _ in factors:
                 second.mul_(roots).mul_(roots)
             apart = _apart(factors)
@@ -262,14 +165,18 @@ class RotatedAdamW(torch.optim.Optimizer):
             state["before"] = torch.tensor(float(step))
         return {**state, "rotated_avg": first, "rotated_avg_sq": second}
 
-    def _factors(self, parameter: nn.Parameter, rotation: Rotation) -> list[tuple[Tensor, Tensor]]:
-        """The rotation's factors where the parameter is, sharded like it."""
+    def _turning(self, parameter: nn.Parameter, name: str) -> tuple[Rotation | None, list[tuple[Tensor, Tensor]]]:
+        """A parameter's rotation and its factors, where it is and sharded like it; (None, []) if it has no copies."""
+        if name not in self._rotations:
+            return None, []
         if parameter not in self._placed:
             exact = torch.promote_types(parameter.dtype, torch.float32)
-            self._placed[parameter] = [
-                (_placed(roots.to(exact), parameter), _placed(apart.to(exact), parameter))
-                for roots, apart in rotation.factors
-            ]
+            rotation = self._rotations[name].to(parameter.device)
+            self._placed[parameter] = (
+                rotation,
+                [(_placed(roots.to(exact), parameter), _placed(apart.to(exact), parameter))
+                 for roots, apart in rotation.factors],
+            )  # fmt: skip
         return self._placed[parameter]
 
 
@@ -313,12 +220,6 @@ def _advance(
 def _compiled() -> Callable[..., None]:
     """`_advance`, compiled for each shape and rotation when it first meets them."""
     return torch.compile(_advance, dynamic=False)
-
-
-def _put(copies: Tensor, place: slice | Tensor, value: Tensor) -> None:
-    """Write back what may be a view already."""
-    if isinstance(place, Tensor):
-        copies[place] = value
 
 
 def _apart(factors: list[tuple[Tensor, Tensor]]) -> Tensor:
