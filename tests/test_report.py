@@ -217,11 +217,7 @@ def test_what_is_no_study_and_what_is_torn_is_named(runs: Path) -> None:
         ("tuning.csv", "arm,lr,loss\nclone,,3\n", "''"),
         ("speedup.csv", 'arm,seed\n"clone', "unexpected end of data"),
         ("study.json", "{", "Expecting"),
-        (
-            "study.json",
-            '{"name": "a", "train": {}, "versions": {}, "hardware": [], "arms": {"clone": {"kind": "clone"}}}',
-            "kind, label and train",
-        ),
+        ("study.json", '{"name": "a", "train": {}, "arms": {"clone": {"kind": "clone"}}}', "kind, label and train"),
         ("spectra.json", '[{"arm": "clone"}]', "spectra.json"),
     ],
 )

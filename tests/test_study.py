@@ -88,8 +88,8 @@ class Commands:
     def __init__(self, loss: Callable[[list[str]], float] = lambda command: 3.0, fail: str = "") -> None:
         self.run_commands: list[list[str]] = []
         self._loss, self._fail = loss, fail
-        self.stopped = False
-        self.where = {"versions": {"torch": "2.13.0"}, "hardware": {"gpu": "a small one"}}
+        self.stopped = self.existing = False
+        self.where = {"versions": {"torch": "2.13.0"}, "hardware": [{"gpu": "a small one"}]}
 
     def stop(self) -> None:
         self.stopped = True
@@ -115,7 +115,7 @@ class Commands:
 
     def _train(self, command: list[str]) -> None:
         place = Path(option(command, "output"))
-        place.mkdir(parents=True)  # a real training goes on with nothing that has no checkpoint
+        place.mkdir(parents=True, exist_ok=self.existing)  # a real training goes on from checkpoints only
         told = {"curve": {"steps": 8, "batch": 512, "sequence": 32}, **self.where}
         (place / "training.json").write_text(json.dumps(told))
         (place / "config.json").write_bytes(Path(command[1], "config.json").read_bytes() if
@@ -274,25 +274,53 @@ def test_weights_are_not_needed_to_reuse_what_is_finished(place: Path) -> None:
     assert kinds(again) == []  # neither the source, nor runs, nor clones
 
 
+class Again(Commands):
+    """As Commands. What is known of a source has to stay while it is trained again: results are written meanwhile."""
+
+    def _train(self, command: list[str]) -> None:
+        output = option(command, "output")
+        if "/sources/" in output:
+            assert places.ended(Path(output.removesuffix(".again"))) is not None
+        super()._train(command)
+
+
+def forget_weights(runs: Path) -> None:
+    for kept in runs.rglob("*.safetensors"):
+        kept.unlink()
+
+
 def test_a_source_that_comes_out_otherwise_when_it_is_trained_again_is_told(place: Path) -> None:
-    file = written(place, STUDY)
-    first = Commands()
-    go(file, first)
-    for kept in (place / "runs-of-study").rglob("*.safetensors"):
-        kept.unlink()
-    said = Console(file=io.StringIO(), width=1000)
-    shown = study_display.Show(said)
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    forget_weights(runs)
     more = written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
-    again = Commands(lambda command: 2.875)
-    go(more, again, shown)
-    fresh = [command for command in again.run_commands if "--from-scratch" in command]
-    assert len(fresh) == 2  # the source, and the control's new seed
+    said, again = Console(file=io.StringIO(), width=1000), Again(lambda command: 2.875)
+    go(more, again, study_display.Show(said))
+    assert kinds(again).count("grow") == 1
+    assert (
+        len([one for one in again.run_commands if "--from-scratch" in one]) == 2
+    )  # source, and the control's new seed
     assert "ends at 2.8750 instead of 3.0000" in said.file.getvalue()  # type: ignore[attr-defined]
-    for kept in (place / "runs-of-study").rglob("*.safetensors"):
-        kept.unlink()
+    assert len(list((runs / "clones").iterdir())) == 1  # the others were of the source before
+    assert not list((runs / "sources").glob("*.again"))
+    forget_weights(runs)
     told: list[str] = []
     go(written(place, STUDY.replace("[1, 2]", "[1, 2, 3, 4]")), again, lambda kind, _: told.append(kind))
     assert set(told) == {"begin", "end"}  # the source has come out as before
+    assert len(list((runs / "clones").iterdir())) == 2
+
+
+def test_a_source_that_has_its_checkpoint_goes_on_from_there(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    forget_weights(runs)
+    (source,) = (one for one in (runs / "sources").iterdir() if one.is_dir())
+    (source / "checkpoint-8").mkdir()
+    again = Commands()
+    again.existing = True
+    go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), again)
+    assert (source / "checkpoint-8").is_dir()
+    assert any(option(one, "output") == str(source) for one in again.run_commands if one[0] == "train")
 
 
 def test_what_version_control_kept_of_a_run_that_did_not_end_is_in_nobodys_way(place: Path) -> None:
@@ -477,13 +505,13 @@ def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:
 def test_a_study_that_was_begun_on_one_machine_and_ended_on_another_names_both(place: Path) -> None:
     go(written(place, STUDY), Commands())
     other = Commands()
-    other.where = {"versions": {"torch": "2.11.0"}, "hardware": {"gpu": "a large one"}}
+    other.where = {"versions": {"torch": "2.11.0"}, "hardware": [{"gpu": "a large one"}]}
     go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), other)
     told = json.loads((place / "runs-of-study/study.json").read_text())
     assert told["hardware"] == [{"gpu": "a small one"}, {"gpu": "a large one"}]
     assert told["versions"] == {"torch": "2.11.0, 2.13.0"}
-    assert {run["seed"]: json.loads((place / "runs-of-study" / run["path"] / "run.json").read_text())["hardware"]["gpu"]
-            for run in told["runs"]} == {1: "a small one", 2: "a small one", 3: "a large one"}  # fmt: skip
+    own = {run["seed"]: places.ended(place / "runs-of-study" / run["path"]) or {} for run in told["runs"]}
+    assert [own[seed]["hardware"][0]["gpu"] for seed in (1, 2, 3)] == ["a small one", "a small one", "a large one"]
 
 
 def test_places_of_the_machine_are_in_no_result(place: Path) -> None:

@@ -25,7 +25,7 @@ from training_text import documents, jsonl
 import hyperclone
 from hyperclone.errors import DestinationError, HypercloneError, TrainingError
 from hyperclone.evaluation import Answers
-from hyperclone.training import metrics
+from hyperclone.training import metrics, record
 from hyperclone.training.schedule import factor
 
 ModelDir = Callable[..., Path]
@@ -151,8 +151,12 @@ def test_a_clone_without_noise_follows_its_source(model_dir: ModelDir, text: Pat
     assert max(abs(a - b) for a, b in zip(losses(tmp_path / "fast"), curves[0], strict=True)) > 0.02
 
 
-def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(grown: Path, text: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(
+    grown: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hyperclone.train(request(grown, text, tmp_path / "whole"))
+    machines = iter("ABAC")
+    monkeypatch.setattr(record, "hardware", lambda: {"cpu": next(machines)})
     asked = request(grown, text, tmp_path / "parts", resume=True)
 
     def stop(kind: str, told: dict[str, Any]) -> None:
@@ -178,6 +182,8 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(grown: Path, t
         assert torch.equal(value, weights(tmp_path / "parts")[name]), name
     (tmp_path / "parts/model.safetensors").unlink()
     again = hyperclone.train(asked)  # nothing is left to do but to write the model
+    ran = json.loads((tmp_path / "parts/training.json").read_text())["hardware"]
+    assert [one["cpu"] for one in ran] == ["A", "B"]  # and C did none of it
     assert torch.equal(
         weights(tmp_path / "parts")["model.norm.weight"], weights(tmp_path / "whole")["model.norm.weight"]
     )

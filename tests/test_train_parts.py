@@ -232,8 +232,14 @@ def test_text_is_the_same_wherever_it_lies_and_another_is_not(tokenizer: Any, tm
         place.parent.mkdir()
     there.write_bytes(gzip.compress(jsonl(here, made_up(5)).read_bytes()))
     other = jsonl(tmp_path / "c.jsonl", [*made_up(4), "another"])
-    digests = [prepare(file, tokenizer, tmp_path / "c")[0].digest for file in (here, there, other)]
-    assert digests[0] == digests[1] != digests[2]
+    end = tokenizer.eos_token
+    joined = jsonl(
+        tmp_path / "d.jsonl", [end.join(made_up(5)[:2]), *made_up(5)[2:]]
+    )  # the same tokens, one document less
+    entries = [prepare(file, tokenizer, tmp_path / "c")[0] for file in (here, there, other, joined)]
+    assert entries[0].ids().tolist() == entries[3].ids().tolist()
+    assert entries[0].digest == entries[1].digest
+    assert len({entry.digest for entry in entries}) == 3
 
 
 def test_a_failed_tokenisation_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:

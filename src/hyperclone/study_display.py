@@ -64,8 +64,8 @@ class Show:
             case "other source":
                 self._say(
                     f"source {told['source'].name} was trained again, since its weights are not here, and ends at "
-                    f"{told['now']:.4f} instead of {told['before']:.4f}: arithmetic differs between machines. Finished "
-                    "runs of it and of its clones began elsewhere; delete them to have all from one source."
+                    f"{told['now']:.4f} instead of {told['before']:.4f}: arithmetic differs between machines. Runs "
+                    "of it and of its clones that were begun before are of that one; delete them to have all from one."
                 )
 
     def _say(self, line: str) -> None:

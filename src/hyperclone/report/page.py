@@ -149,20 +149,19 @@ def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
 
 def _configuration(results: Results) -> str:
     study = results.study
-    where = "; ".join(
+    known = study.get("hardware") or []
+    machines = [
         ", ".join(
             str(part)
             for part in (machine.get("gpu") or machine.get("cpu"), _count(machine.get("cores"), "core"),
                          _count(machine.get("threads"), "thread", " a run"))
             if part
         )
-        for machine in study["hardware"]
-    )  # fmt: skip
-    told = [
-        f"<p>{_text(where)}; "
-        + _text(", ".join(f"{name} {version}" for name, version in study["versions"].items()))
-        + f"; seeds {_text(', '.join(map(str, study.get('seeds', []))))}.</p>"
-    ]
+        for machine in (known if isinstance(known, list) else [known])  # one, before each run told its own
+    ]  # fmt: skip
+    versions = ", ".join(f"{name} {version}" for name, version in study.get("versions", {}).items())
+    seeds = f"seeds {', '.join(map(str, study.get('seeds', [])))}"
+    told = [f"<p>{_text('; '.join(part for part in (*machines, versions, seeds) if part))}.</p>"]
     failed = [run for run in study.get("runs", []) if run["status"] == "failed"]
     if failed:
         rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
@@ -173,8 +172,8 @@ def _configuration(results: Results) -> str:
     for name, one in study.get("sources", {}).items():
         told.append(f"<h3>Source {_text(name)}</h3>" + _settings(one))
     for name, arm in results.arms.items():
-        known = {key: value for key, value in arm.items() if value not in (None, {}, [])}
-        told.append(f"<details><summary>arm {_text(name)}</summary>{_settings(known)}</details>")
+        given = {key: value for key, value in arm.items() if value not in (None, {}, [])}
+        told.append(f"<details><summary>arm {_text(name)}</summary>{_settings(given)}</details>")
     return "".join(told)
 
 

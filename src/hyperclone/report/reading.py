@@ -196,9 +196,7 @@ def against(results: Results, control: str) -> Results:
 
 def _study(file: Path) -> dict[str, Any]:
     study = _json(file)
-    wanted: tuple[tuple[str, type], ...] = (
-        ("name", str), ("train", dict), ("arms", dict), ("versions", dict), ("hardware", list),
-    )  # fmt: skip
+    wanted: tuple[tuple[str, type], ...] = (("name", str), ("train", dict), ("arms", dict))
     for field, kind in wanted:
         if not isinstance(study, dict) or not isinstance(study.get(field), kind):
             raise StudyError("this file is not a study's", file=file, field=field, expected=f"a {kind.__name__}")

@@ -19,9 +19,15 @@ def costs(place: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     parameters, per_token = sizes(place / "config.json", told["curve"]["sequence"])
     return {
         "tokens": tokens, "parameters": parameters, "flops_per_token": per_token,
-        "seconds": round(Timing(metrics.read(place)).at(tokens), 3), "versions": told["versions"],
-        "hardware": told.get("hardware"), "train": plain(given),
+        "seconds": round(Timing(metrics.read(place)).at(tokens), 3), **where(place), "train": plain(given),
     }  # fmt: skip
+
+
+def where(place: Path) -> dict[str, Any]:
+    """Versions and hardware of a training; nothing if it did not get as far as to say so."""
+    file = place / record.FILE
+    told = json.loads(file.read_text()) if file.is_file() else {}
+    return {name: told[name] for name in ("versions", "hardware") if name in told}
 
 
 @cache

@@ -127,7 +127,7 @@ def source_cost(progress: Progress, name: str) -> dict[str, Any]:
     return {
         "parameters": spent["parameters"], "tokens": spent["tokens"],
         "flops": spent["tokens"] * spent["flops_per_token"], "seconds": spent["seconds"],
-        "loss": metrics.last_loss(place), "trained": True,
+        "loss": metrics.last_loss(place), "trained": True, "hardware": (places.ended(place) or {}).get("hardware"),
     }  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _summary(progress: Progress, told: Mapping[int, Any]) -> dict[str, Any]:
             name: ", ".join(sorted({one["versions"][name] for one in ended_runs if name in one.get("versions", {})}))
             for name in sorted({name for one in ended_runs for name in one.get("versions", {})})
         },
-        "hardware": _different(one["hardware"] for one in ended_runs if one.get("hardware")),
+        "hardware": _different(one for run in ended_runs for one in run.get("hardware", [])),
         "reference": study.control, "headline": study.headline,
         "seeds": list(study.seeds),
         "train": plain(study.train),

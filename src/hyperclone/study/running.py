@@ -23,7 +23,7 @@ from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.growth import Growth
 from hyperclone.study import commands, keys, places
 from hyperclone.study.commands import Interrupted, Processes
-from hyperclone.study.costs import costs
+from hyperclone.study.costs import costs, where
 from hyperclone.study.request import Arm, Source, Study
 from hyperclone.study.speedup import Speedup
 from hyperclone.training import checkpoints, metrics, record
@@ -88,7 +88,7 @@ class Runner:
             processes: runs the commands.
             watch: told of what begins ("begin": what, path), which learning rate was chosen ("tuned": arm, lr, tried),
                 how a run ended ("end": run), and of a source that was trained again and came out otherwise, as another
-                GPU makes it ("other source": source, before, now): runs that are finished began from the one before.
+                GPU makes it ("other source": source, before, now): runs that were begun are of the one before.
             changed: called whenever there are new results.
         """
         self.progress = Progress(study, output, [Run(arm, seed) for seed in study.seeds for arm in study.arms.values()])
@@ -178,20 +178,30 @@ class Runner:
         place = hub.resolve(source.model)
         if source.train is not None:
             target = self._source_place(source)
-            ended = places.ended(target) is not None
-            if not ended or not any(target.glob("*.safetensors")):
-                before = metrics.last_loss(target) if ended else None
-                if ended:
-                    shutil.rmtree(target)  # it cannot go on from there
-                given = {"keep": 1, **source.train}
-                await self._train(place, target, given, 0, scratch=True, told={"what": f"source {source.name}"})
-                places.write(target / places.RUN, {"key": self._source_key(source), "source": source.name})
-                if before is not None and (now := metrics.last_loss(target)) != before:
-                    self._watch("other source", {"source": source, "before": before, "now": now})
+            if places.ended(target) is None or not any(target.glob("*.safetensors")):
+                await self._train_source(source, place, target)
             place = target
         self.progress.sources[source.name] = place
         self._changed()
         return place
+
+    async def _train_source(self, source: Source, place: Path, target: Path) -> None:
+        """Train a source, or train it again: then what is known of it stays where it is until there is more."""
+        ended = places.ended(target) is not None
+        before = metrics.last_loss(target) if ended else None
+        made = target.with_name(f"{target.name}.again") if ended and not checkpoints.every(target) else target
+        given = {"keep": 1, **source.train} if source.train else {}
+        await self._train(place, made, given, 0, scratch=True, told={"what": f"source {source.name}"})
+        places.write(made / places.RUN, {"key": self._source_key(source), "source": source.name, **where(made)})
+        if made != target:
+            shutil.rmtree(target)
+            made.replace(target)
+        if before is not None and (now := metrics.last_loss(target)) != before:
+            for arm in self._study.arms.values():
+                if arm.source is source and arm.kind == "clone":
+                    for seed in (*self._study.seeds, *([arm.tuning.seed] if arm.tuning else [])):
+                        shutil.rmtree(self._output / "clones" / self._key(arm, seed), ignore_errors=True)
+            self._watch("other source", {"source": source, "before": before, "now": now})
 
     async def _model(self, arm: Arm, seed: int) -> tuple[Path, Path | None]:
         """(directory, its source's) of what an arm starts from, made if it has to be."""
@@ -291,7 +301,7 @@ class Runner:
                 if "no longer a number" not in str(error):
                     raise
                 loss = None  # it diverged: that is a result
-            told = {"key": key, "arm": arm.name, "lr": rate, "seed": tuning.seed, "loss": loss}
+            told = {"key": key, "arm": arm.name, "lr": rate, "seed": tuning.seed, "loss": loss, **where(place)}
             _forget(place)
             places.write(place / places.RUN, told)
         return float("inf") if told["loss"] is None else float(told["loss"])

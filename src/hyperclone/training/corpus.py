@@ -43,7 +43,7 @@ class Corpus:
         tokens, documents: how many.
         nbytes: of the documents as UTF-8.
         largest: token id.
-        digest: SHA-256 of its tokens: the same text has the same, wherever its files lie.
+        digest: SHA-256 of its documents' tokens: the same text has the same, wherever its files lie.
     """
 
     file: str
@@ -176,10 +176,10 @@ class _Stream:
         self._starts.close()
 
     def add(self, document: list[int], nbytes: int) -> None:
-        self._starts.write(np.int64(self.tokens).tobytes())
-        ids = np.asarray(document, dtype=self._dtype).tobytes()
+        start, ids = np.int64(self.tokens).tobytes(), np.asarray(document, dtype=self._dtype).tobytes()
+        self._starts.write(start)
         self._ids.write(ids)
-        self._sum.update(ids)
+        self._sum.update(start + ids)
         self.tokens += len(document)
         self.documents += 1
         self.nbytes += nbytes

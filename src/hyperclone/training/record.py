@@ -58,7 +58,7 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")
         },
-        "hardware": hardware(),
+        "hardware": [hardware()],
         "model": hub.public_name(training.model),
         "data": [hub.public_name(one) for one in training.data],
         "curve": {
@@ -133,10 +133,12 @@ def optimizer(output: Path) -> str | None:
     return str(read_json(output / FILE).get("curve", {}).get("optimizer", "adamw"))
 
 
-def write(output: Path, told: dict[str, Any]) -> None:
-    """Make the output and say what runs in it."""
+def write(output: Path, told: dict[str, Any], *, resumed: bool) -> None:
+    """Make the output and say what runs in it; where it ran before stays known."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        before = read_json(output / FILE).get("hardware", []) if resumed else []
+        told = {**told, "hardware": before + [one for one in told["hardware"] if one not in before]}
         checkpoints.clear(output)
         (output / FILE).write_text(json.dumps(told, indent=2) + "\n")
     except OSError as error:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, reduce
 from typing import Any
 
@@ -44,7 +44,7 @@ from hyperclone.training import names
 from hyperclone.training.groups import param_groups
 from hyperclone.training.rotation import Rotation
 
-_SHAPES = 64  # that one function is compiled for, at most
+_SHAPES = 64  # that one function is compiled for, at least
 
 
 class RotatedAdamW(torch.optim.Optimizer):
@@ -102,7 +102,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         # A model has more shapes than torch.compile takes of one function by itself: beyond, it would not compile.
-        with torch._dynamo.config.patch(recompile_limit=_SHAPES) if self._compile else nullcontext():
+        with _more_shapes() if self._compile else nullcontext():
             for group in self.param_groups:
                 for parameter, name in zip(group["params"], group["param_names"], strict=True):
                     if parameter.grad is not None:
@@ -139,7 +139,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             advance, numbers = _compiled(), tuple(torch.tensor(one, dtype=torch.float64) for one in numbers)
         moments = state["rotated_avg"], state["rotated_avg_sq"]
         apart = [] if ratio == 1 else [apart for _, apart in factors]
-        advance(parameter, gradient, *moments, rotation, roots, apart, ratio > 1, numbers, *group["betas"])
+        advance(parameter, gradient, *moments, rotation, roots, apart, ratio > 1, numbers, beta1, beta2)
 
     @torch.no_grad()
     def grown_moments(
@@ -169,9 +169,10 @@ class RotatedAdamW(torch.optim.Optimizer):
         """A parameter's rotation and its factors, where it is and sharded like it; (None, []) if it has no copies."""
         if name not in self._rotations:
             return None, []
-        if parameter not in self._placed:
+        if parameter not in self._placed or self._placed[parameter][0].device != parameter.device:
             exact = torch.promote_types(parameter.dtype, torch.float32)
             rotation = self._rotations[name].to(parameter.device)
+            _ = rotation.turns, rotation.scales  # torch.compile would break off where they are made
             self._placed[parameter] = (
                 rotation,
                 [(_placed(roots.to(exact), parameter), _placed(apart.to(exact), parameter))
@@ -214,6 +215,12 @@ def _advance(
     if rotation is not None:
         step = _turned(rotation.inverse_unscaled, step)
     parameter.mul_(keep).sub_(step)
+
+
+def _more_shapes() -> AbstractContextManager[None]:
+    limits: Any = torch._dynamo.config
+    patch: AbstractContextManager[None] = limits.patch(recompile_limit=max(_SHAPES, limits.recompile_limit))
+    return patch
 
 
 @cache

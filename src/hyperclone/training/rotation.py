@@ -36,10 +36,10 @@ class Rotation:
         return self if device == self.device else replace(self, device=device)
 
     @cached_property
-    def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...], bool], ...]:
-        """(dimension, places of each copy, whether the dimension holds nothing but pairs) of all units with copies."""
+    def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...]], ...]:
+        """(dimension, places of each copy) of all units with copies."""
         return tuple(
-            (dim, tuple(self._here(as_slice(place)) for place in places), bool((found.count == 2).all()))
+            (dim, tuple(self._here(as_slice(place)) for place in places))
             for dim, found in enumerate(self.maps)
             for count, _, places in found.groups
             if count > 1
@@ -48,31 +48,39 @@ class Rotation:
     @cached_property
     def paired(self) -> bool:
         """No unit has more than two copies along a dimension: then sums and differences are all there is."""
-        return all(len(places) == 2 for _, places, _ in self.turns)
+        return all(len(places) == 2 for _, places in self.turns)
 
     @cached_property
     def scale(self) -> float:
         """What all coordinates have in common: a factor 1/sqrt(2) for each dimension that holds nothing but pairs."""
-        return math.prod(math.sqrt(0.5) for _, _, pairs in self.turns if pairs)
+        return math.prod(math.sqrt(0.5) for found in self.maps if _pairs(found))
+
+    @cached_property
+    def scales(self) -> tuple[Tensor, ...]:
+        """What they have not: of each other dimension with copies, a factor for each unit, shaped to broadcast."""
+        return tuple(
+            self._along(dim, _lengths(found).reciprocal()).to(self.device)
+            for dim, found in enumerate(self.maps)
+            if any(dim == turned for turned, _ in self.turns) and not _pairs(found)
+        )
 
     def forward(self, value: Tensor) -> Tensor:
-        """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood."""
-        return self.forward_unscaled(value.clone()).mul_(self.scale)
+        """Weights or gradients in the new coordinates: coordinate b of a unit stands where its copy b stood.
 
-    def forward_unscaled(self, value: Tensor) -> Tensor:
-        """The same in place, but for the factor `scale`. That comes last: a compiler makes one operation of a factor
-        and a sum, in which equal copies leave what rounding leaves.
+        Sums come first and factors last: a compiler makes one operation of a factor and a sum, in which copies that are
+        equal leave what rounding leaves.
         """
-        for dim, places, pairs in self.turns:
+        value = value.clone()
+        for dim, places in self.turns:
             copies = value.movedim(dim, 0)
             total = copies[places[0]]  # a run of units is a view, others are copied
             for b, place in enumerate(places[1:], 1):
                 own = copies[place]
-                apart = total - (own if b == 1 else b * own)  # not in one operation, see above
+                apart = total - (own if b == 1 else b * own)  # not in one operation either
                 total += own
-                copies[place] = apart if pairs else apart.div_(math.sqrt(b * (b + 1)))
-            _put(copies, places[0], total if pairs else total.div_(math.sqrt(len(places))))
-        return value
+                copies[place] = apart
+            _put(copies, places[0], total)
+        return self._scaled(value).mul_(self.scale)
 
     def inverse(self, value: Tensor) -> Tensor:
         """Back."""
@@ -80,15 +88,12 @@ class Rotation:
 
     def inverse_unscaled(self, value: Tensor) -> Tensor:
         """Back, in place and but for the factor `scale`."""
-        for dim, places, pairs in self.turns:
+        value = self._scaled(value)
+        for dim, places in self.turns:
             copies = value.movedim(dim, 0)
             mean = copies[places[0]]  # of the copies that are still to be found
-            if not pairs:
-                mean.div_(math.sqrt(len(places)))
             for b in range(len(places) - 1, 0, -1):
                 apart = copies[places[b]]
-                if not pairs:
-                    apart.div_(math.sqrt(b * (b + 1)))
                 own = torch.sub(mean, apart, alpha=b)
                 mean += apart
                 copies[places[b]] = own
@@ -108,7 +113,7 @@ class Rotation:
                 self._along(dim, ((found.number > 0) & (found.count > 0)).double()),
             )
             for dim, found in enumerate(self.maps)
-            if any(dim == turned for turned, _, _ in self.turns)
+            if any(dim == turned for turned, _ in self.turns)
         )
 
     @cached_property
@@ -117,11 +122,27 @@ class Rotation:
         told = [roots.flatten() for roots, _ in self.factors]
         return math.prod(float(one[0]) for one in told) if all((one == one[0]).all() for one in told) else None
 
+    def _scaled(self, value: Tensor) -> Tensor:
+        for one in self.scales:
+            value.mul_(one.to(torch.promote_types(value.dtype, torch.float32)))
+        return value
+
     def _here(self, place: slice | Tensor) -> slice | Tensor:
         return place if isinstance(place, slice) else place.to(self.device)
 
     def _along(self, dim: int, vector: Tensor) -> Tensor:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
+
+
+def _pairs(found: Copies) -> bool:
+    """A dimension holds nothing but pairs."""
+    return bool((found.count == 2).all())
+
+
+def _lengths(found: Copies) -> Tensor:
+    """(D,) of the row of Helmert's matrix, before it is scaled, that each unit's coordinate is."""
+    rows = torch.where(found.number == 0, found.count, found.number * (found.number + 1))
+    return torch.where(found.count > 1, rows, 1).double().sqrt()
 
 
 def _put(copies: Tensor, place: slice | Tensor, value: Tensor) -> None:

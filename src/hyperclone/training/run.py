@@ -110,7 +110,9 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     figures = ours.Figures(flops.per_token(model, sequence), flops.peak(asked.device, precision), held_out or text)
     asked.distributed_state.wait_for_everyone()  # all have seen the output as it was
     if main:
-        record.write(output, settings)
+        if step == sizes.steps:
+            settings["hardware"] = []  # nothing is left to be done here
+        record.write(output, settings, resumed=start is not None)
     tell(
         "start",
         {
