@@ -8,24 +8,36 @@ The tokenizer is Seedling's (a byte-level BPE of 2048 tokens), so that losses of
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer
 
 SEEDLING = Path(__file__).parents[1] / "src/hyperclone/data/seedling"
 
 
 def write(target: Path, *, hidden: int, layers: int, head_dim: int = 16, tokenizer: Path = SEEDLING) -> None:
-    """config.json and tokenizer of a Llama: two query heads for each KV head, ffn 2.75 times hidden."""
+    """config.json and tokenizer of a Llama: two query heads for each KV head, ffn 2.75 times hidden.
+
+    The same bytes with every version of transformers, so that runs are found again by their keys.
+    """
     learnt = AutoTokenizer.from_pretrained(tokenizer)
     heads = hidden // head_dim
-    LlamaConfig(
-        vocab_size=len(learnt), hidden_size=hidden, intermediate_size=hidden * 11 // 4, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=head_dim, max_position_embeddings=256,
-        tie_word_embeddings=True, rms_norm_eps=1e-5, bos_token_id=learnt.bos_token_id, eos_token_id=learnt.eos_token_id,
-        architectures=["LlamaForCausalLM"], dtype="float32",
-    ).save_pretrained(target)  # fmt: skip
-    learnt.save_pretrained(target)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",
+        "vocab_size": len(learnt), "hidden_size": hidden, "intermediate_size": hidden * 11 // 4,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads // 2,
+        "head_dim": head_dim, "max_position_embeddings": 256, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
+        "bos_token_id": learnt.bos_token_id, "eos_token_id": learnt.eos_token_id, "pad_token_id": None,
+        "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02,
+        "mlp_bias": False, "pretraining_tp": 1, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "transformers_version": "5.24.0", "use_cache": True,
+    }  # fmt: skip
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer / name, target)
 
 
 def main() -> None:
