@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from hyperclone import copies
+from hyperclone.training.record import hardware
 from hyperclone.training.rotated import RotatedAdamW
 from hyperclone.training.rotation import Rotation
 
@@ -98,8 +99,7 @@ def main() -> None:
             times[name].append(seconds(step, repeats=5) / args.size**2 * 1e9)
     found = {
         "date": f"{date.today():%Y-%m-%d}",
-        "hardware": {"gpu": torch.cuda.get_device_name() if device == "cuda" else None, "cpu": platform.machine(),
-                     "cores": os.cpu_count(), "threads": args.threads, "load": round(os.getloadavg()[0], 2)},
+        "hardware": {**hardware(), "load": round(os.getloadavg()[0], 2)},
         "versions": {"python": platform.python_version(), "torch": importlib.metadata.version("torch")},
         "size": args.size,
         "nanoseconds_per_weight": {name: {"median": round(statistics.median(all_), 3), "lowest": round(min(all_), 3),

@@ -202,6 +202,8 @@ def main() -> None:
     if args.one:
         measure(args.one, args.place, args.steps, compiled=compiled)
         return
+    from hyperclone.training.record import hardware  # only now: the plain loop's process does without
+
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     if not gpu:
@@ -227,8 +229,7 @@ def main() -> None:
     }
     content = {
         "date": date.today().isoformat(),
-        "hardware": {"gpu": torch.cuda.get_device_name() if gpu else None, "cpu": platform.machine(),
-                     "cores": os.cpu_count(), "threads": None if gpu else args.threads},
+        "hardware": {**hardware(), "threads": None if gpu else args.threads},
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}},
         "seed": SEED, "config": config, "sequence": sequence, "batch": windows * sequence, "micro_batch": micro,

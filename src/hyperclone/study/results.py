@@ -154,7 +154,7 @@ def _summary(progress: Progress, told: Mapping[int, Any]) -> dict[str, Any]:
             name: ", ".join(sorted({one["versions"][name] for one in ended_runs if name in one.get("versions", {})}))
             for name in sorted({name for one in ended_runs for name in one.get("versions", {})})
         },
-        "hardware": _different(one for run in ended_runs for one in run.get("hardware", [])),
+        "hardware": record.each_once(one for run in ended_runs for one in run.get("hardware", [])),
         "reference": study.control, "headline": study.headline,
         "seeds": list(study.seeds),
         "train": plain(study.train),
@@ -172,15 +172,6 @@ def _summary(progress: Progress, told: Mapping[int, Any]) -> dict[str, Any]:
             for run in progress.runs
         ],
     }  # fmt: skip
-
-
-def _different(told: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each once, in order: a study may be begun on one machine and ended on another."""
-    found: list[dict[str, Any]] = []
-    for one in told:
-        if one not in found:
-            found.append(one)
-    return found
 
 
 def _anatomy(output: Path, done: Sequence[Run], told: Mapping[int, Any]) -> None:

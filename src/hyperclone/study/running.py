@@ -190,8 +190,10 @@ class Runner:
         ended = places.ended(target) is not None
         before = metrics.last_loss(target) if ended else None
         made = target.with_name(f"{target.name}.again") if ended and not checkpoints.every(target) else target
-        given = {"keep": 1, **source.train} if source.train else {}
-        await self._train(place, made, given, 0, scratch=True, told={"what": f"source {source.name}"})
+        assert source.train is not None
+        await self._train(
+            place, made, {"keep": 1, **source.train}, 0, scratch=True, told={"what": f"source {source.name}"}
+        )
         places.write(made / places.RUN, {"key": self._source_key(source), "source": source.name, **where(made)})
         if made != target:
             shutil.rmtree(target)

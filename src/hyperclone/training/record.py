@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def hardware() -> dict[str, Any]:
     return {"cpu": _cpu(), "gpu": gpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
+def each_once(machines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Machines in order, each once: a run, or a study, may be begun on one and ended on another."""
+    found: list[dict[str, Any]] = []
+    for one in machines:
+        if one not in found:
+            found.append(one)
+    return found
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -138,7 +148,7 @@ def write(output: Path, told: dict[str, Any], *, resumed: bool) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         before = read_json(output / FILE).get("hardware", []) if resumed else []
-        told = {**told, "hardware": before + [one for one in told["hardware"] if one not in before]}
+        told = {**told, "hardware": each_once([*before, *told["hardware"]])}
         checkpoints.clear(output)
         (output / FILE).write_text(json.dumps(told, indent=2) + "\n")
     except OSError as error:

@@ -61,7 +61,7 @@ class Rotation:
         return tuple(
             self._along(dim, _lengths(found).reciprocal()).to(self.device)
             for dim, found in enumerate(self.maps)
-            if any(dim == turned for turned, _ in self.turns) and not _pairs(found)
+            if _copied(found) and not _pairs(found)
         )
 
     def forward(self, value: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class Rotation:
                 self._along(dim, ((found.number > 0) & (found.count > 0)).double()),
             )
             for dim, found in enumerate(self.maps)
-            if any(dim == turned for turned, _ in self.turns)
+            if _copied(found)
         )
 
     @cached_property
@@ -132,6 +132,11 @@ class Rotation:
 
     def _along(self, dim: int, vector: Tensor) -> Tensor:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
+
+
+def _copied(found: Copies) -> bool:
+    """A dimension has units with copies."""
+    return bool((found.count > 1).any())
 
 
 def _pairs(found: Copies) -> bool:

@@ -109,9 +109,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
         packing.check_apart(model.to(asked.device), precision=precision)
     figures = ours.Figures(flops.per_token(model, sequence), flops.peak(asked.device, precision), held_out or text)
     asked.distributed_state.wait_for_everyone()  # all have seen the output as it was
-    if main:
-        if step == sizes.steps:
-            settings["hardware"] = []  # nothing is left to be done here
+    if main and step < sizes.steps:  # what has ended keeps the record of where it ran
         record.write(output, settings, resumed=start is not None)
     tell(
         "start",
