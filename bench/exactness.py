@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from grow import fresh, machine
 
 import hyperclone
-from hyperclone import Growth, copies
-from hyperclone.expand import Expansion, Noise, Recipe, TensorMap, expand
+from hyperclone import Growth
+from hyperclone.expansion import copy_map
+from hyperclone.expansion.expand import Expansion, Noise, Recipe, TensorMap, expand
 
 LEVELS = (-20, -10, 0, 5, 10, 20, 30, 40, 50, 60, 80)
 
@@ -37,7 +38,7 @@ def level() -> list[dict[str, Any]]:
             for asked in LEVELS:
                 realised = []
                 for n in (2, 3, 4):
-                    axis = copies.axis(384, 384 * n)
+                    axis = copy_map.axis(384, 384 * n)
                     grown = TensorMap(axis, axis, splits=True, transposed=False)
                     plain, noisy = (
                         expand(
@@ -56,7 +57,7 @@ def level() -> list[dict[str, Any]]:
 
 def tolerance(work: Path) -> dict[str, Any]:
     """relative / tolerance of every comparison in the behavioural proofs of the tests' small models."""
-    from conftest import MODELS, build, save_tokenizer  # type: ignore[import-not-found]  # the tests' models
+    from tests.helpers.models import MODELS, build, save_tokenizer
 
     requests = [
         Growth(width=n, expansion=e, noise=z)

@@ -80,7 +80,7 @@ def copy_command(files: list[Path], target: Path) -> list[str]:
 
 
 def hyperclone(*arguments: object) -> list[str]:
-    return [sys.executable, "-c", "from hyperclone.cli import main; main()", *map(str, arguments)]
+    return [sys.executable, "-c", "from hyperclone.cli.main import main; main()", *map(str, arguments)]
 
 
 def fresh(path: Path) -> Path:

@@ -45,7 +45,9 @@ CONFIG = {
 
 def corpus() -> Tensor:
     """(bytes,) the Markdown and family files of this repository, in the order of their names."""
-    files = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/hyperclone/families/*.toml")])
+    files = sorted(
+        [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/hyperclone/architectures/families/*.toml")]
+    )
     return torch.tensor(list(b"".join(file.read_bytes() for file in files)), dtype=torch.long)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.training.record import hardware
+from hyperclone.training.run_record import hardware
 
 TOKENS, SHAPES = 1024, {"attention": (384, 384), "feed-forward": (384, 1056), "head": (384, 2048)}
 

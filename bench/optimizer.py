@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 
-from hyperclone import copies
-from hyperclone.training.record import hardware
-from hyperclone.training.rotated import RotatedAdamW
-from hyperclone.training.rotation import Rotation
+from hyperclone.expansion import copy_map
+from hyperclone.optim.rotated_adamw import RotatedAdamW
+from hyperclone.optim.rotation import Rotation
+from hyperclone.training.run_record import hardware
 
 
 def make(kind: str, weight: torch.nn.Parameter, factor: int, *, compiled: bool) -> torch.optim.Optimizer:
@@ -35,7 +35,7 @@ def make(kind: str, weight: torch.nn.Parameter, factor: int, *, compiled: bool) 
     if kind == "adamw":
         return torch.optim.AdamW([weight], weight_decay=0.1, fused=weight.is_cuda or None)
     size = weight.shape[0]
-    axis = copies.axis(size // factor, size)
+    axis = copy_map.axis(size // factor, size)
     group = {"params": [weight], "param_names": ["w"], "weight_decay": 0.1}
     return RotatedAdamW([group], {"w": Rotation((axis, axis))}, differences=8.0, compile=compiled)
 

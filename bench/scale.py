@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperclone import Growth, planning
-from hyperclone.hub import Headers
+from hyperclone import Growth
+from hyperclone.io.hub import Headers
+from hyperclone.planning import planner
 
 PEAK = 989e12  # H100 SXM, dense bf16
 MEMORY = 80e9
@@ -70,7 +71,7 @@ CASES = (
 
 def planned(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
     """The figures of one case."""
-    plan = planning.make(Headers.imagined(case.config, dtype="BF16"), case.growth)
+    plan = planner.make(Headers.imagined(case.config, dtype="BF16"), case.growth)
     a = {axis: new for axis, (_, new) in plan.sizes.items()}
     heads = a["heads"] if "heads" in a else a["kv_heads"] * a["group"]
     kv = a.get("kv_heads", heads)

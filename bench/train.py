@@ -202,7 +202,7 @@ def main() -> None:
     if args.one:
         measure(args.one, args.place, args.steps, compiled=compiled)
         return
-    from hyperclone.training.record import hardware  # only now: the plain loop's process does without
+    from hyperclone.training.run_record import hardware  # only now: the plain loop's process does without
 
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}

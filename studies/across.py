@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hyperclone.report import reading
-from hyperclone.report.reading import Results
+from hyperclone.report import load
+from hyperclone.report.load import Results
 from hyperclone.study import speedup
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("other", help="the study whose control arm is taken")
     args = parser.parse_args()
-    ours, theirs = (reading.read(HERE / f"{name}.runs") for name in (args.study, args.other))
+    ours, theirs = (load.read(HERE / f"{name}.runs") for name in (args.study, args.other))
     assert theirs.control is not None
     print("arm, seed, final loss, worth of a token, worth of a FLOP with the source charged")
     for arm, runs in ours.curves.items():

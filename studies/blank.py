@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-SEEDLING = Path(__file__).parents[1] / "src/hyperclone/data/seedling"
+SEEDLING = Path(__file__).parents[1] / "src/hyperclone/demo/seedling"
 
 
 def write(target: Path, *, hidden: int, layers: int, head_dim: int = 16, tokenizer: Path = SEEDLING) -> None:

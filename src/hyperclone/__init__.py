@@ -11,65 +11,53 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from hyperclone.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from hyperclone.anatomy import examine as examine
-    from hyperclone.collapsing import collapse as collapse
+    from hyperclone.anatomy.examine import examine as examine
+    from hyperclone.conversion.collapse import collapse as collapse
+    from hyperclone.conversion.grow import grow as grow
+    from hyperclone.conversion.grow import plan as plan
+    from hyperclone.conversion.in_memory import grow_model as grow_model
+    from hyperclone.conversion.verify import verify as verify
     from hyperclone.errors import HypercloneError as HypercloneError
-    from hyperclone.evaluation import evaluate as evaluate
-    from hyperclone.growing import grow as grow
-    from hyperclone.growing import plan as plan
-    from hyperclone.growth import Growth as Growth
-    from hyperclone.memory import grow_model as grow_model
-    from hyperclone.proof import Proof as Proof
-    from hyperclone.proposing import propose as propose
-    from hyperclone.training.groups import param_groups as param_groups
-    from hyperclone.training.loading import load_state as load_state
-    from hyperclone.training.request import Training as Training
-    from hyperclone.training.rotated import rotated_adamw as rotated_adamw
+    from hyperclone.evaluation.evaluate import evaluate as evaluate
+    from hyperclone.optim.load_state import load_state as load_state
+    from hyperclone.optim.param_groups import param_groups as param_groups
+    from hyperclone.optim.rotated_adamw import rotated_adamw as rotated_adamw
+    from hyperclone.planning.growth import Growth as Growth
+    from hyperclone.planning.proposals import propose as propose
+    from hyperclone.proof.proof import Proof as Proof
+    from hyperclone.training.config import Training as Training
     from hyperclone.training.run import train as train
-    from hyperclone.verifying import verify as verify
 
 # Loaded on first use, so that `plan` and `--help` start without torch.
 _PUBLIC = {
-    "Growth": "growth",
+    "Growth": "planning.growth",
     "HypercloneError": "errors",
-    "Proof": "proof",
-    "Training": "training.request",
-    "collapse": "collapsing",
-    "evaluate": "evaluation",
-    "examine": "anatomy",
-    "grow": "growing",
-    "grow_model": "memory",
-    "load_state": "training.loading",
-    "param_groups": "training.groups",
-    "plan": "growing",
+    "Proof": "proof.proof",
+    "Training": "training.config",
+    "collapse": "conversion.collapse",
+    "evaluate": "evaluation.evaluate",
+    "examine": "anatomy.examine",
+    "grow": "conversion.grow",
+    "grow_model": "conversion.in_memory",
+    "load_state": "optim.load_state",
+    "param_groups": "optim.param_groups",
+    "plan": "conversion.grow",
+    "propose": "planning.proposals",
+    "rotated_adamw": "optim.rotated_adamw",
     "train": "training.run",
-    "propose": "proposing",
-    "rotated_adamw": "training.rotated",
-    "verify": "verifying",
+    "verify": "conversion.verify",
 }
-__all__ = [
-    "Growth",
-    "HypercloneError",
-    "Proof",
-    "Training",
-    "collapse",
-    "evaluate",
-    "examine",
-    "grow",
-    "grow_model",
-    "load_state",
-    "param_groups",
-    "plan",
-    "propose",
-    "rotated_adamw",
-    "verify",
-]
+__all__ = sorted([*_PUBLIC, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hyperclone' has no attribute {name!r}")
     return getattr(importlib.import_module(f"hyperclone.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,6 +2,6 @@
 ...`.
 """
 
-from hyperclone.cli import main
+from hyperclone.cli.main import main
 
 main()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hyperclone.report import comparisons, curves, widths
+from hyperclone.report import comparison_figures, copy_figures, curve_figures
 from hyperclone.report.canvas import Canvas
-from hyperclone.report.reading import Results
+from hyperclone.report.load import Results
 
 COSTS = (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of training"))
 
@@ -13,14 +13,19 @@ def every(results: Results) -> list[Canvas]:
     """All figures that the results allow, in the order of the page."""
     made: list[Canvas | None] = []
     if results.curves:
-        made += [curves.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)]
-        made.append(curves.early(results, curves.principal(results)))
+        made += [curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)]
+        made.append(curve_figures.early(results, curve_figures.principal(results)))
     if results.tasks:
-        made += [curves.accuracy(results), comparisons.tasks(results)]
+        made += [curve_figures.accuracy(results), comparison_figures.tasks(results)]
     others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
     if any(row["speedup_tokens"] is not None for row in others):
-        made.append(comparisons.speedups(results))
-    made += comparisons.groups(results)
-    made += comparisons.sources(results)
-    made += [widths.parting(results), widths.symmetry(results), widths.spectra(results), curves.tuning(results)]
+        made.append(comparison_figures.speedups(results))
+    made += comparison_figures.groups(results)
+    made += comparison_figures.sources(results)
+    made += [
+        copy_figures.parting(results),
+        copy_figures.symmetry(results),
+        copy_figures.spectra(results),
+        curve_figures.tuning(results),
+    ]
     return [canvas for canvas in made if canvas is not None]

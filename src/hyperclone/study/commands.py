@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
-from hyperclone.growth import Growth
-from hyperclone.training.request import Training
+from hyperclone.planning.growth import Growth
+from hyperclone.training.config import Training
 
 _FLAGS = {"tasks": "--task"}  # others are spelled like their field
 

@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hyperclone import stock
-from hyperclone.training import flops, metrics, record
+from hyperclone.hf import models
+from hyperclone.training import flops, metrics, run_record
 
 
 def costs(place: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a finished training took: tokens, parameters, flops of a token, seconds of its steps, and where it ran."""
-    told = json.loads((place / record.FILE).read_text())
+    told = json.loads((place / run_record.FILE).read_text())
     tokens = told["curve"]["steps"] * told["curve"]["batch"]
     parameters, per_token = sizes(place / "config.json", told["curve"]["sequence"])
     return {
@@ -25,7 +25,7 @@ def costs(place: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def where(place: Path) -> dict[str, Any]:
     """Versions and hardware of a training; nothing if it did not get as far as to say so."""
-    file = place / record.FILE
+    file = place / run_record.FILE
     told = json.loads(file.read_text()) if file.is_file() else {}
     return {name: told[name] for name in ("versions", "hardware") if name in told}
 
@@ -36,7 +36,7 @@ def sizes(config: Path, sequence: int) -> tuple[int, float]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with stock.quiet(), torch.device("meta"):
+    with models.quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.parent, local_files_only=True))
     return sum(p.numel() for p in model.parameters()), flops.per_token(model, sequence)
 

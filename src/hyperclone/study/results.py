@@ -21,13 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hyperclone import __version__, hub
-from hyperclone.study import places
+from hyperclone.io import hub
+from hyperclone.study import paths
+from hyperclone.study.config import Arm
 from hyperclone.study.costs import Timing, costs, plain, sizes
-from hyperclone.study.request import Arm
-from hyperclone.study.running import Progress, Run
+from hyperclone.study.runner import Progress, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, charged, compare
-from hyperclone.training import metrics, record
+from hyperclone.training import metrics, run_record
+from hyperclone.version import __version__
 
 
 def evaluations(place: Path) -> list[dict[str, Any]]:
@@ -51,7 +52,7 @@ def write(progress: Progress) -> list[tuple[Run, Speedup]]:
     """Write all files; the speed-ups."""
     output = progress.output
     done = [run for run in progress.runs if run.status == "finished" and run.path is not None]
-    told = {id(run): places.ended(run.path) or {} for run in done if run.path is not None}
+    told = {id(run): paths.ended(run.path) or {} for run in done if run.path is not None}
     curves = {id(run): evaluations(run.path) for run in done if run.path is not None}
     rows = [
         {"arm": run.arm.name, "seed": run.seed, **row, "flops": row["tokens"] * told[id(run)]["flops_per_token"]}
@@ -72,7 +73,7 @@ def write(progress: Progress) -> list[tuple[Run, Speedup]]:
         tried = [{"arm": arm, "lr": lr, "loss": loss} for arm, pairs in progress.rates.items() for lr, loss in pairs]
         _table(output / "tuning.csv", ["arm", "lr", "loss"], tried)
     _anatomy(output, done, told)
-    places.write(output / "study.json", _summary(progress, told))
+    paths.write(output / "study.json", _summary(progress, told))
     return found
 
 
@@ -112,7 +113,7 @@ def source_cost(progress: Progress, name: str) -> dict[str, Any]:
     place = progress.sources.get(name)
     if place is None:
         place = hub.resolve(progress.study.sources[name].model)
-    trained = (place / record.FILE).is_file()
+    trained = (place / run_record.FILE).is_file()
     if not trained:
         parameters, _ = sizes(place / "config.json", 2)
         return {
@@ -127,7 +128,7 @@ def source_cost(progress: Progress, name: str) -> dict[str, Any]:
     return {
         "parameters": spent["parameters"], "tokens": spent["tokens"],
         "flops": spent["tokens"] * spent["flops_per_token"], "seconds": spent["seconds"],
-        "loss": metrics.last_loss(place), "trained": True, "hardware": (places.ended(place) or {}).get("hardware"),
+        "loss": metrics.last_loss(place), "trained": True, "hardware": (paths.ended(place) or {}).get("hardware"),
     }  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def _summary(progress: Progress, told: Mapping[int, Any]) -> dict[str, Any]:
             name: ", ".join(sorted({one["versions"][name] for one in ended_runs if name in one.get("versions", {})}))
             for name in sorted({name for one in ended_runs for name in one.get("versions", {})})
         },
-        "hardware": record.each_once(one for run in ended_runs for one in run.get("hardware", [])),
+        "hardware": run_record.each_once(one for run in ended_runs for one in run.get("hardware", [])),
         "reference": study.control, "headline": study.headline,
         "seeds": list(study.seeds),
         "train": plain(study.train),
@@ -179,7 +180,7 @@ def _anatomy(output: Path, done: Sequence[Run], told: Mapping[int, Any]) -> None
     for run in done:
         assert run.path is not None
         try:
-            both = json.loads((run.path / places.ANATOMY).read_text())
+            both = json.loads((run.path / paths.ANATOMY).read_text())
         except (OSError, ValueError):
             continue
         for when, tokens in (("start", 0), ("end", told[id(run)]["tokens"])):
@@ -202,7 +203,7 @@ def _anatomy(output: Path, done: Sequence[Run], told: Mapping[int, Any]) -> None
         _table(output / "symmetry.csv", list(along[0]), along)
     if rows:
         _table(output / "anatomy.csv", list(rows[0]), rows)
-        places.write(output / "spectra.json", spectra)
+        paths.write(output / "spectra.json", spectra)
 
 
 def _table(file: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,1 +1,1 @@
-"""Training a grown model: param groups by the law, and the source's optimizer state grown along the same axes."""
+"""`hyperclone train`: continued pre-training on transformers' Trainer."""

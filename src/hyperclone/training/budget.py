@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyperclone.errors import TrainingError
-from hyperclone.training.request import Training
+from hyperclone.training.config import Training
 
 _SEQUENCE = 1024
 _WINDOWS = 64  # of a batch

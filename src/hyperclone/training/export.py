@@ -20,10 +20,11 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hyperclone import card, receipt
-from hyperclone.checkpoint import carried_files
-from hyperclone.training import checkpoints, names
-from hyperclone.training.distributed import DistributedTensors
+from hyperclone.conversion import model_card, receipt
+from hyperclone.hf import parameter_names
+from hyperclone.io.checkpoint import carried_files
+from hyperclone.optimizer_state.distributed import DistributedTensors
+from hyperclone.training import checkpoints
 
 SHARDS = "pytorch_model_fsdp_0"  # accelerate's name for the model in a sharded checkpoint
 _PREFIX = "model."  # and for its tensors in there
@@ -44,7 +45,7 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_
     """
     if bool(trainer.args.should_save):
         with checkpoints.writing(output, main=True) as partial:
-            model = names.bare(trainer.model)
+            model = parameter_names.bare(trainer.model)
             if trainer.is_fsdp_enabled:
                 saved = output / f"checkpoint-{trainer.state.global_step}" / SHARDS
                 write_shards(model, DistributedTensors(saved), partial, dtype)
@@ -53,7 +54,7 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_
                 state = {name: _cast(value, dtype) for name, value in model.state_dict().items() if name not in ties}
                 model.save_pretrained(partial, state_dict=state)
             carry(place, partial, config=True, grown=not trainer.drawn)
-            if card.ours(output / "README.md"):
+            if model_card.ours(output / "README.md"):
                 (partial / "README.md").write_text(told_card)
             for file in sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
                 os.replace(file, output / file.name) if file.is_file() else shutil.copytree(
@@ -78,17 +79,21 @@ def write_shards(
     Raises:
         CheckpointError: a shard is damaged or gone.
     """
-    keys = {name: key for key in saved.entries if (name := names.clean(key.removeprefix(_PREFIX))) not in _ties(model)}
+    keys = {
+        name: key
+        for key in saved.entries
+        if (name := parameter_names.clean(key.removeprefix(_PREFIX))) not in _ties(model)
+    }
     holder: dict[str, str] = {}  # tensor on disk -> parameter in memory
     likes: dict[str, Tensor] = {}
     for name, key in keys.items():
-        parts = names.on_disk(model, name, _cast(saved.like(key), dtype))
+        parts = parameter_names.on_disk(model, name, _cast(saved.like(key), dtype))
         holder |= dict.fromkeys(parts, name)
         likes |= parts
 
     @functools.lru_cache(maxsize=1)  # the experts of one fused parameter are asked for in turn
     def parts_of(name: str) -> dict[str, Tensor]:
-        return names.on_disk(model, name, _cast(saved.read(keys[name]), dtype))
+        return parameter_names.on_disk(model, name, _cast(saved.read(keys[name]), dtype))
 
     plan = split_torch_state_dict_into_shards(
         likes, filename_pattern="model{suffix}.safetensors", max_shard_size=file_size
@@ -106,8 +111,8 @@ def write_shards(
 
 def _ties(model: Any) -> set[str]:
     """Names that a parameter has besides its first."""
-    every = {names.clean(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-    return every - {name for name, _ in names.parameters(model)}
+    every = {parameter_names.clean(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    return every - {name for name, _ in parameter_names.parameters(model)}
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

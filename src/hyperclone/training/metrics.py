@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperclone.training.corpus import Corpus
+from hyperclone.training.token_cache import Corpus
 
 FILE = "metrics.jsonl"
 

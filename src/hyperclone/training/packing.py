@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import TrainingError
-from hyperclone.training.corpus import Corpus
+from hyperclone.training.token_cache import Corpus
 
 IGNORED = -100  # a label that is not predicted
 

@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 
-from hyperclone import card, hub, receipt, stock
-from hyperclone.destination import check_place
+from hyperclone.conversion import model_card, receipt
 from hyperclone.errors import TrainingError
-from hyperclone.training import budget, flops, opening, packing, record, writing
+from hyperclone.hf import models
+from hyperclone.io import hub
+from hyperclone.io.destination import check_place
+from hyperclone.optimizer_state import writer
+from hyperclone.training import budget, flops, inputs, packing, run_record
+from hyperclone.training.config import Training, usual_optimizer
 from hyperclone.training.packing import Windows
-from hyperclone.training.request import Training, usual_optimizer
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     place, output = hub.resolve(training.model), Path(training.output)
     if not output.exists():
         check_place(output, source=place, overwrite=False)
-    config, tokenizer = opening.config(place), opening.tokenizer(place)
+    config, tokenizer = inputs.config(place), inputs.tokenizer(place)
     grown = (place / receipt.FILE).exists()
     for field, asked, so in (
         ("rule", training.rule == "law", "there is no law for it"),
@@ -81,28 +84,29 @@ def train(training: Training, *, watch: Any = None) -> Trained:
                 cure=f"leave --{field} out",
             )
     law = place if grown and not training.from_scratch else None
-    state = place if law and training.state == "auto" and writing.files(place) else None
+    state = place if law and training.state == "auto" and writer.files(place) else None
     if state is not None:
-        opening.check_state(state)
+        inputs.check_state(state)
     training = _with_optimizer(training, output, law, moments=state is not None)
-    sequence = budget.sequence_length(training.sequence, stock.positions(config))
-    text, held_out = opening.texts(training, config, tokenizer, sequence, tell)
+    sequence = budget.sequence_length(training.sequence, models.positions(config))
+    text, held_out = inputs.texts(training, config, tokenizer, sequence, tell)
     apart = training.documents == "apart"
     windows = Windows(text, sequence, apart=apart)
     test = Windows(held_out, sequence, apart=apart) if held_out else None
     sizes = budget.plan(training, sequence=sequence, available=len(windows), processes=processes)
-    settings = record.settings(training, sizes, place, [one.digest[:20] for one in (text, held_out) if one])
-    start = record.take_up(output, settings, resume=training.resume)
+    settings = run_record.settings(training, sizes, place, [one.digest[:20] for one in (text, held_out) if one])
+    start = run_record.take_up(output, settings, resume=training.resume)
     step = int(start.name.rpartition("-")[2]) if start else 0
-    model, dtype = opening.model(place, training)
+    model, dtype = inputs.model(place, training)
 
-    from hyperclone.training import arguments, callbacks, export, interruption, metrics, tasks
+    from hyperclone.training import anatomy_callback, export, metrics, task_callback, trainer_arguments
+    from hyperclone.training import signals as interruption
     from hyperclone.training import trainer as ours
 
-    chosen = tasks.choose(training.tasks, processes=processes)
+    chosen = task_callback.choose(training.tasks, processes=processes)
     gpu = torch.cuda.is_available()
     precision = training.precision or ("bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32")
-    asked = arguments.arguments(
+    asked = trainer_arguments.arguments(
         training, sizes, evaluate=test is not None, fresh=start is None, precision=precision, processes=processes
     )
     if apart:
@@ -110,7 +114,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     figures = ours.Figures(flops.per_token(model, sequence), flops.peak(asked.device, precision), held_out or text)
     asked.distributed_state.wait_for_everyone()  # all have seen the output as it was
     if main and step < sizes.steps:  # what has ended keeps the record of where it ran
-        record.write(output, settings, resumed=start is not None)
+        run_record.write(output, settings, resumed=start is not None)
     tell(
         "start",
         {
@@ -134,7 +138,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             "idle": torch.cuda.device_count() - 1 if gpu and processes == 1 else 0,
         },
     )
-    with interruption.Interruption() as signals, arguments.no_noise():
+    with interruption.Interruption() as signals, trainer_arguments.no_noise():
         made = ours.GrownTrainer(
             model,
             asked,
@@ -153,12 +157,12 @@ def train(training: Training, *, watch: Any = None) -> Trained:
         )
         made.add_callback(signals)
         if training.anatomy:
-            made.add_callback(callbacks.noting(made, place))
+            made.add_callback(anatomy_callback.noting(made, place))
         _check_sharding(training, start, sharded=made.is_fsdp_enabled)
         made.train(resume_from_checkpoint=str(start) if start else None)  # of a finished run: loads it, and that is all
         done = made.state.global_step
         if done >= sizes.steps:
-            about = card.trained(
+            about = model_card.trained(
                 place, settings, made.last, tokens=done * sizes.batch, on_hub=not os.path.exists(training.model),
                 scratch=training.from_scratch,
             )  # fmt: skip
@@ -171,7 +175,7 @@ def _with_optimizer(training: Training, output: Path, law: Path | None, *, momen
     told = receipt.read(law) if law else None
     asymmetric = moments and told is not None and told.asymmetric
     usual = usual_optimizer(grown=told is not None and told.growth.wider, asymmetric=asymmetric, rule=training.rule)
-    chosen = training.optimizer or (record.optimizer(output) if training.resume else None) or usual
+    chosen = training.optimizer or (run_record.optimizer(output) if training.resume else None) or usual
     if chosen == "rotated" and asymmetric:
         raise TrainingError(
             "asymmetric moments part copies under AdamW; the rotated optimizer has coordinates for that",

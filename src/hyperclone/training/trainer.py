@@ -16,17 +16,17 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from hyperclone import evaluation
 from hyperclone.errors import TrainingError
-from hyperclone.training import arguments, checkpoints, draws, export, packing, tasks
+from hyperclone.evaluation import evaluate
+from hyperclone.optim.load_state import load_state
+from hyperclone.optim.param_groups import param_groups
+from hyperclone.optim.rotated_adamw import rotated_adamw
+from hyperclone.training import checkpoints, export, packing, rng, task_callback, trainer_arguments
 from hyperclone.training.budget import Budget
-from hyperclone.training.corpus import Corpus
-from hyperclone.training.groups import param_groups
-from hyperclone.training.loading import load_state
+from hyperclone.training.config import Training
+from hyperclone.training.lr_schedule import factor, warmup_steps
 from hyperclone.training.metrics import Clock, Metrics, bits_per_byte
-from hyperclone.training.request import Training
-from hyperclone.training.rotated import rotated_adamw
-from hyperclone.training.schedule import factor, warmup_steps
+from hyperclone.training.token_cache import Corpus
 
 Watch = Callable[[str, dict[str, Any]], None]  # what happens, and its figures
 
@@ -63,7 +63,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         figures: Figures,
         metrics: Metrics | None,
         watch: Watch | None,
-        chosen: evaluation.Tasks | None,
+        chosen: evaluate.Tasks | None,
         tokenizer: Any,
         place: Path,
     ) -> None:
@@ -92,7 +92,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             train_dataset=packing.Shuffled(windows, count=budget.steps * budget.windows, seed=training.seed),
             eval_dataset=held_out,
             data_collator=packing.collate,
-            callbacks=[_Start(self, state), *([tasks.Tasks(self, chosen, tokenizer)] if chosen else [])],
+            callbacks=[_Start(self, state), *([task_callback.Tasks(self, chosen, tokenizer)] if chosen else [])],
         )
         self.remove_callback(PrinterCallback)
 
@@ -111,7 +111,9 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
                 law |= {"difference_lr": told.difference_lr, "compile": self.args.torch_compile}
                 self.optimizer = rotated_adamw(model, betas=betas, **law)
             else:
-                groups = arguments.plain_groups(model, **plain) if self.law is None else param_groups(model, **law)
+                groups = (
+                    trainer_arguments.plain_groups(model, **plain) if self.law is None else param_groups(model, **law)
+                )
                 self.optimizer = torch.optim.AdamW(
                     groups, betas=betas, fused=self.args.device.type == "cuda" or None, **plain
                 )
@@ -139,7 +141,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **values: Any) -> Any:
         """The held-out loss; it leaves random numbers as they were."""
-        with draws.untouched():
+        with rng.untouched():
             return super().evaluate(*args, **values)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *rest: Any, **values: Any) -> Any:

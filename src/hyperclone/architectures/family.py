@@ -1,0 +1,359 @@
+"""Families: what is known about an architecture, as data.
+
+A family file (families/*.toml) gives the config expression of every axis, one layout line for each tensor pattern,
+which tensors are tied, and what may be ignored. Adding an architecture is writing one file and one test row.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from hyperclone.architectures.expression import Value, evaluate, lead_field, names
+from hyperclone.architectures.layout import Layout
+from hyperclone.errors import CheckpointError, GrowthError
+
+# These limits keep a damaged config from filling the memory with the names of tensors.
+_MOST_LAYERS = 10_000
+_MOST_EXPERTS = 100_000  # in all layers together
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named axis.
+
+    Attributes:
+        size: config expression.
+        grows_with: another axis, by whose factor it grows too.
+        alias: another axis, whose units are the same as its own (OPT's embed).
+        when: condition for either.
+    """
+
+    size: str
+    grows_with: str | None = None
+    alias: str | None = None
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class TensorLine:
+    """One line of [tensors]: a name with {i} for the layer and {e} for the expert, its layout, when it exists.
+
+    Where the name has {i}, the condition sees the layer's number as i. Of several lines for one name, the first whose
+    condition holds is meant.
+    """
+
+    pattern: str
+    layout: Layout
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class Tie:
+    """The head that shares the embedding, and the last norm's tensors that carry its 1/n while it does."""
+
+    when: str
+    head: str
+    embedding: str
+    fold: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """An axis that may grow to any size: what channels hold that copy nothing (fill.py), and the norms' eps field."""
+
+    fill: str
+    eps: str
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense model type that mixtures of experts are made from: config fields that mean nothing in a mixture, and
+    conditions over the config -> why such a model has no counterpart."""
+
+    leave: tuple[str, ...]
+    refuse: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Upcycling:
+    """How dense models become mixtures of this family (upcycling.py): config fields to write, the router, which has no
+    source, and where tensors come from that go by another name."""
+
+    architecture: str
+    write: Mapping[str, str]
+    router: str
+    tensors: Mapping[str, str]  # pattern here -> pattern there
+    dense: Mapping[str, Dense]  # by model type
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything known about one architecture."""
+
+    name: str
+    file: str
+    model_types: tuple[str, ...]
+    layers: str
+    defaults: Mapping[str, Any]
+    own_defaults: Mapping[str, Mapping[str, Any]]  # model type -> its defaults that are not those of the others
+    axes: Mapping[str, Axis]
+    write: Mapping[str, str]
+    lines: tuple[TensorLine, ...]
+    tie: Tie | None
+    ignore: tuple[str, ...]
+    whole: Mapping[str, str]  # expression that transformers wants to be a whole number -> when
+    refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
+    residual: Mapping[str, Residual]
+    multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
+    gain_offset: float  # what the model adds to the stored gain of a norm
+    per_layer: tuple[str, ...]  # config lists with an entry for each layer
+    deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
+    prefix: str  # what the names of a checkpoint lack that was saved from the base model ("" if that is not done)
+    models: tuple[str, ...] = ()  # names that people know them by
+    upcycled: Upcycling | None = None
+    text: str = ""  # the file itself, where it is a user's own: receipts hold it ("" for what ships with the package)
+
+    def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config, with the family's defaults for fields that it leaves out."""
+        return {**self.defaults, **self.own_defaults.get(str(config.get("model_type")), {}), **config}
+
+    def value(self, text: str, config: Mapping[str, Any], *, layer: int | None = None) -> Value:
+        """An expression's value over the config, with defaults for fields that it leaves out; i is the layer."""
+        return evaluate(text, self.fields(config if layer is None else {**config, "i": layer}))
+
+    def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """Size of every axis.
+
+        Raises:
+            CheckpointError: a field is missing, not a positive whole number, or does not divide.
+        """
+        sizes = {}
+        for name, axis in self.axes.items():
+            size = self.value(axis.size, config)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise CheckpointError(
+                    f"the config gives no usable size for axis {name!r}",
+                    file="config.json",
+                    field=lead_field(axis.size) or axis.size,
+                    found=size,
+                    expected="a positive whole number",
+                )
+            sizes[name] = size
+        return sizes
+
+    def grown_sizes(
+        self, config: Mapping[str, Any], new: Mapping[str, int], *, identity: bool = False
+    ) -> dict[str, tuple[int, int]]:
+        """(old, new) size of every axis, given new sizes of the axes that a user grows; `identity`: layers are added.
+
+        Raises:
+            GrowthError: the family file refuses this growth, and says why.
+        """
+        old = self.sizes(config)
+        leads = {axis: self.grows_with(axis, config) for axis in self.axes}
+        sizes = {axis: (old[axis], old[axis] * new[lead] // old[lead]) for axis, lead in leads.items()}
+        for axis, lead in leads.items():
+            if new.get(axis, old[axis]) not in (old[axis], sizes[axis][1]):
+                raise GrowthError(
+                    f"{axis} of this model grows with {lead}",
+                    field=axis,
+                    found=new[axis],
+                    expected=sizes[axis][1],
+                    cure=f"grow {lead} by the same factor, or leave {axis} out",
+                )
+        for condition, reason in self.refuse.items():
+            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
+                raise GrowthError(f"this model cannot be grown so: {reason}", field=condition)
+        return sizes
+
+    def grown_config(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+        """The config of the grown model: fields are written, then read back, and must say what was meant.
+
+        Raises:
+            GrowthError: the config cannot express these sizes.
+        """
+        grown = dict(config)
+        for field, text in self.write.items():
+            grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+        for axis, (_, new) in sizes.items():
+            field = lead_field(self.axes[axis].size) or ""
+            if field and config.get(field) is not None:
+                grown[field] = new
+        for axis, (old, new) in sizes.items():
+            field = lead_field(self.axes[axis].size) or ""
+            if (
+                (found := self._value_or_none(self.axes[axis].size, grown)) != new
+                and field
+                and grown.get(field) is None
+            ):
+                grown[field] = new  # was implied by other fields, which now imply something else
+                found = self._value_or_none(self.axes[axis].size, grown)
+            if found != new:
+                raise GrowthError(
+                    f"this architecture's config cannot express these sizes: {axis} = {self.axes[axis].size}",
+                    field=axis,
+                    found="not a whole number" if found is None else found,
+                    expected=f"{new}" + (" (unchanged)" if new == old else ""),
+                    cure="grow hidden and heads by the same factor" if axis == "head_dim" else None,
+                )
+        for text, when in self.whole.items():
+            if self.value(when, grown) and self._value_or_none(text, grown) is None:
+                raise GrowthError(
+                    "transformers does not accept a config with these sizes",
+                    field=text,
+                    found=" / ".join(str(self.value(name, grown)) for name in names(text)),
+                    expected="a whole number",
+                    cure="grow hidden and heads by the same factor",
+                )
+        before, after = self.conditions(config), self.conditions(grown)
+        if changed := [text for text in before if before[text] != after[text]]:
+            raise GrowthError(
+                "at these sizes the architecture would gain or lose tensors",
+                field=changed[0],
+                found=", ".join(map(str, after[changed[0]])) + " in the grown model",
+                expected=", ".join(map(str, before[changed[0]])) + ", as in the source",
+                cure="choose another size",
+            )
+        return grown
+
+    def _value_or_none(self, text: str, config: Mapping[str, Any]) -> Value:
+        try:
+            return self.value(text, config)
+        except CheckpointError:
+            return None
+
+    def fills(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """Axes of the residual stream that grow to a size that is no multiple, and what their fillers write."""
+        found = {}
+        for axis, (old, new) in sizes.items():
+            spec = self.residual.get(self.stream(axis, config))
+            if spec and new % old and (spec.when is None or self.value(spec.when, config)):
+                found[axis] = spec.fill
+        return found
+
+    def rescaled(self, sizes: Mapping[str, tuple[int, int]], fills: Mapping[str, str]) -> dict[str, float]:
+        """Config fields (eps of the norms) to be multiplied where an axis has fillers, and the factor."""
+        return {spec.eps: fill_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in fills}
+
+    def factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> float:
+        """What a tensor must be multiplied by because the model multiplies it by the root of a size that grows."""
+        axis = self.multiplied.get(name)
+        return math.sqrt(sizes[axis][0] / sizes[axis][1]) if axis else 1.0
+
+    def depth(self, config: Mapping[str, Any]) -> int:
+        """Number of layers."""
+        layers = self.value(self.layers, config)
+        if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
+            raise CheckpointError(
+                "the config gives no usable number of layers",
+                file="config.json",
+                field=self.layers,
+                found=layers,
+                expected=f"a whole number from 1 to {_MOST_LAYERS:,}",
+            )
+        return layers
+
+    def grows_with(self, axis: str, config: Mapping[str, Any]) -> str:
+        """The axis whose growth this one follows in this config: itself, or another by the same factor."""
+        spec = self.axes[axis]
+        lead = spec.grows_with or spec.alias
+        return lead if lead and (spec.when is None or self.value(spec.when, config)) else axis
+
+    def stream(self, axis: str, config: Mapping[str, Any]) -> str:
+        """The axis whose units these are in this config: itself, or the one of which it is an alias."""
+        return self.grows_with(axis, config) if self.axes[axis].alias else axis
+
+    def tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head shares the embedding."""
+        return self.tie is not None and bool(self.value(self.tie.when, config))
+
+    @property
+    def head_layout(self) -> Layout:
+        """The line of the head that can be tied."""
+        assert self.tie is not None
+        return next(line.layout for line in self.lines if line.pattern == self.tie.head)
+
+    def tensors(self, config: Mapping[str, Any]) -> dict[str, Layout]:
+        """Every tensor that a checkpoint with this config must hold, with its layout."""
+        expected: dict[str, Layout] = {}
+        counts = {"{i}": self.depth(config), "{e}": self.sizes(config).get("experts", 0)}
+        if math.prod(counts.values()) > _MOST_EXPERTS:
+            raise CheckpointError(
+                "the config gives no usable number of experts",
+                file="config.json",
+                field=lead_field(self.axes["experts"].size) or "experts",
+                found=counts["{e}"],
+                expected=f"at most {_MOST_EXPERTS // counts['{i}']:,} in each of {counts['{i}']:,} layers",
+            )
+        for name, _, _, layout in self._named(config, range(counts["{i}"])):
+            expected.setdefault(name, layout)
+        return expected
+
+    def grown_names(self, config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, tuple[str, int | None]]:
+        """Every tensor of a model whose layer j copies layer layers[j]: (the tensor it grows from, its layer)."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for name, source, layer, _ in self._named(config, layers):
+            found.setdefault(name, (source, layer))
+        return found
+
+    def _named(self, config: Mapping[str, Any], layers: Sequence[int]) -> Iterator[tuple[str, str, int | None, Layout]]:
+        """(name, name in the source, layer, layout) of every line's tensors, where layer j copies layer layers[j]."""
+        experts = range(self.sizes(config).get("experts", 0))
+        for line in self.lines:
+            pairs: Iterable[tuple[int | None, int | None]] = enumerate(layers)
+            for new, old in pairs if "{i}" in line.pattern else [(None, None)]:
+                if line.when is not None and not self.value(line.when, config, layer=old):
+                    continue
+                for expert in experts if "{e}" in line.pattern else [0]:
+                    pattern = line.pattern.replace("{e}", str(expert))
+                    yield pattern.replace("{i}", str(new)), pattern.replace("{i}", str(old)), new, line.layout
+
+    def writes_hidden(self, layout: Layout, config: Mapping[str, Any]) -> bool:
+        """Whether a tensor of a block is an output projection (or its bias): what it writes is the residual stream."""
+        out = next((dim for dim in range(len(layout.dims)) if dim != layout.reads), None)
+        if layout.norm or out is None:
+            return False
+        return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
+
+    def ignored(self, name: str) -> bool:
+        """Whether a stored tensor is a buffer that no model loads."""
+        return any(indices(pattern, name) is not None for pattern in self.ignore)
+
+    def of_expert(self, name: str) -> bool:
+        """Whether a tensor belongs to one of several experts."""
+        return any("{e}" in line.pattern and indices(line.pattern, name) is not None for line in self.lines)
+
+    def conditions(self, config: Mapping[str, Any]) -> dict[str, tuple[bool, ...]]:
+        """The values of every condition of the file: one, or one for each layer where it reads i.
+
+        A growth may not change any (a tie excepted).
+        """
+        texts = [line.when for line in self.lines] + [axis.when for axis in self.axes.values()]
+        layers = range(self.depth(config))
+        return {
+            text: tuple(bool(self.value(text, config, layer=i)) for i in (layers if "i" in names(text) else [None]))
+            for text in texts
+            if text is not None
+        }
+
+
+def fill_scale(old: int, new: int) -> float:
+    """sqrt(k d / D), k = D // d: for the gains of norms over a hidden state with fillers (fill.py); 1 for multiples."""
+    return math.sqrt(new // old * old / new)
+
+
+def indices(pattern: str, name: str) -> dict[str, str] | None:
+    """The numbers that stand in a name where its pattern has {i} and {e}; None if it is not of that pattern."""
+    found = _regex(pattern).fullmatch(name)
+    return found.groupdict() if found else None
+
+
+@cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{([ie])\\\}", r"(?P<\1>\\d+)", re.escape(pattern)))

@@ -1,0 +1,252 @@
+"""Reading a family file: TOML into a Family, every key, line and expression checked; errors name the place."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hyperclone.architectures import layout
+from hyperclone.architectures.expression import evaluate, names
+from hyperclone.architectures.family import Axis, Dense, Family, Residual, TensorLine, Tie, Upcycling
+from hyperclone.errors import CheckpointError, FamilyError
+
+
+def read(path: str | os.PathLike[str]) -> Family:
+    """A user's own family file.
+
+    Raises:
+        FamilyError: it cannot be read, or is not a family file.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise FamilyError("this family file cannot be read", file=path, found=error) from None
+    return own(text, file=str(path))
+
+
+def own(text: str, *, file: str) -> Family:
+    """A family that does not ship with the package; it keeps its text, which receipts hold.
+
+    Raises:
+        FamilyError: as `load`.
+    """
+    return replace(load(text, name=Path(file).stem, file=file), text=text)
+
+
+def load(text: str, *, name: str, file: str) -> Family:
+    """Parse a family file.
+
+    Raises:
+        FamilyError: not TOML, a key that is not known, a line that does not parse, or an axis that is not defined.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FamilyError("family file is not valid TOML", file=file, found=error) from None
+    try:
+        family = _family(data, name=name, file=file)
+    except FamilyError as error:
+        where = {**error.details, "file": file}
+        raise FamilyError(error.problem, **{key: where.get(key) for key in _DETAILS}) from None
+    return family
+
+
+_DETAILS = ("file", "tensor", "field", "found", "expected", "cure")
+
+
+def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
+    _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
+          {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
+           "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list, "deeper": dict,
+           "prefix": str, "models": list, "upcycled": dict})  # fmt: skip
+    axes = {
+        key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "alias", "when"))
+        for key, spec in data["axes"].items()
+    }
+    lines = []
+    cases = [(pattern, case) for pattern, spec in data["tensors"].items()
+             for case in (spec if isinstance(spec, list) else [spec])]  # fmt: skip
+    for pattern, case in cases:
+        entry = _entry(case, f"tensors.{pattern}", "line", "when")
+        try:
+            lines.append(TensorLine(pattern, layout.parse(entry["line"]), entry.get("when")))
+        except FamilyError as error:
+            raise FamilyError(
+                error.problem,
+                tensor=pattern,
+                found=error.details.get("found"),
+                expected=error.details.get("expected"),
+            ) from None
+        if missing := lines[-1].layout.axes - set(axes):
+            raise FamilyError(
+                "layout names an axis that the file does not define",
+                tensor=pattern,
+                found=", ".join(sorted(missing)),
+                expected="one of " + ", ".join(sorted(axes)),
+            )
+    if "tie" in data:
+        _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
+    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
+    _keys(data.get("deeper", {}), "deeper", {}, dict.fromkeys(data.get("deeper", {}), str))
+    by_type = {key: value for key, value in data.get("defaults", {}).items() if isinstance(value, dict)}
+    _keys(by_type, "defaults", {}, dict.fromkeys(data["model_types"], dict))
+    family = Family(
+        name=name,
+        file=file,
+        model_types=tuple(data["model_types"]),
+        layers=data["layers"],
+        defaults={key: value for key, value in data.get("defaults", {}).items() if key not in by_type},
+        own_defaults=by_type,
+        axes=axes,
+        write=data.get("write", {}),
+        lines=tuple(lines),
+        tie=Tie(**{**data["tie"], "fold": tuple(data["tie"]["fold"])}) if "tie" in data else None,
+        ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+        whole=data.get("whole", {}),
+        refuse=data.get("refuse", {}),
+        residual={
+            axis: Residual(**_entry(spec, f"residual.{axis}", "fill", "eps", "when"))
+            for axis, spec in data.get("residual", {}).items()
+        },
+        multiplied=data.get("multiplied", {}),
+        gain_offset=data.get("gain_offset", 0),
+        prefix=data.get("prefix", ""),
+        per_layer=tuple(data.get("per_layer", ())),
+        models=tuple(data.get("models", ())),
+        upcycled=_upcycling(data["upcycled"]) if "upcycled" in data else None,
+        deeper=data.get("deeper", {}),
+    )
+    _check(family)
+    return family
+
+
+def _upcycling(table: dict[str, Any]) -> Upcycling:
+    _keys(table, "upcycled", {"architecture": str, "write": dict, "router": str, "tensors": dict, "dense": dict}, {})
+    for part in ("write", "tensors"):
+        _keys(table[part], f"upcycled.{part}", {}, dict.fromkeys(table[part], str))
+    dense = {}
+    for model_type, spec in table["dense"].items():
+        _keys(spec, f"upcycled.dense.{model_type}", {}, {"leave": list, "refuse": dict})
+        dense[model_type] = Dense(tuple(spec.get("leave", ())), spec.get("refuse", {}))
+    return Upcycling(**{**table, "dense": dense})
+
+
+_KINDS = {str: "a string", list: "a list of strings", dict: "a table", int: "a whole number"}
+
+
+def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type]) -> None:
+    """A table has the keys it must have, no others, and values of their kinds."""
+    known = {**required, **optional}
+    if not isinstance(table, dict):
+        raise FamilyError("family file has a value where a table belongs", field=where, found=repr(table))
+    if unknown := set(table) - set(known):
+        raise FamilyError(
+            "family file has unknown keys",
+            field=where or None,
+            found=", ".join(sorted(unknown)),
+            expected=", ".join(known),
+        )
+    if missing := set(required) - set(table):
+        raise FamilyError(
+            "family file is incomplete", field=where or None, found="nothing", expected=", ".join(sorted(missing))
+        )
+    for key, value in table.items():
+        if not isinstance(value, known[key]) or (
+            isinstance(value, list) and not all(isinstance(v, str) for v in value)
+        ):
+            raise FamilyError(
+                "family file has a value of the wrong kind",
+                field=f"{where}.{key}".lstrip("."),
+                found=repr(value),
+                expected={"str": "a string", "list": "a list of strings", "dict": "a table", "int": "a whole number"}[
+                    known[key].__name__
+                ],
+            )
+
+
+def _entry(spec: Any, where: str, lead: str, *others: str) -> dict[str, str]:
+    """A value that is a string, or a table with that string under `lead` and more beside it."""
+    entry = {lead: spec} if isinstance(spec, str) else spec
+    _keys(entry, where, {lead: str}, dict.fromkeys(others, str))
+    return dict(entry)
+
+
+def _check(family: Family) -> None:
+    """The parts of a file fit together, and every expression is one."""
+    axes, patterns = set(family.axes), {line.pattern for line in family.lines}
+    if missing := sorted({"hidden", "ffn", "head_dim"} - axes):
+        raise FamilyError("a family needs these axes", field="axes", expected=", ".join(missing))
+    if "heads" not in axes and not {"kv_heads", "group"} <= axes:
+        raise FamilyError("a family needs these axes", field="axes", expected="heads, or kv_heads and group")
+    for key, axis in family.axes.items():
+        lead = axis.grows_with or axis.alias
+        if lead and (lead not in axes or (axis.grows_with and axis.alias)):
+            raise FamilyError(
+                "an axis grows with, or is, one that the file does not define",
+                field=f"axes.{key}",
+                found=lead,
+                expected="one of " + ", ".join(sorted(axes)),
+            )
+    if "experts" not in axes and (numbered := sorted(pattern for pattern in patterns if "{e}" in pattern)):
+        raise FamilyError(
+            "a tensor for each expert needs the axis that counts them",
+            field="axes",
+            tensor=numbered[0],
+            expected="experts",
+        )
+    if family.tie:
+        if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
+            raise FamilyError(
+                "[tie] names tensors that [tensors] does not list", field="tie", tensor=", ".join(unlisted)
+            )
+        if next(line for line in family.lines if line.pattern == family.tie.head).layout.reads is None:
+            raise FamilyError("a head reads: its line needs an arrow", field="tie", tensor=family.tie.head)
+    if family.upcycled and (unknown := sorted({family.upcycled.router, *family.upcycled.tensors} - patterns)):
+        raise FamilyError(
+            "[upcycled] names tensors that [tensors] does not list", field="upcycled", tensor=", ".join(unknown)
+        )
+    for where, text in _expressions(family):
+        try:
+            evaluate(text, dict.fromkeys(names(text), 1))
+        except FamilyError as error:
+            raise FamilyError(error.problem, field=where, found=error.details.get("found")) from None
+        except CheckpointError:
+            pass  # it is an expression; that it has no value for these numbers says nothing
+        layered = where.startswith("deeper.") or (where.startswith("tensors.") and "{i}" in where)
+        if "i" in names(text) and not layered:
+            raise FamilyError(
+                "an expression reads the number of a layer where there is none",
+                field=where,
+                found=text,
+                expected="i only in [deeper], and in the `when` of tensors with {i}",
+            )
+        if where.startswith("write.") and (missing := sorted(set(names(text)) - axes)):
+            raise FamilyError(
+                "a config field is written from an axis that the file does not define",
+                field=where,
+                found=", ".join(missing),
+                expected="one of " + ", ".join(sorted(axes)),
+            )
+
+
+def _expressions(family: Family) -> Iterator[tuple[str, str]]:
+    """(place, text) of every expression in a file."""
+    yield "layers", family.layers
+    for key, axis in family.axes.items():
+        yield from ((f"axes.{key}", text) for text in (axis.size, axis.when) if text is not None)
+    for line in family.lines:
+        yield from ((f"tensors.{line.pattern}", text) for text in (line.when,) if text is not None)
+    yield from ((f"write.{field}", text) for field, text in family.write.items())
+    yield from (("whole", text) for pair in family.whole.items() for text in pair)
+    yield from (("refuse", text) for text in family.refuse)
+    yield from (("residual", spec.when) for spec in family.residual.values() if spec.when is not None)
+    yield from ((f"deeper.{field}", text) for field, text in family.deeper.items())
+    if family.tie:
+        yield "tie.when", family.tie.when
+    if family.upcycled:
+        yield from ((f"upcycled.write.{field}", text) for field, text in family.upcycled.write.items())
+        yield from (("upcycled.refuse", text) for dense in family.upcycled.dense.values() for text in dense.refuse)

@@ -1,0 +1,71 @@
+"""The families that ship with the package, and which of them a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hyperclone.architectures import family_file
+from hyperclone.architectures.family import Family
+from hyperclone.errors import FamilyError
+
+T = TypeVar("T")
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every family that ships with the package, by model type."""
+    found: dict[str, Family] = {}
+    for entry in sorted(
+        resources.files("hyperclone.architectures").joinpath("families").iterdir(), key=lambda e: e.name
+    ):
+        if entry.name.endswith(".toml"):
+            file = f"families/{entry.name}"
+            family = family_file.load(entry.read_text("utf-8"), name=Path(file).stem, file=file)
+            found.update(dict.fromkeys(family.model_types, family))
+    return found
+
+
+def full_names(config: Mapping[str, Any], stored: Mapping[str, T], *, own: Family | None = None) -> dict[str, T]:
+    """Stored tensors under the names they have in the whole model: a base model's own names lack its prefix (GPT-2)."""
+    model_type = config.get("model_type")
+    family = own or (families().get(model_type) if isinstance(model_type, str) else None)
+    prefix = family.prefix if family else ""
+    if family is None or any(name.startswith(prefix) for name in stored):
+        return dict(stored)
+    beside = {line.pattern for line in family.lines if not line.pattern.startswith(prefix)}
+    return {name if name in beside else prefix + name: value for name, value in stored.items()}
+
+
+def of_config(config: Mapping[str, Any], *, own: Family | None = None) -> Family:
+    """The family of a model: a user's own where one is given, else the one that ships for its model type.
+
+    Raises:
+        FamilyError: the architecture is not known, or not the one of the given file; the message lists what is.
+    """
+    model_type = config.get("model_type")
+    if own is not None:
+        if model_type not in own.model_types:
+            raise FamilyError(
+                "this family file is not for this model",
+                file=own.file,
+                field="model_types",
+                found=", ".join(own.model_types),
+                expected=model_type,
+                cure="if the architecture is the same, add its model_type to the file",
+            )
+        return own
+    family = families().get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise FamilyError(
+            "this architecture is not known" if model_type else "config.json names no model_type",
+            file="config.json",
+            field="model_type",
+            found=model_type,
+            expected="one of " + ", ".join(sorted(families())),
+            cure="`hyperclone family draft SRC -o my.toml` proposes a family file; --family my.toml uses it",
+        )
+    return family

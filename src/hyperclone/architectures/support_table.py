@@ -1,0 +1,153 @@
+"""What is known, and which axes of it can grow: one row for each family file, read from the data alone.
+
+`hyperclone families` shows it, and `hyperclone families --markdown` is docs/families.md. A column is a function of a
+`Family`; a new one is an entry in COLUMNS. What a cell says is held against the planner in tests/test_family_table.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from hyperclone.architectures import registry
+from hyperclone.architectures.expression import lead_field, names
+from hyperclone.architectures.family import Family
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LEGEND = (
+    "any: any number of units; multiples: 2x, 3x, ...; (any): any where the remark says so, else multiples.",
+    "with hidden: by the factor of the hidden size. Where that is no multiple: in fp32, or --allow-rounding.",
+    "Query heads grow in whole groups, and KV heads with them; experts stay as many as they are.",
+    "Layers: by identity (they add nothing yet: exact), or stacked (the model repeated: not exact).",
+)
+
+
+def _hidden(family: Family) -> str:
+    spec = family.residual.get("hidden")
+    return "multiples" if spec is None else "any" if spec.when is None else "(any)"
+
+
+def _ffn(family: Family) -> str:
+    if lead := family.axes["ffn"].grows_with:
+        return f"with {lead}"
+    return "multiples" if _normed(family, "ffn") else "any"
+
+
+def _heads(family: Family) -> str:
+    axis = "heads" if "heads" in family.axes else "kv_heads"
+    if any(names(condition)[:1] == ("heads",) and " and " not in condition for condition in family.refuse):
+        return "stay"
+    if lead_field(family.axes["head_dim"].size) is None:  # head_dim is always hidden / heads
+        return "with hidden"
+    return "multiples" if _normed(family, axis) else "any"
+
+
+def _kv_heads(family: Family) -> str:
+    return "with heads" if "kv_heads" in family.axes else ""
+
+
+def _head_dim(family: Family) -> str:
+    return "any" if any(line.layout.queries for line in family.lines) else "stay"
+
+
+def _layers(family: Family) -> str:
+    return "stack" if "identity" in family.refuse else "identity, stack"
+
+
+def _experts(family: Family) -> str:
+    return "stay" if "experts" in family.axes else ""
+
+
+COLUMNS: dict[str, Callable[[Family], str]] = {
+    "models": lambda family: ", ".join(family.models),
+    "model type": lambda family: ", ".join(family.model_types),
+    "hidden": _hidden,
+    "ffn": _ffn,
+    "heads": _heads,
+    "head dim": _head_dim,
+    "KV heads": _kv_heads,
+    "layers": _layers,
+    "experts": _experts,
+}
+
+
+def _normed(family: Family, axis: str) -> bool:
+    return any(line.layout.norm and axis in line.layout.axes for line in family.lines)
+
+
+def remarks(family: Family) -> Iterator[str]:
+    """What the cells cannot say: conditions, and what is refused and why. Expressions stand in backquotes."""
+    for axis, spec in family.residual.items():
+        if spec.when is not None:
+            yield f"{axis} grows to any size where `{spec.when}`"
+    for text, when in family.whole.items():
+        yield f"`{text}` must stay a whole number where `{when}`"
+    for axis in sorted(set(family.multiplied.values())):
+        yield f"the model multiplies its embedding by the root of {axis}: exact in any type by 4x, 16x, ... only"
+    if family.tie is not None and not family.tie.fold:
+        yield "a tied head is untied when hidden grows, since no last norm has a gain"
+    if family.upcycled is not None:
+        yield f"can be made from dense models of type {', '.join(family.upcycled.dense)} (--experts)"
+    for condition, reason in family.refuse.items():
+        yield f"refused where `{condition}`: {reason}"
+
+
+def families() -> list[Family]:
+    """Every family that ships with the package, each once, by the names of their models."""
+    each = {family.name: family for family in registry.families().values()}
+    return sorted(each.values(), key=lambda family: (*family.models, family.name)[0].lower())
+
+
+def summary() -> list[dict[str, Any]]:
+    """The table as plain JSON data."""
+    return [
+        {
+            "family": family.name,
+            "model_types": list(family.model_types),
+            "models": list(family.models),
+            "grows": {title: cell(family) for title, cell in list(COLUMNS.items())[2:]},
+            "remarks": list(remarks(family)),
+        }
+        for family in families()
+    ]
+
+
+def markdown() -> str:
+    """docs/families.md."""
+    lines = [
+        "# Known architectures",
+        "",
+        "Generated from [the family files](../src/hyperclone/architectures/families) "
+        "by `hyperclone families --markdown`.",
+        "How to add one: [docs/architecture.md](architecture.md#adding-an-architecture).",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
+        *("| " + " | ".join(cell(family) for cell in COLUMNS.values()) + " |" for family in families()),
+        "",
+        *(f"- {sentence}" for sentence in LEGEND),
+        "",
+        "## Remarks",
+        "",
+    ]
+    for family in families():
+        lines += [f"- {', '.join(family.model_types)}: {remark}." for remark in remarks(family)]
+    return "\n".join(lines) + "\n"
+
+
+def table(*, width: int) -> RenderableType:
+    """The table for a terminal of `width` columns; a narrow one gets no columns for what the legend says of all."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    columns = COLUMNS if width >= 120 else dict(list(COLUMNS.items())[:6])
+    for title in columns:
+        shown.add_column(title, no_wrap=title not in ("models", "model type"))
+    for family in families():
+        shown.add_row(*(Text(cell(family)) for cell in columns.values()))
+    said = [Text(f"- {', '.join(f.model_types)}: {remark}", style="dim") for f in families() for remark in remarks(f)]
+    return Group(shown, Text("\n".join(LEGEND)), *said)

@@ -1,0 +1,1 @@
+"""The command line: commands, options, exit codes, and everything that is printed with rich."""

@@ -1,0 +1,43 @@
+"""The typer application: its name, its help and `--version`. Commands add themselves to it (*_commands.py)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hyperclone.version import __version__
+
+app = typer.Typer(
+    name="hyperclone",
+    help="Grow a trained language model into a wider one that computes the same function, and prove it.",
+    epilog="Start with: hyperclone plan SRC --width 2",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+family_app = typer.Typer(
+    name="family",
+    help="Family files: what is known about an architecture.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(family_app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"hyperclone {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,239 @@
+"""What people see of the demonstration: the curves as they grow, and in the end what they say.
+
+A terminal gets a picture that is drawn anew while the arms train: all arms in one frame, and below it, where there is
+room, a frame without random weights, since next to their fall the others cannot be told apart. Elsewhere each arm
+says a line at every quarter of its tokens. Both read the runs' own metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from hyperclone.cli.display.chart import Line, chart
+from hyperclone.cli.display.study import ended
+from hyperclone.study.config import Study
+from hyperclone.study.runner import Run
+from hyperclone.study.speedup import Speedup
+from hyperclone.training import metrics
+
+TITLE = "Held-out loss, nats per token (lower is better)"
+_COLOURS = {"random": "bright_black", "clone": "dark_orange", "continued": "dodger_blue1"}
+_ROOM = 31  # rows of a terminal that both frames fit into
+_QUARTER = 0.25
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far an arm is.
+
+    Attributes:
+        tokens: trained on.
+        loss: the last held-out loss; None before the first.
+        pace: seconds for each token, evaluations and saving included; None before the first step.
+    """
+
+    tokens: float
+    loss: float | None
+    pace: float | None
+
+
+class Show:
+    """Watches the study of the demonstration. To be used as a context."""
+
+    def __init__(self, console: Console, study: Study, tokens: int, *, jobs: int = 1) -> None:
+        """Nothing is shown yet.
+
+        Args:
+            console: where to.
+            study: the demonstration's (demo.request).
+            tokens: of each arm.
+            jobs: arms that train at a time, for the time left.
+        """
+        self._console, self._tokens, self._jobs = console, tokens, jobs
+        self._places: dict[str, Path] = {}
+        self._labels = {arm.name: arm.label for arm in study.arms.values()}
+        self._said: dict[str, int] = {}
+        self._over: set[str] = set()
+        self._stopping = False
+        self._began = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._draw)
+        self._watching = console.is_terminal
+        self._done = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> Show:
+        if self._watching:
+            self._live.start()
+        else:
+            self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._watching:
+            self._live.stop()
+        else:
+            self._reader.join()
+
+    def __call__(self, kind: str, told: dict[str, Any]) -> None:
+        """Something has happened."""
+        if kind == "begin" and "run" in told:
+            self._places[told["run"].arm.name] = told["path"]
+            if not self._watching:
+                self._say(f"{told['run'].arm.name}: training ({told['run'].arm.label}) ...")
+        elif kind == "end":
+            run = told["run"]
+            self._over.add(run.arm.name)
+            self._stopping = self._stopping or run.status == "interrupted"
+            if run.path is not None:
+                self._places[run.arm.name] = run.path
+            self._say(ended(run))
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _read(self) -> None:
+        """A line for each quarter of an arm that has passed."""
+        while not self._done.wait(1.0):
+            for arm in list(self._places):
+                now = self._standing(arm)
+                quarter = int(now.tokens / self._tokens / _QUARTER)
+                if now.loss is not None and self._said.get(arm, 0) < quarter < 1 / _QUARTER:
+                    self._said[arm] = quarter
+                    self._say(f"{arm}: {self._count(now.tokens)}, held-out loss {now.loss:.4f}")
+
+    def _standing(self, arm: str) -> Standing:
+        told = metrics.read(self._places[arm]) if arm in self._places else []
+        if not told:
+            return Standing(0.0, None, None)
+        loss = next((float(line["eval_loss"]) for line in reversed(told) if "eval_loss" in line), None)
+        tokens = float(told[-1]["tokens"])
+        return Standing(tokens, loss, told[-1]["seconds"] / tokens if tokens else None)
+
+    def _count(self, tokens: float) -> str:
+        return f"{tokens / 1e3:.0f}k of {self._tokens / 1e3:.0f}k tokens"
+
+    def lines(self) -> list[Line]:
+        """Held-out losses so far."""
+        found = []
+        for arm in self._labels:
+            if arm in self._places:
+                told = [line for line in metrics.read(self._places[arm]) if "eval_loss" in line]
+                points = ([float(line["tokens"]) for line in told], [float(line["eval_loss"]) for line in told])
+                found.append(Line(arm, _COLOURS.get(arm, "white"), *points))
+        return found
+
+    def picture(self, *, width: int, height: int, near: int = 0) -> Text:
+        """The curves.
+
+        Args:
+            width: in characters.
+            height: of the frame with all arms, in rows.
+            near: rows of a second frame without random weights; 0 for none.
+        """
+        lines, x = self.lines(), (0.0, float(self._tokens))
+        drawn = chart(lines, width=width, height=height, x=x, label="tokens", least=1.0)
+        close = [line for line in lines if line.name != "random"]
+        if near and any(line.y for line in close):
+            drawn.append("\nThe same without random weights\n", style="bold")
+            drawn.append(chart(close, width=width, height=near, x=x, label="tokens", least=0.1))
+        return drawn
+
+    def table(self) -> Table:
+        """A row for each arm: how far, its loss, the time left."""
+        made = Table.grid(padding=(0, 2))
+        for arm, label in self._labels.items():
+            now = self._standing(arm)
+            if arm not in self._places:
+                rest = "waiting"
+            elif arm in self._over:
+                rest = "done"
+            else:
+                rest = "starting" if now.pace is None else clock((self._tokens - now.tokens) * now.pace) + " left"
+            loss = "" if now.loss is None else f"{now.loss:.3f}"
+            name = Text(arm, style=f"bold {_COLOURS.get(arm, 'white')}")
+            made.add_row(name, label, self._count(now.tokens), loss, rest)
+        return made
+
+    def left(self) -> float | None:
+        """Seconds until all arms are done, at the pace so far; None while nothing is known of it."""
+        standings = [self._standing(arm) for arm in self._labels if arm not in self._over]
+        paces = [one.pace for one in standings if one.pace is not None]
+        if not paces:
+            return None
+        usual = sum(paces) / len(paces)
+        each = [max(0.0, self._tokens - one.tokens) * (one.pace or usual) for one in standings]
+        return max(*each, sum(each) / self._jobs)
+
+    def _draw(self) -> Group:
+        both = self._console.height >= _ROOM
+        left = self.left()
+        figures = "" if left is None else f"about {clock(left)} left; "
+        hint = "stopping; what is there is saved" if self._stopping else "Ctrl-C stops, the same command goes on"
+        spent = f"{clock(time.monotonic() - self._began)} spent; {figures}{hint}"
+        height = 12 if both else max(6, min(16, self._console.height - 7))
+        picture = self.picture(width=min(self._console.width, 100), height=height, near=10 if both else 0)
+        return Group(Text(TITLE, style="bold"), picture, self.table(), Text(spent, style="dim"))
+
+
+def clock(seconds: float) -> str:
+    """A time as people say it: 45 s, 3:05 min."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02d} min"
+
+
+def closing(console: Console, show: Show, texts: list[tuple[str, str]], prompt: str) -> None:
+    """Curves and texts, to stay on the screen."""
+    console.print(f"\n{TITLE}", style="bold", highlight=False)
+    console.print(show.picture(width=min(console.width, 100), height=13, near=10))
+    if texts:
+        table = Table(title=f"\n“{prompt} …” (greedy, repetition penalty 1.3)", title_justify="left",
+                      title_style="bold", show_header=False, box=None, width=min(console.width, 100))  # fmt: skip
+        for name, text in texts:
+            table.add_row(Text(name, style=f"bold {_COLOURS.get(name, '')}".strip()), Text(" ".join(text.split())))
+        console.print(table)
+
+
+def verdict(speedups: Sequence[tuple[Run, Speedup]]) -> str:
+    """What the demonstration says, in words; empty if the clone or its control did not end."""
+    found = {run.arm.name: one for run, one in speedups}
+    clone, continued = found.get("clone"), found.get("continued")
+    if clone is None:
+        return ""
+    said = [*sentences(clone)]
+    if continued is not None:
+        gap = clone.final - continued.final
+        side = "with" if abs(gap) < 5e-4 else f"{abs(gap):.3f} nats {'below' if gap < 0 else 'above'}"
+        said.append(f"The clone ends {side} Seedling itself trained further ({continued.final:.3f}).")
+    said.append("One seed and a few minutes are a demonstration, not evidence; docs/findings.md has studies.")
+    return "\n".join(said)
+
+
+def sentences(found: Speedup) -> list[str]:
+    """The clone against random weights: plain, then with Seedling's own training charged."""
+    said = f"Random weights end at a held-out loss of {found.target:.3f}. "
+    speed, charged = found.speedup_tokens, found.charged_flops
+    if speed is None:
+        return [f"{said}The clone does not come down to that; it ends at {found.final:.3f}."]
+    if math.isinf(speed):
+        said += f"The clone starts below that, at {found.start:.3f}, and ends at {found.final:.3f}."
+    else:
+        said += f"The clone is there with {speed:.1f}x fewer tokens, and ends at {found.final:.3f}."
+    if charged is None:
+        return [said, "That leaves Seedling's own training out, whose cost is not known here."]
+    if charged >= 1:
+        return [said, f"With Seedling's own training charged it is {charged:.2f}x in FLOPs."]
+    return [said, "That leaves Seedling's own training out. With it charged, random weights come out cheaper here: the "
+            f"clone's way\nto their final loss takes {1 / charged:.0f}x the FLOPs of their whole training "
+            f"(speed-up {charged:.2g}x), which is this short."]  # fmt: skip

@@ -1,0 +1,71 @@
+"""families, family draft."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperclone.cli.app import app, family_app
+from hyperclone.cli.arguments import (
+    Json,
+    make_console,
+)
+from hyperclone.errors import DestinationError
+
+
+@app.command(epilog="Example: hyperclone families --json")
+def families(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/families.md.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the architectures that are known, and which of their sizes can grow."""
+    from hyperclone.architectures import support_table
+
+    if markdown:
+        print(support_table.markdown(), end="")
+    elif as_json:
+        print(json.dumps(support_table.summary(), indent=2))
+    else:
+        console = make_console()
+        console.print(support_table.table(width=console.width), highlight=False)
+
+
+@family_app.command(epilog="Example: hyperclone family draft SRC -o my.toml; hyperclone grow SRC DST --family my.toml")
+def draft(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="Model directory, config.json, or Hub id.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="TOML", help="File to write; by default it is printed.")
+    ] = None,
+) -> None:
+    """Propose a family file for an architecture that is not known, and prove it on a tiny random instance.
+
+    Reads the config only. Every guess is marked in the file. Exit code 1 if the proposal could not be proved.
+    """
+    from hyperclone.drafting import draft
+
+    if output is not None and output.exists():
+        raise DestinationError("this file exists already", file=output, cure="choose another name, or remove it")
+    with make_console(error=True).status("Building the model at several sizes, and trying what fits"):
+        found = draft.draft(src)
+    if output is None:
+        print(found.text, end="")
+    else:
+        try:
+            output.write_text(found.text, "utf-8")
+        except OSError as error:
+            raise DestinationError("the file cannot be written", file=output, found=error.strerror) from None
+        print(f"Wrote {output}")
+    lines = [f"PROVED on a tiny random instance. Equal logits with: {', '.join(found.passed)}."]
+    if found.guesses:
+        lines.append(f"Places in the file that are marked as guesses: {found.guesses}. The proof speaks for them.")
+    if not found.proved:
+        lines = ["NOT PROVED: " + "; ".join(found.failures), *draft.HINTS]
+    elif output is not None:
+        lines.append(f"Next: hyperclone plan {src} --width 2 --family {output}")
+    print("\n".join(lines), file=sys.stdout if output is not None else sys.stderr)
+    if not found.proved:
+        raise typer.Exit(1)

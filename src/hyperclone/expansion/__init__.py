@@ -1,0 +1,1 @@
+"""The arithmetic of growing, and the tensors of a plan made with it."""

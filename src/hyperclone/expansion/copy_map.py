@@ -1,0 +1,125 @@
+"""Which old unit each new unit copies, for one stored dimension of a tensor.
+
+Grow an axis from d to D units: new unit i copies old unit i mod d, so a hidden state becomes n stacked copies
+`[x; x; ...]` (arXiv 2409.12903, section 2). A stored dimension flattens several axes, so its map is the C-order
+product of theirs; concatenated parts are maps laid end to end, also as one factor of a product. Everything the
+arithmetic needs is three integers for each new unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hyperclone.architectures.layout import Dim, Factor, Query
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """The map of one stored dimension from D new units to d old ones.
+
+    Attributes:
+        source: (D,) the old unit that each new unit copies.
+        number: (D,) which copy of that old unit it is, from 0.
+        count: (D,) how many copies that old unit has in all; 0 for a new unit that copies nothing (a filler).
+        old: d.
+    """
+
+    source: Tensor
+    number: Tensor
+    count: Tensor
+    old: int
+
+    @property
+    def new(self) -> int:
+        """D."""
+        return self.source.numel()
+
+    @property
+    def grown(self) -> bool:
+        """True when some old unit has more than one copy."""
+        return self.new != self.old
+
+    @cached_property
+    def fillers(self) -> Tensor:
+        """(F,) new units that copy nothing."""
+        return (self.count == 0).nonzero().flatten()
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
+        """Old units by their number of copies: (c, units (J,), places (c, J)); places[b] holds copy b of each unit."""
+        groups = []
+        for c in sorted(set(self.count.tolist()) - {0}):
+            first = ((self.number == 0) & (self.count == c)).nonzero().flatten()
+            units = self.source[first]
+            slot = torch.full((self.old,), -1, dtype=torch.long)
+            slot[units] = torch.arange(units.numel())
+            places = torch.empty(c, units.numel(), dtype=torch.long)
+            here = (self.count == c).nonzero().flatten()
+            places[self.number[here], slot[self.source[here]]] = here
+            groups.append((c, units, places))
+        return tuple(groups)
+
+    @cached_property
+    def spans(self) -> tuple[tuple[int, slice | Tensor, tuple[slice | Tensor, ...]], ...]:
+        """`groups`, with runs of consecutive units as slices, which read and write without a gather."""
+        return tuple((c, as_slice(units), tuple(map(as_slice, places))) for c, units, places in self.groups)
+
+
+def as_slice(index: Tensor) -> slice | Tensor:
+    """A run of consecutive indices as a slice; anything else as it is."""
+    if index.numel() and bool((index == torch.arange(int(index[0]), int(index[0]) + index.numel())).all()):
+        return slice(int(index[0]), int(index[0]) + index.numel())
+    return index
+
+
+def axis(old: int, new: int, *, filled: bool = False) -> Copies:
+    """One axis: new unit i copies old unit i mod old.
+
+    Where `filled`, every old unit has the same number of copies, and the units that remain are fillers.
+    """
+    assert new >= old > 0, (old, new)
+    unit = torch.arange(new)
+    source, number = unit % old, unit // old
+    count = (new - source + old - 1) // old
+    if filled:
+        count = torch.where(unit < new // old * old, new // old, 0)
+    return Copies(source, number, count, old)
+
+
+def product(parts: Sequence[Copies]) -> Copies:
+    """Axes flattened into one dimension in C order."""
+    whole = parts[0]
+    for part in parts[1:]:
+        # The copies of the pair (j, k) are the pairs of their copies, so counts multiply and numbers nest.
+        source = whole.source[:, None] * part.old + part.source
+        count = whole.count[:, None] * part.count
+        number = whole.number[:, None] * part.count + part.number
+        whole = Copies(source.flatten(), number.flatten(), count.flatten(), whole.old * part.old)
+    return whole
+
+
+def concatenate(parts: Sequence[Copies]) -> Copies:
+    """Parts laid end to end in one dimension."""
+    sources, offset = [], 0
+    for part in parts:
+        sources.append(part.source + offset)
+        offset += part.old
+    return Copies(torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset)
+
+
+def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], filled: Collection[str] = ()) -> Copies:
+    """The map of one stored dimension, given (old, new) sizes of every axis and the axes that have fillers."""
+
+    def of(factor: Factor) -> Copies:
+        if isinstance(factor, Query):
+            return of_dim(factor.dim, sizes, filled)
+        if isinstance(factor, tuple):
+            return of_dim(factor, sizes, filled)
+        return axis(factor, factor) if isinstance(factor, int) else axis(*sizes[factor], filled=factor in filled)
+
+    return concatenate([product([of(factor) for factor in block]) for block in dim])

@@ -1,0 +1,330 @@
+"""Grow one tensor, and undo it: pure functions on tensors.
+
+A tensor is seen as a matrix of output rows and input columns. Output units repeat. Input units repeat and are
+weighted so that the weights of the copies of one unit sum to 1: for output copy a and input copy b the block is
+C[a, b] W with sum_b C[a, b] = 1 (arXiv 2409.12903, section 2). So y = W x turns into [y; y; ...] when x turns into
+[x; x; ...], and every layer hands the next one what it needs.
+
+    symmetric   C[a, b] = 1/c            diagonal   C[a, b] = 1 if b = a mod c else 0
+
+Noise e[a, b] with sum_b e[a, b] = 0 keeps the function and tells the copies apart; without it they would receive the
+same gradient for ever. `snr_db` is the power of the noise-free weights of a row over the power of its noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from hyperclone.architectures.layout import Layout
+from hyperclone.expansion import copy_map, exact_split, noise
+from hyperclone.expansion.copy_map import Copies, as_slice
+from hyperclone.expansion.filler import Fill, fill_columns, fill_rows, free_columns
+
+_UNIFORM = math.sqrt(12) / 65536  # makes a 16-bit draw one of unit variance
+_TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
+_RUN = 4096  # weights summed at once
+
+
+class Expansion(StrEnum):
+    """How the copies of an input unit share its weight."""
+
+    SYMMETRIC = "symmetric"
+    DIAGONAL = "diagonal"
+
+
+class Noise(StrEnum):
+    """How symmetry between copies is broken."""
+
+    SPLIT = "split"  # random shares of the integer mantissa: exact in the stored type
+    GAUSSIAN = "gaussian"  # the paper's additive noise: exact up to rounding in the stored type
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything about a growth that is not a size."""
+
+    expansion: Expansion = Expansion.SYMMETRIC
+    noise: Noise = Noise.SPLIT
+    snr_db: float = 10.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A stored tensor as a matrix: which old row and column each new one copies.
+
+    Attributes:
+        rows: outputs. A vector is one row.
+        columns: inputs if `splits`, else outputs.
+        splits: the copies of a column share its weight (rather than repeat it).
+        transposed: the matrix is stored inputs first.
+        row_fill, column_fill: what new units hold that copy nothing.
+    """
+
+    rows: Copies
+    columns: Copies
+    splits: bool
+    transposed: bool
+    row_fill: Fill = Fill.ZERO
+    column_fill: Fill = Fill.ZERO
+
+    @property
+    def exact_repeat(self) -> bool:
+        """Nothing is split: the grown tensor only repeats source values."""
+        return not (self.splits and self.columns.grown)
+
+    @property
+    def needs_power(self) -> bool:
+        """Random weights of the source's size are drawn, whatever the noise."""
+        return self.column_fill is Fill.FREE and len(self.columns.fillers) > 0
+
+    @property
+    def needs_mean(self) -> bool:
+        """The mean of all source rows is written."""
+        return self.row_fill is Fill.MEAN and len(self.rows.fillers) > 0
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """A stored tensor (or some of its rows) as output rows and input columns; a view."""
+        return stored.reshape(1, -1) if stored.dim() == 1 else stored.T if self.transposed else stored
+
+    def as_stored(self, matrix: Tensor, dimensions: int) -> Tensor:
+        """The inverse: a matrix as the tensor of one or two dimensions that is stored."""
+        return matrix.flatten() if dimensions == 1 else matrix.T.contiguous() if self.transposed else matrix
+
+
+def tensor_map(
+    layout: Layout, sizes: Mapping[str, tuple[int, int]], fills: Mapping[str, Fill] = {}, *, shift: bool = False
+) -> TensorMap:
+    """The map of a tensor when axes grow from sizes[axis][0] to sizes[axis][1].
+
+    Args:
+        layout: what its dimensions mean.
+        sizes: (old, new) of every axis.
+        fills: axes with fillers (see fill.py), and what such a unit writes.
+        shift: a norm's tensor is its bias, not its gain.
+    """
+    maps = [copy_map.of_dim(dim, sizes, fills) for dim in layout.dims]
+
+    def fill(dim: int) -> Fill:
+        if layout.reads == dim:
+            return Fill.FREE if len(layout.dims) > 1 else Fill.ZERO if shift else Fill.KEEP
+        if layout.norm:
+            return Fill.ZERO if shift else Fill.KEEP
+        return next((fills[axis] for axis in layout.axes_of(dim) if axis in fills), Fill.ZERO)
+
+    if len(maps) == 1:
+        one = copy_map.axis(1, 1)
+        return TensorMap(one, maps[0], splits=layout.reads is not None, transposed=False, column_fill=fill(0))
+    assert len(maps) == 2, layout.text
+    out, read = (1, 0) if layout.reads == 0 else (0, 1)
+    return TensorMap(
+        maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
+        row_fill=fill(out), column_fill=fill(read),
+    )  # fmt: skip
+
+
+def expand(
+    weight: Tensor,
+    tensor: TensorMap,
+    recipe: Recipe,
+    *,
+    name: str,
+    power: float | None = None,
+    mean: Tensor | None = None,
+) -> Tensor:
+    """The grown tensor, whole.
+
+    Args:
+        weight: (d_out, d_in) as stored ((d_in, d_out) when transposed; (d,) for a vector), finite.
+        tensor: its map.
+        recipe: expansion and noise.
+        name: the tensor's name on disk; the noise depends on it.
+        power: mean square of the weight, for Gaussian noise and free weights; computed here when not given.
+        mean: mean of the rows, where fillers write it; computed here when not given.
+
+    Returns:
+        (D_out, D_in) as stored, in the weight's type.
+    """
+    matrix = tensor.as_matrix(weight)
+    if power is None and (recipe.noise is Noise.GAUSSIAN or tensor.needs_power):
+        power = mean_square(weight)
+    if mean is None and tensor.needs_mean:
+        mean = matrix.double().mean(0)
+    rows = range(tensor.rows.new)
+    grown = expand_rows(matrix[tensor.rows.source], tensor, recipe, name=name, rows=rows, power=power, mean=mean)
+    return tensor.as_stored(grown, weight.dim())
+
+
+def expand_rows(
+    weight: Tensor,
+    tensor: TensorMap,
+    recipe: Recipe,
+    *,
+    name: str,
+    rows: range,
+    power: float | None = None,
+    mean: Tensor | None = None,
+) -> Tensor:
+    """Some rows of the grown matrix, the same however the rows are cut into ranges.
+
+    Args:
+        weight: (len(rows), d_in) the source row of each new row.
+        rows: the new rows' indices.
+        power, mean: of the whole tensor, as in `expand`.
+
+    Returns:
+        (len(rows), D_in).
+    """
+    columns, fillers = tensor.columns, as_slice(tensor.columns.fillers)
+    weight = fill_rows(weight, tensor.rows, rows, tensor.row_fill, mean)
+    grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
+    step = max(1, _TILE // columns.new)
+    for start in range(0, len(rows), step):
+        tile = slice(start, min(start + step, len(rows)))
+        if tensor.needs_power:
+            assert power is not None
+            free = free_columns(columns, seed=recipe.seed, name=name, rows=rows[tile], power=power)
+            grown[tile, fillers] = free.to(grown.dtype)
+        elif len(columns.fillers):
+            grown[tile, fillers] = fill_columns(weight[tile], columns, tensor.column_fill, name=name)
+        if tensor.exact_repeat:
+            for _, units, places in columns.spans:
+                for place in places:
+                    grown[tile, place] = weight[tile, units]
+            continue
+        numbers = tensor.rows.number[rows[tile].start : rows[tile].stop]
+        _split_columns(weight[tile], grown[tile], columns, numbers, recipe, name, rows[tile], power)
+    return grown
+
+
+def _split_columns(
+    weight: Tensor,
+    grown: Tensor,
+    columns: Copies,
+    numbers: Tensor,
+    recipe: Recipe,
+    name: str,
+    rows: range,
+    power: float | None,
+) -> None:
+    """Fill `grown` (R, D) with the shares of `weight` (R, d); `numbers` (R,) is which output copy each row is."""
+    raw = None if recipe.noise is Noise.NONE else noise.draws(recipe.seed, name, rows=rows, columns=columns.new)
+    for c, units, places in columns.spans:
+        for chosen, first in _rows_by_own_copy(numbers, c, recipe.expansion):
+            block = weight[chosen][:, units]
+            order = [(first + k) % c for k in range(c)]  # own copy first, so that the remainder is a small part
+            where = [places[b] for b in order]
+            drawn = None if raw is None else [raw[chosen][:, w] for w in where]
+            for place, part in zip(where, _shares(block, c, recipe, drawn, power), strict=True):
+                if isinstance(chosen, Tensor) and isinstance(place, Tensor):
+                    grown[chosen[:, None], place] = part  # side by side the two would pair up
+                else:
+                    grown[chosen, place] = part
+
+
+def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator[tuple[slice | Tensor, int]]:
+    """Rows grouped by the input copy that the diagonal expansion gives their weight to."""
+    own = [0] if expansion is Expansion.SYMMETRIC else sorted(set((numbers % c).tolist()))
+    if own == [0]:
+        yield slice(None), 0
+    elif len(own) == 1:
+        yield slice(None), own[0]
+    else:
+        for first in own:
+            yield (numbers % c == first).nonzero().flatten(), first
+
+
+def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tensor]:
+    """Noise of deviation `scale` for each copy, summing to zero over the copies.
+
+    Removing the mean over c copies leaves 1 - 1/c of the variance; sqrt(c / (c - 1)) puts it back. Uniform noise for
+    the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
+    fp64 so that c times a value less the sum is exact: whatever is lost there would be missing from the sum to zero.
+    """
+    c = len(raw)
+    scale *= math.sqrt(c / (c - 1)) / c
+    if recipe.noise is Noise.GAUSSIAN:
+        values = [noise.normal(r).double() for r in raw]
+    else:
+        values = [r.to(torch.float32) for r in raw]
+        scale *= _UNIFORM
+    total = sum(values[1:], start=values[0])
+    return (value.mul_(c).sub_(total).mul_(scale) for value in values)
+
+
+def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, power: float | None) -> list[Tensor]:
+    """The c shares of a block, own copy first; they sum to the block. `raw`: draws for each copy, if there is noise."""
+    if c == 1:
+        return [block]
+    symmetric = recipe.expansion is Expansion.SYMMETRIC
+    base = [1 / c] * c if symmetric else [1.0] + [0.0] * (c - 1)
+    if raw is None:
+        return exact_split.split_evenly(block, c) if symmetric else [block] + [block * 0] * (c - 1)
+    # Noise power for each copy relative to W^2: the noise-free row has sum_b C^2, spread over c copies.
+    level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
+    work = exact_split.arithmetic_type(block.dtype)
+    if recipe.noise is Noise.SPLIT:
+        # The last share is what the others leave, so its noise is never computed.
+        noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
+        shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
+        # Noise is loudest where one draw stands at one end of its range and all others at the other: 65535 apart.
+        loudest = level * _UNIFORM * 65536 * math.sqrt((c - 1) / c)
+        return exact_split.split_by_shares(block, shares, within=min(base) >= loudest)
+    assert power is not None
+    whole = block.to(work)
+    noises = _zero_sum(raw, recipe, level * math.sqrt(power))
+    return [(whole * b + z.to(work)).to(block.dtype) for z, b in zip(noises, base, strict=True)]
+
+
+def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
+    """(R, D_in) -> (R, d_in): join the shares of every input unit.
+
+    Returned one type wider than stored (fp32, or fp64 for fp32 and fp64): exact there for an exact split.
+    """
+    joined: Tensor | None = None
+    step = max(1, _TILE // columns.new)
+    for start in range(0, grown.shape[0], step):
+        tile = slice(start, start + step)
+        for _, units, places in columns.spans:
+            total = exact_split.join_wide([grown[tile, place] for place in places])
+            if joined is None:
+                joined = torch.empty(grown.shape[0], columns.old, dtype=total.dtype)
+            joined[tile, units] = total
+    assert joined is not None
+    return joined
+
+
+def rounding_bound(grown: Tensor, columns: Copies) -> Tensor:
+    """(R, d_in) the largest difference from the source that rounding may leave in shares with Gaussian noise.
+
+    Let G_b = C_b W + e_b be the c shares as stored, S the sum of |G_b|, and let them be computed in a type of
+    precision 2^-q and stored in one of 2^-p. Storing moves each by at most 2^-p |G_b| (or half the smallest
+    subnormal). Computing rounds C_b, e_b, their products and the sum: 2^-q (2 |e_b| + 2 C_b |W| + |G_b|), which over
+    the copies is at most 2^-q 7 S, because |e_b| <= |G_b| + C_b |W| and |W| <= S. Adding c shares up again rounds by
+    at most 2^-q c S. Hence S (2^-p + (7 + c) 2^-q), with a margin of a half.
+    """
+    dtype = grown.dtype
+    work = exact_split.arithmetic_type(dtype)
+    stored, computed = 2.0 ** -exact_split.precision(dtype), 2.0 ** -exact_split.precision(work)
+    bound = torch.empty(grown.shape[0], columns.old, dtype=work)
+    for c, units, places in columns.spans:
+        total = torch.stack([grown[:, place].to(work).abs() for place in places]).sum(0)  # (R, J)
+        smallest = torch.finfo(dtype).smallest_normal * 2 * stored
+        bound[:, units] = 1.5 * (total * (stored + (7 + c) * computed) + c * smallest)
+    return bound
+
+
+def mean_square(weight: Tensor) -> float:
+    """Mean of the squared weights, in fp64, the same for any number of threads."""
+    squares = weight.double().square().flatten()
+    whole = squares.numel() // _RUN * _RUN
+    # Torch cuts one long sum among its threads but never a row of many, and fsum rounds only once.
+    return math.fsum([*squares[:whole].view(-1, _RUN).sum(1).tolist(), *squares[whole:].tolist()]) / squares.numel()

@@ -1,0 +1,1 @@
+"""The only adapter to transformers' internals: loading, parameter names, tiny models, logits, memory."""

@@ -1,0 +1,148 @@
+"""Run a causal language model on fixed inputs, and say in numbers how far two sets of logits are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PROMPT = "The Congress of the United States"
+REAL_TEXT = "real text"
+_ROWS = 64  # logits compared at once: vocabularies are large
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs: (B, S) token ids, and a (B, S) mask that is true at real tokens."""
+
+    what: str
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model gave: logits (positions, vocab) for each probe; greedy tokens (T,) and their logits (T, vocab)."""
+
+    logits: list[Tensor]
+    tokens: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far logits are from the true ones.
+
+    Attributes:
+        positions: token positions compared.
+        relative: |mine - truth|_2 / |truth|_2 over all logits.
+        maximum: largest |mine - truth|.
+        kl: mean KL(truth || mine) in nats.
+        top1: share of positions where both prefer the same token.
+    """
+
+    positions: int
+    relative: float
+    maximum: float
+    kl: float
+    top1: float
+
+
+def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool) -> tuple[list[Probe], Tensor]:
+    """Inputs that every architecture can take, and a prompt (P,) to be continued.
+
+    Args:
+        tokenizer: for real text; without one, all tokens are random (seed 0).
+        vocab: size of the vocabulary.
+        context: longest sequence the model can take.
+        small: a few tokens only, for types that a CPU multiplies slowly.
+    """
+    rows, length, random_length, padded = (1, 64, 32, 16) if small else (4, 128, 64, 48)
+    random = torch.randint(vocab, (2, min(random_length, context)), generator=torch.Generator().manual_seed(0))
+    probes = [_unpadded("random tokens", random)]
+    flow, prompt = random.flatten(), random[0, :8]
+    text_ids = torch.tensor([], dtype=torch.long)
+    if tokenizer is not None:
+        text = resources.files("hyperclone.hf").joinpath("probe_text.txt").read_text("utf-8")
+        text_ids = torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+        length = min(length, context, len(text_ids) // rows)
+    if tokenizer is not None and length > 1 and bool((text_ids < vocab).all()):
+        flow, prompt = text_ids, torch.tensor(tokenizer(PROMPT)["input_ids"], dtype=torch.long)
+        probes.insert(0, _unpadded(REAL_TEXT, flow[: rows * length].view(rows, length)))
+    padded = min(padded, context, len(flow) // 2)
+    short = torch.arange(padded) < padded - padded // 3
+    for what, mask in (("right padding", short), ("left padding", short.flip(0))):
+        both = torch.stack([torch.ones(padded, dtype=torch.bool), mask])
+        probes.append(Probe(what, flow[: 2 * padded].view(2, padded), both))
+    return probes, prompt[: max(1, (context - 1) // 2)]
+
+
+def _unpadded(what: str, ids: Tensor) -> Probe:
+    return Probe(what, ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+@torch.inference_mode()
+def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> Answers:
+    """Logits at every real token, then `steps` tokens decoded greedily, one at a time, with the KV cache."""
+    logits = _on_probes(model, probes)
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(
+        do_sample=False, use_cache=True, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, eos_token_id=None,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    model.generation_config = GenerationConfig()  # the directory's own (beams, stop strings, ...) is not our matter
+    ids = prompt[None]
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return Answers(logits, output.sequences[0, len(prompt) :], torch.cat(output.logits))
+
+
+@torch.inference_mode()
+def run_along(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> Answers:
+    """The same inputs, with the continuation given and read in one pass: no cache is involved."""
+    whole = torch.cat([prompt, tokens])[None]
+    output = model(input_ids=whole, use_cache=False, return_dict=True)
+    steps = output.logits[0, len(prompt) - 1 : -1]
+    return Answers(_on_probes(model, probes), tokens, steps)
+
+
+def _on_probes(model: Any, probes: Sequence[Probe]) -> list[Tensor]:
+    found = []
+    for probe in probes:
+        mask = None if bool(probe.mask.all()) else probe.mask.long()
+        output = model(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
+        found.append(output.logits[probe.mask])
+    return found
+
+
+def distance(mine: Tensor, truth: Tensor) -> Distance:
+    """How far `mine` is from `truth`, both (positions, vocab), computed in fp64."""
+    gap = size = maximum = kl = same = 0.0
+    for a, b in zip(_pieces(mine), _pieces(truth), strict=True):
+        a, b = a.double(), b.double()
+        gap += float((a - b).square().sum())
+        size += float(b.square().sum())
+        maximum = max(maximum, float((a - b).abs().max()))
+        kl += float((b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum())
+        same += float((a.argmax(-1) == b.argmax(-1)).sum())
+    count = len(mine)
+    relative = math.sqrt(gap / size) if size else math.inf
+    return Distance(count, relative, maximum, max(kl / count, 0.0), same / count)
+
+
+def _pieces(logits: Tensor) -> Iterator[Tensor]:
+    for start in range(0, len(logits), _ROWS):
+        yield logits[start : start + _ROWS]
+
+
+def perplexity(logits: Tensor, ids: Tensor) -> float:
+    """Of each row's next tokens; logits (B * S, vocab) for ids (B, S)."""
+    rows = logits.view(*ids.shape, -1)
+    losses = [torch.nn.functional.cross_entropy(r[:-1].double(), t[1:]) for r, t in zip(rows, ids, strict=True)]
+    loss = float(torch.stack(losses).mean())
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,137 @@
+"""Sources by name: a local directory, or a model on the Hub, of which a plan reads headers only."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperclone.architectures.family import Family
+from hyperclone.architectures.registry import full_names, of_config
+from hyperclone.errors import CheckpointError
+from hyperclone.io.checkpoint import DTYPES, Checkpoint, Entry, exists, read_json, refuse_quantised
+from hyperclone.planning.plan import Source
+
+# What belongs to a model at the top of its repository; other formats and subfolders are left where they are.
+_FILES = (
+    "*.json", "model*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*chat_templates/*.jinja",
+    "*.tiktoken", "LICENSE*", "NOTICE*", "README.md",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Headers:
+    """A source of which only the config and the headers are known."""
+
+    config: dict[str, Any]
+    entries: Mapping[str, Entry]
+    own_family: Family | None = None
+
+    @property
+    def family(self) -> Family:
+        """What is known about the architecture."""
+        return of_config(self.config, own=self.own_family)
+
+    @classmethod
+    def imagined(cls, config: dict[str, Any], *, dtype: str = "F64", own_family: Family | None = None) -> Headers:
+        """The headers that a checkpoint with this config must have, all of one type (by its name in safetensors)."""
+        fam = of_config(config, own=own_family)
+        sizes = fam.sizes(config)
+        shapes = {name: layout.shape(sizes) for name, layout in fam.tensors(config).items()}
+        entries = {name: Entry("", dtype, s, 0, math.prod(s) * DTYPES[dtype][1]) for name, s in shapes.items()}
+        return cls(config, entries, own_family)
+
+
+def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:
+    """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
+
+    Raises:
+        CheckpointError: neither, or not a model that can be grown.
+    """
+    if _is_local(source, revision):
+        return Checkpoint(source, family=family)
+    from huggingface_hub import HfApi
+
+    told = config(source, revision=revision)
+    with _refusals(source):
+        found = HfApi().get_safetensors_metadata(str(source), revision=revision)
+    refuse_quantised(told, Path("config.json"))
+    entries = {}
+    for file, metadata in sorted(found.files_metadata.items()):
+        for name, info in metadata.tensors.items():
+            begin, end = info.data_offsets
+            entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
+    return Headers(told, full_names(told, entries, own=family), family)
+
+
+def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a local directory or a Hub id, or a file of that kind.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = Path(source)
+    if exists(path) and path.is_file():
+        return read_json(path)
+    if _is_local(source, revision):
+        return read_json(path / "config.json", missing="not a model directory: it has no config.json")
+    from huggingface_hub import hf_hub_download
+
+    with _refusals(source):
+        return read_json(Path(hf_hub_download(str(source), "config.json", revision=revision)))
+
+
+def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+    """A local directory, or a Hub id downloaded to the Hub's own cache.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    if _is_local(source, revision):
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    with _refusals(source):
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES)))
+
+
+def public_name(source: str | os.PathLike[str]) -> str:
+    """How receipts and cards call a source: its Hub id, or a local directory's name without its place."""
+    path = Path(source)
+    return path.resolve().name if exists(path) else str(source)
+
+
+def _is_local(source: str | os.PathLike[str], revision: str | None) -> bool:
+    local = exists(Path(source)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith(".")
+    if local and revision is not None:
+        raise CheckpointError(
+            "a local directory has no revisions", field="revision", found=revision, cure="leave it out"
+        )
+    return local
+
+
+@contextmanager
+def _refusals(source: str | os.PathLike[str]) -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
+
+    try:
+        yield
+    except NotASafetensorsRepoError:
+        raise CheckpointError(
+            "this repository has no safetensors weights",
+            file=source,
+            expected="model.safetensors, or its index",
+            cure="convert once: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) writes safetensors",
+        ) from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            "neither a local directory nor a model that the Hub gives out",
+            file=source,
+            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            cure="check the spelling, the network, and access to gated models (`hf auth login`)",
+        ) from None

@@ -1,0 +1,162 @@
+"""Threads, slices and bytes: everything that moves weights between disk and memory in bounded pieces.
+
+A thread takes one tensor at a time and works through it in slices of rows, so what is in memory is a few slices for
+each thread, whatever the model's size.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from hyperclone.errors import DestinationError, GrowthError
+from hyperclone.io.destination import Destination
+from hyperclone.io.shards import Shard
+from hyperclone.planning.plan import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hyperclone.io.checkpoint import TensorFiles
+
+_T = TypeVar("_T")
+SLICE_BYTES = 16 << 20  # of output, in each thread
+Progress = Callable[[str, int, int], None]  # (stage, units done so far, units in all)
+
+
+class Weights(Source, Protocol):
+    """A source whose rows can be read: a directory, or a model in memory."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+
+def slices(shape: tuple[int, ...], nbytes: int) -> Iterator[range]:
+    """Ranges of rows of about SLICE_BYTES each."""
+    step = max(1, shape[0] * SLICE_BYTES // max(nbytes, 1))
+    for start in range(0, shape[0], step):
+        yield range(start, min(start + step, shape[0]))
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The tensor's bytes as stored."""
+    import torch
+
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy().data).cast("B")
+
+
+def digest(model: Weights | TensorFiles, name: str) -> str:
+    """SHA-256 of a stored tensor's bytes."""
+    entry, hashed = model.entries[name], hashlib.sha256()
+    for rows in slices(entry.shape, entry.nbytes):
+        hashed.update(raw(model.read(name, rows.start, rows.stop)))
+    return hashed.hexdigest()
+
+
+class Meter:
+    """Counts work done by several threads and tells a progress callback."""
+
+    def __init__(self, stage: str, total: int, progress: Progress | None) -> None:
+        self.stage, self.total, self.progress = stage, total, progress
+        self.done = 0
+        self._lock = threading.Lock()
+        self.add(0)
+
+    def add(self, units: int) -> None:
+        """Note some more work."""
+        with self._lock:
+            self.done += units
+            if self.progress:
+                self.progress(self.stage, self.done, self.total)
+
+
+def write_shards(
+    files: Sequence[Shard],
+    target: Destination,
+    pieces: Callable[[str], Iterable[Tensor]],
+    *,
+    stage: str,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    """Write every shard that is not finished yet.
+
+    Args:
+        files: the shards, laid out.
+        target: where they go.
+        pieces: the content of a tensor by name, in stored order; called in several threads at once.
+        stage: what to tell `progress`.
+
+    Raises:
+        DestinationError: the disk refused a write.
+    """
+    meter = Meter(stage, sum(shard.nbytes for shard in files), progress)
+
+    def write(data: memoryview, descriptor: int, position: int) -> int:
+        while data:
+            count = os.pwrite(descriptor, data, position)
+            data, position = data[count:], position + count
+            meter.add(count)
+        return position
+
+    def write_tensor(name: str, shard: Shard, descriptor: int) -> None:
+        position = shard.offsets[name]
+        for piece in pieces(name):
+            position = write(raw(piece), descriptor, position)
+
+    with worker_pool(threads) as pool:
+        for shard in files:
+            if shard.file in target.finished:
+                meter.add(shard.nbytes)
+                continue
+            try:
+                with target.shard(shard.file, nbytes=shard.nbytes) as descriptor:
+                    write(memoryview(shard.header), descriptor, 0)
+                    job = functools.partial(write_tensor, shard=shard, descriptor=descriptor)
+                    run_all(pool, job, shard.largest_first)
+            except OSError as error:
+                raise DestinationError(
+                    "writing the output failed",
+                    file=target.partial / shard.file,
+                    found=error.strerror or error,
+                    cure="mend that and run the same command again: finished files are kept",
+                ) from None
+
+
+@contextmanager
+def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+    """Threads that each run torch on one processor; torch's own setting is put back afterwards."""
+    import torch
+
+    if threads is not None and threads < 1:
+        raise GrowthError("no work can be done without a thread", field="threads", found=threads, expected="1 or more")
+    count = threads or min(8, max(2, os.cpu_count() or 1))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(count, thread_name_prefix="hyperclone", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def run_all(pool: ThreadPoolExecutor, job: Callable[[_T], None], items: Iterable[_T]) -> None:
+    """Run a job for every item, side by side; the first error stops those that have not started.
+
+    Whatever happens, an interruption included, no job is running any more afterwards: their files can be closed.
+    """
+    futures = [pool.submit(job, item) for item in items]
+    try:
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+    for future in finished:
+        future.result()

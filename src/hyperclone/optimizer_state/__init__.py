@@ -1,0 +1,1 @@
+"""A source's optimizer moments: read, grown, written and proved."""

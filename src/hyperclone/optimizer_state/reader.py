@@ -1,0 +1,220 @@
+"""Reading a source's optimizer state: from a transformers Trainer checkpoint, or a torch distributed checkpoint.
+
+A Trainer checkpoint holds `optimizer.pt`, a state dict of torch whose parameters are numbers. They are numbered as
+Trainer builds its groups, parameters that decay first, each group in the model's order; an optimizer that was given
+names (`param_names`, as `hyperclone.param_groups` does) says them. Loaded with weights_only=True and mapped, not read.
+A distributed checkpoint (distributed.py) holds the names already. Both give moments under the names that a parameter
+has in memory; here they get those that its tensors have on disk, by which everything else is planned.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hyperclone.errors import CheckpointError
+from hyperclone.hf import models, parameter_names
+from hyperclone.io.checkpoint import DTYPES, Checkpoint
+from hyperclone.optimizer_state import distributed
+
+# kind of moment -> its power of the gradient
+MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
+_FILES = ("optimizer.pt", "optimizer.bin")
+_TYPES = {f"torch.{name}" for name, _ in DTYPES.values()}
+
+
+class Stored(Protocol):
+    """An optimizer state by the names that parameters have in memory.
+
+    Attributes:
+        file: where it is.
+        moments: of every parameter by kind, on device meta.
+        steps: of every parameter that counts them.
+        settings: the optimizer's groups as plain numbers; empty if they are not known.
+    """
+
+    @property
+    def file(self) -> Path: ...
+    @property
+    def moments(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+    @property
+    def steps(self) -> Mapping[str, int]: ...
+    @property
+    def settings(self) -> list[dict[str, Any]]: ...
+    def tensor(self, name: str, kind: str) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class SourceState:
+    """A source's moments by the names of its tensors on disk.
+
+    Attributes:
+        file: where they were found.
+        optimizer: "adamw", "sgd" or "muon".
+        moments: of every tensor by kind (one of MOMENTS), on device meta.
+        steps: the steps that each tensor has taken; empty where the optimizer does not count.
+        settings: the optimizer's groups as plain numbers.
+    """
+
+    file: Path
+    optimizer: str
+    moments: Mapping[str, Mapping[str, Tensor]]
+    steps: dict[str, int]
+    settings: list[dict[str, Any]]
+    _stored: Stored
+    _model: Any
+    _parameter: dict[str, str]  # tensor on disk -> parameter in memory
+
+    def moment(self, name: str, kind: str) -> Tensor:
+        """A moment of a tensor on disk, in the tensor's shape."""
+        return self._saved(self._parameter[name], kind)[name]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  # the experts of one fused parameter ask for it in turn
+    def _saved(self, parameter: str, kind: str) -> dict[str, Tensor]:
+        return parameter_names.on_disk(self._model, parameter, self._stored.tensor(parameter, kind))
+
+
+def read(path: Path, origin: Checkpoint) -> SourceState:
+    """The optimizer state at `path`, which must belong to the model `origin`.
+
+    Raises:
+        CheckpointError: it cannot be found, cannot be read, or belongs to another model.
+    """
+    model = _on_meta(origin)
+    wanted = {name: parameter.shape for name, parameter in parameter_names.parameters(model)}
+    stored = _open(path, model, wanted)
+    kinds = {kind for moments in stored.moments.values() for kind in moments}
+    if not kinds:
+        raise CheckpointError("this optimizer has no moments", file=stored.file, cure="grow without --state")
+    if not kinds <= set(MOMENTS) or kinds == {"exp_avg"}:  # exp_avg alone: Lion, which takes its sign
+        raise CheckpointError("the state of this optimizer cannot be grown", file=stored.file,
+                              found=", ".join(sorted(kinds)),
+                              expected="AdamW's exp_avg and exp_avg_sq, or a momentum_buffer",
+                              cure="grow without --state" + (
+                                  "; moments of the rotated optimizer are of copies that this growth would copy again"
+                                  if "rotated_avg" in kinds else ""))  # fmt: skip
+    muon = any("ns_steps" in group for group in stored.settings)
+    optimizer = "adamw" if "exp_avg_sq" in kinds else "muon" if muon else "sgd"
+    moments: dict[str, dict[str, Tensor]] = {}
+    parameter: dict[str, str] = {}
+    for name, by_kind in stored.moments.items():
+        for kind, like in by_kind.items():
+            if name not in wanted or like.shape != wanted[name]:
+                raise _foreign(stored.file, name, f"{kind} of {list(like.shape)}", list(wanted.get(name, [])) or None)
+            if str(like.dtype) not in _TYPES:
+                raise CheckpointError("moments of this type cannot be grown", file=stored.file, tensor=name,
+                                      found=like.dtype, expected=", ".join(sorted(_TYPES)))  # fmt: skip
+            for key, part in parameter_names.on_disk(model, name, like).items():
+                if key not in origin.entries or part.shape != origin.entries[key].shape:
+                    raise _foreign(stored.file, key, list(part.shape), "a tensor of the source")
+                parameter[key] = name
+                moments.setdefault(key, {})[kind] = part
+    steps = {key: stored.steps[name] for key, name in parameter.items() if name in stored.steps}
+    return SourceState(stored.file, optimizer, moments, steps, stored.settings, stored, model, parameter)
+
+
+def _on_meta(origin: Checkpoint) -> Any:
+    """The source's model without weights: its parameters in their order, and how they are saved."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with models.quiet():
+        try:
+            config = AutoConfig.from_pretrained(origin.path, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except Exception as error:  # whatever a config can provoke in there
+            raise CheckpointError("transformers cannot build this model", file=origin.path, found=error) from error
+
+
+def _open(path: Path, model: Any, wanted: Mapping[str, torch.Size]) -> Stored:
+    if path.is_file():
+        return TorchState(path, model, wanted)
+    for file in _FILES:
+        if (path / file).is_file():
+            return TorchState(path / file, model, wanted)
+    for place in (path, *sorted(path.glob("optimizer*")), path / "optim"):
+        if (place / distributed.METADATA).is_file():
+            return distributed.DistributedState(place)
+    raise CheckpointError(
+        "no optimizer state here" if path.is_dir() else "no such checkpoint",
+        file=path,
+        expected=f"{_FILES[0]} of a Trainer checkpoint, or a torch distributed checkpoint ({distributed.METADATA})",
+    )
+
+
+class TorchState:
+    """A state dict of a torch optimizer in one file."""
+
+    def __init__(self, file: Path, model: Any, wanted: Mapping[str, torch.Size]) -> None:
+        """Map the file and find the name of every parameter.
+
+        Raises:
+            CheckpointError: not such a file, or not of this model.
+        """
+        self.file = file
+        try:
+            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # zip, pickle and torch each have their own
+            raise CheckpointError("this cannot be loaded as an optimizer state without running code from it",
+                                  file=file, found=str(error).splitlines()[0]) from None  # fmt: skip
+        match content:
+            case {"state": dict(state), "param_groups": list(groups)}:
+                pass
+            case _:
+                raise CheckpointError("this is no optimizer state", file=file, expected="state and param_groups")
+        self._state: dict[str, dict[str, Any]] = {
+            name: state[key] for key, name in _numbered(file, model, wanted, groups).items() if state.get(key)
+        }
+        self.settings = [
+            {k: v for k, v in group.items() if k not in ("params", "param_names") and _plain(v)} for group in groups
+        ]
+        self.steps = {name: int(moments["step"]) for name, moments in self._state.items() if "step" in moments}
+        self.moments = {
+            name: {k: v.to("meta") for k, v in moments.items() if isinstance(v, Tensor) and k != "step"}
+            for name, moments in self._state.items()
+        }
+
+    def tensor(self, name: str, kind: str) -> Tensor:
+        """A moment as it is stored."""
+        moment: Tensor = self._state[name][kind]
+        return moment
+
+
+def _numbered(file: Path, model: Any, wanted: Mapping[str, torch.Size], groups: list[Any]) -> dict[Any, str]:
+    """Key in the state -> name of the parameter in memory."""
+    keys = [key for group in groups for key in group["params"]]
+    if all("param_names" in group for group in groups):
+        order = [parameter_names.clean(name) for group in groups for name in group["param_names"]]
+    elif all(isinstance(key, str) for key in keys):
+        order = [parameter_names.clean(key) for key in keys]
+    else:
+        decayed = parameter_names.decayed(model)
+        parts = [name for name in wanted if name in decayed], [name for name in wanted if name not in decayed]
+        order = list(wanted) if len(groups) == 1 else [name for part in parts for name in part]
+        sizes = [len(part) for part in parts] if len(groups) > 1 else [len(wanted)]
+        if [len(group["params"]) for group in groups] != sizes:
+            raise CheckpointError(
+                "the parameters of this optimizer are not the model's in Trainer's order", file=file,
+                found="groups of " + ", ".join(str(len(group["params"])) for group in groups),
+                expected="groups of " + ", ".join(map(str, sizes)),
+                cure="is it of this model, and were all its parameters trained? An optimizer made with named "
+                "parameters (hyperclone.param_groups, or (name, parameter) pairs) can have any groups",
+            )  # fmt: skip
+    if len(order) != len(keys):
+        raise CheckpointError("names and parameters differ in number", file=file, found=len(order), expected=len(keys))
+    return dict(zip(keys, order, strict=True))
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str | int | float | bool) or (isinstance(value, tuple | list) and all(map(_plain, value)))
+
+
+def _foreign(path: Path, name: str, found: object, expected: object) -> CheckpointError:
+    return CheckpointError("this optimizer state belongs to another model", file=path, tensor=name, found=found,
+                           expected=expected, cure="give the checkpoint that the source was saved with")  # fmt: skip

@@ -1,0 +1,228 @@
+"""What the user asked for, checked against a model's axes.
+
+Widths are factors (`2`, `1.5x`) or absolute sizes (`1152`). A bare number below the axis's present size is a factor,
+one at or above it is a size; where both readings are likely the request is refused and both spellings are named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from hyperclone.errors import GrowthError
+from hyperclone.planning.depth import MODES, layer_map
+
+Width = str | int | float
+EXPANSIONS = ("symmetric", "diagonal")
+NOISES = ("split", "gaussian", "none")
+OUTPUT_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """A request. Sizes are None for "as `width` says", or unchanged if that is None too.
+
+    Attributes:
+        width: factor for hidden, ffn and heads together.
+        hidden, ffn, heads, kv_heads: a factor or an absolute size each; KV heads follow heads by default.
+        head_dim: likewise (where positions allow it, heads.py); `width` then grows each head and leaves their number.
+        layers: a factor or a number of layers.
+        depth_mode: "identity" (copied blocks that add nothing: exact) or "stack" (the model repeated: not exact).
+        experts, top_k: a dense model's feed-forward block becomes so many experts, top_k for each token (upcycling.py).
+        expansion: "symmetric" or "diagonal".
+        noise: "split" (exact), "gaussian" (the paper's), "none".
+        snr_db: noise-free power over noise power, in dB.
+        seed: of the noise.
+        untie: write the head as a tensor of its own.
+        dtype: "bf16", "fp16", "fp32", "fp64", or None for the source's.
+        allow_rounding: accept growths that bf16 or fp16 cannot hold exactly (irrational factors).
+    """
+
+    width: Width | None = None
+    hidden: Width | None = None
+    ffn: Width | None = None
+    heads: Width | None = None
+    kv_heads: Width | None = None
+    head_dim: Width | None = None
+    layers: Width | None = None
+    depth_mode: str = "identity"
+    experts: int | None = None
+    top_k: int = 2
+    expansion: str = "symmetric"
+    noise: str = "split"
+    snr_db: float = 10.0
+    seed: int = 0
+    untie: bool = False
+    dtype: str | None = None
+    allow_rounding: bool = False
+
+    def __post_init__(self) -> None:
+        for field, value, allowed in (
+            ("expansion", self.expansion, EXPANSIONS),
+            ("noise", self.noise, NOISES),
+            ("depth_mode", self.depth_mode, MODES),
+            ("dtype", self.dtype, (None, *OUTPUT_DTYPES)),
+        ):
+            if value not in allowed:
+                raise GrowthError(
+                    f"unknown {field}", field=field, found=value, expected=", ".join(str(a) for a in allowed if a)
+                )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
+        self._check_experts()
+        for field in ("untie", "allow_rounding"):
+            if not isinstance(flag := getattr(self, field), bool):
+                raise GrowthError("neither true nor false", field=field, found=repr(flag), expected="True or False")
+        if isinstance(self.snr_db, bool) or not isinstance(self.snr_db, int | float):
+            raise GrowthError("not a noise level", field="snr_db", found=repr(self.snr_db), expected="-40 to 80 dB")
+        if not -40 <= self.snr_db <= 80:  # false for NaN
+            raise GrowthError("noise level out of range", field="snr_db", found=self.snr_db, expected="-40 to 80 dB")
+        if self.width is not None:
+            _factor(self.width, "width")
+
+    @property
+    def wider(self) -> bool:
+        """Whether a width is asked for, so that there are copies along it; layers and experts are another thing."""
+        return any((self.width, self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim))
+
+    def flags(self) -> str:
+        """The request as it is typed on a command line: every option that is not at its default."""
+        typed = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                flag = f"--{field.name.replace('_', '-')}"
+                typed.append(flag if value is True else f"{flag} {value}")
+        return " ".join(typed)
+
+    def _check_experts(self) -> None:
+        experts, most = self.experts, 2 if self.experts is None else self.experts
+        if experts is not None and (isinstance(experts, bool) or not isinstance(experts, int) or experts < 2):
+            raise GrowthError("not a number of experts", field="experts", found=repr(experts), expected="2 or more")
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 1 <= self.top_k <= most:
+            raise GrowthError(
+                "a token cannot have so many experts", field="top_k", found=repr(self.top_k),
+                expected=f"1 to {most}", cure="give --experts as well" if experts is None else None,
+            )  # fmt: skip
+
+
+def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -> dict[str, int]:
+    """New sizes of the axes that a user can grow, from their present sizes.
+
+    Args:
+        growth: the request.
+        sizes: every axis of the model; heads are one axis `heads`, or `kv_heads` and `group` (query heads per KV head).
+        deeper: the model grows in depth (or in experts), so its widths may stay.
+
+    Returns:
+        New size of every axis in `sizes` (unchanged ones too).
+
+    Raises:
+        GrowthError: not a whole number of units, smaller than the source, or nothing grows.
+    """
+    new = dict(sizes)
+    width = None if growth.width is None else f"{_factor(growth.width, 'width'):.15g}x"  # never a size
+    for name in ("hidden", "ffn"):
+        new[name] = _size(_first(getattr(growth, name), width), sizes[name], name)
+    new["head_dim"] = _size(growth.head_dim, sizes["head_dim"], "head_dim")
+    wanted = _first(growth.heads, width if new["head_dim"] == sizes["head_dim"] else None)
+    if "heads" in sizes:
+        new["heads"] = _size(wanted, sizes["heads"], "heads")
+        if growth.kv_heads is not None:
+            raise GrowthError(
+                "this architecture has no KV heads of its own",
+                field="kv_heads",
+                found=growth.kv_heads,
+                cure="use heads",
+            )
+    else:
+        new["kv_heads"], new["group"] = _grouped_heads(growth, wanted, sizes["kv_heads"], sizes["group"])
+    if new == dict(sizes) and not deeper:
+        raise GrowthError(
+            "nothing to grow: every width stays as it is",
+            cure="give --width 2, or --hidden, --ffn, --heads, --layers by factor (2x) or size",
+        )
+    return new
+
+
+def resolve_layers(growth: Growth, layers: int) -> tuple[int, ...]:
+    """The old layer that each new one copies."""
+    return layer_map(layers, _size(growth.layers, layers, "layers"), growth.depth_mode)
+
+
+def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:
+    """(KV heads, query heads per KV head). A query head must stay with a copy of its own KV head."""
+    old = kv_heads * group
+    if growth.kv_heads is not None:
+        new_kv = _size(growth.kv_heads, kv_heads, "kv_heads")
+        heads = _size(wanted, old, "heads", lambda n: n % new_kv == 0 and n // new_kv >= group)
+        return new_kv, heads // new_kv
+    if kv_heads == 1 and group > 1:
+        return 1, _size(wanted, old, "heads")  # multi-query attention stays multi-query
+    heads = _size(wanted, old, "heads", lambda n: n % group == 0 or n % kv_heads == 0)
+    # Whole groups are copied where that comes out, else every group gets more query heads.
+    return (heads // group, group) if heads % group == 0 else (kv_heads, heads // kv_heads)
+
+
+def _first(*values: Width | None) -> Width | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _number(value: Width, field: str) -> tuple[float, bool]:
+    """(number, written as a factor with x)."""
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([xX]?)\s*", str(value), re.ASCII)
+    if match is None or isinstance(value, bool) or float(match[1]) <= 0:
+        raise GrowthError("not a width", field=field, found=value, expected="a factor (2 or 2x) or a size (1152)")
+    return float(match[1]), bool(match[2])
+
+
+def _factor(value: Width, field: str) -> float:
+    number, _ = _number(value, field)
+    if number < 1:
+        raise GrowthError("a model cannot be grown to less than it is", field=field, found=value, expected="1 or more")
+    if number > 64:
+        raise GrowthError(
+            "a factor this large is surely a size", field=field, found=value, expected="1.5, 2, 3, ...",
+            cure="sizes go to --hidden, --ffn and --heads",
+        )  # fmt: skip
+    return number
+
+
+def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool] = lambda size: True) -> int:
+    """The new size of one axis, which must be whole and fit."""
+    if value is None:
+        value = "1x"
+    number, is_factor = _number(value, field)
+    if not is_factor and 8 < number < old:
+        raise GrowthError(
+            "smaller than the model is now", field=field, found=value, expected=f"{old} or more",
+            cure=f"write {number:g}x if it is meant as a factor",
+        )  # fmt: skip
+    if not is_factor and number >= old and 1 < old <= number <= 4:
+        raise GrowthError(
+            "this could be a factor or a size",
+            field=field,
+            found=value,
+            expected=f"{number:g}x for {number * old:g}, or {number / old:g}x for {number:g}",
+        )
+    wanted = old * _factor(value, field) if is_factor or number < old else number
+    size = round(wanted)
+    if abs(size - wanted) > 1e-9 * wanted or not fits(size):
+        near = [n for n in range(max(old, size - 64 * old), size + 64 * old) if fits(n)]
+        below = max((n for n in near if n <= wanted), default=None)
+        above = min((n for n in near if n >= wanted), default=None)
+        raise GrowthError(
+            "no such size",
+            field=field,
+            found=f"{value}" + (f", that is {wanted:g}" if is_factor or number < old else ""),
+            expected=" or ".join(dict.fromkeys(str(n) for n in (below, above) if n is not None)) or "another size",
+        )
+    return size
+
+
+def spelled(old: int, new: int) -> str:
+    """A new size as a request that can be read in one way only: 2x, 1152, or 1.5x where 3 could be a factor too."""
+    if new <= 4 or (new % old == 0 and new // old <= 64):
+        return f"{new / old:.15g}x"
+    return str(new)

@@ -1,0 +1,1 @@
+"""The structural and the behavioral proof, and the validation of a family file."""

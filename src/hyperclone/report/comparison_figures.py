@@ -1,0 +1,140 @@
+"""Figures of ends: accuracies of each task, speed-ups, arms of one group, clones by their source."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from hyperclone.report import curve_figures
+from hyperclone.report.canvas import INK, Canvas, literal
+from hyperclone.report.load import AXES, Results, in_groups
+from hyperclone.report.styles import colour
+
+
+def tasks(results: Results) -> Canvas:
+    """The last accuracy of each task."""
+    canvas = Canvas("tasks", "Final accuracy of each task", "Bars are means over seeds, points are seeds.")
+    axes = canvas.axes[0]
+    names, rows = results.tasks, []
+    width = 0.8 / max(1, len(results.curves))
+    for number, (arm, runs) in enumerate(results.curves.items()):
+        places = [i - 0.4 + width * (number + 0.5) for i in range(len(names))]
+        finals = [[v for curve in runs if (v := _last(curve.tasks.get(name, ()))) is not None] for name in names]
+        heights = [statistics.mean(values) if values else None for values in finals]
+        axes.bars(arm, colour(results, arm), places, heights, width * 0.9)
+        seeds = [(x, value) for x, values in zip(places, finals, strict=True) for value in values]
+        axes.plot.plot([x for x, _ in seeds], [y for _, y in seeds], "o", color=colour(results, arm), markersize=3)
+        rows += [[arm, name, f"{one:.4f}"] for name, one in zip(names, heights, strict=True) if one is not None]
+        if told := [one for one in heights if one is not None]:
+            axes.labels.append((len(names) - 0.5, statistics.mean(told), arm, colour(results, arm)))
+    axes.names = names
+    axes.plot.set_xticks(range(len(names)), [literal(name) for name in names])
+    axes.plot.set_xlim(-0.5, len(names) - 0.5)
+    axes.plot.grid(visible=False, axis="x")
+    canvas.label(axes, "", "accuracy")
+    canvas.table = (["arm", "task", "accuracy"], rows)
+    return canvas
+
+
+def _last(values: Sequence[float | None]) -> float | None:
+    return next((value for value in reversed(values) if value is not None), None)
+
+
+def _dots(
+    canvas: Canvas, results: Results, arms: Sequence[str], values: Callable[[str], Sequence[float]], x: str,
+    *, without: Callable[[str], str] = lambda arm: "",
+) -> None:  # fmt: skip
+    """One row for each arm: seeds as points, the median as a stroke; words where there is no point."""
+    axes = canvas.axes[-1]
+    rows: list[list[str]] = []
+    for place, arm in enumerate(reversed(arms)):
+        found = [value for value in values(arm) if math.isfinite(value)]
+        if found:
+            middle = statistics.median(found)
+            axes.plot.plot([middle, middle], [place - 0.3, place + 0.3], color=colour(results, arm), linewidth=2.5)
+            axes.points(arm, colour(results, arm), found, [place] * len(found), told="x", alpha=0.75)
+            rows = [[arm, f"{value:.5g}"] for value in found] + rows
+        if told := without(arm):
+            axes.plot.annotate(told, (1, place), (-4, 0), xycoords=("axes fraction", "data"), va="center", ha="right",
+                               textcoords="offset points", fontsize=9, color=colour(results, arm))  # fmt: skip
+            rows = [[arm, told], *rows]
+    axes.plot.set_yticks(range(len(arms)), [literal(arm) for arm in reversed(arms)])
+    axes.plot.set_ylim(-0.6, len(arms) - 0.4)
+    axes.plot.locator_params(axis="x", nbins=5)
+    for tick, arm in zip(axes.plot.get_yticklabels(), reversed(arms), strict=True):
+        tick.set_color(colour(results, arm))
+    canvas.label(axes, x, "")
+    canvas.table = (["arm", x], rows)
+
+
+def speedups(results: Results) -> Canvas:
+    """Speed-up in tokens of every arm."""
+    arms = [arm for arm in results.speedups if arm != results.control]
+
+    def without(arm: str) -> str:
+        found = [row["speedup_tokens"] for row in results.speedups[arm]]
+        never, at_start = sum(one is None for one in found), sum(one == math.inf for one in found)
+        told = [f"{words} in {count} of {len(found)} seeds" if count < len(found) else words
+                for words, count in (("not reached", never), ("at the start", at_start)) if count]  # fmt: skip
+        return ", ".join(told)
+
+    canvas = Canvas(
+        "speedup", "Speed-up in tokens",
+        "Tokens of the control arm's whole training over those that an arm needs to the same held-out loss. "
+        "Points are seeds, strokes the medians of those that have a point: an arm that never gets there, or starts "
+        "there, has none.",
+        height=1.2 + 0.34 * len(arms),
+    )  # fmt: skip
+    _dots(canvas, results, arms,
+          lambda arm: [math.nan if (one := row["speedup_tokens"]) is None else one for row in results.speedups[arm]],
+          "speed-up in tokens", without=without)  # fmt: skip
+    canvas.axes[0].plot.axvline(1, color=INK, linewidth=1)
+    return canvas
+
+
+def groups(results: Results) -> Iterator[Canvas]:
+    """Arms that a study compares with each other: expansions, noise, factors, ..."""
+    for number, (group, arms) in enumerate(results.groups().items()):
+        canvas = Canvas(f"group-{number}", f"Compared: {group}",
+                        "Left: held-out loss, mean and range over seeds. Right: at the end; points are seeds, strokes "
+                        "medians.", columns=2, widths=(3, 2), height=max(2.8, 1.2 + 0.34 * len(arms)))  # fmt: skip
+        curve_figures.lines(canvas.axes[0], results, arms, "tokens")
+        canvas.axes[0].labels.clear()  # the right half says which is which
+        canvas.label(canvas.axes[0], "tokens", "held-out loss (nats per token)")
+        _dots(canvas, results, arms, lambda arm: [curve.loss[-1] for curve in results.curves[arm]],
+              "final held-out loss")  # fmt: skip
+        yield canvas
+        if not {*arms} <= {*curve_figures.principal(results)}:
+            first = curve_figures.early(results, arms, name=f"early-{number}", title=f"The first tenth: {group}")
+            if first is not None:
+                yield first
+
+
+def sources(results: Results) -> Iterator[Canvas]:
+    """Clones by what their source was: how long it was trained, how large it is."""
+    known = results.study.get("sources", {})
+    for group, (field, label) in AXES.items():
+        found = []
+        for name, arm in results.arms.items():
+            place = (known.get(arm.get("source") or "") or {}).get(field)
+            if group in in_groups(arm) and place and name in results.curves:
+                found.append((place, name))
+        if len(found) < 2:
+            continue
+        canvas = Canvas(group.replace(" ", "-"), f"Clones by {group}", f"Final held-out loss against {label}; points "
+                        "are seeds.")  # fmt: skip
+        axes = canvas.axes[0]
+        rows = []
+        for place, name in sorted(found):
+            losses = [curve.loss[-1] for curve in results.curves[name]]
+            axes.points(name, colour(results, name), [place] * len(losses), losses)
+            axes.labels.append((place, statistics.median(losses), name, colour(results, name)))
+            rows += [[name, f"{place:.5g}", f"{loss:.4f}"] for loss in losses]
+        axes.plot.set_xscale("log")
+        axes.plot.margins(x=0.25)
+        axes.plot.set_xticks(sorted({place for place, _ in found}))
+        axes.plot.minorticks_off()
+        canvas.label(axes, label, "final held-out loss (nats per token)")
+        canvas.table = (["arm", field, "loss"], rows)
+        yield canvas

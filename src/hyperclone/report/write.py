@@ -1,0 +1,57 @@
+"""The report of a study: one page without a network, and its figures for papers.
+
+reading.py -> sentence.py (the answer in words), figures.py (drawn through canvas.py) -> page.py
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from hyperclone.errors import DestinationError
+from hyperclone.report import figures, html_page, load
+
+__all__ = ["report"]
+
+
+def report(
+    runs: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    control: str | None = None,
+) -> list[Path]:
+    """Write the report of a study that has run, or of what there is of one that still runs.
+
+    Args:
+        runs: the directory of a study's runs.
+        output: the page (.html); an older one is replaced.
+        images: a directory for each figure as PNG and SVG.
+        control: the arm that speed-ups are measured against; by default the study's.
+
+    Returns:
+        The files that were written, the page first.
+
+    Raises:
+        StudyError: there are no results, none of the control, or matplotlib is not installed.
+        DestinationError: the page or the images cannot be written.
+    """
+    target = Path(output)
+    if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
+        raise DestinationError("a report is one file", file=target, expected="a name that ends in .html")
+    results = load.read(Path(runs))
+    if control is not None:
+        results = load.against(results, control)
+    drawn = figures.every(results)
+    text = html_page.render(results, drawn)
+    try:
+        partial = target.with_name(f".{target.name}")
+        partial.write_text(text, "utf-8")
+        os.replace(partial, target)
+        files = [target]
+        if images is not None:
+            Path(images).mkdir(parents=True, exist_ok=True)
+            files += [file for canvas in drawn for file in canvas.save(Path(images))]
+    except OSError as error:
+        raise DestinationError("this cannot be written", file=error.filename or target, found=error.strerror) from None
+    return files

@@ -1,0 +1,73 @@
+"""What a run is, as a short key: two runs with the same key would compute the same, so a finished one is reused.
+
+A key is a hash of the model's files, the growth, the options that change results, and the bytes of the data. Names of
+arms, places of files, and how often a run logs or saves are no part of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hyperclone import units
+from hyperclone.conversion import receipt
+from hyperclone.training import data_sources
+
+_TOLD = ("cache", "log_every", "save_every", "keep", "report", "micro_batch", "anatomy")  # these change no result
+_MODEL = ("config.json", "tokenizer.json", "*.safetensors")
+
+
+def of(*parts: Any) -> str:
+    """A key of plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def model(place: Path) -> str:
+    """A key of a model directory: config, tokenizer, weights (or none if it has none), and of a grown one what training
+    takes from its receipt.
+    """
+    told = receipt.read(place)
+    family = told.family.text if told is not None and told.family is not None else None
+    grown = [] if told is None else [asdict(told.growth), told.source_config, family, told.training, told.state]
+    return of(_digests(file for pattern in _MODEL for file in sorted(place.glob(pattern))), *grown)
+
+
+def training(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a training as plain data that says what it computes."""
+    told: dict[str, Any] = {}
+    for name, value in sorted(options.items()):
+        if name in ("data", "eval_data"):
+            told[name] = text(value)
+        elif name in ("tokens", "batch"):
+            told[name] = units.parse(value, name)
+        elif name == "optimizer" and value == "adamw":
+            continue  # keys of runs from before there was another
+        elif name not in _TOLD:
+            told[name] = list(value) if isinstance(value, tuple) else value
+    return told
+
+
+def text(spelled: str | Iterable[str]) -> list[str]:
+    """Digests of the files that `--data` means; of a Hub dataset, its name."""
+    told: list[str] = []
+    for one in [spelled] if isinstance(spelled, str) else spelled:
+        for source in data_sources.find(one):
+            told += _digests(source.files) if source.files else [source.spelled]
+    return told
+
+
+def _digests(files: Iterable[Path]) -> list[str]:
+    return [_digest(file, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+
+
+@cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file (of what is in it, if it is gzipped), taken once for each size and time of change."""
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

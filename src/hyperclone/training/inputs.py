@@ -1,0 +1,175 @@
+"""What a training reads before it starts: config, tokenizer, text and weights of a model directory, each checked
+against the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperclone.errors import CheckpointError, TrainingError
+from hyperclone.hf import models
+from hyperclone.io.checkpoint import Checkpoint, read_header
+from hyperclone.optimizer_state import writer
+from hyperclone.training import data_sources, token_cache
+from hyperclone.training.config import Training
+from hyperclone.training.data_sources import Source
+from hyperclone.training.token_cache import Corpus, Reading
+
+_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def config(place: Path) -> Any:
+    """The config by stock transformers.
+
+    Raises:
+        CheckpointError: there is none, or transformers does not understand it.
+    """
+    from transformers import AutoConfig
+
+    if not (place / "config.json").is_file():
+        raise CheckpointError("not a model directory: it has no config.json", file=place)
+    with models.quiet():
+        try:
+            return AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever a config can provoke in there
+            raise CheckpointError("transformers cannot read this config", file=place, found=error) from error
+
+
+def tokenizer(place: Path) -> Any:
+    """The model's own tokenizer.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    found = models.load_tokenizer(place)
+    if found is None:
+        raise CheckpointError("this model has no tokenizer that can be used", file=place, expected="tokenizer.json")
+    return found
+
+
+def check_state(place: Path) -> None:
+    """The training state in a directory must be of the model in it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    entries = Checkpoint(place).entries
+    for file in sorted(set(writer.files(place).values())):
+        for moment, entry in read_header(file).items():
+            name, _, kind = moment.rpartition(".")
+            if name not in entries or entries[name].shape != entry.shape:
+                raise CheckpointError(
+                    "this training state belongs to another model",
+                    file=file,
+                    tensor=name,
+                    found=f"{kind} of {list(entry.shape)}",
+                    expected=list(entries[name].shape) if name in entries else "a tensor of the model",
+                    cure="--state none starts without it",
+                )
+
+
+def texts(
+    training: Training, config: Any, tokenizer: Any, sequence: int, tell: Callable[[str, dict[str, Any]], None]
+) -> tuple[Corpus, Corpus | None]:
+    """The text to train on, and the held-out text (None: not wanted).
+
+    Args:
+        training: the request.
+        config, tokenizer: the model's.
+        sequence: tokens of a window.
+        tell: told of progress, as "tokenise".
+
+    Raises:
+        TrainingError: no text, too little of it, or tokens that the model does not have.
+        DestinationError: the cache cannot be written.
+    """
+    end = next((i for i in (tokenizer.eos_token_id, config.eos_token_id) if isinstance(i, int)), None)
+    if end is None:
+        raise TrainingError(
+            "neither tokenizer nor config has an end-of-text token to put between documents", field="eos_token_id"
+        )
+    cache = Path(training.cache) if training.cache else token_cache.default_cache()
+
+    def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
+        sources = [source for one in spelled for source in data_sources.find(one)]
+        reading = Reading(training.text_field, training.sample_by, held_out, _limit(training, sources, sequence))
+        return token_cache.prepare(
+            sources,
+            reading,
+            tokenizer,
+            end=end,
+            cache=cache,
+            progress=lambda done, total: tell("tokenise", {"bytes": done, "of": total}),
+        )
+
+    text, held_out = read(tuple(training.data), 0.0 if training.eval_data else training.held_out)
+    if training.eval_data:
+        held_out, _ = read(tuple(training.eval_data), 0.0)
+    if not text.tokens:
+        raise TrainingError(
+            "every document is held out, and none is left to train on",
+            field="held_out",
+            found=f"{held_out.documents} document{'s' if held_out.documents > 1 else ''}",
+            cure="--held-out 0, --eval-data, or smaller documents (--sample-by paragraph)",
+        )
+    vocabulary = int(config.get_text_config().vocab_size)
+    if (largest := max(text.largest, held_out.largest)) >= vocabulary:
+        raise TrainingError(
+            "the tokenizer has more tokens than the model",
+            field="vocab_size",
+            found=f"token {largest} in the text",
+            expected=f"below {vocabulary}",
+        )
+    wanted = bool(training.eval_data) or training.held_out > 0
+    if wanted and held_out.tokens < sequence:
+        raise TrainingError(
+            "the held-out text does not fill one window",
+            field="eval_data" if training.eval_data else "held_out",
+            found=f"{held_out.tokens} tokens in {held_out.documents} of "
+            f"{text.documents + held_out.documents} documents",
+            expected=f"at least {sequence} tokens",
+            cure="a larger --held-out (0 for none), a shorter --sequence, or --sample-by paragraph",
+        )
+    return text, held_out if wanted else None
+
+
+def _limit(training: Training, sources: list[Source], sequence: int) -> int | None:
+    """Of a Hub dataset no more is fetched than the budget needs."""
+    streamed = any(source.kind == "hub" for source in sources)
+    return training.budget + sequence if streamed and training.budget else None
+
+
+def model(place: Path, training: Training) -> tuple[Any, torch.dtype]:
+    """The model in fp32 (trained or drawn anew), and the type that its directory has.
+
+    Raises:
+        CheckpointError: its weights are not all there.
+    """
+    from transformers import AutoModelForCausalLM, set_seed
+
+    told = config(place)
+    dtype = _TYPES.get(str(told.dtype).removeprefix("torch."), torch.float32)
+    if training.from_scratch:
+        set_seed(training.seed)
+        with models.quiet():
+            made = AutoModelForCausalLM.from_config(told, dtype=torch.float32, trust_remote_code=False)
+    else:
+        made, wrong = models.load_model(place, torch.float32)
+        if wrong:
+            raise CheckpointError("the weights do not fit the config", file=place, found="; ".join(wrong[:3]))
+    try:
+        made.set_attn_implementation(training.attention)
+    except Exception as error:  # a kernel that is not installed, or that this model cannot use
+        raise TrainingError(
+            "this attention cannot be used here",
+            field="attention",
+            found=training.attention,
+            expected="sdpa, eager, or flash_attention_2 where it is installed",
+            cure=str(error).splitlines()[0],
+        ) from error
+    made.config.use_cache = False  # with a cache, transformers does not look for documents in the positions
+    return made, dtype

@@ -1,0 +1,226 @@
+"""Text as tokens on disk: tokenised once, memory-mapped ever after, shared by every run that reads the same text the
+same way.
+
+A cache entry is a directory named by the hash of what determines its bytes: the files (place, size, time), the
+tokenizer, and how documents are read. It holds two streams, `train` and `held_out`: tokens as uint16 or uint32 in one
+flat file, and the start of every document as int64 in another. It is built beside its place and renamed, so it is
+complete or absent; a lock lets one process build while others (ranks, arms of a study) wait and then find it.
+
+A document is what the tokenizer makes of it (with its own beginning-of-text token, where it has one) and an
+end-of-text token. Of every 1/held_out documents the first is held out: no seed is involved, so all arms and seeds are
+measured on the same text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hyperclone.errors import DestinationError, TrainingError
+from hyperclone.training.data_sources import Source, texts
+
+Progress = Callable[[int, int | None], None]  # bytes of text done, bytes in all (None: not known)
+_FORMAT = 2
+_BATCH = 1 << 20  # characters that are tokenised at once
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A stream of documents.
+
+    Attributes:
+        file: of its tokens; that of the documents' starts lies beside it.
+        dtype: of a token.
+        tokens, documents: how many.
+        nbytes: of the documents as UTF-8.
+        largest: token id.
+        digest: SHA-256 of its documents' tokens: the same text has the same, wherever its files lie.
+    """
+
+    file: str
+    dtype: str
+    tokens: int
+    documents: int
+    nbytes: int
+    largest: int
+    digest: str
+
+    def ids(self) -> npt.NDArray[Any]:
+        """(tokens,) mapped, not read."""
+        return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(self.tokens,))
+
+    def starts(self) -> npt.NDArray[np.int64]:
+        """(documents,) where each begins."""
+        return np.memmap(_starts(Path(self.file)), dtype=np.int64, mode="r", shape=(self.documents,))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How text becomes tokens.
+
+    Attributes:
+        field, sample_by: as in Training.
+        held_out: share of the documents for the held-out stream.
+        limit: stop after so many tokens for training; None for all of the text.
+    """
+
+    field: str
+    sample_by: str
+    held_out: float
+    limit: int | None = None
+
+
+def prepare(
+    sources: list[Source],
+    reading: Reading,
+    tokenizer: Any,
+    *,
+    end: int,
+    cache: Path,
+    progress: Progress | None = None,
+) -> tuple[Corpus, Corpus]:
+    """The train and held-out streams of a cache entry; built if it is not there.
+
+    Args:
+        sources: of the text.
+        reading: how it is read.
+        tokenizer: of transformers.
+        end: id of the end-of-text token.
+        cache: directory of cache entries.
+        progress: called while it is built.
+
+    Raises:
+        TrainingError: there is no text, or it cannot be read.
+        DestinationError: the cache cannot be written.
+    """
+    from filelock import FileLock
+
+    told = [_FORMAT, [s.identity for s in sources], asdict(reading), _fingerprint(tokenizer), end]
+    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:20]
+    place = cache / key
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{key}.lock"):
+            if not place.is_dir():
+                _build(place, sources, reading, tokenizer, end, progress)
+        content = json.loads((place / "index.json").read_text())
+        train, held_out = (Corpus(str(place / name), **content[name]) for name in ("train", "held_out"))
+    except OSError as error:
+        raise DestinationError(
+            "the token cache cannot be used", file=cache, found=error.strerror or error, cure="--cache DIR"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise DestinationError("this cache entry is damaged", file=place, cure="remove it") from None
+    return train, held_out
+
+
+def _build(
+    place: Path, sources: list[Source], reading: Reading, tokenizer: Any, end: int, progress: Progress | None
+) -> None:
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    every = round(1 / reading.held_out) if reading.held_out else 0
+    sizes = [source.nbytes for source in sources]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    dtype = "uint16" if max(len(tokenizer), end + 1) <= 1 << 16 else "uint32"
+    try:
+        with _Stream(partial / "train", dtype) as train, _Stream(partial / "held_out", dtype) as held_out:
+            number = 0
+            for batch in _batches(
+                text for s in sources for text in texts(s, field=reading.field, sample_by=reading.sample_by)
+            ):
+                encoded = tokenizer(batch, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+                for text, ids in zip(batch, encoded["input_ids"], strict=True):
+                    document = ids if ids and ids[-1] == end else [*ids, end]
+                    (held_out if every and number % every == 0 else train).add(document, len(text.encode()))
+                    number += 1
+                if progress:
+                    progress(train.nbytes + held_out.nbytes, total)
+                if reading.limit is not None and train.tokens >= reading.limit:
+                    break
+        if not number:
+            raise TrainingError(
+                "there is no text in the data", file=", ".join(dict.fromkeys(s.spelled for s in sources))
+            )
+        content = {"train": train.told(), "held_out": held_out.told()}
+        (partial / "index.json").write_text(json.dumps(content, indent=2) + "\n")
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Stream:
+    """A stream being written."""
+
+    def __init__(self, file: Path, dtype: str) -> None:
+        self._ids, self._starts = file.open("wb"), _starts(file).open("wb")
+        self._dtype = dtype
+        self.tokens = self.documents = self.nbytes = self.largest = 0
+        self._sum = hashlib.sha256()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ids.close()
+        self._starts.close()
+
+    def add(self, document: list[int], nbytes: int) -> None:
+        start, ids = np.int64(self.tokens).tobytes(), np.asarray(document, dtype=self._dtype).tobytes()
+        self._starts.write(start)
+        self._ids.write(ids)
+        self._sum.update(start + ids)
+        self.tokens += len(document)
+        self.documents += 1
+        self.nbytes += nbytes
+        self.largest = max(self.largest, *document)
+
+    def told(self) -> dict[str, Any]:
+        names = ("tokens", "documents", "nbytes", "largest")
+        told = {name: getattr(self, name) for name in names}
+        return {"dtype": self._dtype, **told, "digest": self._sum.hexdigest()}
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of some _BATCH characters."""
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _starts(file: Path) -> Path:
+    return file.with_name(f"{file.name}.starts")
+
+
+def _fingerprint(tokenizer: Any) -> str:
+    """Changes when the tokenizer would make other tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    told = (
+        backend.to_str()
+        if backend is not None
+        else json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    )
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def default_cache() -> Path:
+    """Where tokenised data is kept unless the user says otherwise."""
+    root = os.environ.get("HYPERCLONE_CACHE")
+    return (Path(root) if root else Path.home() / ".cache/hyperclone") / "tokens"

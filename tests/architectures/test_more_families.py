@@ -1,0 +1,220 @@
+"""Fused, nested and per-expert tensors: what grows with what, what never grows, and what is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.errors import CheckpointError, FamilyError, GrowthError
+from hyperclone.planning.depth import deepen
+from tests.architectures.test_family import FILE, load
+from tests.helpers.models import build
+from tests.proof.test_proof import logits_of
+
+ModelDir = Callable[..., Path]
+
+
+def saved(path: Path, name: str, **overrides: Any) -> Path:
+    build(name, **overrides).save_pretrained(path)
+    return path
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    return json.loads((path / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("olmo2", {"heads": "2x", "kv_heads": "1x"}),  # one norm over all queries: each copied alike
+        ("olmo2-multiquery", {"heads": "3x"}),
+        ("olmo", {"heads": "2x"}),
+        ("cohere-head-norms", {"heads": 6}),  # norms over head_dim do not mind uneven heads
+        ("cohere2", {"hidden": "2x"}),
+        ("cohere", {"hidden": 48, "heads": 6}),
+        ("falcon-40b", {"hidden": "2x", "heads": "2x", "kv_heads": "1x"}),
+        ("falcon-40b", {"hidden": 48, "heads": 6, "ffn": 50}),
+        ("falcon-7b", {"hidden": "2x", "heads": "2x", "kv_heads": "1x"}),
+        ("falcon-refined-web", {"hidden": 48, "heads": 6}),
+    ],
+    ids=str,
+)
+def test_widths_grow_apart(name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path) -> None:
+    hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(**sizes), proof="none")
+    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
+    before, after = logits_of(model_dir(name), ids), logits_of(tmp_path / "grown", ids)
+    assert (after - before).norm() / before.norm() < 2e-6
+
+
+@pytest.mark.parametrize("name", ["olmo2", "olmo3-tied-multihead", "olmoe"])
+def test_one_norm_over_all_heads_needs_even_copies(name: str, model_dir: ModelDir) -> None:
+    with pytest.raises(GrowthError, match="uneven copies"):
+        hyperclone.plan(model_dir(name), Growth(heads=6, hidden="1x" if name != "olmoe" else 48))
+
+
+def test_alibi_lets_the_feed_forward_grow_and_refuses_heads_with_the_reason(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", "falcon-refined-web", alibi=True)
+    for growth in (Growth(width=2), Growth(heads=8, hidden=64)):
+        with pytest.raises(GrowthError, match="ALiBi"):
+            hyperclone.plan(source, growth)
+    with pytest.raises(GrowthError, match="head_dim"):
+        hyperclone.plan(source, Growth(hidden=64))
+    assert hyperclone.grow(source, tmp_path / "grown", Growth(ffn="2x")).proof
+    assert config_of(tmp_path / "grown")["ffn_hidden_size"] == 96
+
+
+def test_query_heads_with_keys_of_their_own_stay_so(model_dir: ModelDir) -> None:
+    with pytest.raises(GrowthError, match="every query head has a key and value of its own"):
+        hyperclone.plan(model_dir("falcon-refined-web"), Growth(heads="2x", kv_heads="1x", hidden="2x"))
+
+
+def layers_with_experts(path: Path) -> list[bool]:
+    """Of the model that stock transformers builds from a directory's config."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    return [hasattr(layer.mlp, "experts") for layer in model.model.layers]
+
+
+@pytest.mark.parametrize("mode", ["identity", "stack"])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("qwen3-moe-first-dense", 5), ("qwen3-moe-every-second-tied", "2x"), ("qwen2-moe-every-second-tied", 6)],
+)
+def test_new_layers_have_experts_where_their_originals_have(
+    name: str, layers: int | str, mode: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(width=2, layers=layers, depth_mode=mode))
+    assert done.proof is not None
+    assert done.proof.passed
+    before, after = layers_with_experts(model_dir(name)), layers_with_experts(tmp_path / "grown")
+    assert after == [before[layer] for layer in done.plan.layers]
+    assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+    assert layers_with_experts(tmp_path / "again") == before
+
+
+def test_numbers_of_layers_that_stay_are_left_as_they_are(model_dir: ModelDir) -> None:
+    made = hyperclone.plan(model_dir("qwen3-moe-every-second-tied"), Growth(width=2))
+    assert (made.config["decoder_sparse_step"], made.config["mlp_only_layers"]) == (2, [1])
+
+
+def test_a_shared_expert_and_dense_layers_grow_with_the_experts(model_dir: ModelDir) -> None:
+    made = hyperclone.plan(model_dir("qwen2-moe-every-second-tied"), Growth(width=2, ffn="3x"))
+    fields = ("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size")
+    assert [made.config[field] for field in fields] == [3 * 24, 3 * 40, 3 * 48]
+    gate = next(t for t in made.tensors if t.name.endswith("shared_expert_gate.weight"))
+    assert (gate.shape, gate.scale) == ((1, 64), 0.5)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
+def test_experts_grow_and_stay_as_many(name: str, model_dir: ModelDir) -> None:
+    made = hyperclone.plan(model_dir(name), Growth(width=2))
+    assert made.sizes["experts"] == (4, 4)
+    router, *_ = [t for t in made.tensors if t.name.endswith(".gate.weight")]
+    assert (router.source_shape, router.shape, router.scale) == ((4, 32), (4, 64), 0.5)
+    experts = [t for t in made.tensors if ".experts." in t.name]
+    assert len(experts) == 2 * 4 * 3
+    assert all(sorted(t.shape) == [2 * n for n in sorted(t.source_shape)] for t in experts)
+    source = {key: value for key, value in made.source_config.items() if "expert" in key}
+    assert {key: value for key, value in made.config.items() if "expert" in key} == source
+
+
+def test_both_feed_forward_sizes_grow_by_one_factor(model_dir: ModelDir) -> None:
+    config = hyperclone.plan(model_dir("qwen3-moe"), Growth(ffn=72)).config
+    assert (config["moe_intermediate_size"], config["intermediate_size"]) == (72, 144)
+
+
+# --- The file format
+
+EXPERTS = FILE.replace('"head" = "vocab <- hidden"', '"head" = "vocab <- hidden"\n"h.{i}.{e}.up" = "ffn <- hidden"')
+CONFIG = {"width": 8, "heads": 2, "vocab": 10, "depth": 2, "experts": 2}
+
+
+def test_a_pattern_runs_over_layers_and_experts() -> None:
+    fam = load(EXPERTS.replace("[axes]", '[axes]\nexperts = "experts"'))
+    numbered = [name for name in fam.tensors(CONFIG) if name.count(".") == 3]
+    assert numbered == ["h.0.0.up", "h.0.1.up", "h.1.0.up", "h.1.1.up"]
+    with pytest.raises(CheckpointError, match="number of experts"):
+        fam.tensors({**CONFIG, "experts": 10**9})
+    with pytest.raises(FamilyError, match="counts them"):
+        load(EXPERTS)
+
+
+NUMBERED = FILE.replace(
+    '"norm" =', '"h.{i}.gate" = { line = "hidden", when = "i % 2 == 1 and i not in plain" }\n"norm" ='
+)
+DEEPER = NUMBERED.replace("[tensors]", '[deeper]\nplain = "i % 2 == 0 or i in plain"\n\n[tensors]', 1)
+
+
+def gates(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.endswith("gate")]
+
+
+def test_a_condition_sees_the_number_of_its_layer() -> None:
+    fam = load(NUMBERED)
+    assert gates(fam.tensors({**CONFIG, "depth": 6})) == ["h.1.gate", "h.3.gate", "h.5.gate"]
+    config = {**CONFIG, "depth": 6, "plain": [3, 4]}
+    assert gates(fam.tensors(config)) == ["h.1.gate", "h.5.gate"]
+    assert fam.conditions(config)["i % 2 == 1 and i not in plain"] == (False, True, False, False, False, True)
+    names = fam.grown_names(config, [0, 0, 1, 1, 5])
+    assert {name: names[name] for name in gates(names)} == {
+        "h.2.gate": ("h.1.gate", 2), "h.3.gate": ("h.1.gate", 3), "h.4.gate": ("h.5.gate", 4)
+    }  # fmt: skip
+
+
+def test_only_what_has_a_layer_sees_its_number() -> None:
+    for old, new in (
+        ('"norm" = "norm(hidden)"', '"norm" = { line = "norm(hidden)", when = "i" }'),
+        ('hidden = "width"', 'hidden = "width / i"'),
+        ('when = "tied"', 'when = "tied and i == 0"'),
+    ):
+        assert FILE.count(old) == 1
+        with pytest.raises(FamilyError, match="number of a layer where there is none"):
+            load(FILE.replace(old, new))
+
+
+def test_what_a_config_says_of_new_layers_by_number_must_be_what_their_originals_are() -> None:
+    config = {**CONFIG, "depth": 4, "plain": [3]}
+    with pytest.raises(GrowthError, match="which of the new layers"):
+        deepen(load(NUMBERED), config, config, [0, 0, 1, 1, 2, 2, 3, 3])
+    with pytest.raises(
+        GrowthError, match="which of the new layers"
+    ):  # [deeper] names the layers, the pattern still acts
+        deepen(load(DEEPER), config, config, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert deepen(load(DEEPER), config, config, [0, 1, 2, 2])["plain"] == [0, 2, 3]
+
+
+def test_a_default_of_one_model_type_is_its_own() -> None:
+    two = FILE.replace('["toy"]', '["toy", "other"]').replace("[axes]", "[defaults.other]\nwidth = 16\n\n[axes]", 1)
+    fam = load(two.replace("tied = true", "tied = true\nwidth = 8"))
+    config = {"heads": 2, "vocab": 10, "depth": 2}
+    for model_type, size in (("toy", 8), ("other", 16), ("unheard of", 8), (None, 8)):
+        assert fam.sizes({**config, "model_type": model_type})["hidden"] == size
+    assert fam.sizes({**config, "model_type": "other", "width": 4})["hidden"] == 4
+    with pytest.raises(FamilyError, match="unknown keys"):
+        load(two.replace("defaults.other", "defaults.strange"))
+
+
+def test_of_several_lines_for_a_tensor_the_first_that_holds_is_meant() -> None:
+    cases = '[{ line = "(2 hidden)", when = "wide" }, "norm(hidden)"]'
+    fam = load(FILE.replace('"norm" = "norm(hidden)"', f'"norm" = {cases}'))
+    assert fam.tensors(CONFIG)["norm"].text == "norm(hidden)"
+    assert fam.tensors({**CONFIG, "wide": True})["norm"].text == "(2 hidden)"
+
+
+def test_a_refusal_sees_the_config_and_the_grown_sizes() -> None:
+    fam = load(FILE.replace("[tensors]", '[refuse]\n"odd and hidden != width" = "because"\n\n[tensors]', 1))
+    new = {**fam.sizes(CONFIG), "hidden": 16}
+    assert fam.grown_sizes(CONFIG, new)["hidden"] == (8, 16)
+    with pytest.raises(GrowthError, match="because"):
+        fam.grown_sizes({**CONFIG, "odd": True}, new)
+    assert fam.grown_sizes({**CONFIG, "odd": True}, fam.sizes(CONFIG))["hidden"] == (8, 8)
+    with pytest.raises(FamilyError, match="refuse"):
+        load(FILE.replace("[tensors]", '[refuse]\n"odd and" = "because"\n\n[tensors]', 1))

@@ -1,0 +1,200 @@
+"""The command as a user runs it: output, exit codes, and what it must never do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ModelDir = Callable[..., Path]
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from hyperclone.cli.main import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "100", **environment},
+    )  # fmt: skip
+
+
+def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    grow = run("grow", source, tmp_path / "grown", "--width", "2")
+    assert grow.returncode == 0, grow.stderr
+    for words in ("hidden size", "64", "PROVED", "20 of 20 tensors", "real text, fp32", "Greedy continuation", "Wrote"):
+        assert words in grow.stdout
+    verify = run("verify", source, tmp_path / "grown", "--json")
+    assert verify.returncode == 0, verify.stderr
+    assert json.loads(verify.stdout)["passed"] is True
+    collapse = run("collapse", tmp_path / "grown", tmp_path / "again")
+    assert collapse.returncode == 0, collapse.stderr
+    assert "every tensor has the hash" in collapse.stdout
+
+
+def test_a_failed_proof_exits_with_1_and_names_the_tensor(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("opt")
+    assert run("grow", source, tmp_path / "grown", "--width", "2", "--proof", "none").returncode == 0
+    tensors = load_file(tmp_path / "grown/model.safetensors")
+    tensors["model.decoder.layers.1.fc2.weight"][0, 0] += 1
+    save_file(tensors, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    verify = run("verify", source, tmp_path / "grown", "--proof", "structural")
+    assert verify.returncode == 1
+    assert "FAILED" in verify.stdout
+    assert "model.decoder.layers.1.fc2.weight" in verify.stdout
+    as_json = run("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
+    assert as_json.returncode == 1
+    assert json.loads(as_json.stdout)["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "nowhere-at-all/x", "--width", "2"], ["nowhere-at-all/x", "cure"]),
+        (["plan", "./nowhere", "--width", "2"], ["no such directory"]),
+        (["plan", "SRC"], ["nothing to grow", "--width 2"]),
+        (["plan", "SRC", "--width", "1.3"], ["hidden", "41.6", "41 or 42"]),
+        (["plan", "SRC", "--hidden", "33"], ["head_dim"]),
+        (["plan", "SRC", "--width", "2", "--expansion", "diagnal"], ["expansion", "diagnal", "diagonal"]),
+        (["plan", "SRC", "--width", "2", "--noise", "loud"], ["noise", "loud", "split"]),
+        (["plan", "SRC", "--width", "2", "--dtype", "int8"], ["dtype", "int8", "bf16"]),
+        (["plan", "SRC", "--width", "2", "--shard-size", "big"], ["shard_size", "big", "5GB"]),
+        (["plan", "SRC", "--widht", "2"], ["--widht"]),
+        (["grow", "SRC", "DST", "--width", "2", "--threads", "0"], ["threads"]),
+        (["grow", "SRC", "DST", "--width", "2", "--proof", "maybe"], ["proof", "maybe", "structural"]),
+        (["grow", "SRC", "SRC", "--width", "2"], ["destination is the source"]),
+        (["verify", "SRC", "SRC", "--proof", "none"], ["proof"]),
+        (["collapse", "SRC", "DST"], ["receipt"]),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[2:]) if isinstance(value, list) else None,
+)
+def test_what_is_impossible_exits_with_2_and_one_message(
+    arguments: list[str], words: list[str], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    places = {"SRC": str(model_dir("opt")), "DST": str(tmp_path / "dst")}
+    result = run(*[places.get(a, a) for a in arguments])
+    assert result.returncode == 2
+    for word in words:
+        assert word in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "dst").exists()
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(model_dir: ModelDir, tmp_path: Path) -> None:
+    result = run("grow", model_dir("opt"), tmp_path / "grown", "--width", "2", "--dry-run")
+    assert result.returncode == 0
+    assert "hidden size" in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_locked_clone_is_announced(model_dir: ModelDir) -> None:
+    result = run("plan", model_dir("llama-grouped-tied"), "--width", "2", "--noise", "none")
+    assert "WARNING: The copies will never separate" in result.stdout
+
+
+def test_plan_as_json_is_the_whole_plan(model_dir: ModelDir) -> None:
+    plan = json.loads(run("plan", model_dir("neox-parallel"), "--width", "3", "--json").stdout)
+    assert plan["sizes"]["hidden"] == [32, 96]
+    (head,) = [t for t in plan["tensors"] if t["name"] == "embed_out.weight"]
+    assert (head["shape"], head["layout"], head["lr"]) == ([300, 96], "vocab <- hidden", pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["grow", "--help"], ["--version"]], ids=str)
+def test_help_is_instant_because_nothing_heavy_is_imported(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom hyperclone.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert result.stderr.strip() == "[]"
+    assert result.stdout
+
+
+def test_plan_imports_neither_torch_nor_transformers(model_dir: ModelDir) -> None:
+    script = (
+        "import sys\nfrom hyperclone.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    arguments = ["plan", str(model_dir("opt")), "--width", "2"]
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    assert result.stderr.strip() == "[]"
+    assert "hidden size" in result.stdout
+
+
+def test_a_reader_that_leaves_is_no_error(model_dir: ModelDir) -> None:
+    command = (
+        f"{sys.executable} -c 'from hyperclone.cli.main import main; main()' plan {model_dir('opt')} --width 2 | true"
+    )
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in result.stderr
+
+
+def test_the_grown_directory_is_plain_hugging_face_with_a_card_and_a_receipt(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("llama-grouped-tied"), source)
+    (source / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: someone/small\n---\n# Small\n")
+    (source / "LICENSE").write_text("Apache")
+    (source / "generation_config.json").write_text('{"bos_token_id": 1}')
+    (source / "optimizer.pt").write_bytes(b"training state stays behind")
+    assert run("grow", source, tmp_path / "grown", "--width", "2").returncode == 0
+    names = {p.name for p in (tmp_path / "grown").iterdir()}
+    assert names == {
+        "README.md", "LICENSE", "config.json", "generation_config.json", "hyperclone.json", "model.safetensors",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    card = (tmp_path / "grown/README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "base_model: someone/small" in card
+    assert "bit for bit" in card
+    assert str(tmp_path) not in card
+    receipt = json.loads((tmp_path / "grown/hyperclone.json").read_text())
+    assert str(tmp_path) not in json.dumps(receipt)
+    assert receipt["source"] == "source"
+    assert receipt["growth"]["width"] == "2"
+    assert receipt["proof"]["passed"] is True
+    assert receipt["versions"]["torch"]
+    stored = load_file(tmp_path / "grown/model.safetensors")
+    assert set(receipt["training"]["parameters"]) == set(receipt["sha256"]["output"]) == set(stored)
+    assert receipt["training"]["parameters"]["model.norm.weight"]["lr"] == 0.5
+
+
+# A flag that goes or changes its name breaks people's scripts: this list changes on purpose only.
+FLAGS = {
+    "plan": "--allow-rounding --depth-mode --dtype --expansion --experts --family --ffn --head-dim --heads --help "
+    "--hidden --json --kv-heads --layers --multiple-of --noise --params --revision --seed --shard-size --snr-db "
+    "--tokens --top-k --untie --width",
+    "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
+    "--help --hidden --kv-heads --layers --noise --overwrite --proof --revision --seed --shard-size --snr-db "
+    "--state --state-mode --threads --top-k --untie --width",
+    "verify": "--family --help --json --proof --revision --threads",
+    "collapse": "--help --shard-size --threads",
+    "train": "--anatomy --attention --batch --beta1 --beta2 --cache --clip --compile --data --decay --difference-lr "
+    "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --held-out --help "
+    "--keep --log-every --lr --micro-batch --min-lr --optimizer --output --precision --report --resume --rule "
+    "--sample-by --save-every --schedule --seed --sequence --sharding --state --task --text-field --tokens "
+    "--warmup --weight-decay",
+    "anatomy": "--activations --against --family --help --json --layers --out --revision --spectra --tensors",
+    "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
+    "families": "--help --json --markdown",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_are_these(command: str) -> None:
+    import typer.main
+
+    from hyperclone.cli.main import app
+
+    options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    found = {opt for option in options for opt in option.opts if opt.startswith("--")} | {"--help"}
+    assert found == set(FLAGS[command].split())

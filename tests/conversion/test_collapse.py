@@ -1,0 +1,122 @@
+"""collapse gives the source back from a grown directory, and refuses once its copies have moved apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.errors import CollapseError
+from tests.helpers.models import MODELS
+
+ModelDir = Callable[..., Path]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = ({k: v for f in sorted(p.glob("*.safetensors")) for k, v in load_file(f).items()} for p in (a, b))
+    return one.keys() == two.keys() and all(
+        one[k].dtype == two[k].dtype
+        and one[k].contiguous().view(torch.uint8).equal(two[k].contiguous().view(torch.uint8))
+        for k in one
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_collapse_gives_the_source_back_bit_for_bit(
+    name: str, dtype: torch.dtype, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name, dtype=dtype)
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=3), proof="structural")
+    done = hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    assert done.exact
+    assert same_weights(source, tmp_path / "again")
+    again, original = ((p / "config.json").read_text() for p in (tmp_path / "again", source))
+    assert json.loads(again) == json.loads(original)
+    assert (tmp_path / "again/tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_an_untied_head_goes_back_into_the_tie(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, untie=True), proof="structural")
+    assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+    assert same_weights(source, tmp_path / "again")
+
+
+def test_shards_and_threads_make_no_difference(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("neox-parallel", shard="40KB")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="structural", shard_size="60KB", threads=3)
+    hyperclone.collapse(tmp_path / "grown", tmp_path / "again", shard_size="30KB", threads=1)
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
+    assert same_weights(source, tmp_path / "again")
+
+
+def test_gaussian_noise_collapses_to_the_source_up_to_rounding(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-untied")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, noise="gaussian"), proof="structural")
+    done = hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    assert done.exact is False
+    one, two = (load_file(p / "model.safetensors") for p in (source, tmp_path / "again"))
+    assert all(torch.allclose(one[k], two[k], atol=1e-6, rtol=1e-6) for k in one)
+
+
+@pytest.mark.parametrize(
+    "tensor", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"]
+)
+def test_a_trained_directory_is_refused_by_name(tensor: str, model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, untie=True), proof="structural")
+    weights = load_file(tmp_path / "grown/model.safetensors")
+    weights[tensor] += 1e-3 * torch.randn(weights[tensor].shape)
+    save_file(weights, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    with pytest.raises(CollapseError, match=tensor.replace(".", r"\.")):
+        hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_trained_folded_norm_has_no_copies_to_compare_but_its_hash_tells(model_dir: ModelDir, tmp_path: Path) -> None:
+    hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2), proof="structural")
+    weights = load_file(tmp_path / "grown/model.safetensors")
+    weights["model.norm.weight"][3] += 1e-3
+    save_file(weights, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    with pytest.raises(CollapseError, match=r"model\.norm\.weight"):
+        hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_locked_clone_that_was_trained_collapses_to_something_else_and_is_refused(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2, noise="none"), proof="structural")
+    weights = load_file(tmp_path / "grown/model.safetensors")
+    weights["model.decoder.layers.0.fc2.weight"] *= -2  # copies stay equal, as they do in training
+    save_file(weights, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    with pytest.raises(CollapseError, match=r"fc2\.weight"):
+        hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_untouched_gaussian_growth_in_bf16_collapses(seed: int, model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("neox-parallel", dtype=torch.bfloat16)
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, noise="gaussian", seed=seed), proof="structural")
+    assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact is False
+
+
+def test_a_directory_without_a_receipt_is_refused(model_dir: ModelDir, tmp_path: Path) -> None:
+    with pytest.raises(CollapseError, match="receipt"):
+        hyperclone.collapse(model_dir("opt"), tmp_path / "again")
+
+
+def test_a_receipt_of_another_model_is_refused(model_dir: ModelDir, tmp_path: Path) -> None:
+    hyperclone.grow(model_dir("opt"), tmp_path / "a", Growth(width=2), proof="none")
+    hyperclone.grow(model_dir("opt"), tmp_path / "b", Growth(width=3), proof="none")
+    shutil.copy(tmp_path / "b/hyperclone.json", tmp_path / "a/hyperclone.json")
+    with pytest.raises(hyperclone.HypercloneError, match="found"):
+        hyperclone.collapse(tmp_path / "a", tmp_path / "again")

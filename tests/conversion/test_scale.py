@@ -1,0 +1,43 @@
+"""The table of what training on many machines takes is the one that its script prints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_holds_the_scripts_table() -> None:
+    printed = subprocess.run(
+        [sys.executable, ROOT / "bench/scale.py"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    page = (ROOT / "docs/scale.md").read_text()
+    assert page.split("<!-- bench/scale.py -->")[1].split("<!-- /bench/scale.py -->")[0].strip() == printed.strip()
+
+
+def test_its_flops_and_sizes_are_those_of_the_stock_model() -> None:
+    """Against the FLOPs that training reports, from the grown model's own parameters on the meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hyperclone.io.hub import Headers
+    from hyperclone.planning import planner
+    from hyperclone.training import flops
+
+    sys.path.insert(0, str(ROOT))
+    try:
+        from bench import scale
+    finally:
+        sys.path.pop(0)
+    for case in scale.CASES:
+        plan = planner.make(Headers.imagined(case.config, dtype="BF16"), case.growth)
+        kwargs = {key: value for key, value in plan.config.items() if key != "model_type"}
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.config["model_type"], **kwargs))
+        row = scale.planned(case, gpus=64, mfu=0.4)
+        assert row["parameters"] == sum(p.numel() for p in model.parameters())
+        assert row["flops_per_token"] == pytest.approx(flops.per_token(model, case.sequence), rel=2e-3)  # norms, biases

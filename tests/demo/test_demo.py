@@ -1,0 +1,201 @@
+"""The experiment in small: it runs from what ships, offline, to a report; and a second time without training again."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from hyperclone.cli.display import demo as demo_display
+from hyperclone.demo import demo
+from hyperclone.errors import DestinationError, StudyError
+from hyperclone.study import config
+from hyperclone.study.runner import Run
+from hyperclone.study.speedup import Cost, Curve, Speedup, compare
+from hyperclone.training import metrics
+
+SEEDLING = demo.DATA / "seedling"
+
+
+def test_seedling_is_small_whole_and_says_where_it_comes_from() -> None:
+    assert sum(file.stat().st_size for file in SEEDLING.iterdir()) < 8e6
+    card = (SEEDLING / "README.md").read_text()
+    assert "public domain" in card
+    assert "license: apache-2.0" in card
+    lines = [line for line in metrics.read(SEEDLING) if "eval_loss" in line]
+    assert lines[0]["eval_loss"] > 7 > 4 > lines[-1]["eval_loss"]  # from the logarithm of 2048 tokens down
+    assert lines[-1]["tokens"] > 19e6
+
+
+def test_seedlings_loss_on_its_held_out_text_is_the_one_on_record() -> None:
+    """By stock transformers, on windows cut by hand; bf16 weights, so not to the last digit."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SEEDLING)
+    model = AutoModelForCausalLM.from_pretrained(SEEDLING, dtype=torch.float32)
+    ids: list[int] = []
+    with gzip.open(SEEDLING / "held_out.jsonl.gz", "rt") as text:
+        for line in text:
+            ids += [*tokenizer(json.loads(line)["text"])["input_ids"], tokenizer.eos_token_id]
+    windows = torch.tensor(ids[: len(ids) // 256 * 256]).view(-1, 256)
+    with torch.inference_mode():
+        losses = [float(model(input_ids=one[None], labels=one[None]).loss) for one in windows]
+    recorded = [line["eval_loss"] for line in metrics.read(SEEDLING) if "eval_loss" in line][-1]
+    assert sum(losses) / len(losses) == pytest.approx(recorded, abs=0.01)
+
+
+def test_the_demonstration_trains_its_arms_on_equal_tokens() -> None:
+    told = demo.request("30k")
+    assert {arm.train["tokens"] for arm in told.arms.values()} == {30_000}
+    assert {tuple(arm.train["data"]) for arm in told.arms.values()} == {(str(SEEDLING / "train.jsonl.gz"),)}
+    assert told.control == "random"
+
+
+def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DestinationError):
+        demo.prepare(tmp_path)
+
+
+def against_random(clone: list[float], random: list[float], *, source: float) -> Speedup:
+    """A clone and random weights after 0, 50 and 100 tokens of 4 operations, the source charged with some FLOPs."""
+    tokens = [0.0, 50.0, 100.0]
+    arm, control = (Curve(tokens, losses, [0.0, 1.0, 2.0], 4.0) for losses in (clone, random))
+    return compare(arm, control, source=clone[0], cost=Cost(source, 1.0))
+
+
+def test_the_verdict_charges_seedling_whatever_comes_out() -> None:
+    early = " ".join(demo_display.sentences(against_random([3.0, 2.9, 2.8], [7.0, 6.0, 5.0], source=4000.0)))
+    assert "starts below that, at 3.000, and ends at 2.800" in early
+    assert "10x the FLOPs" in early  # 4000 of the source, against 100 tokens x 4
+    assert "speed-up 0.1x)" in early
+    usual = " ".join(demo_display.sentences(against_random([5.0, 3.0, 2.0], [7.0, 6.0, 4.0], source=40.0)))
+    assert "4.0x fewer tokens" in usual  # 4.0 lies half-way to 50 tokens: 25 of 100
+    assert f"{400 / (100 + 40):.2f}x in FLOPs" in usual
+    never = " ".join(demo_display.sentences(against_random([8.0, 7.5, 7.0], [7.0, 6.0, 5.0], source=40.0)))
+    assert "does not come down" in never
+    assert "fewer" not in never
+
+
+def test_a_clone_of_another_seedling_is_grown_anew(tmp_path: Path) -> None:
+    assert demo.grow(tmp_path) is not None
+    assert demo.grow(tmp_path) is None
+    weights = load_file(tmp_path / "clone/model.safetensors")
+    weights["model.norm.weight"] *= 2
+    save_file(weights, tmp_path / "clone/model.safetensors", metadata={"format": "pt"})
+    assert demo.grow(tmp_path) is not None
+    assert demo.grow(tmp_path) is None
+
+
+@pytest.mark.parametrize(("final", "said"), [(2.9, "0.100 nats above"), (3.1, "0.100 nats below"), (3.0, "ends with")])
+def test_the_verdict_says_on_which_side_of_seedling_the_clone_ends(final: float, said: str) -> None:
+    arms = config.read(demo.DATA / "demo.toml").arms
+    clone, continued = ([3.2, 3.1, end] for end in (3.0, final))
+    found = [
+        (Run(arms[name], 1), against_random(losses, [7.0, 6.0, 5.0], source=4000.0))
+        for name, losses in (("clone", clone), ("continued", continued))
+    ]
+    words = demo_display.verdict(found)
+    assert said in words
+    assert "not evidence" in words
+    assert demo_display.verdict(found[1:]) == ""
+
+
+def running(place: Path, *, tokens: int, loss: float, seconds: float) -> Path:
+    place.mkdir()
+    told = [{"step": 1, "tokens": tokens, "loss": loss + 0.1, "seconds": seconds - 1},
+            {"step": 1, "tokens": tokens, "eval_loss": loss, "seconds": seconds}]  # fmt: skip
+    (place / metrics.FILE).write_text("".join(json.dumps(line) + "\n" for line in told))
+    return place
+
+
+def test_time_left_counts_the_arms_that_wait(tmp_path: Path) -> None:
+    told = demo.request("1k")
+    for jobs, left in ((1, 15.0 + 20.0 + 20.0), (2, 27.5), (3, 20.0)):  # at 50 tokens a second
+        show = demo_display.Show(Console(file=io.StringIO(), width=100), told, 1000, jobs=jobs)
+        assert show.left() is None
+        place = running(tmp_path / f"random-{jobs}", tokens=250, loss=6.0, seconds=5.0)
+        show("begin", {"what": "random", "run": Run(told.arms["random"], 1), "path": place})
+        assert show.left() == pytest.approx(left)
+
+
+def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> None:
+    told = demo.request("1k")
+    for height in (24, 40):
+        console = Console(width=100, height=height, force_terminal=True, record=True, file=io.StringIO())
+        show = demo_display.Show(console, told, 1000, jobs=2)
+        for arm, loss in (("random", 6.125), ("clone", 3.25)):
+            place = running(tmp_path / f"{arm}-{height}", tokens=250, loss=loss, seconds=5.0)
+            show("begin", {"what": arm, "run": Run(told.arms[arm], 1), "path": place})
+        console.print(show._draw())
+        screen = console.export_text()
+        assert len(screen.splitlines()) <= height
+        assert all(len(line) <= 100 for line in screen.splitlines())
+        assert ("without random weights" in screen) == (height == 40)
+        near = screen.partition("without random weights")[2].partition("0 ")[0]  # up to its axis
+        assert ("clone" in near) == (height == 40)
+        assert "random" not in near
+        assert "6.125" in screen
+        assert "3.250" in screen
+        assert "waiting" in screen
+
+
+def test_without_a_terminal_each_quarter_is_said_once(tmp_path: Path) -> None:
+    told, heard = demo.request("8k"), io.StringIO()
+    place = running(tmp_path / "clone", tokens=4096, loss=3.25, seconds=5.0)
+    with demo_display.Show(Console(file=heard, width=100), told, 8000) as show:
+        show("begin", {"what": "clone", "run": Run(told.arms["clone"], 1), "path": place})
+        until = time.monotonic() + 60
+        while "4k of 8k" not in heard.getvalue() and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(1.5)  # another reading
+    assert heard.getvalue().count("clone: 4k of 8k tokens, held-out loss 3.2500") == 1
+
+
+def test_a_missing_extra_is_said_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "matplotlib" else math)
+    with pytest.raises(StudyError, match=r"hyperclone\[train,report\]"):
+        demo.prepare(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_runs_offline_to_a_report_goes_on_after_ctrl_c_and_reuses_what_is_done(tmp_path: Path) -> None:
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HYPERCLONE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
+        "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "100",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "hyperclone", "demo", "--output", "small", "--tokens", "8k", "--jobs", "2"]
+    begun = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert begun.stdout is not None
+    heard = ""
+    while "training (" not in heard:
+        line = begun.stdout.readline()
+        assert line, heard
+        heard += line
+    begun.send_signal(signal.SIGINT)
+    heard += begun.communicate(timeout=300)[0]
+    assert begun.returncode == 130
+    assert "PROVED" in heard
+    assert "the same command goes on" in heard
+    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert said.returncode == 0, said.stderr
+    assert "grown and proved before" in said.stdout
+    assert "Random weights end at" in said.stdout
+    assert (tmp_path / "small/report.html").stat().st_size > 50_000
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "small/runs/runs").glob("*/metrics.jsonl")}
+    assert len(before) == len(config.read(demo.DATA / "demo.toml").arms)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in before} == before

@@ -1,0 +1,137 @@
+"""The maps of copies against loops over units."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperclone.architectures.layout import Dim, Factor
+from hyperclone.expansion.copy_map import Copies, axis, concatenate, of_dim, product
+
+Sizes = dict[str, tuple[int, int]]
+NAMES = ("a", "b", "c")
+
+
+def units(factor: Factor, sizes: Sizes) -> tuple[list[int], int]:
+    """(the old unit of each new unit, number of old units), one unit at a time."""
+    if not isinstance(factor, tuple):
+        old, new = (factor, factor) if isinstance(factor, int) else sizes[factor]
+        return [i % old for i in range(new)], old
+    found, offset = [], 0
+    for block in factor:
+        parts = [units(inner, sizes) for inner in block]
+        for places in itertools.product(*(source for source, _ in parts)):
+            flat = 0
+            for place, (_, old) in zip(places, parts, strict=True):
+                flat = flat * old + place
+            found.append(offset + flat)
+        offset += math.prod(old for _, old in parts)
+    return found, offset
+
+
+def check(map_: Copies, source: list[int], old: int) -> None:
+    """Everything a map says must follow from its sources."""
+    assert map_.source.tolist() == source
+    assert (map_.old, map_.new) == (old, len(source))
+    assert map_.count.tolist() == [source.count(unit) for unit in source]
+    assert map_.number.tolist() == [source[:place].count(unit) for place, unit in enumerate(source)]
+    assert map_.grown == (len(source) > old)
+    seen = []
+    for c, units, places in map_.groups:
+        assert places.shape == (c, units.numel())
+        for k, unit in enumerate(units.tolist()):
+            assert places[:, k].tolist() == [place for place, of in enumerate(source) if of == unit]
+            assert source.count(unit) == c
+            seen.append(unit)
+    assert sorted(seen) == list(range(old))
+    assert len({c for c, _, _ in map_.groups}) == len(map_.groups)
+
+
+def parts(factor: st.SearchStrategy[Factor], blocks: int, factors: int) -> st.SearchStrategy[Dim]:
+    block = st.lists(factor, min_size=1, max_size=factors).map(tuple)
+    return st.lists(block, min_size=1, max_size=blocks).map(tuple)
+
+
+@st.composite
+def dims_and_sizes(draw: st.DrawFn) -> tuple[Dim, Sizes]:
+    sizes = {}
+    for name in NAMES:
+        old = draw(st.integers(1, 4))
+        sizes[name] = (old, old + draw(st.integers(0, 7)))  # uneven counts more often than even ones
+    atom = st.one_of(st.sampled_from(NAMES), st.integers(1, 3))
+    factor = st.recursive(atom, lambda inner: parts(inner, 2, 2), max_leaves=4)  # parts of parts, at any depth
+    return draw(parts(factor, 3, 3)), sizes
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), st.integers(0, 40))
+def test_unit_i_of_an_axis_copies_unit_i_mod_d(old: int, more: int) -> None:
+    check(axis(old, old + more), [i % old for i in range(old + more)], old)
+
+
+@settings(deadline=None, max_examples=120)
+@given(dims_and_sizes())
+def test_a_stored_dimension_is_the_product_and_concatenation_of_its_axes(case: tuple[Dim, Sizes]) -> None:
+    dim, sizes = case
+    source, old = units(dim, sizes)
+    if len(source) <= 600:  # the reference is quadratic
+        check(of_dim(dim, sizes), source, old)
+
+
+def test_product_is_in_c_order() -> None:
+    # 2 heads -> 4, head_dim 3 stays: whole heads are copied.
+    assert product([axis(2, 4), axis(3, 3)]).source.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    # 2 stays, 2 -> 4: copies inside each outer unit.
+    inside = product([axis(2, 2), axis(2, 4)])
+    assert inside.source.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+    assert inside.number.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    # Both grow: counts multiply and numbers nest.
+    both = product([axis(1, 2), axis(1, 3)])
+    assert both.number.tolist() == [0, 1, 2, 3, 4, 5]
+    assert both.count.tolist() == [6] * 6
+
+
+def test_parts_lie_end_to_end() -> None:
+    joined = concatenate([axis(2, 4), axis(1, 2)])
+    assert joined.source.tolist() == [0, 1, 0, 1, 2, 2]
+    assert joined.number.tolist() == [0, 0, 1, 1, 0, 1]
+    assert joined.old == 3
+
+
+def test_parts_inside_a_product_stay_with_their_outer_unit() -> None:
+    # Falcon's "(kv_heads (group + 2))": each key-value head stores its queries, its key and its value.
+    fused: Dim = (("kv_heads", (("group",), (2,))),)
+    heads = of_dim(fused, {"kv_heads": (2, 4), "group": (1, 1)})
+    assert heads.source.tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]
+    queries = of_dim(fused, {"kv_heads": (2, 2), "group": (1, 3)})
+    assert queries.source.tolist() == [0, 0, 0, 1, 2, 3, 3, 3, 4, 5]
+    assert queries.count.tolist() == [3, 3, 3, 1, 1, 3, 3, 3, 1, 1]
+    both = of_dim(fused, {"kv_heads": (1, 2), "group": (1, 2)})
+    assert both.source.tolist() == [0, 0, 1, 2, 0, 0, 1, 2]
+    assert both.number.tolist() == [0, 1, 0, 0, 2, 3, 1, 1]
+
+
+def test_an_axis_that_does_not_grow_is_the_identity() -> None:
+    same = axis(5, 5)
+    assert not same.grown
+    assert [(c, u.tolist(), p.tolist()) for c, u, p in same.groups] == [(1, list(range(5)), [list(range(5))])]
+
+
+def test_uneven_counts_are_grouped_by_count() -> None:
+    groups = {c: (units.tolist(), places.tolist()) for c, units, places in axis(3, 5).groups}
+    assert groups == {1: ([2], [[2]]), 2: ([0, 1], [[0, 1], [3, 4]])}
+
+
+def test_an_axis_cannot_shrink() -> None:
+    with pytest.raises(AssertionError):
+        axis(4, 3)
+
+
+def test_maps_are_whole_numbers() -> None:
+    map_ = of_dim((("a", 2),), {"a": (2, 5)})
+    assert {map_.source.dtype, map_.number.dtype, map_.count.dtype} == {torch.int64}

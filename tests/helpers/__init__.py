@@ -1,0 +1,1 @@
+"""What several tests share: models, headers, texts, training steps."""

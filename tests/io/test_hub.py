@@ -1,0 +1,77 @@
+"""A Hub id: a plan fetches headers only, a growth the model's own files; both without a network in these tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.errors import CheckpointError
+from hyperclone.io.checkpoint import Checkpoint
+
+ModelDir = Callable[..., Path]
+
+
+@pytest.fixture
+def hub(model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A Hub with one model, `someone/small`; returns what was fetched of it."""
+    place = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    fetched: list[str] = []
+
+    def hf_hub_download(repo: str, file: str, *, revision: str | None = None) -> str:
+        fetched.append(file)
+        if repo != "someone/small":
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository")
+        return str(place / file)
+
+    def headers(self: Any, repo: str, *, revision: str | None = None) -> Any:
+        fetched.append("headers")
+        tensors = {
+            name: SimpleNamespace(dtype=e.dtype, shape=list(e.shape), data_offsets=(e.offset, e.offset + e.nbytes))
+            for name, e in Checkpoint(place).entries.items()
+        }
+        return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
+
+    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        fetched.append("model")
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "get_safetensors_metadata", headers)
+    return fetched
+
+
+def test_a_plan_fetches_config_and_headers_only_and_equals_that_of_the_directory(
+    hub: list[str], model_dir: ModelDir
+) -> None:
+    plan = hyperclone.plan("someone/small", Growth(width=2))
+    assert hub == ["config.json", "headers"]
+    assert (
+        plan.tensors == hyperclone.plan(model_dir("llama-grouped-tied", dtype=torch.bfloat16), Growth(width=2)).tensors
+    )
+
+
+def test_a_growth_names_the_hub_id_in_card_and_receipt(hub: list[str], tmp_path: Path) -> None:
+    hyperclone.grow("someone/small", tmp_path / "grown", Growth(width=2), proof="structural")
+    assert hub == ["model"]
+    assert json.loads((tmp_path / "grown/hyperclone.json").read_text())["source"] == "someone/small"
+    assert "base_model: someone/small" in (tmp_path / "grown/README.md").read_text()
+
+
+def test_what_is_neither_here_nor_there_is_refused(hub: list[str]) -> None:
+    with pytest.raises(CheckpointError, match="neither a local directory nor a model"):
+        hyperclone.plan("someone/else", Growth(width=2))
+
+
+def test_a_local_directory_has_no_revisions(model_dir: ModelDir) -> None:
+    with pytest.raises(CheckpointError, match="revision"):
+        hyperclone.plan(model_dir("opt"), Growth(width=2), revision="main")

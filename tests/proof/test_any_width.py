@@ -1,0 +1,122 @@
+"""Sizes that are no multiples, and more layers: the logits stay the source's, or the growth is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.errors import GrowthError
+from tests.proof.test_proof import logits_of
+
+ModelDir = Callable[..., Path]
+
+SIZES: list[tuple[str, dict[str, Any]]] = [
+    ("llama-grouped-tied", {"hidden": 48}),
+    ("llama-grouped-tied", {"hidden": "2.5x", "ffn": 100}),
+    ("llama-grouped-untied", {"width": 1.5}),
+    ("llama-grouped-untied", {"hidden": 40, "heads": 10}),
+    ("llama-multiquery-tied", {"hidden": 42, "heads": 7}),
+    ("llama-biases", {"hidden": 36}),
+    ("mistral-window", {"heads": 6}),
+    ("mistral-window", {"hidden": 33}),
+    ("neox-parallel", {"hidden": 40, "heads": 5, "ffn": 50}),
+    ("neox-tied", {"hidden": 56, "heads": 7}),
+    ("opt", {"ffn": 50}),
+    ("opt", {"layers": 5, "width": 2}),
+    ("llama-grouped-tied", {"layers": "1.5x"}),
+    ("llama-grouped-untied", {"layers": "2x", "hidden": 48}),
+    ("neox-sequential", {"layers": "2x"}),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"expansion": "diagonal"}, {"noise": "none"}], ids=["", "diagonal", "plain"])
+@pytest.mark.parametrize(("name", "sizes"), SIZES, ids=str)
+def test_logits_are_the_sources_at_any_size(
+    name: str, sizes: dict[str, Any], options: dict[str, Any], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name)
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(**sizes, **options), proof="structural")
+    assert done.proof is not None
+    assert done.proof.passed
+    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
+    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    assert (after - before).norm() / before.norm() < 2e-6
+
+
+@pytest.mark.parametrize(("name", "sizes"), SIZES, ids=str)
+def test_the_full_proof_passes_and_collapse_gives_the_source(
+    name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name)
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(**sizes))
+    assert done.proof is not None
+    assert done.proof.passed
+    exact = hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+    assert exact or done.plan.rounds
+    one, two = (load_file(p / "model.safetensors") for p in (source, tmp_path / "again"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[key], two[key], rtol=1e-6, atol=0) for key in one)
+
+
+def test_bf16_asks_before_it_rounds(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    with pytest.raises(GrowthError, match="--allow-rounding"):
+        hyperclone.plan(source, Growth(hidden=48))
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, dtype="fp32"))
+    assert done.proof is not None
+    assert done.proof.behaviour is not None
+    assert max(m.relative for m in done.proof.behaviour.measured) < 1e-5
+
+
+def test_fillers_are_free_to_learn_and_invisible_at_the_start(model_dir: ModelDir, tmp_path: Path) -> None:
+    hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(hidden=40), proof="structural")
+    new = load_file(tmp_path / "grown/model.safetensors")
+    assert not new["model.embed_tokens.weight"][:, 32:].any()
+    assert not new["model.layers.0.mlp.down_proj.weight"][32:].any()
+    reads = new["model.layers.0.mlp.up_proj.weight"]
+    assert reads[:, 32:].square().mean().sqrt() == pytest.approx(float(reads[:, :32].square().mean().sqrt()), rel=0.3)
+
+
+def test_a_copied_layer_adds_nothing(model_dir: ModelDir, tmp_path: Path) -> None:
+    hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(layers="2x"), proof="structural")
+    new = load_file(tmp_path / "grown/model.safetensors")
+    for kind in ("self_attn.out_proj", "fc2"):
+        assert new[f"model.decoder.layers.0.{kind}.weight"].any()
+        assert not new[f"model.decoder.layers.1.{kind}.weight"].any()
+        assert not new[f"model.decoder.layers.1.{kind}.bias"].any()
+
+
+def test_stacking_is_measured_not_judged_and_said_loudly(model_dir: ModelDir, tmp_path: Path) -> None:
+    growth = Growth(layers="2x", width=2, depth_mode="stack")
+    done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", growth)
+    assert any("changes the function" in warning for warning in done.plan.warnings)
+    assert done.proof is not None
+    assert done.proof.passed
+    assert not done.proof.keeps_function
+    assert done.proof.behaviour is not None
+    assert max(m.relative for m in done.proof.behaviour.measured) > 0.01
+    assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "reason"),
+    [
+        ("opt", {"hidden": 40, "heads": 5}, "multiples of 32"),
+        ("opt-projected-post-norm", {"layers": "1.5x"}, "add nothing"),
+        ("neox-parallel", {"hidden": 40}, "head_dim"),
+        ("llama-grouped-tied", {"width": 1.3}, "41 or 42"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_with_the_reason(
+    name: str, sizes: dict[str, Any], reason: str, model_dir: ModelDir
+) -> None:
+    with pytest.raises(GrowthError, match=reason):
+        hyperclone.plan(model_dir(name), Growth(**sizes))

@@ -1,0 +1,434 @@
+"""Promise 1: the grown model computes the source's function, and the proof fails when it does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.errors import ProofFailed
+from hyperclone.expansion import grown_tensors
+from tests.helpers.models import MODELS, save_tokenizer
+
+ModelDir = Callable[..., Path]
+GROWTHS = {
+    "symmetric": Growth(width=2, noise="none"),
+    "diagonal": Growth(width=2, noise="none", expansion="diagonal"),
+    "noisy-symmetric": Growth(width=2),
+    "noisy-diagonal": Growth(width=2, expansion="diagonal"),
+    "three-noisy-symmetric": Growth(width=3),
+    "three-symmetric": Growth(width=3, noise="none"),
+    "three-noisy-diagonal": Growth(width=3, expansion="diagonal"),
+    "gaussian": Growth(width=2, noise="gaussian"),
+    "three-gaussian-diagonal": Growth(width=3, noise="gaussian", expansion="diagonal"),
+}
+
+
+def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits in float64 through stock transformers, with nothing of ours involved."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, output_loading_info=True, experts_implementation="eager"
+    )
+    assert not any(info.values()), info
+    with torch.inference_mode():
+        return model.eval()(ids).logits
+
+
+@pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_grown_models_logits_equal_its_sources(
+    name: str, growth: Growth, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name)
+    hyperclone.grow(source, tmp_path / "grown", growth, proof="none")
+    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
+    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    # Norms compute in fp32 inside transformers, whatever the model's type.
+    assert (after - before).norm() / before.norm() < 2e-6
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden": "2x", "heads": "2x"},
+        {"ffn": 96},
+        {"ffn": "3x", "hidden": 64, "heads": 8},
+        {"hidden": "3x", "heads": "3x", "ffn": "2x"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "opt", "opt-projected-post-norm"])
+def test_widths_grow_independently(name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir(name)
+    hyperclone.grow(source, tmp_path / "grown", Growth(**sizes), proof="none")
+    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
+    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    assert (after - before).norm() / before.norm() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("llama-multiquery-tied", {"heads": "2x"}),
+        ("llama-multiquery-tied", {"heads": "4x", "kv_heads": 2}),
+        ("llama-grouped-untied", {"heads": "2x", "kv_heads": "1x"}),
+        ("llama-grouped-untied", {"heads": "4x", "kv_heads": "2x"}),
+        ("llama-grouped-untied", {"hidden": "2x"}),
+        ("llama-free-head-dim", {"heads": "2x"}),
+        ("mistral-window", {"heads": 12}),
+    ],
+    ids=str,
+)
+def test_heads_grow_apart_from_hidden_where_the_config_can_say_so(
+    name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir(name)
+    hyperclone.grow(source, tmp_path / "grown", Growth(**sizes), proof="none")
+    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
+    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    assert (after - before).norm() / before.norm() < 2e-6
+
+
+def test_sizes_that_transformers_refuses_are_refused_by_the_plan(model_dir: ModelDir) -> None:
+    with pytest.raises(hyperclone.HypercloneError, match="hidden_size / num_attention_heads"):
+        hyperclone.plan(model_dir("llama-free-head-dim"), Growth(heads=12))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "opt"])
+def test_the_full_proof_passes_in_every_stored_type_and_measures_everything(
+    name: str, dtype: torch.dtype, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    done = hyperclone.grow(model_dir(name, dtype=dtype), tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert done.proof.structure.bit_equal == done.proof.structure.tensors > 0
+    behaviour = done.proof.behaviour
+    assert behaviour is not None
+    assert not behaviour.skipped
+    kinds = {"real text", "random tokens", "right padding", "left padding", "KV cache"}
+    computed = {"float32"} | ({str(dtype).removeprefix("torch.")} if dtype != torch.float32 else set())
+    assert {(m.what, m.dtype) for m in behaviour.measured} == {(k, c) for k in kinds for c in computed}
+    assert behaviour.source_text == behaviour.grown_text != ""
+
+
+def test_tied_heads_stay_tied_and_untie_gives_the_head_a_tensor(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    hyperclone.grow(source, tmp_path / "tied", Growth(width=2), proof="structural")
+    hyperclone.grow(source, tmp_path / "untied", Growth(width=2, untie=True))
+    assert json.loads((tmp_path / "tied/config.json").read_text())["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in load_file(tmp_path / "tied/model.safetensors")
+    assert json.loads((tmp_path / "untied/config.json").read_text())["tie_word_embeddings"] is False
+    head, source_head = (
+        load_file(tmp_path / "untied/model.safetensors")["lm_head.weight"],
+        load_file(source / "model.safetensors")["model.embed_tokens.weight"],
+    )
+    assert (head[:, :32].float() + head[:, 32:].float()).equal(source_head.float())
+
+
+def test_a_tied_model_without_a_last_norm_is_untied_and_says_so(model_dir: ModelDir, tmp_path: Path) -> None:
+    made = hyperclone.plan(model_dir("opt-plain-norms"), Growth(width=2))
+    assert made.untied
+    assert any("untied" in note for note in made.notes)
+
+
+def test_dtype_conversion_is_proved_against_the_converted_source(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied")
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2, dtype="bf16"))
+    assert done.proof is not None
+    assert done.proof.structure.bit_equal == done.proof.structure.tensors
+    assert {t.dtype for t in load_file(tmp_path / "grown/model.safetensors").values()} == {torch.bfloat16}
+    assert hyperclone.verify(source, tmp_path / "grown").passed
+
+
+# --- sabotage: each wrong model must fail, and the tensor must be named -------------------------------------------
+
+
+def drop_the_division(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.1.mlp.down_proj.weight"
+    t[name] *= 2
+    return name
+
+
+def swap_two_kv_heads(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.0.self_attn.k_proj.weight"
+    t[name] = torch.cat([t[name][8:16], t[name][:8], t[name][16:]])
+    return name
+
+
+def forget_a_bias(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.0.mlp.up_proj.bias"
+    t[name][48:] = 0
+    return name
+
+
+def flip_the_lowest_bit(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    t[name].view(torch.int16)[3, 5] ^= 1
+    return name
+
+
+def flip_a_bit_of_a_norm(t: dict[str, torch.Tensor]) -> str:
+    name = "model.norm.weight"
+    t[name].view(torch.int16)[40] ^= 1
+    return name
+
+
+def swap_two_rows_of_the_embedding(t: dict[str, torch.Tensor]) -> str:
+    name = "model.embed_tokens.weight"
+    t[name][[7, 8]] = t[name][[8, 7]]
+    return name
+
+
+def put_a_nan(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.1.mlp.gate_proj.weight"
+    t[name][-1, -1] = torch.nan
+    return name
+
+
+def put_an_infinity(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.1.input_layernorm.weight"
+    t[name][0] = torch.inf
+    return name
+
+
+def lose_a_tensor(t: dict[str, torch.Tensor]) -> str:
+    name = "model.layers.1.mlp.gate_proj.weight"
+    del t[name]
+    return name
+
+
+def add_a_tensor(t: dict[str, torch.Tensor]) -> str:
+    t["model.extra.weight"] = torch.zeros(2)
+    return "model.extra.weight"
+
+
+SABOTAGE = [
+    drop_the_division, swap_two_kv_heads, forget_a_bias, flip_the_lowest_bit, flip_a_bit_of_a_norm,
+    swap_two_rows_of_the_embedding, put_a_nan, put_an_infinity, lose_a_tensor, add_a_tensor,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bf16 model with biases and tied grouped-query attention, and its growth without a receipt."""
+    from tests.helpers.models import build
+
+    base = tmp_path_factory.mktemp("sabotage")
+    model = build("llama-biases", dtype=torch.bfloat16, tie_word_embeddings=True)
+    model.save_pretrained(base / "source")
+    save_tokenizer(base / "source")
+    hyperclone.grow(base / "source", base / "grown", Growth(width=2), proof="structural")
+    return base / "source", base / "grown"
+
+
+@pytest.mark.parametrize("receipt", [True, False], ids=["with-receipt", "without-receipt"])
+@pytest.mark.parametrize("sabotage", SABOTAGE, ids=lambda f: f.__name__)
+def test_sabotage_fails_the_proof_and_names_the_tensor(
+    sabotage: Callable[[dict[str, torch.Tensor]], str], receipt: bool, grown: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, intact = grown
+    broken = tmp_path / "broken"
+    shutil.copytree(intact, broken)
+    if not receipt:
+        (broken / "hyperclone.json").unlink()
+        assert hyperclone.verify(source, broken, proof="structural").passed
+    tensors = load_file(broken / "model.safetensors")
+    name = sabotage(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, broken / "model.safetensors", {"format": "pt"})
+    proof = hyperclone.verify(source, broken)
+    assert not proof.passed
+    assert any(name in failure for failure in proof.failures)
+
+
+def test_a_change_of_the_grown_config_fails_the_proof(grown: tuple[Path, Path], tmp_path: Path) -> None:
+    source, intact = grown
+    shutil.copytree(intact, tmp_path / "broken")
+    config = json.loads((tmp_path / "broken/config.json").read_text())
+    (tmp_path / "broken/config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    proof = hyperclone.verify(source, tmp_path / "broken", proof="structural")
+    assert not proof.passed
+    assert any("rms_norm_eps" in failure for failure in proof.failures)
+
+
+def test_moved_noise_is_caught_by_the_receipts_hashes(grown: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weight moved from one copy to another keeps the function; the files are still not those that were proved."""
+    source, intact = grown
+    shutil.copytree(intact, tmp_path / "moved")
+    tensors = load_file(tmp_path / "moved/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = tensors[name]
+    tensors[name] = torch.cat([weight[:, 32:], weight[:, :32]], 1)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "moved/model.safetensors", {"format": "pt"})
+    proof = hyperclone.verify(source, tmp_path / "moved", proof="structural")
+    assert proof.structure.passed
+    assert not proof.passed
+    assert any(name in failure and "receipt" in failure for failure in proof.failures)
+
+
+def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The behavioural proof does not trust our reading of the architecture, and nothing is published."""
+    from hyperclone.architectures import family_file, registry
+
+    text = (Path(registry.__file__).parent / "families/llama.toml").read_text()
+    # Key heads flattened the other way round: sizes agree, heads are mixed.
+    wrong = text.replace(
+        'k_proj.weight"           = "(kv_heads head_dim)', 'k_proj.weight"           = "(head_dim kv_heads)'
+    )
+    assert wrong != text
+    false = family_file.load(wrong, name="llama", file="families/llama.toml")
+    monkeypatch.setattr(registry, "families", lambda: {"llama": false})
+    with pytest.raises(ProofFailed) as caught:
+        hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(width=2))
+    assert caught.value.proof.structure.passed
+    assert any("real text" in failure for failure in caught.value.proof.failures)
+    assert not (tmp_path / "grown").exists()
+
+
+@pytest.mark.parametrize("broken", ["expand_rows", "forgets_fold"])
+def test_a_broken_growth_is_never_published(
+    broken: str, model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperclone.expansion import grown_tensors
+    from hyperclone.planning import planner
+
+    if broken == "expand_rows":
+        intact = grown_tensors.expand_rows
+        monkeypatch.setattr(grown_tensors, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
+    else:
+        monkeypatch.setattr(planner, "fold", lambda *a, **k: (frozenset(), False))
+    with pytest.raises(ProofFailed):
+        hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
+    assert not (tmp_path / "grown").exists()
+    monkeypatch.undo()
+    assert hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2)).proof  # starts anew
+
+
+def test_without_memory_the_logits_are_skipped_and_that_is_said(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperclone.proof import behavioral
+
+    monkeypatch.setattr(behavioral, "available_memory", lambda: 1e6)
+    done = hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert done.proof.behaviour is not None
+    assert not done.proof.behaviour.measured
+    assert "memory" in done.proof.behaviour.skipped[0]
+
+
+def test_tolerances_are_the_sources_own_rounding_times_the_derived_factor(model_dir: ModelDir, tmp_path: Path) -> None:
+    from hyperclone.proof.behavioral import tolerated_factor
+
+    done = hyperclone.grow(model_dir("neox-parallel", dtype=torch.bfloat16), tmp_path / "grown", Growth(width=2))
+    assert tolerated_factor(done.plan) == pytest.approx(4 * (1 + 0.1) ** 0.5 * 2**0.5)
+    assert done.proof is not None
+    assert done.proof.behaviour is not None
+    for m in done.proof.behaviour.measured:
+        assert m.tolerance == pytest.approx(m.own * tolerated_factor(done.plan))
+        assert m.own < (1e-4 if m.dtype == "float32" else 0.2)
+
+
+def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) -> None:
+    made = hyperclone.plan(model_dir("opt"), Growth(width=2, noise="gaussian"))
+    tensor = max(made.tensors, key=lambda t: t.nbytes)
+    from hyperclone.io.checkpoint import Checkpoint
+
+    weights = load_file(model_dir("opt") / "model.safetensors")[tensor.source]
+    assert grown_tensors._power(tensor, Checkpoint(model_dir("opt"))) == pytest.approx(
+        float(weights.double().square().mean()), rel=1e-12
+    )
+
+
+# --- what a fresh reader found ------------------------------------------------------------------------------------
+
+
+def test_a_receipt_cannot_widen_the_bounds_until_another_function_passes(model_dir: ModelDir, tmp_path: Path) -> None:
+    """Negated weights hidden in loud shares, with a receipt that calls them noise."""
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2, noise="gaussian", snr_db=5), proof="structural")
+    tensors = load_file(tmp_path / "grown/model.safetensors")
+    weights = load_file(source / "model.safetensors")
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        loud = torch.full_like(weights[name], 256)
+        tensors[name] = torch.cat([loud, -weights[name] - loud], 1).repeat(2, 1)
+    save_file(tensors, tmp_path / "grown/model.safetensors", {"format": "pt"})
+    receipt = json.loads((tmp_path / "grown/hyperclone.json").read_text())
+    receipt["sha256"] = {"output": {}, "source": {}, "files": {}}
+    (tmp_path / "grown/hyperclone.json").write_text(json.dumps(receipt))
+    proof = hyperclone.verify(source, tmp_path / "grown")
+    assert any("down_proj" in failure for failure in proof.failures)
+    assert any("no hashes" in failure for failure in proof.failures)
+
+
+def test_the_sources_own_generation_settings_do_not_touch_the_proof(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("llama-grouped-tied"), source)
+    (source / "generation_config.json").write_text('{"num_beams": 4, "stop_strings": ["a"], "eos_token_id": 2}')
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert "num_beams" in (tmp_path / "grown/generation_config.json").read_text()
+
+
+def test_what_a_model_writes_is_not_read_as_markup(model_dir: ModelDir, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from hyperclone.cli.display import plan_and_proof
+
+    done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.behaviour is not None
+    done.proof.behaviour.source_text = done.proof.behaviour.grown_text = "[/INST] [b]bold"
+    console = Console(record=True, width=100)
+    console.print(plan_and_proof.continuations(done.proof))
+    assert console.export_text().count("[/INST] [b]bold") == 2
+
+
+def test_a_tokenizer_of_another_model_is_skipped_and_said(model_dir: ModelDir, tmp_path: Path) -> None:
+    from tests.helpers.models import build
+
+    build("llama-grouped-tied", vocab_size=100).save_pretrained(tmp_path / "source")  # the tokenizer has 259
+    save_tokenizer(tmp_path / "source")
+    done = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert done.proof.behaviour is not None
+    assert any("tokenizer" in reason for reason in done.proof.behaviour.skipped)
+
+
+def test_a_swapped_tokenizer_is_noticed(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("opt")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="structural")
+    (tmp_path / "grown/tokenizer.json").write_text("{}")
+    proof = hyperclone.verify(source, tmp_path / "grown", proof="structural")
+    assert any("tokenizer.json" in failure for failure in proof.failures)
+
+
+def test_unrelated_or_swapped_directories_are_told_apart(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none")
+    for first, second in ((source, source), (tmp_path / "grown", source), (model_dir("opt"), source)):
+        with pytest.raises(hyperclone.HypercloneError, match="not a growth of the first"):
+            hyperclone.verify(first, second, proof="structural")
+
+
+def test_rounded_tensors_are_not_counted_as_bit_equal(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, allow_rounding=True))
+    assert done.proof is not None
+    assert (done.proof.structure.rounded, done.proof.structure.bit_equal) == (5, 15)

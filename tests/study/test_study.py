@@ -1,0 +1,721 @@
+"""A study runs what it says, once, and whatever happens to one run does not happen to the others.
+
+Most tests stand in for the commands: they see what would have been typed, and write what a training leaves behind. The
+last ones run real commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from hyperclone import grow
+from hyperclone.cli.display import study as study_display
+from hyperclone.errors import StudyError
+from hyperclone.planning.growth import Growth
+from hyperclone.study import commands, config, paths, results, run_keys
+from hyperclone.study.commands import Interrupted
+from hyperclone.study.runner import Progress, Runner
+from hyperclone.training.config import Training
+from tests.helpers.models import build, save_tokenizer
+from tests.helpers.training_text import documents
+
+STUDY = """
+name = "a study"
+seeds = [1, 2]
+
+[train]
+data = ["train.txt"]
+eval_data = ["held_out.txt"]
+tokens = "4k"
+sequence = 32
+batch = 512
+lr = 1e-3
+
+[sources.small]
+model = "blank"
+train = { data = ["pretrain.txt"], tokens = "2k", lr = 2e-3 }
+
+[arms.random]
+random = true
+growth = { width = 2 }
+
+[arms.continued]
+
+[arms.clone]
+growth = { width = 2 }
+"""
+TUNE = '\n[tune]\nlr = [1e-3, 2e-3]\ntokens = "1k"\neval_data = ["validation.txt"]\n'
+
+
+def blank(place: Path) -> None:
+    """A small model with a tokenizer."""
+    build("llama-grouped-tied", vocab_size=259).save_pretrained(place / "blank")
+    save_tokenizer(place / "blank")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory with a study's data and a small model."""
+    blank(tmp_path)
+    for number, name in enumerate(("train", "held_out", "pretrain", "validation")):
+        (tmp_path / f"{name}.txt").write_text(f"text {number} " * 100)
+    return tmp_path
+
+
+def written(place: Path, text: str) -> Path:
+    file = place / "study.toml"
+    file.write_text(text)
+    return file
+
+
+class Commands:
+    """Stands in for the processes: keeps what would have been run, and leaves behind what a training would."""
+
+    def __init__(self, loss: Callable[[list[str]], float] = lambda command: 3.0, fail: str = "") -> None:
+        self.run_commands: list[list[str]] = []
+        self._loss, self._fail = loss, fail
+        self.stopped = self.existing = False
+        self.where = {"versions": {"torch": "2.13.0"}, "hardware": [{"gpu": "a small one"}]}
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+        await asyncio.sleep(0)
+        if self.stopped:
+            raise Interrupted
+        if begin is not None:
+            begin()
+        command = list(command)
+        self.run_commands.append(command)
+        if self._fail and re.search(self._fail, " ".join(command)):
+            raise StudyError("`hyperclone` failed", found="as it was told to")
+        match command[0]:
+            case "train":
+                self._train(command)
+            case "grow":
+                Path(command[2]).mkdir(parents=True)
+            case "anatomy":
+                return json.dumps({"tensors": []})
+        return ""
+
+    def _train(self, command: list[str]) -> None:
+        place = Path(option(command, "output"))
+        place.mkdir(parents=True, exist_ok=self.existing)  # a real training goes on from checkpoints only
+        told = {"curve": {"steps": 8, "batch": 512, "sequence": 32}, **self.where}
+        (place / "training.json").write_text(json.dumps(told))
+        (place / "config.json").write_bytes(Path(command[1], "config.json").read_bytes() if
+                                            Path(command[1], "config.json").exists() else CONFIG)  # fmt: skip
+        (place / "model.safetensors").write_bytes(b"")
+        lines = [{"step": 0, "tokens": 0, "eval_loss": 5.0, "bits_per_byte": 2.0},
+                 {"step": 8, "tokens": 4096, "loss": 4.0, "tokens_per_second": 512.0},
+                 {"step": 8, "tokens": 4096, "eval_loss": self._loss(command), "bits_per_byte": 1.5}]  # fmt: skip
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+CONFIG = b""
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(f"--{name}") + 1]
+
+
+def kinds(stand_in: Commands) -> list[str]:
+    return [command[0] for command in stand_in.run_commands]
+
+
+def go(file: Path, stand_in: Any, watch: Callable[..., None] = lambda kind, told: None) -> Progress:
+    """Run a study with stand-ins for its commands."""
+    global CONFIG
+    CONFIG = (file.parent / "blank/config.json").read_bytes()
+    told = config.read(file)
+    output = file.parent / "runs-of-study"
+    output.mkdir(exist_ok=True)
+    runner = Runner(told, output, stand_in, watch, lambda: None)
+    asyncio.run(runner.run())
+    runner.progress.speedups = results.write(runner.progress)
+    return runner.progress
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_every_arm_is_run_with_every_seed_and_the_same_data_order(place: Path) -> None:
+    stand_in = Commands()
+    done = go(written(place, STUDY), stand_in)
+    assert {(run.arm.name, run.seed, run.status) for run in done.runs} == {
+        (arm, seed, "finished") for arm in ("random", "continued", "clone") for seed in (1, 2)
+    }
+    trained = [command for command in stand_in.run_commands if command[0] == "train"]
+    assert len(trained) == 7  # the source, once, and six runs
+    for command in trained[1:]:
+        seed = int(re.search(r"-s(\d)-", option(command, "output"))[1])  # type: ignore[index]
+        assert option(command, "seed") == str(seed)  # of the data's order
+        assert ("--from-scratch" in command) == ("random-" in option(command, "output"))
+        assert option(command, "data") == str(place / "train.txt")
+    clones = [command for command in stand_in.run_commands if command[0] == "grow"]
+    assert sorted(option(command, "seed") if "--seed" in command else "0" for command in clones) == ["1", "2"]
+
+
+def test_what_training_takes_from_a_receipt_is_part_of_what_a_run_is(place: Path, tmp_path: Path) -> None:
+    bare = run_keys.model(place / "blank")
+    (place / "blank/README.md").write_text("words")
+    assert run_keys.model(place / "blank") == bare
+    grow(place / "blank", tmp_path / "clone", Growth(width=2), proof="none")
+    told = run_keys.model(tmp_path / "clone")
+    receipt = tmp_path / "clone/hyperclone.json"
+    content = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps({**content, "source": "elsewhere", "versions": {}}))
+    assert run_keys.model(tmp_path / "clone") == told
+    name = next(iter(content["training"]["parameters"]))
+    content["training"]["parameters"][name] = {}
+    receipt.write_text(json.dumps(content))
+    assert run_keys.model(tmp_path / "clone") != told
+    receipt.unlink()  # the same weights, trained as any model
+    assert run_keys.model(tmp_path / "clone") not in (told, bare)
+
+
+def test_a_random_arm_waits_for_no_source(place: Path) -> None:
+    class Together(Commands):
+        """The source's training ends when a random arm's has begun."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = asyncio.Event()
+
+        async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+            if "/random-" in " ".join(command):
+                self.begun.set()
+            if "/sources/" in " ".join(command):
+                await asyncio.wait_for(self.begun.wait(), 20)
+            return await super().run(command, log, begin=begin)
+
+    done = go(written(place, STUDY), Together())
+    assert {run.status for run in done.runs} == {"finished"}
+
+
+def test_a_random_arm_has_the_shape_of_the_clone(place: Path, tmp_path: Path) -> None:
+    stand_in = Commands()
+    go(written(place, STUDY), stand_in)
+    shape = Path(next(command for command in stand_in.run_commands if "/random-" in " ".join(command))[1])
+    grow(place / "blank", tmp_path / "clone", Growth(width=2), proof="none")
+    assert (shape / "config.json").read_bytes() == (tmp_path / "clone/config.json").read_bytes()
+    assert (shape / "tokenizer.json").read_bytes() == (place / "blank/tokenizer.json").read_bytes()
+    assert not list(shape.glob("*.safetensors"))
+
+
+def test_a_source_that_only_random_arms_have_is_not_trained(place: Path) -> None:
+    stand_in = Commands()
+    done = go(written(place, STUDY[: STUDY.index("[arms.continued]")]), stand_in)
+    assert {run.status for run in done.runs} == {"finished"}
+    assert not any("/sources/" in " ".join(command) for command in stand_in.run_commands)
+
+
+def test_a_full_disk_fails_the_arm_and_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hyperclone.study.runner.carry", full)
+    done = go(written(place, STUDY), Commands())
+    assert {(run.arm.name, run.status) for run in done.runs} == {
+        ("random", "failed"), ("continued", "finished"), ("clone", "finished")
+    }  # fmt: skip
+    assert all("No space left" in str(run.error) for run in done.runs if run.status == "failed")
+
+
+def test_no_command_outlives_a_study_that_breaks(place: Path) -> None:
+    stand_in = Commands()
+    output = place / "runs-of-study"
+    output.mkdir()
+
+    def broken() -> None:
+        raise RuntimeError("a bug of ours")
+
+    runner = Runner(config.read(written(place, STUDY)), output, stand_in, lambda kind, figures: None, broken)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        asyncio.run(runner.run())
+    assert stand_in.stopped
+
+
+def test_a_finished_study_runs_nothing_again(place: Path) -> None:
+    file = written(place, STUDY)
+    before = go(file, Commands())
+    again = Commands()
+    after = go(file, again)
+    assert again.run_commands == []
+    assert [run.path for run in after.runs] == [run.path for run in before.runs]
+
+
+def test_weights_are_not_needed_to_reuse_what_is_finished(place: Path) -> None:
+    file = written(place, STUDY)
+    go(file, Commands())
+    for kept in (place / "runs-of-study").rglob("*.safetensors"):
+        kept.unlink()
+    for clone in (place / "runs-of-study/clones").iterdir():
+        clone.rmdir()
+    again = Commands()
+    go(file, again)
+    assert kinds(again) == []  # neither the source, nor runs, nor clones
+
+
+class Again(Commands):
+    """As Commands. What is known of a source has to stay while it is trained again: results are written meanwhile."""
+
+    def _train(self, command: list[str]) -> None:
+        output = option(command, "output")
+        if "/sources/" in output:
+            assert paths.ended(Path(output.removesuffix(".again"))) is not None
+        super()._train(command)
+
+
+def forget_weights(runs: Path) -> None:
+    for kept in runs.rglob("*.safetensors"):
+        kept.unlink()
+
+
+def test_a_source_that_comes_out_otherwise_when_it_is_trained_again_is_told(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    forget_weights(runs)
+    more = written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    said, again = Console(file=io.StringIO(), width=1000), Again(lambda command: 2.875)
+    go(more, again, study_display.Show(said))
+    assert kinds(again).count("grow") == 1
+    assert (
+        len([one for one in again.run_commands if "--from-scratch" in one]) == 2
+    )  # source, and the control's new seed
+    assert "ends at 2.8750 instead of 3.0000" in said.file.getvalue()  # type: ignore[attr-defined]
+    assert len(list((runs / "clones").iterdir())) == 1  # the others were of the source before
+    assert not list((runs / "sources").glob("*.again"))
+    forget_weights(runs)
+    told: list[str] = []
+    go(written(place, STUDY.replace("[1, 2]", "[1, 2, 3, 4]")), again, lambda kind, _: told.append(kind))
+    assert set(told) == {"begin", "end"}  # the source has come out as before
+    assert len(list((runs / "clones").iterdir())) == 2
+
+
+def test_a_source_that_has_its_checkpoint_goes_on_from_there(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    forget_weights(runs)
+    (source,) = (one for one in (runs / "sources").iterdir() if one.is_dir())
+    (source / "checkpoint-8").mkdir()
+    again = Commands()
+    again.existing = True
+    go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), again)
+    assert (source / "checkpoint-8").is_dir()
+    assert any(option(one, "output") == str(source) for one in again.run_commands if one[0] == "train")
+
+
+def test_what_version_control_kept_of_a_run_that_did_not_end_is_in_nobodys_way(place: Path) -> None:
+    file = written(place, STUDY)
+    before = go(file, Commands())
+    left = before.runs[0].path
+    assert left is not None
+    for gone in left.iterdir():
+        if gone.name != "metrics.jsonl":
+            gone.unlink()
+    again = Commands()
+    after = go(file, again)
+    assert kinds(again) == ["train"]
+    assert after.runs[0].status == "finished"
+
+
+def test_names_and_logging_are_no_part_of_a_run_but_data_and_settings_are(place: Path) -> None:
+    file = written(place, STUDY)
+    go(file, Commands())
+    renamed = Commands()
+    same = STUDY.replace("arms.clone", "arms.other").replace("lr = 1e-3", "lr = 1e-3\nlog_every = 3")
+    go(written(place, same), renamed)
+    assert "train" not in kinds(renamed)
+    faster = Commands()
+    go(written(place, STUDY.replace("[arms.clone]", "[arms.clone]\ntrain = { lr = 3e-3 }")), faster)
+    assert kinds(faster).count("train") == 2  # this arm's two seeds
+    (place / "train.txt").write_text("another text " * 100)
+    other = Commands()
+    go(file, other)
+    assert kinds(other).count("train") == 6  # all arms, and not the source
+
+
+def test_one_failing_arm_does_not_take_the_others_with_it(place: Path) -> None:
+    stand_in = Commands(fail=r"grow .*--width 3")
+    done = go(written(place, STUDY + "\n[arms.bad]\ngrowth = { width = 3 }\n"), stand_in)
+    assert {run.arm.name for run in done.runs if run.status == "failed"} == {"bad"}
+    assert all(run.status == "finished" for run in done.runs if run.arm.name != "bad")
+    told = json.loads((place / "runs-of-study/study.json").read_text())
+    assert all("as it was told to" in run["error"] for run in told["runs"] if run["arm"] == "bad")
+
+
+def test_a_failing_source_fails_its_arms_only(place: Path) -> None:
+    more = STUDY.replace("[arms.random]", '[sources.other]\nmodel = "blank"\n\n[arms.random]\nsource = "other"')
+    more = more.replace("[arms.continued]", '[arms.continued]\nsource = "small"')
+    more = more.replace("[arms.clone]", '[arms.clone]\nsource = "small"')
+    done = go(written(place, more), Commands(fail=r"sources/small"))
+    assert {run.arm.name for run in done.runs if run.status == "failed"} == {"continued", "clone"}
+    assert {run.arm.name for run in done.runs if run.status == "finished"} == {"random"}
+
+
+def test_a_stopped_study_says_what_was_interrupted_and_goes_on(place: Path) -> None:
+    stopping = Commands()
+    file = written(place, STUDY)
+    stopping._loss = lambda command: (stopping.stop(), 3.0)[1] if "continued-s1" in " ".join(command) else 3.0  # type: ignore[func-returns-value]
+    done = go(file, stopping)
+    assert "interrupted" in {run.status for run in done.runs}
+    assert all(run.status == "finished" for run in go(file, Commands()).runs)
+
+
+def best_at(rate: float) -> Callable[[list[str]], float]:
+    """A validation loss with its minimum at a rate."""
+    return lambda command: 3 + abs(float(option(command, "lr")) / rate - 1) if "tuning" in " ".join(command) else 3.0
+
+
+def test_the_rate_with_the_lowest_validation_loss_is_taken_and_the_final_text_not_looked_at(place: Path) -> None:
+    stand_in = Commands(best_at(2e-3))
+    done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE.replace("2e-3]", "2e-3, 4e-3]")), stand_in)
+    assert done.chosen == dict.fromkeys(("random", "continued", "clone"), 2e-3)
+    tuned = [c for c in stand_in.run_commands if c[0] == "train" and "/tuning/" in option(c, "output")]
+    assert {option(c, "eval-data") for c in tuned} == {str(place / "validation.txt")}
+    assert {option(c, "tokens") for c in tuned} == {"1k"}
+    assert not any("--seed" in c for c in tuned)  # the tuning's own seed, 0
+    final = [c for c in stand_in.run_commands if c[0] == "train" and "/runs/" in option(c, "output")]
+    assert {option(c, "lr") for c in final} == {"0.002"}
+
+
+@pytest.mark.parametrize("rate", [2.5e-4, 8e-3])
+def test_a_grid_goes_on_past_an_end_that_wins(place: Path, rate: float) -> None:
+    done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE), Commands(best_at(rate)))
+    assert done.chosen["clone"] == rate
+    assert min(done.rates["clone"])[0] < rate < max(done.rates["clone"])[0]
+
+
+@pytest.mark.parametrize(("extend", "rates"), [(0, [1e-3, 2e-3]), (1, [1e-3, 2e-3, 4e-3])])
+def test_a_grid_goes_no_further_than_it_may(place: Path, extend: int, rates: list[float]) -> None:
+    text = STUDY.replace("lr = 1e-3\n", "") + TUNE.replace("2e-3]", f"2e-3]\nextend = {extend}")
+    done = go(written(place, text), Commands(best_at(1e-1)))
+    assert [rate for rate, _ in done.rates["clone"]] == rates
+    assert done.chosen["clone"] == rates[-1]
+
+
+def test_arms_that_differ_in_tokens_only_are_tuned_once_and_never_two_at_a_time(place: Path) -> None:
+    trained: list[str] = []
+
+    class Places(Commands):
+        async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+            if command[0] == "train":
+                trained.append(option(list(command), "output").rpartition("-")[2])  # its key
+            return await super().run(command, log, begin=begin)
+
+    more = '\n[arms.longer]\ngrowth = { width = 2 }\ntrain = { tokens = "8k" }\n'
+    done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + more + TUNE), Places(best_at(8e-3)))
+    assert {run.status for run in done.runs} == {"finished"}, [run.error for run in done.runs]
+    assert done.chosen["longer"] == done.chosen["clone"] == 8e-3
+    assert len(trained) == len({*trained})
+
+
+def test_tuning_looks_at_losses_only(place: Path) -> None:
+    text = STUDY.replace("lr = 1e-3\n", 'tasks = ["sciq"]\nanatomy = true\n', 1) + TUNE
+    stand_in = Commands(best_at(2e-3))
+    done = go(written(place, text), stand_in)
+    assert done.chosen["clone"] == 2e-3
+    trained = [c for c in stand_in.run_commands if c[0] == "train" and "/sources/" not in option(c, "output")]
+    assert {"--task" in c for c in trained if "/tuning/" in option(c, "output")} == {False}
+    assert {"--task" in c for c in trained if "/runs/" in option(c, "output")} == {True}
+
+
+def test_rates_that_all_blow_up_are_no_choice(place: Path) -> None:
+    class Diverging(Commands):
+        async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
+            if "/tuning/clone-" in " ".join(command):
+                Path(option(list(command), "output")).mkdir(parents=True)
+                raise StudyError("the loss is no longer a number")
+            return await super().run(command, log, begin=begin)
+
+    done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE), Diverging(best_at(2e-3)))
+    assert {run.arm.name for run in done.runs if run.status == "failed"} == {"clone"}
+    assert any("no learning rate that was tried" in str(run.error) for run in done.runs)
+
+
+def test_an_arm_can_take_the_rate_of_another(place: Path) -> None:
+    text = STUDY.replace("lr = 1e-3\n", "") + '\n[arms.longer]\ngrowth = { width = 2 }\ntrain = { tokens = "8k" }\n'
+    done = go(written(place, text + 'like = "clone"\n' + TUNE), Commands(best_at(4e-3)))
+    assert "longer" not in done.rates
+    assert done.chosen["clone"] == 4e-3
+
+
+def test_an_arm_can_be_tuned_in_a_way_of_its_own(place: Path) -> None:
+    text = STUDY.replace("lr = 1e-3\n", "") + TUNE
+    text = text.replace("[arms.random]", '[arms.random]\ntune = { lr = [4e-3, 8e-3, 16e-3], tokens = "2k" }')
+    stand_in = Commands(best_at(8e-3))
+    done = go(written(place, text), stand_in)
+    assert [rate for rate, _ in done.rates["random"]] == [4e-3, 8e-3, 16e-3]
+    tuned = [c for c in stand_in.run_commands if "/tuning/" in " ".join(c)]
+    assert {option(c, "tokens") for c in tuned if "/random-" in option(c, "output")} == {"2k"}
+    assert {option(c, "tokens") for c in tuned if "/clone-" in option(c, "output")} == {"1k"}
+
+
+def test_the_table_shows_every_arm_that_has_ended_whatever_the_control_does(place: Path) -> None:
+    def shown(text: str, stand_in: Commands) -> dict[str, list[str]]:
+        done = go(written(place, text), stand_in)
+        printed = Console(width=160, file=io.StringIO())
+        printed.print(study_display.table(done, done.speedups))
+        lines = [line.strip("│ ").split("│") for line in printed.file.getvalue().splitlines() if "│" in line]  # type: ignore[attr-defined]
+        return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines if line[0].strip()}
+
+    losses = Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0)
+    assert shown(STUDY, losses)["clone"][:4] == ["0.001", "2.0000", "-2.0000", "0.0000"]
+    alone = STUDY[: STUDY.index("[arms.random]")] + STUDY[STUDY.index("[arms.continued]") :]
+    assert shown(alone, losses) == {"continued": ["0.001", "4.0000"], "clone": ["0.001", "2.0000"]}
+    failing = Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0, fail="random-s[34]")
+    rows = shown(STUDY.replace("seeds = [1, 2]", "seeds = [3, 4]"), failing)
+    assert {*rows} == {"continued", "clone"}
+    assert rows["clone"][1] == "2.0000"
+
+
+def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:
+    go(written(place, STUDY), Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0))
+    table = rows(place / "runs-of-study/results.csv")
+    assert len(table) == 12  # three arms, two seeds, two evaluations
+    end = next(row for row in table if (row["arm"], row["seed"], row["step"]) == ("clone", "2", "8"))
+    assert (float(end["tokens"]), float(end["loss"]), float(end["seconds"])) == (4096, 2.0, 8.0)
+    told = json.loads((place / "runs-of-study/study.json").read_text())
+    assert float(end["flops"]) == pytest.approx(4096 * told["arms"]["clone"]["flops_per_token"], rel=1e-6)
+    fast = next(row for row in rows(place / "runs-of-study/speedup.csv") if row["arm"] == "clone")
+    assert float(fast["speedup_tokens"]) == pytest.approx(3.0)  # from 5 to 4 in a third of the way from 5 to 2
+    source = told["sources"]["small"]
+    control, spent = (4096 * told["arms"][arm]["flops_per_token"] for arm in ("random", "clone"))
+    assert float(fast["charged_flops"]) == pytest.approx(control / (spent / 3 + source["flops"]), rel=1e-6)
+
+
+def test_a_study_that_was_begun_on_one_machine_and_ended_on_another_names_both(place: Path) -> None:
+    go(written(place, STUDY), Commands())
+    other = Commands()
+    other.where = {"versions": {"torch": "2.11.0"}, "hardware": [{"gpu": "a large one"}]}
+    go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), other)
+    told = json.loads((place / "runs-of-study/study.json").read_text())
+    assert told["hardware"] == [{"gpu": "a small one"}, {"gpu": "a large one"}]
+    assert told["versions"] == {"torch": "2.11.0, 2.13.0"}
+    own = {run["seed"]: paths.ended(place / "runs-of-study" / run["path"]) or {} for run in told["runs"]}
+    assert [own[seed]["hardware"][0]["gpu"] for seed in (1, 2, 3)] == ["a small one", "a small one", "a large one"]
+
+
+def test_places_of_the_machine_are_in_no_result(place: Path) -> None:
+    go(written(place, STUDY), Commands())
+    output = place / "runs-of-study"
+    for file in [*output.glob("*.json"), *output.glob("*.csv"), *output.glob("runs/*/run.json")]:
+        assert str(place) not in file.read_text(), file.name
+
+
+WRONG = [
+    ("[arms.x]\nsource = 'no'\n", "arms.x.source"),
+    ("[arms.x]\ngrowth = { width = 2, nois = 'none' }\n", "arms.x.growth.nois"),
+    ("[arms.x]\ngrowth = { width = 2, noise = 'loud' }\n", "arms.x.growth.noise"),
+    ("[arms.x]\ntrain = { schedule = 'stairs' }\n", "arms.x.train.schedule"),
+    ("[arms.x]\ntrain = { output = 'there' }\n", "arms.x.train.output"),
+    ("[arms.x]\nlabels = 'x'\n", "arms.x.labels"),
+    ("[arms.x]\nlike = 'clone'\n", "arms.x.like"),
+    ("[arms.x]\nstate = 'grow'\n", "arms.x.state"),
+    ("[arms.x]\nmodel = 'blank'\nrandom = true\n", "arms.x"),
+    ("[arms.'../x']\n", "arms.../x"),
+    ("[tune]\nlr = [1e-3]\n", "tune.lr"),
+    ("[tune]\nlr = [1e-3, 2e-3]\nseed = 1\n", "tune.seed"),
+    ("[tune]\nlr = [1e-3, 2e-3]\n", "tune.eval_data"),
+    ("[tune]\nlr = [1e-3, 2e-3]\neval_data = ['held_out.txt']\n", "tune.eval_data"),
+    ("headline = 'no'\n", "headline"),
+    ("[arms.x]\ntune = { lr = [1e-3, 2e-3] }\n", "arms.x.tune"),
+    ("[tune]\nlr = [1e-3, 2e-3]\nextend = true\n", "tune.extend"),
+    ("[tune]\nlr = [1e-3, 2e-3]\neval_data = ['validation.txt']\n[arms.x]\ntune = 'fast'\n", "arms.x.tune"),
+    ("[more]\n", "more"),
+]
+
+
+@pytest.mark.parametrize(("text", "field"), WRONG, ids=[field for _, field in WRONG])
+def test_what_a_study_file_gets_wrong_is_named(place: Path, text: str, field: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        config.read(written(place, text + STUDY if text.startswith("headline") else STUDY + text))
+    assert caught.value.details["field"] == field
+    assert caught.value.details["file"].endswith("study.toml")
+
+
+def test_a_file_that_is_not_there_and_one_that_is_not_toml_are_named(place: Path) -> None:
+    with pytest.raises(StudyError, match="cannot be read"):
+        config.read(place / "none.toml")
+    with pytest.raises(StudyError, match="not TOML"):
+        config.read(written(place, "seeds = ["))
+
+
+def test_commands_mean_their_requests() -> None:
+    """What is typed, read by the command line's own parser, is the request again."""
+    from typer.main import get_command
+
+    from hyperclone.cli import main
+
+    given: dict[str, Any] = {
+        "data": ("a.txt", "b.txt"), "eval_data": ("c.txt",), "tokens": "6M", "lr": 3e-3, "compile": False,
+        "eval_early": True, "tasks": ("piqa", "sciq"), "min_lr": 0.0, "rule": "source", "documents": "apart",
+    }  # fmt: skip
+    command = commands.train(Path("model"), Path("out"), given, seed=7, scratch=False)
+    parser: Any = get_command(main.app)
+    context = parser.commands["train"].make_context("train", list(command[1:]), resilient_parsing=False)
+    read = {name: tuple(value) if isinstance(value, list) else value for name, value in context.params.items()}
+    read = {name: () if value is None and name in ("report",) else value for name, value in read.items()}
+    assert Training(**read) == Training(model="model", output="out", seed=7, resume=True, **given)
+    growth = Growth(hidden="1.5x", heads=2, noise="gaussian", snr_db=20.0, untie=True)
+    command = commands.grow(Path("a"), Path("b"), growth, state=Path("c"), mode="asymmetric")
+    context = parser.commands["grow"].make_context("grow", list(command[1:]))
+    told = {"hidden": "1.5x", "heads": "2", "noise": "gaussian", "snr_db": "20.0", "untie": "True"}
+    told["state_mode"] = "asymmetric"
+    assert {name: str(context.params[name]) for name in told} == told
+
+
+def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "a.txt").write_text("the same")
+    (tmp_path / "b.txt").write_text("the same")
+    assert run_keys.text(str(tmp_path / "a.txt")) == run_keys.text(str(tmp_path / "b.txt"))
+    for level in (1, 9):
+        with gzip.open(tmp_path / f"{level}.txt.gz", "wb", compresslevel=level) as stream:
+            stream.write(b"the same" * 99)
+    assert run_keys.text(str(tmp_path / "1.txt.gz")) == run_keys.text(str(tmp_path / "9.txt.gz"))
+    assert run_keys.training({"tokens": "1k", "keep": 3}) == run_keys.training({"tokens": 1000})
+    assert run_keys.training({"optimizer": "adamw"}) == run_keys.training({})  # keys from before there was another
+    assert run_keys.training({"optimizer": "rotated"}) != run_keys.training({})
+
+
+def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path) -> None:
+    more = STUDY.replace("[train]\n", "[train]\ndifference_lr = 4e-3\n", 1)
+    assert "difference_lr" in more
+    more += '\n[arms.published]\ngrowth = { width = 2 }\ntrain = { rule = "source" }\n'
+    more += '\n[arms.usual]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw" }\n'
+    stand_in = Commands()
+    go(written(place, more), stand_in)
+    told = {Path(option(c, "output")).name.split("-s")[0] for c in stand_in.run_commands if "--difference-lr" in c}
+    assert told == {"clone"}
+    wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw", difference_lr = 1e-3 }\n'
+    with pytest.raises(StudyError, match="only the rotated optimizer"):
+        config.read(written(place, wrong))
+    wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\nstate = "asymmetric"\ntrain = { optimizer = "rotated" }\n'
+    with pytest.raises(StudyError, match="asymmetric moments"):
+        config.read(written(place, wrong))
+
+
+def test_every_run_names_its_optimizer(place: Path) -> None:
+    """What `train` would take by default is part of the key, and so of the command."""
+    more = (
+        STUDY
+        + """
+[arms.published]
+growth = { width = 2, noise = "none" }
+train = { rule = "source" }
+
+[arms.usual]
+growth = { width = 2 }
+train = { optimizer = "adamw" }
+
+[arms.reset]
+growth = { width = 2 }
+state = "reset"
+
+[arms.with-state]
+growth = { width = 2 }
+state = "grow"
+
+[arms.asymmetric]
+growth = { width = 2 }
+state = "asymmetric"
+
+[arms.deeper]
+growth = { layers = "2x" }
+
+[arms.other]
+model = "other"
+"""
+    )
+    grow(place / "blank", place / "other", Growth(width=2), proof="none", overwrite=True)
+
+    class Keeping(Commands):
+        def _train(self, command: list[str]) -> None:
+            super()._train(command)
+            (Path(option(command, "output")) / "checkpoint-8").mkdir()
+
+    stand_in = Keeping()
+    go(written(place, more), stand_in)
+    final = [c for c in stand_in.run_commands if c[0] == "train" and "/runs/" in option(c, "output")]
+    told = {Path(option(c, "output")).name.split("-s1-")[0]: option(c, "optimizer") for c in final if "-s1-" in str(c)}
+    assert told == {
+        "random": "adamw",
+        "continued": "adamw",
+        "published": "adamw",
+        "deeper": "adamw",
+        "usual": "adamw",
+        "with-state": "rotated",
+        "asymmetric": "adamw",
+        "clone": "rotated",
+        "reset": "rotated",
+        "other": "rotated",
+    }
+
+
+# real commands
+
+
+REAL = STUDY.replace("seeds = [1, 2]", "seeds = [1]").replace('tokens = "4k"', 'tokens = "4096"')
+
+
+def hyperclone(*command: str, place: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HYPERCLONE_CACHE": str(place / "cache")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "hyperclone", *command], cwd=place, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with a model and text that can be trained."""
+    place = tmp_path_factory.mktemp("study")
+    blank(place)
+    for number, name in enumerate(("train", "held_out", "pretrain")):
+        (place / f"{name}.txt").write_text(" ".join(documents(60, seed=number)))
+    (place / "study.toml").write_text(REAL)
+    return place
+
+
+def test_a_real_study_is_interrupted_goes_on_and_ends_with_tables(real: Path) -> None:
+    process = hyperclone("study", "study.toml", "--jobs", "2", "--threads", "1", place=real)
+    deadline = time.monotonic() + 300
+    while not list((real / "study.runs").glob("runs/*/training.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=300)
+    if process.returncode == 130:  # else it was quicker than the signal
+        assert "the same command goes on" in said
+    process = hyperclone("study", "study.toml", "--jobs", "2", "--threads", "1", place=real)
+    said, complained = process.communicate(timeout=600)
+    assert process.returncode == 0, complained
+    table = rows(real / "study.runs/results.csv")
+    assert {row["arm"] for row in table} == {"random", "continued", "clone"}
+    start = {row["arm"]: float(row["loss"]) for row in table if row["step"] == "0"}
+    assert start["clone"] == pytest.approx(start["continued"], rel=1e-5)  # the clone computes its source's function
+    assert start["random"] != pytest.approx(start["continued"], rel=1e-3)
+    assert paths.ended(next(iter((real / "study.runs/runs").glob("clone-*/")))) is not None
+    assert rows(real / "study.runs/anatomy.csv")
+    assert "speed" in said

@@ -1,0 +1,170 @@
+"""Training in several processes: the curve of a single one, whether they hold whole models or shards, and resumed on
+others.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hyperclone
+from hyperclone.optimizer_state import distributed
+from hyperclone.training import metrics
+from tests.helpers import launch_on_cpu, models
+from tests.helpers.training_text import documents, jsonl
+
+STEPS = 10
+OPTIONS: dict[str, Any] = {
+    "sequence": 32,
+    "batch": 256,
+    "micro_batch": 2,
+    "tokens": 256 * STEPS,
+    "lr": 3e-3,
+    "optimizer": "adamw",
+    "held_out": 0.1,  # 33 windows: the last batch of two processes has one, and three that fill it up
+    "log_every": 1,
+    "eval_every": 5,
+    "save_every": 5,
+    "keep": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a grown model, text, and the run of a single process."""
+    place = tmp_path_factory.mktemp("runs")
+    models.build("llama-grouped-tied").save_pretrained(place / "source")
+    models.save_tokenizer(place / "source")
+    hyperclone.grow(place / "source", place / "grown", hyperclone.Growth(width=2), proof="none")
+    jsonl(place / "text.jsonl", documents(60))
+    hyperclone.train(
+        hyperclone.Training(
+            model=str(place / "grown"),
+            data=str(place / "text.jsonl"),
+            output=str(place / "one"),
+            cache=str(place / "cache"),
+            anatomy=True,
+            **OPTIONS,
+        )
+    )
+    return place
+
+
+def run(place: Path, output: str, *more: str, processes: int) -> subprocess.CompletedProcess[str]:
+    options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(Path(launch_on_cpu.__file__)) if "--sharding" in more else "-m",
+        *([] if "--sharding" in more else ["hyperclone"]),
+        "train",
+        str(place / "grown"),
+        "--data",
+        str(place / "text.jsonl"),
+        "--output",
+        str(place / output),
+        "--cache",
+        str(place / "cache"),
+        *options,
+        "--anatomy",
+        *more,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def check_equal(place: Path, output: str) -> None:
+    """Losses of every step, gradients' norms, held-out losses and weights, to 1e-5; the copies' symmetry as well."""
+    for figure in ("loss", "grad_norm", "eval_loss"):
+        one, other = (
+            [line[figure] for line in metrics.read(place / name) if figure in line] for name in ("one", output)
+        )
+        assert other == pytest.approx(one, abs=1e-5), figure
+    one, other = ([line for line in metrics.read(place / name) if "anatomy" in line] for name in ("one", output))
+    assert [line["step"] for line in other] == [line["step"] for line in one] == [0, 5, STEPS]
+    for mine, whole in zip(other, one, strict=True):
+        assert mine["anatomy"] == pytest.approx(whole["anatomy"], rel=1e-4)
+    whole, mine = load_file(place / "one/model.safetensors"), load_file(place / output / "model.safetensors")
+    assert whole.keys() == mine.keys()
+    for name in whole:
+        assert torch.allclose(mine[name], whole[name], atol=1e-4), name
+    plain, sharded = ({file.name for file in (place / name).iterdir()} for name in ("one", output))
+    assert sharded == plain
+
+
+def test_two_processes_have_the_curve_of_one(runs: Path) -> None:
+    result = run(runs, "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Trained on") == 1
+    assert "2 processes x 2 x 2" in result.stderr
+    check_equal(runs, "two")
+    resumed = run(runs, "two", "--resume", "--sharding", "full", processes=2)
+    assert resumed.returncode == 1
+    assert "sharded and whole checkpoints cannot be resumed as each other" in resumed.stderr
+
+
+def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(runs: Path) -> None:
+    result = run(runs, "shards", "--sharding", "full", processes=2)
+    assert result.returncode == 0, result.stderr
+    check_equal(runs, "shards")
+    state = distributed.DistributedState(runs / "shards/checkpoint-10/optimizer_0")  # all moments, by their names
+    whole = torch.load(runs / "one/checkpoint-10/optimizer.pt", weights_only=True)
+    groups = whole["param_groups"]
+    assert len({group["lr_scale"] for group in groups}) > 1  # the law's groups are what was sharded
+    for group in groups:
+        for key, name in zip(group["params"], group["param_names"], strict=True):
+            for kind in ("exp_avg", "exp_avg_sq"):
+                assert torch.allclose(state.tensor(name, kind), whole["state"][key][kind], atol=1e-5), name
+    shutil.rmtree(runs / "shards/checkpoint-10")
+    (runs / "shards/model.safetensors").unlink()
+    result = run(runs, "shards", "--sharding", "gradients", "--resume", processes=1)
+    assert result.returncode == 0, result.stderr
+    assert "goes on from step 5" in result.stderr
+    check_equal(runs, "shards")
+
+
+def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_machines(runs: Path) -> None:
+    """To 1e-3: where copies have equal gradients, rounding decides which way Adam's first step parts them."""
+
+    def curve(output: str, figure: str = "loss") -> list[float]:
+        return [line[figure] for line in metrics.read(runs / output) if figure in line]
+
+    asked = ["--optimizer", "rotated", "--difference-lr", "6e-3"]
+    for output, more, processes in (("rotated", [], 1), ("rotated-shards", ["--sharding", "full"], 2)):
+        result = run(runs, output, *asked, *more, processes=processes)
+        assert result.returncode == 0, result.stderr
+    assert max(abs(a - b) for a, b in zip(curve("rotated"), curve("one"), strict=True)) > 0.03
+    assert curve("rotated-shards") == pytest.approx(curve("rotated"), abs=1e-3)
+    assert curve("rotated-shards", "eval_loss") == pytest.approx(curve("rotated", "eval_loss"), abs=1e-3)
+    expected = curve("rotated-shards")
+    shutil.rmtree(runs / "rotated-shards/checkpoint-10")
+    (runs / "rotated-shards/model.safetensors").unlink()
+    result = run(runs, "rotated-shards", *asked, "--sharding", "gradients", "--resume", processes=1)
+    assert result.returncode == 0, result.stderr
+    assert curve("rotated-shards") == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("name", "reshard"), [("full", True), ("gradients", False)])
+def test_the_shipped_accelerate_configs_say_fsdp2(name: str, reshard: bool) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    file = resources.files("hyperclone.training").joinpath(f"accelerate/fsdp2-{name}.yaml")
+    config = load_config_from_file(str(file))
+    assert str(config.distributed_type).endswith("FSDP")
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_reshard_after_forward"] is reshard
+    assert config.fsdp_config["fsdp_state_dict_type"] == "SHARDED_STATE_DICT"
