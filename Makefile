@@ -17,6 +17,7 @@ test: $(VENV)/done browser
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadscope
 
 # A report is tested in Chromium where there is one; on Debian, as root, it is fetched. Without it, that test is skipped.

@@ -1,4 +1,4 @@
-"""Numbers of parameters and tokens as people write them: 1.3B, 350M, 26e9, 1_300_000_000."""
+"""Numbers as people write them: parameters and tokens (1.3B, 350M, 26e9, 1_300_000_000) and bytes (5GB, 2GiB)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fractions import Fraction
 from hyperclone.errors import GrowthError
 
 _UNITS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}  # powers of ten
+_BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def parse(text: str | int, field: str) -> int:
@@ -33,3 +34,24 @@ def human_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f}{unit}"
     return str(count)
+
+
+def parse_size(text: str) -> int:
+    """`5GB`, `500MB`, `2GiB` or a plain number of bytes.
+
+    Raises:
+        GrowthError: not a size.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
+    if match is None or match[2].lower() not in _BYTES or float(match[1]) <= 0:
+        raise GrowthError("not a size", field="shard_size", found=text, expected="5GB, 500MB, 2GiB, ...")
+    return max(1, int(float(match[1]) * _BYTES[match[2].lower()]))
+
+
+def human_bytes(count: float) -> str:
+    """1234567 -> 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

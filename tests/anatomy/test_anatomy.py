@@ -17,6 +17,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.anatomy import examine
 from hyperclone.anatomy.weights import compare_copies, spectrum
+from hyperclone.conversion.provenance import plan_of
 from hyperclone.errors import HypercloneError
 from hyperclone.expansion import copy_map
 from tests.helpers.models import build, save_tokenizer
@@ -47,7 +48,7 @@ def train(directory: Path, out: Path, *, steps: int = 6) -> Path:
     return out
 
 
-def by_hand(matrix: np.ndarray, columns: copy_map.Copies) -> tuple[float, float]:
+def by_hand(matrix: np.ndarray, columns: copy_map.CopyMap) -> tuple[float, float]:
     """(mean over rows of the mean cosine over pairs, units with as many copies together; share of the rest)."""
     source, number, count = (x.numpy() for x in (columns.source, columns.number, columns.count))
     cosines, rest, whole = [], 0.0, 0.0
@@ -74,7 +75,7 @@ def by_hand(matrix: np.ndarray, columns: copy_map.Copies) -> tuple[float, float]
      copy_map.product([copy_map.axis(2, 4), copy_map.axis(3, 3)])],
     ids=["two", "three", "uneven", "fillers", "heads"],
 )  # fmt: skip
-def test_symmetry_and_apart_are_what_they_are_by_hand(columns: copy_map.Copies) -> None:
+def test_symmetry_and_apart_are_what_they_are_by_hand(columns: copy_map.CopyMap) -> None:
     matrix = torch.randn(7, columns.new, generator=torch.Generator().manual_seed(0)) + 0.7
     found = compare_copies(matrix, columns)
     assert found is not None
@@ -208,7 +209,7 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
 
     place = train(grown(model_dir, tmp_path / "grown", Growth(width=2)), tmp_path / "trained")
     model = AutoModelForCausalLM.from_pretrained(place).eval()
-    made = examine.plan_of(place, receipt.read(place), None, None, None)
+    made = plan_of(place, receipt.read(place), None, None, None)
     ids = torch.arange(24).view(2, 12)
     found = activations.of_model(model, made, ids)
     with torch.inference_mode():

@@ -23,7 +23,7 @@ from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.hf import tiny_models
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
-from hyperclone.proof import behavioral, family_trial
+from hyperclone.proof import behavioral, family_validation
 from tests.cli.test_cli import run
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
@@ -101,12 +101,12 @@ def test_a_wrong_file_is_refused_before_anything_is_written(
 ) -> None:
     assert wrong.read_text() != shipped("llama")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(family_trial.TrialFailed, match="nothing was written") as caught:
+    with pytest.raises(family_validation.TrialFailed, match="nothing was written") as caught:
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2), family=wrong, proof=proof)
     assert caught.value.proof.structure.passed  # the weights are where the file says; it says wrong
     assert any("random tokens" in failure for failure in caught.value.proof.failures)
     assert sorted(tmp_path.iterdir()) == before
-    with pytest.raises(family_trial.TrialFailed):
+    with pytest.raises(family_validation.TrialFailed):
         hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2), family=wrong)
 
 
@@ -251,8 +251,8 @@ def test_in_memory_and_on_disk_give_the_same_bytes(toml: Path, model_dir: ModelD
     ["gpt2-tied", "gptj-tied", "opt-projected-post-norm", "qwen3-moe", "cohere2", "falcon-40b", "glm4-grouped-untied"],
 )
 def test_a_tiny_instance_of_any_family_grows_and_passes(name: str, model_dir: ModelDir) -> None:
-    made = planner.make(Checkpoint(model_dir(name)), Growth(width=2, allow_rounding=True))
-    assert family_trial.prove(made).passed
+    made = planner.make_plan(Checkpoint(model_dir(name)), Growth(width=2, allow_rounding=True))
+    assert family_validation.prove(made).passed
 
 
 def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_flags() -> None:
@@ -288,7 +288,7 @@ def test_the_trial_grows_what_is_asked_for(
     asked: dict[str, Any], tiny_growth: dict[str, str], model_dir: ModelDir
 ) -> None:
     request = Growth(**asked, expansion="diagonal", seed=3, dtype="fp32", allow_rounding=True)
-    found = family_trial.growth_like(hyperclone.plan(model_dir("llama-grouped-untied"), request))
+    found = family_validation.growth_like(hyperclone.plan(model_dir("llama-grouped-untied"), request))
     assert {key: getattr(found, key) for key in tiny_growth} == tiny_growth
     assert (found.expansion, found.seed, found.dtype) == ("diagonal", 3, None)
 
@@ -297,7 +297,7 @@ def test_stacked_layers_are_left_out_of_the_trial_so_that_logits_can_be_judged(
     wrong: Path, toml: Path, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     stack = Growth(width=2, layers="2x", depth_mode="stack")
-    with pytest.raises(family_trial.TrialFailed):
+    with pytest.raises(family_validation.TrialFailed):
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", stack, family=wrong)
     assert hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", stack, family=toml).proof
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hyperclone import Growth
 from hyperclone.architectures import registry, support_table
+from hyperclone.cli.display.families import table
 from hyperclone.errors import GrowthError
 from hyperclone.io.hub import Headers
 from hyperclone.planning import planner
@@ -34,7 +35,7 @@ def test_every_model_type_is_listed_once_with_names_that_people_know() -> None:
 @pytest.mark.parametrize("width", [80, 140])
 def test_a_terminal_shows_every_family_and_cuts_nothing_off(width: int) -> None:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(support_table.table(width=console.width))
+    console.print(table(width=console.width))
     console.file.close()
     text = console.export_text()
     assert "…" not in text
@@ -46,7 +47,7 @@ def test_a_terminal_shows_every_family_and_cuts_nothing_off(width: int) -> None:
 def refusal(model: Headers, **growth: Any) -> str:
     """Why it cannot be grown so; empty where it can."""
     try:
-        planner.make(model, Growth(**growth))
+        planner.make_plan(model, Growth(**growth))
     except GrowthError as error:
         return str(error)
     return ""

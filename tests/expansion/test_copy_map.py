@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperclone.architectures.layout import Dim, Factor
-from hyperclone.expansion.copy_map import Copies, axis, concatenate, of_dim, product
+from hyperclone.expansion.copy_map import CopyMap, axis, concatenate, of_dim, product
 
 Sizes = dict[str, tuple[int, int]]
 NAMES = ("a", "b", "c")
@@ -34,7 +34,7 @@ def units(factor: Factor, sizes: Sizes) -> tuple[list[int], int]:
     return found, offset
 
 
-def check(map_: Copies, source: list[int], old: int) -> None:
+def check(map_: CopyMap, source: list[int], old: int) -> None:
     """Everything a map says must follow from its sources."""
     assert map_.source.tolist() == source
     assert (map_.old, map_.new) == (old, len(source))

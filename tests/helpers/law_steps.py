@@ -87,7 +87,7 @@ def in_double(model: Any) -> Any:
 
 def grow(model: Any, growth: Growth) -> tuple[Any, Plan]:
     """The grown model, in training mode, and its plan."""
-    made = planner.make(InMemory(model), growth)
+    made = planner.make_plan(InMemory(model), growth)
     return in_double(hyperclone.grow_model(model, growth)), made
 
 

@@ -24,7 +24,8 @@ import hyperclone
 from hyperclone import Growth, HypercloneError
 from hyperclone.errors import CheckpointError, FamilyError
 from hyperclone.io import streaming
-from hyperclone.io.checkpoint import Checkpoint, read_header
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.tensor_files import read_header
 
 ModelDir = Callable[..., Path]
 TWICE = Growth(width=2)

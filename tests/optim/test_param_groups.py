@@ -13,7 +13,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.conversion.in_memory import InMemory
 from hyperclone.errors import GrowthError
-from hyperclone.planning import planner, scaling_law
+from hyperclone.planning import planner, scaling_rule
 from hyperclone.planning.plan import Plan
 from tests.helpers import law_steps
 from tests.helpers.law_steps import CORE, DECAY, FAMILIES, LR, MAKE, batches, grow, in_float64, plain, source, train
@@ -119,9 +119,9 @@ def test_with_muon_a_clone_follows(adjust: str, eps: float, steps: int, monkeypa
 
 
 def test_muons_own_learning_rate_transfers_unchanged_where_rows_and_columns_grow_alike() -> None:
-    made = planner.make(InMemory(build("llama-grouped-untied")), Growth(width=2, noise="none"))
+    made = planner.make_plan(InMemory(build("llama-grouped-untied")), Growth(width=2, noise="none"))
     (q,) = [t for t in made.tensors if t.name == "model.layers.0.self_attn.q_proj.weight"]
-    assert scaling_law.muon(q.scale, q.gradient, q.source_shape, q.shape, "original")["lr"] == pytest.approx(1)
+    assert scaling_rule.muon(q.scale, q.gradient, q.source_shape, q.shape, "original")["lr"] == pytest.approx(1)
 
 
 def test_with_noise_the_first_losses_agree_and_the_curves_separate() -> None:
@@ -157,7 +157,7 @@ def test_schedulers_that_multiply_keep_the_law() -> None:
 
 def test_any_width_the_copies_settings_count_copies_and_not_fillers() -> None:
     """At 1.5x every old channel has one copy: what reads it is not divided, so its learning rate stays."""
-    made = planner.make(InMemory(build("llama-grouped-untied")), Growth(hidden=48, noise="none"))
+    made = planner.make_plan(InMemory(build("llama-grouped-untied")), Growth(hidden=48, noise="none"))
     by_name = {t.name: t for t in made.tensors}
     up, norm = by_name["model.layers.0.mlp.up_proj.weight"], by_name["model.norm.weight"]
     assert (up.scale, up.gradient) == (1, 1)
@@ -165,7 +165,7 @@ def test_any_width_the_copies_settings_count_copies_and_not_fillers() -> None:
 
 
 def test_gemmas_embedding_is_smaller_so_it_moves_less() -> None:
-    made = planner.make(InMemory(source("gemma")), Growth(width=2, noise="none", allow_rounding=True))
+    made = planner.make_plan(InMemory(source("gemma")), Growth(width=2, noise="none", allow_rounding=True))
     (embedding,) = [t for t in made.tensors if t.name == "model.embed_tokens.weight"]
     assert embedding.multipliers["lr"] == pytest.approx(0.5**0.5)
 

@@ -72,7 +72,7 @@ def helmert(count: int) -> torch.Tensor:
     return rows
 
 
-def dense(found: copy_map.Copies) -> torch.Tensor:
+def dense(found: copy_map.CopyMap) -> torch.Tensor:
     """(D, D): the change of coordinates of one dimension as a matrix."""
     whole = torch.eye(found.new, dtype=torch.float64)
     for unit in range(found.old):
@@ -90,7 +90,7 @@ MAPS = AXES | st.builds(copy_map.product, st.lists(AXES, min_size=2, max_size=2)
 
 @given(MAPS, AXES, st.integers(0, 2**31))
 def test_the_rotation_is_helmerts_along_both_dimensions(
-    rows: copy_map.Copies, columns: copy_map.Copies, seed: int
+    rows: copy_map.CopyMap, columns: copy_map.CopyMap, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     value = torch.randn(rows.new, columns.new, generator=generator, dtype=torch.float64)

@@ -13,7 +13,7 @@ from hyperclone.optim.rotation import Rotation
 
 
 def stepped(
-    maps: tuple[copy_map.Copies, ...], gradients: list[torch.Tensor], weight: torch.Tensor, **options: Any
+    maps: tuple[copy_map.CopyMap, ...], gradients: list[torch.Tensor], weight: torch.Tensor, **options: Any
 ) -> torch.nn.Parameter:
     """A weight after a step with each gradient; the learning rate changes with every one."""
     parameter = torch.nn.Parameter(weight.clone())
@@ -39,7 +39,7 @@ COMPILED = {
 
 
 @pytest.mark.parametrize("maps", COMPILED.values(), ids=COMPILED)
-def test_compiled_it_takes_the_same_steps(maps: tuple[copy_map.Copies, ...]) -> None:
+def test_compiled_it_takes_the_same_steps(maps: tuple[copy_map.CopyMap, ...]) -> None:
     torch.manual_seed(0)
     weight, *gradients = (torch.randn([12] * len(maps), dtype=torch.float64) for _ in range(4))
     expected = stepped(maps, gradients, weight)

@@ -72,10 +72,10 @@ def test_otherwise_the_copies_separate(growth: Growth) -> None:
 
 def test_symmetry_is_broken_by_default_and_a_locked_clone_is_announced() -> None:
     model = InMemory(build("llama-grouped-tied"))
-    assert not planner.make(model, Growth(width=2)).warnings
-    (warning,) = planner.make(model, Growth(width=2, noise="none")).warnings
+    assert not planner.make_plan(model, Growth(width=2)).warnings
+    (warning,) = planner.make_plan(model, Growth(width=2, noise="none")).warnings
     assert "never separate" in warning
-    assert not planner.make(model, Growth(width=2, noise="none", expansion="diagonal")).warnings
+    assert not planner.make_plan(model, Growth(width=2, noise="none", expansion="diagonal")).warnings
 
 
 @pytest.mark.parametrize(("dtype", "snr_db"), [(torch.bfloat16, 40.0), (torch.float16, 60.0), (torch.float32, -1.0)])
@@ -83,10 +83,10 @@ def test_noise_that_the_stored_type_cannot_hold_is_refused(dtype: torch.dtype, s
     """At 60 dB in bf16 a noisy diagonal split would hold no noise at all: a locked clone that nobody was told of."""
     model = InMemory(build("llama-grouped-tied", dtype=dtype))
     with pytest.raises(hyperclone.HypercloneError, match="snr_db"):
-        planner.make(model, Growth(width=2, snr_db=snr_db))
-    assert planner.make(model, Growth(width=2, snr_db=20, noise="gaussian")).tensors
+        planner.make_plan(model, Growth(width=2, snr_db=snr_db))
+    assert planner.make_plan(model, Growth(width=2, snr_db=20, noise="gaussian")).tensors
 
 
 def test_gaussian_shares_that_would_cancel_are_refused() -> None:
     with pytest.raises(hyperclone.HypercloneError, match="snr_db"):
-        planner.make(InMemory(build("llama-grouped-tied")), Growth(width=2, snr_db=0, noise="gaussian"))
+        planner.make_plan(InMemory(build("llama-grouped-tied")), Growth(width=2, snr_db=0, noise="gaussian"))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from hyperclone import Growth
 from hyperclone.errors import GrowthError, HypercloneError
-from hyperclone.io.shards import Stored, lay_out, parse_size
+from hyperclone.io.shards import Stored, lay_out
 from hyperclone.planning.growth import resolve
+from hyperclone.units import parse_size
 
 SMOLLM2 = {"hidden": 576, "ffn": 1536, "kv_heads": 3, "group": 3, "head_dim": 64, "vocab": 49152}
 MULTI_HEAD = {"hidden": 2048, "ffn": 8192, "kv_heads": 16, "group": 1, "head_dim": 128}

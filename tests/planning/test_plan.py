@@ -18,7 +18,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import registry
 from hyperclone.errors import GrowthError
-from hyperclone.io.checkpoint import DTYPES, read_header
+from hyperclone.io.tensor_files import DTYPES, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
 from tests.helpers.headers import headers
@@ -313,5 +313,5 @@ def test_the_summary_is_plain_json_and_complete(model_dir: ModelDir) -> None:
 
 def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() -> None:
     source = headers("llama-grouped-tied")  # 2 layers, 2 KV heads
-    made = planner.make(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
-    assert planner.from_sizes(source, made.config).sizes == made.sizes
+    made = planner.make_plan(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
+    assert planner.plan_from_sizes(source, made.config).sizes == made.sizes

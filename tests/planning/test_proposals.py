@@ -142,7 +142,7 @@ def test_for_every_architecture_counting_agrees_with_planning() -> None:
                 kinds.setdefault(kind, candidate)
         assert kinds, name
         for candidate in kinds.values():
-            plan = planner.make(source, candidate.request)
+            plan = planner.make_plan(source, candidate.request)
             assert plan.parameters == candidate.parameters, (name, candidate)
             hidden, ffn = plan.sizes["hidden"], plan.sizes["ffn"]
             assert (candidate.hidden, candidate.ffn) == (hidden[1] / hidden[0], ffn[1] / ffn[0]), (name, candidate)

@@ -253,7 +253,7 @@ def test_an_explicit_null_window_stays_none(model_dir: ModelDir, tmp_path: Path)
     source = tmp_path / "source"
     shutil.copytree(model_dir("mistral-window"), source)
     (source / "config.json").write_text(json.dumps({**config_of(source), "sliding_window": None}))
-    made = planner.make(Checkpoint(source), Growth(experts=2))
+    made = planner.make_plan(Checkpoint(source), Growth(experts=2))
     assert made.config["sliding_window"] is None
 
 

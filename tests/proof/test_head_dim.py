@@ -19,7 +19,8 @@ from hyperclone.architectures.layout import parse
 from hyperclone.conversion.in_memory import InMemory
 from hyperclone.errors import GrowthError
 from hyperclone.expansion.copy_map import of_dim
-from hyperclone.planning import head_scaling, planner
+from hyperclone.expansion.query_rows import row_factors
+from hyperclone.planning import planner
 from tests.helpers.models import MODELS, build, save_tokenizer
 from tests.optim.test_symmetry import one_group, train
 from tests.proof.test_proof import logits_of
@@ -68,7 +69,7 @@ def test_scores_of_every_head_stay_for_any_head_dim(line: str, n: int, d: int, m
     rows = of_dim(dim, sizes)
     generator = torch.Generator().manual_seed(seed)
     states = torch.randn(7, rows.old, generator=generator, dtype=torch.float64)  # fused q, k, v of 7 positions
-    grown = (states * head_scaling.row_factors(dim, sizes))[:, rows.source]
+    grown = (states * row_factors(dim, sizes))[:, rows.source]
 
     def q_and_k(fused: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
         if line.startswith("query"):  # keys are a tensor of their own, and only repeat
@@ -93,7 +94,7 @@ def test_only_queries_are_scaled() -> None:
     assert layout.queries
     assert not layout.only_queries
     assert parse("query(heads head_dim) <- hidden").only_queries
-    factors = head_scaling.row_factors(layout.dims[1], {"heads": (2, 2), "head_dim": (3, 12)})
+    factors = row_factors(layout.dims[1], {"heads": (2, 2), "head_dim": (3, 12)})
     assert factors.tolist() == [0.5] * 6 + [1.0] * 12
 
 
@@ -213,7 +214,7 @@ def test_the_law_of_training_knows_the_scale_of_queries(name: str) -> None:
     source = build(name, dtype=torch.float64, dropout=0.0).train()
     growth = Growth(width=2, head_dim="2x", noise="none")
     grown = hyperclone.grow_model(source, growth).train()
-    made = planner.make(InMemory(source), growth)
+    made = planner.make_plan(InMemory(source), growth)
     law = hyperclone.param_groups(grown, lr=3e-3, weight_decay=0.1, eps=1e-6, receipt=made, decay_norms_and_biases=True)
     expected = train(source, one_group(source))
     assert train(grown, law) == pytest.approx(expected, abs=2e-6)
@@ -230,6 +231,6 @@ def test_a_plan_says_where_fused_queries_leave_the_law(model_dir: ModelDir) -> N
 def test_a_models_multiplied_embedding_is_in_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma's embedding shrinks by sqrt(d / D), so it must also move by that much less."""
     monkeypatch.setitem(MODELS, "gemma", rounded["gemma"])
-    tensors = planner.make(InMemory(build("gemma")), Growth(width=4, noise="none")).tensors
+    tensors = planner.make_plan(InMemory(build("gemma")), Growth(width=4, noise="none")).tensors
     embedding = next(t for t in tensors if t.name == "model.embed_tokens.weight")
     assert (embedding.scale, embedding.gradient) == (0.5, 0.5)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hyperclone.anatomy.weights import Sides, compare_copies
-from hyperclone.expansion.copy_map import Copies
+from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.grown_tensors import map_of
 from hyperclone.hf import logits, models, parameter_names
+from hyperclone.hf.memory import available_memory
 from hyperclone.planning.plan import Plan
-from hyperclone.proof import behavioral
 
 TOKENS = 256
 
@@ -34,7 +34,7 @@ def of_directory(path: Path, made: Plan) -> tuple[dict[str, Sides], str]:
     Raises:
         CheckpointError: transformers cannot load or run it.
     """
-    needed, there = 4.5 * made.parameters + 2e9, behavioral.available_memory()
+    needed, there = 4.5 * made.parameters + 2e9, available_memory()
     if needed > there:
         return {}, f"not measured: running it takes {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are free"
     model, _ = models.load_model(path, torch.float32)
@@ -76,7 +76,7 @@ def of_model(model: Any, made: Plan, ids: Tensor) -> dict[str, Sides]:
 
 
 def _watch(
-    found: dict[str, Sides], stored: list[str], columns: Copies
+    found: dict[str, Sides], stored: list[str], columns: CopyMap
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def look(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         for value in (*positional, *named.values()):

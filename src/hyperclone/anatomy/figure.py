@@ -1,4 +1,4 @@
-"""An anatomy as people read it: a table for each measure (kinds down, layers across), and a figure."""
+"""An anatomy as a figure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from hyperclone.anatomy.examine import Anatomy, Measured
 from hyperclone.anatomy.weights import mean
 from hyperclone.errors import DestinationError, HypercloneError
@@ -20,59 +16,12 @@ _Value = Callable[[Measured], float | None]
 _OUTSIDE = "outside of layers"
 
 
-_MEASURES: tuple[tuple[str, _Value, str], ...] = (
-    ("Weights: cosine between copies of inputs (1 equal, 0 unrelated)", lambda t: t.input_symmetry, ".3f"),
-    ("Weights: cosine between copies of outputs", lambda t: t.output_symmetry, ".3f"),
-    ("Weights: effective rank", lambda t: t.effective_rank, ".0f"),
-    ("Weights: effective rank over the source's", lambda t: t.rank_gain, ".2f"),
-    ("Weights: stable rank", lambda t: t.stable_rank, ".1f"),
-    ("Activations: share of the added width in use, in what these matrices read", lambda t: t.in_use, ".1%"),
-)
-
-
-def tables(found: Anatomy) -> RenderableType:
-    """The verdict, a table for each measure, and what was left out."""
-    parts: list[RenderableType] = [
-        Text(found.verdict, style="bold yellow" if found.locked else "bold"), Text(_sizes(found), style="dim")
-    ]  # fmt: skip
-    for title, value, form in _MEASURES:
-        if (table := _table(found, title, value, form)) is not None:
-            parts += [Text(), table]
-    parts += [Text(), Text(f"activations: {found.activations}", style="dim")]
-    parts += [Text(f"- {note}", style="dim") for note in found.notes]
-    return Group(*parts)
-
-
-def _sizes(found: Anatomy) -> str:
+def sizes_text(found: Anatomy) -> str:
+    """The axes that grew, in words."""
     return "grown: " + ", ".join(f"{axis} {old} to {new}" for axis, (old, new) in found.sizes.items())
 
 
-def _table(found: Anatomy, title: str, value: _Value, form: str) -> Table | None:
-    """Rows with the same cells (queries, keys and values read the same) become one."""
-    cells: dict[tuple[str, int | None], list[float | None]] = {}
-    for tensor in found.tensors:
-        cells.setdefault((tensor.kind, tensor.layer), []).append(value(tensor))
-    means = {place: number for place, values in cells.items() if (number := mean(values)) is not None}
-    layers: list[int | None] = [*sorted({layer for _, layer in means if layer is not None})]
-    layers += [None] if any(layer is None for _, layer in means) else []
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for kind in dict.fromkeys(kind for kind, _ in means):
-        row = tuple(format(means[kind, layer], form) if (kind, layer) in means else "" for layer in layers)
-        rows.setdefault(row, []).append(kind)
-    if not rows:
-        return None
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
-    )
-    table.add_column("layer", overflow="fold")
-    for layer in layers:
-        table.add_column("-" if layer is None else str(layer), justify="right", no_wrap=True)
-    for row, kinds in rows.items():
-        table.add_row(Text(_joined(kinds)), *row)
-    return table
-
-
-def _joined(kinds: list[str]) -> str:
+def joined(kinds: list[str]) -> str:
     """self_attn.q_proj, self_attn.k_proj -> self_attn.q_proj, k_proj."""
     named: list[str] = []
     before = ""
@@ -116,7 +65,7 @@ def draw(found: Anatomy, file: str | os.PathLike[str]) -> None:
     _spectra(axes[1, 0], found)
     _lines(axes[1, 1], found, lambda t: t.in_use, "share of the added width in use (activations)")
     locked = "LOCKED, " if found.locked else ""
-    figure.suptitle(f"{locked}{_sizes(found)}", fontsize=13)
+    figure.suptitle(f"{locked}{sizes_text(found)}", fontsize=13)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
@@ -135,7 +84,7 @@ def _lines(ax: Any, found: Anatomy, value: _Value, title: str) -> None:
         if points:
             series.setdefault(points, []).append(kind)
     for points, kinds in series.items():
-        ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=_joined(kinds))
+        ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=joined(kinds))
     _finish(ax, title, "layer", empty=not series)
     ax.set_ylim(min(-0.05, *(y for points in series for _, y in points)) if series else -0.05,
                 max(1.05, *(1.1 * y for points in series for _, y in points)) if series else 1.05)  # fmt: skip

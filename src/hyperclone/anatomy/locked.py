@@ -15,7 +15,7 @@ from hyperclone.expansion import grown_tensors
 from hyperclone.planning.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
-    from hyperclone.io.streaming import Weights
+    from hyperclone.io.source import Weights
 
 
 def locked_axes(made: Plan, output: Weights) -> tuple[str, ...]:

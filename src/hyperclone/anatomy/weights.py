@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperclone.expansion.copy_map import Copies
+from hyperclone.expansion.copy_map import CopyMap
 
 _PIECE = 1 << 22  # weights worked on at once
 
@@ -51,7 +51,7 @@ class Spectrum:
     stable_rank: float
 
 
-def compare_copies(matrix: Tensor, columns: Copies) -> Sides | None:
+def compare_copies(matrix: Tensor, columns: CopyMap) -> Sides | None:
     """The copies of the columns of a matrix (R, D); None where nothing has copies, or where all copies are zero."""
     if all(c < 2 for c, _, _ in columns.groups):
         return None
@@ -83,7 +83,7 @@ def compare_copies(matrix: Tensor, columns: Copies) -> Sides | None:
     return Sides(cosines / rows, rest / whole / (1 - columns.old / copied), equal)
 
 
-def equal_copies(matrix: Tensor, columns: Copies) -> bool:
+def equal_copies(matrix: Tensor, columns: CopyMap) -> bool:
     """Every copy of every column of (R, D) is the same to the last bit."""
     return all(
         bool((matrix[:, place] == matrix[:, places[0]]).all()) for _, _, places in columns.spans for place in places[1:]

@@ -14,7 +14,7 @@ from hyperclone.architectures.expression import lead_field, names
 from hyperclone.architectures.family import Family
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    pass
 
 LEGEND = (
     "any: any number of units; multiples: 2x, 3x, ...; (any): any where the remark says so, else multiples.",
@@ -135,19 +135,3 @@ def markdown() -> str:
     for family in families():
         lines += [f"- {', '.join(family.model_types)}: {remark}." for remark in remarks(family)]
     return "\n".join(lines) + "\n"
-
-
-def table(*, width: int) -> RenderableType:
-    """The table for a terminal of `width` columns; a narrow one gets no columns for what the legend says of all."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    columns = COLUMNS if width >= 120 else dict(list(COLUMNS.items())[:6])
-    for title in columns:
-        shown.add_column(title, no_wrap=title not in ("models", "model type"))
-    for family in families():
-        shown.add_row(*(Text(cell(family)) for cell in columns.values()))
-    said = [Text(f"- {', '.join(f.model_types)}: {remark}", style="dim") for f in families() for remark in remarks(f)]
-    return Group(shown, Text("\n".join(LEGEND)), *said)

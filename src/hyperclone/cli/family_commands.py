@@ -24,6 +24,7 @@ def families(
 ) -> None:
     """List the architectures that are known, and which of their sizes can grow."""
     from hyperclone.architectures import support_table
+    from hyperclone.cli.display.families import table as families_table
 
     if markdown:
         print(support_table.markdown(), end="")
@@ -31,7 +32,7 @@ def families(
         print(json.dumps(support_table.summary(), indent=2))
     else:
         console = make_console()
-        console.print(support_table.table(width=console.width), highlight=False)
+        console.print(families_table(width=console.width), highlight=False)
 
 
 @family_app.command(epilog="Example: hyperclone family draft SRC -o my.toml; hyperclone grow SRC DST --family my.toml")

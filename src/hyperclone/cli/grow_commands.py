@@ -23,6 +23,7 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.cli.options import takes_growth
 from hyperclone.planning.growth import Growth
+from hyperclone.units import human_bytes
 
 
 @app.command(epilog="Example: hyperclone plan HuggingFaceTB/SmolLM2-135M --width 2  |  or --params 400M --tokens 8B")
@@ -107,7 +108,7 @@ def grow(
     if done.state is not None:
         print(f"Training state: {done.state.sentence}")
     nbytes = done.plan.nbytes + (done.state.nbytes if done.state else 0)
-    print(f"Wrote {plan_and_proof.human_bytes(nbytes)} to {dst}")
+    print(f"Wrote {human_bytes(nbytes)} to {dst}")
 
 
 @app.command(epilog="Example: hyperclone verify HuggingFaceTB/SmolLM2-135M smollm2-480m")

@@ -96,6 +96,7 @@ def anatomy(
     """Show how far the copies in DIR have moved apart, and how much of the added width is in use."""
     from hyperclone.anatomy import examine as anatomies
     from hyperclone.anatomy import figure
+    from hyperclone.cli.display import anatomy as anatomy_display
     from hyperclone.cli.display import plan_and_proof
 
     if out is not None:
@@ -110,6 +111,6 @@ def anatomy(
     if as_json:
         print(json.dumps(found.summary(), indent=2))
         return
-    make_console().print(figure.tables(found), highlight=False)
+    make_console().print(anatomy_display.tables(found), highlight=False)
     if out is not None:
         print(f"Wrote {out}")

@@ -17,10 +17,12 @@ from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
 from hyperclone.io import hub, shards
-from hyperclone.io.checkpoint import Checkpoint, Entry
+from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
+from hyperclone.io.files import to_json
 from hyperclone.io.shards import Stored
 from hyperclone.io.streaming import Progress, digest, slices, write_shards
+from hyperclone.io.tensor_files import Entry
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
 
@@ -71,7 +73,7 @@ def collapse(
             file=place / receipt.FILE,
             cure="collapse works on directories made by `hyperclone grow`",
         )
-    made = planner.make(_source_headers(told, output), told.growth)
+    made = planner.make_plan(_source_headers(told, output), told.growth)
     for tensor in made.tensors:
         entry = output.entries.get(tensor.name)
         if entry is None or entry.shape != tensor.shape:
@@ -114,9 +116,9 @@ def collapse(
                     raise _apart(tensor.name, f"it no longer is the copy of {tensor.source} that it was")
         write_shards(files, target, pieces, stage="collapse", threads=threads, progress=progress)
         target.carry(output.carried_files, root=place)
-        target.write_text("config.json", receipt.to_json(_source_config(made)))
+        target.write_text("config.json", to_json(_source_config(made)))
         if (index := shards.index(files, content)) is not None:
-            target.write_text("model.safetensors.index.json", receipt.to_json(index))
+            target.write_text("model.safetensors.index.json", to_json(index))
         exact = None
         if told.source_sha256 and told.growth.dtype is None:
             written = Checkpoint(target.partial)
@@ -208,7 +210,7 @@ def _source_headers(told: receipt.Receipt, output: Checkpoint) -> hub.Headers:
     # Which output tensor each goes into is the plan's to say, and does not depend on types.
     bare = hub.Headers.imagined(told.source_config, own_family=told.family)
     entries = {}
-    for tensor in planner.make(bare, replace(told.growth, dtype="fp64")).tensors:
+    for tensor in planner.make_plan(bare, replace(told.growth, dtype="fp64")).tensors:
         if tensor.original and not tensor.drawn:
             if (entry := output.entries.get(tensor.name)) is None:
                 raise CheckpointError("a tensor is missing", file=output.path, tensor=tensor.name)

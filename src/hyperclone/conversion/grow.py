@@ -13,6 +13,7 @@ from hyperclone.errors import GrowthError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination, check_place
+from hyperclone.io.files import digests, to_json
 from hyperclone.io.streaming import Progress
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
@@ -58,7 +59,7 @@ def plan(
     """
     own = None if family is None else family_file.read(family)
     planned = None if tokens is None else units.parse(tokens, "tokens")
-    made = planner.make(hub.headers(source, revision=revision, family=own), growth, shard_size=shard_size)
+    made = planner.make_plan(hub.headers(source, revision=revision, family=own), growth, shard_size=shard_size)
     if planned is None:
         return made
     notes, warnings = on_tokens(planned, made.parameters)
@@ -102,7 +103,7 @@ def grow(
     """
     from hyperclone.conversion import model_card, receipt
     from hyperclone.expansion import grown_tensors, writer
-    from hyperclone.proof import family_trial
+    from hyperclone.proof import family_validation
     from hyperclone.proof import proof as proofs
 
     proofs.check_kind(proof)
@@ -115,10 +116,10 @@ def grow(
     place = hub.resolve(source, revision=revision)
     check_place(Path(destination), source=place, overwrite=overwrite)
     origin = Checkpoint(place, family=own)
-    made = planner.make(origin, growth, shard_size=shard_size)
+    made = planner.make_plan(origin, growth, shard_size=shard_size)
     for head, embedding in made.ties_to_check:
         grown_tensors.check_tie(origin, head, embedding)
-    notes = [family_trial.check(made)] if own is not None else []
+    notes = [family_validation.check(made)] if own is not None else []
     past = None
     if state is not None or state_mode != "grow":
         from hyperclone.optimizer_state import writer as state_writer
@@ -145,9 +146,9 @@ def grow(
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
         name = hub.public_name(source)
-        carried = receipt.digests(place, origin.carried_files)
+        carried = digests(place, origin.carried_files)
         told = state_writer.record(past, target.partial) if past else None
-        target.write_text(receipt.FILE, receipt.to_json(receipt.make(made, name, evidence, carried, told)))
+        target.write_text(receipt.FILE, to_json(receipt.make(made, name, evidence, carried, told)))
         target.write_text("README.md", model_card.make(made, place, name, evidence, on_hub=place != Path(source)))
         target.publish()
     finally:

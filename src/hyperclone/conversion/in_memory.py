@@ -15,11 +15,11 @@ from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf import models
-from hyperclone.io.checkpoint import DTYPES, Entry
+from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.plan import Plan
-from hyperclone.proof import family_trial
+from hyperclone.proof import family_validation
 
 
 class InMemory:
@@ -78,9 +78,9 @@ def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | N
         )  # fmt: skip
     own = None if family is None else family_file.read(family)
     origin = InMemory(model, family=own)
-    made = planner.make(origin, growth)
+    made = planner.make_plan(origin, growth)
     if own is not None:
-        family_trial.check(made)
+        family_validation.check(made)
     for head, embedding in made.ties_to_check:
         grown_tensors.check_tie(origin, head, embedding)
     return realise(model, origin, made)

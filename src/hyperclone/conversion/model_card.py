@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperclone.io.checkpoint import read_json
 from hyperclone.io.destination import RECEIPT
+from hyperclone.io.files import read_json
 from hyperclone.version import __version__
 
 if TYPE_CHECKING:

@@ -6,9 +6,7 @@ for every parameter the multipliers that keep the source's training dynamics, as
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
-from hyperclone.io.checkpoint import read_json
 from hyperclone.io.destination import RECEIPT
-from hyperclone.planning import scaling_law
+from hyperclone.io.files import read_json
+from hyperclone.planning import scaling_rule
 from hyperclone.planning.growth import Growth
 from hyperclone.version import __version__
 
@@ -95,20 +93,10 @@ def make(
 def parameter_settings(made: Plan) -> dict[str, dict[str, Any]]:
     """For every output tensor, the settings of every optimizer relative to the source's, as plain numbers."""
     return {
-        t.name: scaling_law.record(t.scale, t.gradient, t.source_shape, t.shape,
+        t.name: scaling_rule.record(t.scale, t.gradient, t.source_shape, t.shape,
                            hidden=len(t.shape) == 2 and t.layout.reads is not None and "vocab" not in t.layout.axes)
         for t in made.tensors
     }  # fmt: skip
-
-
-def digests(root: Path, files: list[Path]) -> dict[str, str]:
-    """SHA-256 of some small files, by their place below `root`."""
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def to_json(content: dict[str, Any]) -> str:
-    """JSON as Hugging Face writes it."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def read(directory: Path) -> Receipt | None:

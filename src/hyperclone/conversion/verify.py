@@ -10,10 +10,11 @@ from hyperclone.conversion import receipt
 from hyperclone.errors import GrowthError
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.files import digests
 from hyperclone.io.streaming import Progress
 from hyperclone.optimizer_state import writer
-from hyperclone.planning import planner
-from hyperclone.proof import family_trial
+from hyperclone.planning.planner import make_plan, plan_from_sizes
+from hyperclone.proof import family_validation
 from hyperclone.proof.proof import Proof, check_kind, prove
 
 
@@ -45,14 +46,14 @@ def verify(
     told = receipt.read(target)
     own = family_file.read(family) if family is not None else told.family if told is not None else None
     origin = Checkpoint(hub.resolve(source, revision=revision), family=own)
-    made = planner.from_sizes(origin, Checkpoint(target).config) if told is None else planner.make(origin, told.growth)
+    made = plan_from_sizes(origin, Checkpoint(target).config) if told is None else make_plan(origin, told.growth)
     result = prove(origin, target, made, kind=proof, threads=threads, progress=progress)
     if own is not None:
         if family is None:
             result.notes.append("What the tensors mean was read from the receipt; --family judges by a file of yours.")
         try:
-            result.notes.append(family_trial.check(made))
-        except family_trial.TrialFailed as failed:
+            result.notes.append(family_validation.check(made))
+        except family_validation.TrialFailed as failed:
             result.failures.append(str(failed).replace("\n", ";"))
     if told is not None:
         if told.proved and not told.output_sha256:
@@ -67,7 +68,7 @@ def verify(
                 if name in now and now[name] and now[name] != value
             ]
         there = [target / name for name in told.file_sha256 if (target / name).is_file()]
-        now = receipt.digests(target, there)
+        now = digests(target, there)
         result.failures += [
             f"{name}: not the file that was carried over from the source"
             for name, value in told.file_sha256.items()

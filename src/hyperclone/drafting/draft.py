@@ -33,7 +33,7 @@ from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, refuse_quantised
 from hyperclone.planning import checks, planner
 from hyperclone.planning.growth import Growth
-from hyperclone.proof import family_trial
+from hyperclone.proof import family_validation
 
 _FIRST = "2x widths"
 # What a draft is tried with. The first must pass; the rest is said at the head of the file.
@@ -210,7 +210,7 @@ def _try(model: Any, text: str, growth: Growth) -> str:
     """What is wrong with a tiny model that is grown in memory; "" if nothing is."""
     try:
         origin = in_memory.InMemory(model, family=family_file.own(text, file="draft"))
-        made = planner.make(origin, growth)
+        made = planner.make_plan(origin, growth)
         ids = torch.randint(model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
         with models.running(Path("draft")), torch.inference_mode():
             grown = in_memory.realise(model, origin, made)
@@ -242,7 +242,7 @@ def _full_proof(text: str, place: Path) -> list[str]:
     """What fails in the full proof of the tiny instance, at 2x widths."""
     try:
         origin = Checkpoint(place, family=family_file.own(text, file="draft"))
-        return family_trial.prove(planner.make(origin, _GROWTHS[_FIRST])).failures
+        return family_validation.prove(planner.make_plan(origin, _GROWTHS[_FIRST])).failures
     except HypercloneError as error:
         return [error.problem]
 

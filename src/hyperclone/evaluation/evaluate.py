@@ -23,7 +23,8 @@ from hyperclone.evaluation import scores, wheel_data
 from hyperclone.evaluation.scores import Answers, Row
 from hyperclone.hf import models
 from hyperclone.io import hub
-from hyperclone.io.checkpoint import DTYPES, Checkpoint
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning.growth import OUTPUT_DTYPES
 
 TEN = (

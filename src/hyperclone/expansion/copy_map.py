@@ -19,7 +19,7 @@ from hyperclone.architectures.layout import Dim, Factor, Query
 
 
 @dataclass(frozen=True, eq=False)
-class Copies:
+class CopyMap:
     """The map of one stored dimension from D new units to d old ones.
 
     Attributes:
@@ -77,7 +77,7 @@ def as_slice(index: Tensor) -> slice | Tensor:
     return index
 
 
-def axis(old: int, new: int, *, filled: bool = False) -> Copies:
+def axis(old: int, new: int, *, filled: bool = False) -> CopyMap:
     """One axis: new unit i copies old unit i mod old.
 
     Where `filled`, every old unit has the same number of copies, and the units that remain are fillers.
@@ -88,10 +88,10 @@ def axis(old: int, new: int, *, filled: bool = False) -> Copies:
     count = (new - source + old - 1) // old
     if filled:
         count = torch.where(unit < new // old * old, new // old, 0)
-    return Copies(source, number, count, old)
+    return CopyMap(source, number, count, old)
 
 
-def product(parts: Sequence[Copies]) -> Copies:
+def product(parts: Sequence[CopyMap]) -> CopyMap:
     """Axes flattened into one dimension in C order."""
     whole = parts[0]
     for part in parts[1:]:
@@ -99,23 +99,25 @@ def product(parts: Sequence[Copies]) -> Copies:
         source = whole.source[:, None] * part.old + part.source
         count = whole.count[:, None] * part.count
         number = whole.number[:, None] * part.count + part.number
-        whole = Copies(source.flatten(), number.flatten(), count.flatten(), whole.old * part.old)
+        whole = CopyMap(source.flatten(), number.flatten(), count.flatten(), whole.old * part.old)
     return whole
 
 
-def concatenate(parts: Sequence[Copies]) -> Copies:
+def concatenate(parts: Sequence[CopyMap]) -> CopyMap:
     """Parts laid end to end in one dimension."""
     sources, offset = [], 0
     for part in parts:
         sources.append(part.source + offset)
         offset += part.old
-    return Copies(torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset)
+    return CopyMap(
+        torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset
+    )
 
 
-def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], filled: Collection[str] = ()) -> Copies:
+def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], filled: Collection[str] = ()) -> CopyMap:
     """The map of one stored dimension, given (old, new) sizes of every axis and the axes that have fillers."""
 
-    def of(factor: Factor) -> Copies:
+    def of(factor: Factor) -> CopyMap:
         if isinstance(factor, Query):
             return of_dim(factor.dim, sizes, filled)
         if isinstance(factor, tuple):

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from hyperclone.architectures.layout import Layout
 from hyperclone.expansion import copy_map, exact_split, noise
-from hyperclone.expansion.copy_map import Copies, as_slice
-from hyperclone.expansion.filler import Fill, fill_columns, fill_rows, free_columns
+from hyperclone.expansion.copy_map import CopyMap, as_slice
+from hyperclone.expansion.padding import Fill, fill_columns, fill_rows, free_columns
 
 _UNIFORM = math.sqrt(12) / 65536  # makes a 16-bit draw one of unit variance
 _TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
@@ -69,8 +69,8 @@ class TensorMap:
         row_fill, column_fill: what new units hold that copy nothing.
     """
 
-    rows: Copies
-    columns: Copies
+    rows: CopyMap
+    columns: CopyMap
     splits: bool
     transposed: bool
     row_fill: Fill = Fill.ZERO
@@ -208,7 +208,7 @@ def expand_rows(
 def _split_columns(
     weight: Tensor,
     grown: Tensor,
-    columns: Copies,
+    columns: CopyMap,
     numbers: Tensor,
     recipe: Recipe,
     name: str,
@@ -284,7 +284,7 @@ def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, pow
     return [(whole * b + z.to(work)).to(block.dtype) for z, b in zip(noises, base, strict=True)]
 
 
-def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
+def collapse_rows(grown: Tensor, columns: CopyMap) -> Tensor:
     """(R, D_in) -> (R, d_in): join the shares of every input unit.
 
     Returned one type wider than stored (fp32, or fp64 for fp32 and fp64): exact there for an exact split.
@@ -302,7 +302,7 @@ def collapse_rows(grown: Tensor, columns: Copies) -> Tensor:
     return joined
 
 
-def rounding_bound(grown: Tensor, columns: Copies) -> Tensor:
+def rounding_bound(grown: Tensor, columns: CopyMap) -> Tensor:
     """(R, d_in) the largest difference from the source that rounding may leave in shares with Gaussian noise.
 
     Let G_b = C_b W + e_b be the c shares as stored, S the sum of |G_b|, and let them be computed in a type of

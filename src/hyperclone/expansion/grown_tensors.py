@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
-from hyperclone.expansion.copy_map import Copies
+from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.expand import Expansion, Noise, Recipe, TensorMap, expand, expand_rows, tensor_map
-from hyperclone.expansion.filler import Fill
-from hyperclone.io.checkpoint import DTYPES
-from hyperclone.io.streaming import Weights, slices
-from hyperclone.planning import head_scaling
+from hyperclone.expansion.padding import Fill
+from hyperclone.expansion.query_rows import row_factors
+from hyperclone.io.source import Weights
+from hyperclone.io.streaming import slices
+from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.plan import Plan, TensorPlan
 
@@ -48,7 +49,7 @@ def grown_slices(tensor: TensorPlan, made: Plan, origin: Weights) -> Iterator[Te
         yield expand_rows(block, grown, recipe, name=tensor.name, rows=rows, power=power, mean=mean)
 
 
-def gather(tensor: TensorPlan, origin: Weights, rows_map: Copies, rows: range, *, check: bool = False) -> Tensor:
+def gather(tensor: TensorPlan, origin: Weights, rows_map: CopyMap, rows: range, *, check: bool = False) -> Tensor:
     """The source row of each of some new rows: (len(rows), d_in)."""
     wanted = rows_map.source[rows.start : rows.stop]
     first, last = int(wanted.min()), int(wanted.max())
@@ -80,7 +81,7 @@ def query_rows(tensor: TensorPlan) -> Tensor | None:
     if tensor.queries is None:
         return None
     out = 1 if tensor.layout.reads == 0 else 0
-    return head_scaling.row_factors(tensor.layout.dims[out], tensor.queries)
+    return row_factors(tensor.layout.dims[out], tensor.queries)
 
 
 def stored_type(tensor: TensorPlan) -> torch.dtype:

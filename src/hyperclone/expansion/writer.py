@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from hyperclone.conversion import receipt
 from hyperclone.expansion.grown_tensors import grown_slices
+from hyperclone.expansion.routers import with_drawn
 from hyperclone.io import shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
-from hyperclone.io.streaming import Progress, Weights, write_shards
+from hyperclone.io.files import to_json
+from hyperclone.io.source import Weights
+from hyperclone.io.streaming import Progress, write_shards
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
-from hyperclone.planning.upcycling import with_drawn
 
 
 def write(
@@ -28,9 +29,9 @@ def write(
     """Write the grown model into a destination that is not published yet: weights, config, what is carried over."""
     _write_weights(made, origin, target, threads=threads, progress=progress)
     target.carry(origin.carried_files, root=origin.path)
-    target.write_text("config.json", receipt.to_json(made.config))
+    target.write_text("config.json", to_json(made.config))
     if (content := shards.index(made.shards, planner.stored(made.tensors))) is not None:
-        target.write_text("model.safetensors.index.json", receipt.to_json(content))
+        target.write_text("model.safetensors.index.json", to_json(content))
 
 
 def _write_weights(

@@ -14,8 +14,10 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import full_names, of_config
 from hyperclone.errors import CheckpointError
-from hyperclone.io.checkpoint import DTYPES, Checkpoint, Entry, exists, read_json, refuse_quantised
-from hyperclone.planning.plan import Source
+from hyperclone.io.checkpoint import Checkpoint, refuse_quantised
+from hyperclone.io.files import exists, read_json
+from hyperclone.io.source import Source
+from hyperclone.io.tensor_files import DTYPES, Entry
 
 # What belongs to a model at the top of its repository; other formats and subfolders are left where they are.
 _FILES = (

@@ -7,14 +7,12 @@ known from the plan, any thread can write any slice of any tensor at its own off
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.errors import GrowthError
-
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+from hyperclone.units import parse_size
 
 
 @dataclass(frozen=True)
@@ -48,18 +46,6 @@ class Shard:
         """Tensor names by size, so that no thread is left alone with a large one at the end."""
         ends = dict(zip(sorted(self.offsets.values()), [*sorted(self.offsets.values())[1:], self.nbytes], strict=True))
         return sorted(self.offsets, key=lambda name: self.offsets[name] - ends[self.offsets[name]])
-
-
-def parse_size(text: str) -> int:
-    """`5GB`, `500MB`, `2GiB` or a plain number of bytes.
-
-    Raises:
-        GrowthError: not a size.
-    """
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
-    if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
-        raise GrowthError("not a size", field="shard_size", found=text, expected="5GB, 500MB, 2GiB, ...")
-    return max(1, int(float(match[1]) * _UNITS[match[2].lower()]))
 
 
 def lay_out(tensors: Sequence[Stored], *, shard_size: str | int, stem: str = "model") -> list[Shard]:

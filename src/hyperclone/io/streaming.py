@@ -13,27 +13,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hyperclone.errors import DestinationError, GrowthError
 from hyperclone.io.destination import Destination
 from hyperclone.io.shards import Shard
-from hyperclone.planning.plan import Source
+from hyperclone.io.source import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hyperclone.io.checkpoint import TensorFiles
+    from hyperclone.io.tensor_files import TensorFiles
 
 _T = TypeVar("_T")
 SLICE_BYTES = 16 << 20  # of output, in each thread
 Progress = Callable[[str, int, int], None]  # (stage, units done so far, units in all)
-
-
-class Weights(Source, Protocol):
-    """A source whose rows can be read: a directory, or a model in memory."""
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
 
 
 def slices(shape: tuple[int, ...], nbytes: int) -> Iterator[range]:

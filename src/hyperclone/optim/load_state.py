@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError
 from hyperclone.hf import parameter_names
-from hyperclone.io.checkpoint import TensorFiles
+from hyperclone.io.tensor_files import TensorFiles
 from hyperclone.optim.rotated_adamw import RotatedAdamW
 from hyperclone.optimizer_state import writer
 from hyperclone.optimizer_state.reader import MOMENTS

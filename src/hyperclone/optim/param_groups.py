@@ -21,7 +21,7 @@ from hyperclone.conversion import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
 from hyperclone.planning.plan import Plan
-from hyperclone.planning.scaling_law import ADJUSTMENTS
+from hyperclone.planning.scaling_rule import ADJUSTMENTS
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
 RULES = ("law", "source")

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from hyperclone.anatomy import examine
+from hyperclone.conversion.provenance import plan_behind
 from hyperclone.errors import GrowthError
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf import parameter_names
@@ -301,7 +301,7 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
         GrowthError: no receipt.
     """
     inner = parameter_names.bare(model)
-    made = examine.plan_behind(inner, receipt)
+    made = plan_behind(inner, receipt)
     planned = {tensor.name: tensor for tensor in made.tensors}
     found = {}
     for name, parameter in parameter_names.parameters(model):

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hyperclone.expansion.copy_map import Copies, as_slice
+from hyperclone.expansion.copy_map import CopyMap, as_slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class Rotation:
     of nearly equal copies would be rounding.
     """
 
-    maps: tuple[Copies, ...]
+    maps: tuple[CopyMap, ...]
     device: torch.device | None = None
 
     def to(self, device: torch.device) -> Rotation:
@@ -134,17 +134,17 @@ class Rotation:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
 
 
-def _copied(found: Copies) -> bool:
+def _copied(found: CopyMap) -> bool:
     """A dimension has units with copies."""
     return bool((found.count > 1).any())
 
 
-def _pairs(found: Copies) -> bool:
+def _pairs(found: CopyMap) -> bool:
     """A dimension holds nothing but pairs."""
     return bool((found.count == 2).all())
 
 
-def _lengths(found: Copies) -> Tensor:
+def _lengths(found: CopyMap) -> Tensor:
     """(D,) of the row of Helmert's matrix, before it is scaled, that each unit's coordinate is."""
     rows = torch.where(found.number == 0, found.count, found.number * (found.number + 1))
     return torch.where(found.count > 1, rows, 1).double().sqrt()

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from hyperclone.expansion import grown_tensors
-from hyperclone.expansion.copy_map import Copies
-from hyperclone.io.checkpoint import DTYPES, TensorFiles
+from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.io.streaming import slices
+from hyperclone.io.tensor_files import DTYPES, TensorFiles
 from hyperclone.optimizer_state.reader import MOMENTS, SourceState
 from hyperclone.planning.plan import Plan, TensorPlan
 
@@ -117,7 +117,7 @@ def compare(output: TensorFiles, moment: MomentPlan, made: Plan, source: SourceS
     return ""
 
 
-def _first(copies: Copies) -> Tensor:
+def _first(copies: CopyMap) -> Tensor:
     """(d,) the first copy of each old unit."""
     first = torch.empty(copies.old, dtype=torch.long)
     here = ((copies.number == 0) & (copies.count > 0)).nonzero().flatten()
@@ -126,7 +126,7 @@ def _first(copies: Copies) -> Tensor:
 
 
 def _gradients(
-    tensor: TensorPlan, rows: Copies, columns: Copies, *, splits: bool, first_only: bool
+    tensor: TensorPlan, rows: CopyMap, columns: CopyMap, *, splits: bool, first_only: bool
 ) -> tuple[Tensor, Tensor]:
     """r as the product of one number for each row (R,) and one for each column (C,), fp64."""
     of_row, of_column = _share(rows), _share(columns)
@@ -144,6 +144,6 @@ def _gradients(
     return of_row, of_column
 
 
-def _share(copies: Copies) -> Tensor:
+def _share(copies: CopyMap) -> Tensor:
     """One over the number of copies of each unit; 0 where it copies nothing."""
     return torch.where(copies.count > 0, 1 / copies.count.double(), 0.0)

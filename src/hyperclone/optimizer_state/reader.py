@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hyperclone.errors import CheckpointError
 from hyperclone.hf import models, parameter_names
-from hyperclone.io.checkpoint import DTYPES, Checkpoint
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.tensor_files import DTYPES
 from hyperclone.optimizer_state import distributed
 
 # kind of moment -> its power of the gradient

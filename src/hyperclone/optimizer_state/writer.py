@@ -18,12 +18,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperclone.conversion.receipt import to_json
 from hyperclone.errors import GrowthError
-from hyperclone.io.checkpoint import Checkpoint, Entry, TensorFiles, read_header
+from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
+from hyperclone.io.files import to_json
 from hyperclone.io.shards import Shard, Stored, lay_out
 from hyperclone.io.streaming import Progress, digest, write_shards
+from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
 from hyperclone.optimizer_state import moments, reader
 from hyperclone.optimizer_state.moments import MomentPlan
 from hyperclone.optimizer_state.reader import SourceState

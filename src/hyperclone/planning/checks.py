@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.io.checkpoint import DTYPES
+from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
 from hyperclone.planning.growth import Growth
 
 if TYPE_CHECKING:
-    from hyperclone.planning.plan import Source, TensorPlan
+    from hyperclone.io.source import Source
+    from hyperclone.planning.plan import TensorPlan
 
 # Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
 # unit in the last place, until none is left (docs/architecture.md, measured). Gaussian shares that are louder than the

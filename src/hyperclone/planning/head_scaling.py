@@ -13,13 +13,10 @@ single channels of a head: learned ones, or ALiBi; rotary positions turn them at
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from hyperclone.architectures.layout import Dim, Query
-
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 AXIS = "head_dim"
 
@@ -34,32 +31,3 @@ def query_factors(old: int, new: int) -> tuple[float, ...]:
     return tuple(
         query_factor(count, old, new) for count in ([new // old] if new % old == 0 else [new // old, new // old + 1])
     )
-
-
-def row_factors(dim: Dim, sizes: Mapping[str, tuple[int, int]], *, queries: bool = False) -> Tensor:
-    """(d_out,) fp64: the factor of every old row of a stored dimension, 1 outside of queries.
-
-    Args:
-        dim: the dimension that the tensor writes.
-        sizes: (old, new) of every axis.
-        queries: it stands inside of `query(...)`.
-    """
-    import torch
-
-    old, new = sizes[AXIS]
-    blocks = []
-    for block in dim:
-        factors = torch.ones(1, dtype=torch.float64)
-        for factor in block:
-            if isinstance(factor, Query):
-                own = row_factors(factor.dim, sizes, queries=True)
-            elif isinstance(factor, tuple):
-                own = row_factors(factor, sizes, queries=queries)
-            elif queries and factor == AXIS:
-                counts = [(new - unit + old - 1) // old for unit in range(old)]
-                own = torch.tensor([query_factor(count, old, new) for count in counts], dtype=torch.float64)
-            else:
-                own = torch.ones(factor if isinstance(factor, int) else sizes[factor][0], dtype=torch.float64)
-            factors = torch.kron(factors, own)  # C order, as in copies.product
-        blocks.append(factors)
-    return torch.cat(blocks)

@@ -11,7 +11,7 @@ from hyperclone.planning.growth import OUTPUT_DTYPES, Growth
 from hyperclone.units import human_count
 
 if TYPE_CHECKING:
-    from hyperclone.planning.plan import Source
+    from hyperclone.io.source import Source
 
 
 TWOFOLD = "2x is the factor that pays most reliably in training (arXiv 2605.13405)."

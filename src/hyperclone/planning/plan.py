@@ -11,26 +11,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
-from hyperclone.io.checkpoint import Entry
 from hyperclone.io.shards import Shard
-from hyperclone.planning import head_scaling, scaling_law
+from hyperclone.planning import head_scaling, scaling_rule
 from hyperclone.planning.growth import Growth
 from hyperclone.version import __version__
-
-
-class Source(Protocol):
-    """What a plan needs of a model: its config, the headers of its tensors, and what is known of the architecture."""
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-    @property
-    def entries(self) -> Mapping[str, Entry]: ...
-    @property
-    def family(self) -> Family: ...
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ class TensorPlan:
     @property
     def multipliers(self) -> dict[str, float]:
         """AdamW settings relative to the source's that keep its training dynamics (training/law.py)."""
-        return {"s": self.scale, "r": self.gradient, **scaling_law.adamw(self.scale, self.gradient)}
+        return {"s": self.scale, "r": self.gradient, **scaling_rule.adamw(self.scale, self.gradient)}
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,20 @@ from hyperclone.architectures.family import Family, fill_scale
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import GrowthError
 from hyperclone.io import shards
-from hyperclone.io.checkpoint import DTYPES, Entry
 from hyperclone.io.shards import Stored
+from hyperclone.io.source import Source
+from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import growth, head_scaling, upcycling
 from hyperclone.planning.checks import check_head_dim, check_level, check_rounding, check_tensors, check_uneven
 from hyperclone.planning.depth import deepen, originals
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth
 from hyperclone.planning.notes import remarks
-from hyperclone.planning.plan import Plan, Source, TensorPlan
+from hyperclone.planning.plan import Plan, TensorPlan
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
 
-def make(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
+def make_plan(source: Source, request: Growth, *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
     """Plan a growth.
 
     Raises:
@@ -161,7 +162,7 @@ class _Builder:
         )
 
 
-def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
+def plan_from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
     """The plan that leads from a source to a grown config, for a directory without a receipt.
 
     Raises:
@@ -193,7 +194,7 @@ def from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | in
         if axis in old
     }
     untie = fam.tied(source.config) and not fam.tied(grown)
-    made = make(source, Growth(**options, untie=untie, allow_rounding=True), shard_size=shard_size)
+    made = make_plan(source, Growth(**options, untie=untie, allow_rounding=True), shard_size=shard_size)
     for axis, (_, size) in made.sizes.items():
         if size != new[axis]:
             raise _unrelated(axis, new[axis], size)

@@ -28,12 +28,14 @@ from typing import Any
 from hyperclone import units
 from hyperclone.architectures import family_file
 from hyperclone.errors import GrowthError
-from hyperclone.io import hub, shards
+from hyperclone.io import hub
+from hyperclone.io.source import Source
 from hyperclone.planning import checks, planner
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.notes import FADES, MOST_TOKENS, TWOFOLD
-from hyperclone.planning.plan import Plan, Source
+from hyperclone.planning.plan import Plan
 from hyperclone.planning.size_search import Candidate, Search
+from hyperclone.units import parse_size
 
 DEFAULT_MULTIPLE = 64
 _NEAR, _ON_TARGET = 0.10, 0.02
@@ -162,7 +164,7 @@ def propose(
     nearest = near or sorted(candidates, key=lambda c: abs(_off(c, target)))[:_OF_A_KIND]
     found = _planned(headers, nearest, target, planned, shard_size=shard_size)
     if not found:
-        planner.make(headers, replace(request, ffn="2x"))  # raises where this model cannot be grown at all
+        planner.make_plan(headers, replace(request, ffn="2x"))  # raises where this model cannot be grown at all
         raise GrowthError(
             f"this model has no larger sizes that are multiples of {multiple_of}", field="params", found=params,
             cure="give a smaller --multiple-of, or sizes of your own (--hidden, --ffn, --heads)",
@@ -175,7 +177,7 @@ def propose(
     ]
     if not near:
         notes.append(f"Nothing comes within {_NEAR:.0%} of the target; these come nearest.")
-    size = None if shards.parse_size(str(shard_size)) == planner.DEFAULT_SHARD_SIZE else shard_size
+    size = None if parse_size(str(shard_size)) == planner.DEFAULT_SHARD_SIZE else shard_size
     others = {"--shard-size": size, "--revision": revision, "--family": family}
     beside = " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in others.items() if value is not None)
     model_type = str(headers.config.get("model_type"))
@@ -237,7 +239,7 @@ def _planned(
         if kinds[_kind(candidate)] == _OF_A_KIND:
             continue
         try:
-            plan = planner.make(headers, replace(candidate.request, allow_rounding=True), shard_size=shard_size)
+            plan = planner.make_plan(headers, replace(candidate.request, allow_rounding=True), shard_size=shard_size)
         except GrowthError as error:
             refused = error
             continue

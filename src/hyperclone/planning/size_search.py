@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import GrowthError
+from hyperclone.io.source import Source
 from hyperclone.planning import checks, growth, planner
 from hyperclone.planning.depth import layer_map
 from hyperclone.planning.growth import Growth, spelled
-from hyperclone.planning.plan import Source
 
 MOST = 2.0  # by which the factors of hidden and feed-forward size may differ, and layers grow
 

@@ -24,14 +24,12 @@ from hyperclone.architectures import family, registry
 from hyperclone.architectures.expression import evaluate, lead_field
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.io.checkpoint import DTYPES, Entry
+from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.growth import Growth
 
 if TYPE_CHECKING:  # `plan` starts without torch, and planning uses this module
-    from torch import Tensor
-
-    from hyperclone.io.streaming import Weights
-    from hyperclone.planning.plan import Plan, Source, TensorPlan
+    from hyperclone.io.source import Source
+    from hyperclone.planning.plan import TensorPlan
 
 _INITIALIZER_RANGE = 0.02  # of every config class whose config.json leaves it out
 
@@ -140,36 +138,3 @@ def _deviation(fields: Mapping[str, Any]) -> float:
             expected=f"a number between 0 and 1, such as {_INITIALIZER_RANGE}",
         )
     return float(value)
-
-
-class _WithDrawn:
-    """A source together with the tensors that are drawn because it has none."""
-
-    def __init__(self, origin: Weights, made: Plan) -> None:
-        self.config, self.family = origin.config, origin.family
-        self._origin, self._seed = origin, made.growth.seed
-        self._drawn = {tensor.source: tensor for tensor in made.tensors if tensor.drawn}
-        fresh = {
-            name: Entry("(drawn)", t.dtype, t.source_shape, 0, math.prod(t.source_shape) * DTYPES[t.dtype][1])
-            for name, t in self._drawn.items()
-        }
-        self.entries: Mapping[str, Entry] = {**origin.entries, **fresh}
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start..stop of a stored or drawn tensor."""
-        if (tensor := self._drawn.get(name)) is None:
-            return self._origin.read(name, start, stop)
-        from hyperclone.expansion import noise
-        from hyperclone.expansion.grown_tensors import stored_type
-
-        rows, columns = tensor.source_shape
-        # A key of its own: the noise of the router's split must not follow the router's weights.
-        raw = noise.draws(
-            self._seed, f"{name} drawn", rows=range(start, rows if stop is None else stop), columns=columns
-        )
-        return (noise.normal(raw).double() * tensor.drawn).to(stored_type(tensor))
-
-
-def with_drawn(origin: Weights, made: Plan) -> Weights:
-    """The source with everything in it that a plan grows from."""
-    return _WithDrawn(origin, made) if any(tensor.drawn for tensor in made.tensors) else origin

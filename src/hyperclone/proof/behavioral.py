@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ import torch
 
 from hyperclone.expansion.grown_tensors import stored_type
 from hyperclone.hf import logits, models
+from hyperclone.hf.memory import available_memory
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.streaming import Progress, digest, worker_pool
 
@@ -236,21 +236,3 @@ def tolerated_factor(made: Plan) -> float:
     spread = n if made.growth.expansion == "diagonal" else 1.0
     k = made.growth.top_k if made.growth.experts is not None else 1
     return _SPREAD * math.sqrt(spread * (1 + q)) * math.sqrt(n) * (math.sqrt(k + 2) if k > 1 else 1.0)
-
-
-def available_memory() -> float:
-    """Bytes that can be had without swapping (all there are, where the system does not tell)."""
-    total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:  # a container's limit
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        if limit != "max":
-            total = min(total, float(limit) - float(used))
-    except (OSError, ValueError):
-        pass
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return min(total, float(line.split()[1]) * 1024)
-    except OSError:
-        pass
-    return total

@@ -19,11 +19,12 @@ from torch import Tensor
 from hyperclone.errors import HypercloneError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
-from hyperclone.expansion.filler import Fill, fill_columns, fill_rows
+from hyperclone.expansion.padding import Fill, fill_columns, fill_rows
+from hyperclone.expansion.routers import with_drawn
 from hyperclone.io.checkpoint import Checkpoint
-from hyperclone.io.streaming import Meter, Progress, Weights, digest, raw, run_all, slices, worker_pool
+from hyperclone.io.source import Weights
+from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
 from hyperclone.planning.plan import Plan, TensorPlan
-from hyperclone.planning.upcycling import with_drawn
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -21,6 +21,7 @@ from typing import Any
 from hyperclone.conversion import receipt
 from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.io import hub
+from hyperclone.io.files import to_json
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
 from hyperclone.study import commands, paths, run_keys
@@ -230,11 +231,11 @@ class Runner:
         target = self._output / "shapes" / self._key(arm, seed)
         if not target.is_dir():
             sizes = replace(self._growth(arm, seed), noise="none", allow_rounding=True)  # no weight is made from it
-            config = planner.make(hub.Headers.imagined(hub.config(source)), sizes).config
+            config = planner.make_plan(hub.Headers.imagined(hub.config(source)), sizes).config
             made = target.with_name(f".{target.name}")
             made.mkdir(parents=True, exist_ok=True)
             carry(source, made, config=False, grown=False)
-            (made / "config.json").write_text(receipt.to_json(config))
+            (made / "config.json").write_text(to_json(config))
             made.replace(target)
         return target
 

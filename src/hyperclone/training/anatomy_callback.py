@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from hyperclone.anatomy import examine
 from hyperclone.anatomy.examine import Measured
 from hyperclone.anatomy.weights import mean
+from hyperclone.conversion.provenance import plan_behind
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -110,7 +111,7 @@ def measure_model(
         GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP1).
     """
     inner = parameter_names.bare(model)
-    made = examine.plan_behind(inner, grown)
+    made = plan_behind(inner, grown)
     wanted, found = _wanted(made, tensors, layers), []
     ranks = sum(map(_cost, wanted.values())) <= _QUICK
     for tensor, value in _matrices(inner, wanted):
@@ -130,7 +131,7 @@ def take_part(
     """The part of another process in a `measure_model`: it gives its shards, if there are any, and measures nothing."""
     if any(isinstance(parameter.data, DTensor) for parameter in model.parameters()):
         inner = parameter_names.bare(model)
-        made = examine.plan_behind(inner, grown)
+        made = plan_behind(inner, grown)
         for _ in _matrices(inner, _wanted(made, tensors, layers)):
             pass
 

@@ -12,7 +12,8 @@ import torch
 
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.hf import models
-from hyperclone.io.checkpoint import Checkpoint, read_header
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.tensor_files import read_header
 from hyperclone.optimizer_state import writer
 from hyperclone.training import data_sources, token_cache
 from hyperclone.training.config import Training

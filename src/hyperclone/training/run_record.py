@@ -18,7 +18,7 @@ from typing import Any
 
 from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.io import hub
-from hyperclone.io.checkpoint import read_json
+from hyperclone.io.files import read_json
 from hyperclone.training import checkpoints
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training

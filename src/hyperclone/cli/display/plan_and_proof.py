@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.units import human_count
+from hyperclone.units import human_bytes, human_count
 
 if TYPE_CHECKING:
     from hyperclone.io.streaming import Progress
@@ -30,15 +30,6 @@ _STAGES = {
 
 
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-
-
-def human_bytes(count: float) -> str:
-    """1234567 -> 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def _table(*columns: str, title: str | None = None) -> Table:

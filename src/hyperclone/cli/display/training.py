@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hyperclone.cli.display.plan_and_proof import human_bytes
-from hyperclone.units import human_count
+from hyperclone.units import human_bytes, human_count
 
 if TYPE_CHECKING:
     from hyperclone.training.run import Trained

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.expansion import noise
-from hyperclone.expansion.copy_map import Copies
+from hyperclone.expansion.copy_map import CopyMap
 
 
 class Fill(StrEnum):
@@ -33,7 +33,7 @@ class Fill(StrEnum):
     FREE = "free"  # it reads zero: random
 
 
-def fill_rows(block: Tensor, rows: Copies, chosen: range, fill: Fill, mean: Tensor | None) -> Tensor:
+def fill_rows(block: Tensor, rows: CopyMap, chosen: range, fill: Fill, mean: Tensor | None) -> Tensor:
     """Source rows (R, d_in) of the new rows `chosen`, with those of fillers replaced.
 
     Args:
@@ -49,7 +49,7 @@ def fill_rows(block: Tensor, rows: Copies, chosen: range, fill: Fill, mean: Tens
     return torch.where(fillers[:, None], torch.zeros((), dtype=block.dtype), block)
 
 
-def fill_columns(block: Tensor, columns: Copies, fill: Fill, *, name: str) -> Tensor:
+def fill_columns(block: Tensor, columns: CopyMap, fill: Fill, *, name: str) -> Tensor:
     """What the fillers among the columns hold, for source rows (R, d): (R, F). Free ones: see `free_columns`."""
     if fill is Fill.KEEP:
         return block[:, columns.source[columns.fillers]]
@@ -59,7 +59,7 @@ def fill_columns(block: Tensor, columns: Copies, fill: Fill, *, name: str) -> Te
     return block.double().mean(1, keepdim=True).to(block.dtype).expand(-1, len(columns.fillers))
 
 
-def free_columns(columns: Copies, *, seed: int, name: str, rows: range, power: float) -> Tensor:
+def free_columns(columns: CopyMap, *, seed: int, name: str, rows: range, power: float) -> Tensor:
     """(R, F) normal weights with mean square `power` for the fillers among the columns, in fp32."""
     drawn = noise.draws(seed, name, rows=rows, columns=columns.new)[:, columns.fillers]
     return noise.normal(drawn) * math.sqrt(power)

@@ -54,7 +54,7 @@ def prove(made: Plan) -> Proof:
     with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
         tiny_models.save(Path(scratch) / "source", made.source_config, made.family)
         origin = Checkpoint(Path(scratch) / "source", family=made.family)
-        small = planner.make(origin, growth_like(made))
+        small = planner.make_plan(origin, growth_like(made))
         place = Path(scratch) / "grown"
         target = Destination(
             place, source=origin.path, fingerprint=small.fingerprint, nbytes=small.nbytes, overwrite=False

@@ -1,0 +1,61 @@
+"""Small files: JSON read and written, text that is replaced whole or not at all, hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hyperclone.errors import CheckpointError
+
+
+def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: absent, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(missing, file=path) from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError("not readable as JSON", file=path, found=error, cure="download it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError("not a JSON object", file=path, found=type(value).__name__)
+    return value
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there that we may look at."""
+    try:
+        return path.exists()
+    except OSError:  # the name is too long, or the place is not ours to look into
+        return False
+
+
+def digests(root: Path, files: list[Path]) -> dict[str, str]:
+    """SHA-256 of some small files, by their place below `root`."""
+    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """JSON as Hugging Face writes it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write or replace a text file; whoever reads it meanwhile sees the old or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; an older file is still there.
+    """
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,29 @@
+"""What the rest of the package needs of a model, whether it is a directory, on the Hub, or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hyperclone.architectures.family import Family
+from hyperclone.io.tensor_files import Entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Source(Protocol):
+    """What a plan needs of a model: its config, the headers of its tensors, and what is known of the architecture."""
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...
+    @property
+    def family(self) -> Family: ...
+
+
+class Weights(Source, Protocol):
+    """A source whose rows can be read: a directory, or a model in memory."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
