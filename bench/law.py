@@ -103,13 +103,13 @@ def run(*, steps: int, before: int, seed: int) -> dict[str, list[float]]:
             hyperclone.grow(place / "source", place / name, growth, state=place / "source")
         curves["source"] = train(source, optimizer, data())
         for arm, directory, rule, moments in (
-            ("law", "clone", "law", True),
-            ("law, moments reset", "clone", "law", False),
-            ("source's learning rate, moments reset", "clone", "source", False),
-            ("law, split noise 10 dB", "noisy", "law", True),
+            ("law", "clone", "scaled", True),
+            ("law, moments reset", "clone", "scaled", False),
+            ("source's learning rate, moments reset", "clone", "uniform", False),
+            ("law, split noise 10 dB", "noisy", "scaled", True),
         ):
             model = load(place / directory)
-            groups = hyperclone.param_groups(model, lr=LR, weight_decay=DECAY, rule=rule)
+            groups = hyperclone.param_groups(model, lr=LR, weight_decay=DECAY, lr_rule=rule)
             own = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
             if moments:
                 hyperclone.load_state(own, model, place / directory)

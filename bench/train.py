@@ -106,9 +106,9 @@ def ours(place: Path, steps: int, *, compiled: bool, model: str = "model") -> Cl
     hyperclone.train(
         hyperclone.Training(
             model=str(place / model), data=[str(place / "text.txt")], output=str(output), cache=str(place / "cache"),
-            held_out=0, sequence=sequence, batch=windows * sequence, micro_batch=micro,
+            held_out=0, seq_len=sequence, batch_tokens=windows * sequence, micro_batch=micro,
             tokens=steps * windows * sequence, warmup=0, compile=compiled,
-            lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], clip=CLIP, seed=SEED, save_every=steps,
+            lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], max_grad_norm=CLIP, seed=SEED, save_every=steps,
             log_every=max(1, steps // 10),
         ),
         watch=lambda kind, _: clock.step() if kind == "step" else None,

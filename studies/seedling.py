@@ -35,7 +35,7 @@ CONFIG = {
     "bos_token_id": 0, "eos_token_id": 0, "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
 }  # fmt: skip
 SETTINGS = {
-    "sequence": 256, "batch": 8192, "micro-batch": 8, "lr": 4e-3, "warmup": 0.03, "min-lr": 0.02, "beta2": 0.95,
+    "seq-len": 256, "batch-tokens": 8192, "micro-batch": 8, "lr": 4e-3, "warmup": 0.03, "min-lr": 0.02, "beta2": 0.95,
     "weight-decay": 0.1, "eval-every": 100, "save-every": 200, "log-every": 20, "held-out": 0,
 }  # fmt: skip
 CARD = """---

@@ -178,11 +178,11 @@ FLAGS = {
     "--state --state-mode --threads --top-k --untie --width",
     "verify": "--family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
-    "train": "--anatomy --attention --batch --beta1 --beta2 --cache --clip --compile --data --decay --difference-lr "
+    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "
     "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --held-out --help "
-    "--keep --log-every --lr --micro-batch --min-lr --optimizer --output --precision --report --resume --rule "
-    "--sample-by --save-every --schedule --seed --sequence --sharding --state --task --text-field --tokens "
-    "--warmup --weight-decay",
+    "--keep --log-every --lr --lr-rule --max-grad-norm --micro-batch --min-lr --optimizer --optimizer-state --output "
+    "--precision --report --resume --sample-by --save-every --schedule --seed --seq-len --sharding --task --text-field "
+    "--tokens --warmup --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --out --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
     "families": "--help --json --markdown",

@@ -137,7 +137,7 @@ def test_the_papers_recipe_is_one_word_away_and_leaves_the_sources_loss() -> Non
     small = source("llama-grouped-tied")
     wide, made = grow(small, Growth(width=2, noise="none"))
     expected = train(small, [plain(small, "adamw")], batches(12))
-    optimizer = by_the_law(wide, made, "adamw", rule="source")
+    optimizer = by_the_law(wide, made, "adamw", lr_rule="uniform")
     assert {(g["lr"], g["eps"], g["lr_scale"]) for g in optimizer.param_groups} == {(LR["adamw"], 1e-8, 1.0)}
     assert abs(train(wide, [optimizer], batches(12))[-1] - expected[-1]) > 1e-3
 
@@ -221,7 +221,7 @@ def test_frozen_parameters_are_left_out(model_dir: ModelDir, tmp_path: Path) -> 
     ("options", "words"),
     [
         ({"optimizer": "lion"}, "unknown optimizer"),
-        ({"rule": "half"}, "unknown rule"),
+        ({"lr_rule": "half"}, "unknown lr_rule"),
         ({"part": "embeddings"}, "unknown part"),
         ({"adjust_lr_fn": "mine"}, "unknown adjust_lr_fn"),
         ({"optimizer": "muon", "part": "all"}, "hidden matrices only"),

@@ -42,8 +42,8 @@ seeds = [1, 2]
 data = ["train.txt"]
 eval_data = ["held_out.txt"]
 tokens = "4k"
-sequence = 32
-batch = 512
+seq_len = 32
+batch_tokens = 512
 lr = 1e-3
 
 [sources.small]
@@ -117,7 +117,7 @@ class Commands:
     def _train(self, command: list[str]) -> None:
         place = Path(option(command, "output"))
         place.mkdir(parents=True, exist_ok=self.existing)  # a real training goes on from checkpoints only
-        told = {"curve": {"steps": 8, "batch": 512, "sequence": 32}, **self.where}
+        told = {"curve": {"steps": 8, "batch_tokens": 512, "seq_len": 32}, **self.where}
         (place / "training.json").write_text(json.dumps(told))
         (place / "config.json").write_bytes(Path(command[1], "config.json").read_bytes() if
                                             Path(command[1], "config.json").exists() else CONFIG)  # fmt: skip
@@ -568,7 +568,7 @@ def test_commands_mean_their_requests() -> None:
 
     given: dict[str, Any] = {
         "data": ("a.txt", "b.txt"), "eval_data": ("c.txt",), "tokens": "6M", "lr": 3e-3, "compile": False,
-        "eval_early": True, "tasks": ("piqa", "sciq"), "min_lr": 0.0, "rule": "source", "documents": "apart",
+        "eval_early": True, "tasks": ("piqa", "sciq"), "min_lr": 0.0, "lr_rule": "uniform", "documents": "isolated",
     }  # fmt: skip
     command = commands.train(Path("model"), Path("out"), given, seed=7, scratch=False)
     parser: Any = get_command(main.app)
@@ -602,7 +602,7 @@ def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
 def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path) -> None:
     more = STUDY.replace("[train]\n", "[train]\ndifference_lr = 4e-3\n", 1)
     assert "difference_lr" in more
-    more += '\n[arms.published]\ngrowth = { width = 2 }\ntrain = { rule = "source" }\n'
+    more += '\n[arms.published]\ngrowth = { width = 2 }\ntrain = { lr_rule = "uniform" }\n'
     more += '\n[arms.usual]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw" }\n'
     stand_in = Commands()
     go(written(place, more), stand_in)
@@ -623,7 +623,7 @@ def test_every_run_names_its_optimizer(place: Path) -> None:
         + """
 [arms.published]
 growth = { width = 2, noise = "none" }
-train = { rule = "source" }
+train = { lr_rule = "uniform" }
 
 [arms.usual]
 growth = { width = 2 }

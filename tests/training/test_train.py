@@ -56,8 +56,8 @@ def grown(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def request(model: Path, text: Path, output: Path, **asked: Any) -> hyperclone.Training:
     usual: dict[str, Any] = {
-        "sequence": SEQUENCE,
-        "batch": SEQUENCE * WINDOWS,
+        "seq_len": SEQUENCE,
+        "batch_tokens": SEQUENCE * WINDOWS,
         "tokens": SEQUENCE * WINDOWS * STEPS,
         "micro_batch": 4,
         "lr": 3e-3,
@@ -99,7 +99,7 @@ def test_the_loss_curve_and_weights_are_those_of_a_plain_loop(model_dir: ModelDi
         save_every=steps,
         optimizer="adamw",
         warmup=5,
-        clip=0.5,
+        max_grad_norm=0.5,
         weight_decay=0.1,
         schedule="wsd",
         seed=3,
@@ -144,10 +144,12 @@ def test_a_clone_without_noise_follows_its_source(model_dir: ModelDir, text: Pat
     hyperclone.grow(source, tmp_path / "grown", growth, proof="none")
     curves = []
     for name, model in (("source", source), ("clone", tmp_path / "grown")):
-        hyperclone.train(request(model, text, tmp_path / name, clip=0.0, weight_decay=0.2))
+        hyperclone.train(request(model, text, tmp_path / name, max_grad_norm=0.0, weight_decay=0.2))
         curves.append(losses(tmp_path / name))
     assert curves[1] == pytest.approx(curves[0], abs=2e-4)
-    hyperclone.train(request(tmp_path / "grown", text, tmp_path / "fast", clip=0.0, weight_decay=0.2, rule="source"))
+    hyperclone.train(
+        request(tmp_path / "grown", text, tmp_path / "fast", max_grad_norm=0.0, weight_decay=0.2, lr_rule="uniform")
+    )
     assert max(abs(a - b) for a, b in zip(losses(tmp_path / "fast"), curves[0], strict=True)) > 0.02
 
 
@@ -243,12 +245,12 @@ def test_the_held_out_loss_is_that_of_stock_transformers(grown: Path, text: Path
     assert (first["step"], last["step"]) == (0, STEPS)
 
 
-def test_documents_apart_are_trained_as_each_alone(model_dir: ModelDir, text: Path, tmp_path: Path) -> None:
+def test_isolated_documents_are_trained_as_each_alone(model_dir: ModelDir, text: Path, tmp_path: Path) -> None:
     """The first step's loss, over all windows of a batch, from documents that are run one by one."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = model_dir("llama-grouped-tied")
-    one_step = {"tokens": SEQUENCE * WINDOWS, "documents": "apart", "seed": 2, "held_out": 0.0}
+    one_step = {"tokens": SEQUENCE * WINDOWS, "documents": "isolated", "seed": 2, "held_out": 0.0}
     hyperclone.train(request(source, text, tmp_path / "out", **one_step))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
     data, end = windows_of(TEXTS, tokenizer), tokenizer.eos_token_id
@@ -319,7 +321,7 @@ def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Pat
     state = tmp_path / "first/checkpoint-12"
     hyperclone.grow(tmp_path / "first", tmp_path / "grown", hyperclone.Growth(width=2), proof="none", state=state)
     told: list[Any] = []
-    for name, asked in (("with", {}), ("without", {"state": "none"})):
+    for name, asked in (("with", {}), ("without", {"optimizer_state": "none"})):
         hyperclone.train(
             request(tmp_path / "grown", text, tmp_path / name, **asked),
             watch=lambda kind, figures: told.append(figures) if kind == "state" else None,
@@ -360,7 +362,7 @@ def test_tasks_are_noted_and_change_nothing(
 
 
 def test_the_rotated_optimizer_trains_and_is_resumed_to_the_bit(grown: Path, text: Path, tmp_path: Path) -> None:
-    asked = {"optimizer": "rotated", "difference_lr": 6e-3, "state": "none", "resume": True}
+    asked = {"optimizer": "rotated", "difference_lr": 6e-3, "optimizer_state": "none", "resume": True}
     hyperclone.train(request(grown, text, tmp_path / "whole", **asked))
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked), watch=stopped_after(4))
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked))
@@ -399,12 +401,12 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
             (source, {}, "adamw"),
             (grown, {}, "rotated"),
             (grown, {"difference_lr": 6e-3}, "rotated"),
-            (grown, {"rule": "law"}, "rotated"),
-            (grown, {"rule": "source"}, "adamw"),
+            (grown, {"lr_rule": "scaled"}, "rotated"),
+            (grown, {"lr_rule": "uniform"}, "adamw"),
             (grown, {"from_scratch": True}, "adamw"),
             (tmp_path / "moments", {}, "rotated"),
             (tmp_path / "asymmetric", {}, "adamw"),
-            (tmp_path / "asymmetric", {"state": "none"}, "rotated"),
+            (tmp_path / "asymmetric", {"optimizer_state": "none"}, "rotated"),
             (tmp_path / "deeper", {}, "adamw"),
         )
     ):
@@ -418,20 +420,20 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         assert ("rotated_avg" in state[0]) == (expected == "rotated")
         assert told[0]["optimizer"] == expected
     for model, asked, problem in (
-        (tmp_path / "asymmetric", {}, r"--state none"),
+        (tmp_path / "asymmetric", {}, r"--optimizer-state none"),
         (grown, {"from_scratch": True}, "leave --difference-lr out: drawn"),
-        (grown, {"rule": "source"}, "--optimizer rotated"),
+        (grown, {"lr_rule": "uniform"}, "--optimizer rotated"),
     ):
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(model, text, tmp_path / "out", difference_lr=6e-3, **asked))
-    with pytest.raises(TrainingError, match=r"asymmetric(.|\n)*--state none"):
+    with pytest.raises(TrainingError, match=r"asymmetric(.|\n)*--optimizer-state none"):
         hyperclone.train(request(tmp_path / "asymmetric", text, tmp_path / "out", optimizer="rotated"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no longer a number"):
-        hyperclone.train(request(grown, text, tmp_path / "out", lr=1e30, clip=0.0))
+        hyperclone.train(request(grown, text, tmp_path / "out", lr=1e30, max_grad_norm=0.0))
 
 
 def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path) -> None:
@@ -457,7 +459,7 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
     (output / "training.json").write_text(json.dumps(told))
     hyperclone.train(request(grown, text, output, resume=True))
     with pytest.raises(HypercloneError, match="optimizer"):
-        hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", state="none"))
+        hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", optimizer_state="none"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
     with pytest.raises(DestinationError, match="no training of ours"):
@@ -467,9 +469,12 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"sequence": 65}, ["positions", "65", "64 at most"]),
+        ({"seq_len": 65}, ["positions", "65", "64 at most"]),
         ({"tokens": 255}, ["token budget", "256"]),
-        ({"held_out": 0.4, "sequence": 64, "eval_data": ["SHORT"], "batch": 512}, ["held-out text", "at least 64"]),
+        (
+            {"held_out": 0.4, "seq_len": 64, "eval_data": ["SHORT"], "batch_tokens": 512},
+            ["held-out text", "at least 64"],
+        ),
         ({"data": ["SHORT"]}, ["every document is held out", "1 document", "--sample-by paragraph"]),
         ({"attention": "flash_attention_2"}, ["attention"]),
         ({"sharding": "full"}, ["torchrun"]),
@@ -509,9 +514,9 @@ def test_the_command_stops_with_143_and_goes_on(grown: Path, text: Path, tmp_pat
         text,
         "--output",
         tmp_path / "out",
-        "--sequence",
+        "--seq-len",
         "32",
-        "--batch",
+        "--batch-tokens",
         "256",
         "--micro-batch",
         "4",
@@ -548,7 +553,7 @@ def test_the_command_stops_with_143_and_goes_on(grown: Path, text: Path, tmp_pat
     assert result.returncode == 0, result.stderr
     assert "goes on from step" in result.stderr
     assert "Trained on 10.2k tokens" in result.stdout
-    assert "by the law" in result.stderr
+    assert "by the scaling rule" in result.stderr
     lines = metrics.read(tmp_path / "out")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
 
@@ -650,7 +655,7 @@ def test_a_trained_directory_says_what_it_is_and_leaves_a_card_of_the_users_alon
     last = [line for line in metrics.read(tmp_path / "out") if "eval_loss" in line][-1]
     assert last["step"] == STEPS
     assert f"| held-out loss, nats per token | {last['eval_loss']:.4f} |" in card
-    assert "| rule | source |" in card
+    assert "| lr_rule | uniform |" in card
     (tmp_path / "out/README.md").write_text(card.replace("trained on", "was fed with"))  # as an older version would say
     hyperclone.train(request(licensed, text, tmp_path / "out", resume=True))
     assert (tmp_path / "out/README.md").read_text() == card
@@ -663,8 +668,8 @@ def test_the_card_of_a_trained_clone_says_what_it_grew_from_and_by_which_rates(
     grown: Path, text: Path, tmp_path: Path
 ) -> None:
     for name, asked, words in (
-        ("clone", {}, ["`grown`, grown from `source`", "| rule | law |"]),
-        ("random", {"from_scratch": True}, ["its weights drawn anew", "| rule | source |"]),
+        ("clone", {}, ["`grown`, grown from `source`", "| lr_rule | scaled |"]),
+        ("random", {"from_scratch": True}, ["its weights drawn anew", "| lr_rule | uniform |"]),
     ):
         hyperclone.train(request(grown, text, tmp_path / name, save_every=STEPS, **asked))
         card = (tmp_path / name / "README.md").read_text()

@@ -72,7 +72,7 @@ def test_a_warm_up_is_steps_or_a_share_of_them() -> None:
 
 def test_the_batch_is_the_same_however_many_processes_share_it() -> None:
     for processes, micro, accumulation in ((1, 8, 3), (2, 6, 2), (3, 8, 1), (24, 1, 1)):
-        sizes = budget.plan(request(batch=24 * 64, tokens="1M"), sequence=64, available=10, processes=processes)
+        sizes = budget.plan(request(batch_tokens=24 * 64, tokens="1M"), seq_len=64, available=10, processes=processes)
         assert (sizes.windows, sizes.micro_batch, sizes.accumulation) == (24, micro, accumulation)
         assert (sizes.steps, sizes.tokens) == (651, 651 * 24 * 64)
 
@@ -80,18 +80,18 @@ def test_the_batch_is_the_same_however_many_processes_share_it() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"batch": 100}, ["batch", "64 or 128"]),
-        ({"batch": 10}, ["batch", "64"]),
-        ({"batch": 192}, ["batch", "3 windows for 2 processes", "256"]),
-        ({"batch": 256, "micro_batch": 3}, ["micro_batch", "divisor of 2"]),
-        ({"batch": 1280, "tokens": 1279}, ["token budget", "1280"]),
-        ({"batch": 1280}, ["the data is smaller than one step", "640"]),
+        ({"batch_tokens": 100}, ["batch_tokens", "64 or 128"]),
+        ({"batch_tokens": 10}, ["batch_tokens", "64"]),
+        ({"batch_tokens": 192}, ["batch_tokens", "3 windows for 2 processes", "256"]),
+        ({"batch_tokens": 256, "micro_batch": 3}, ["micro_batch", "divisor of 2"]),
+        ({"batch_tokens": 1280, "tokens": 1279}, ["token budget", "1280"]),
+        ({"batch_tokens": 1280}, ["the data is smaller than one step", "640"]),
     ],
     ids=str,
 )
 def test_what_does_not_fit_a_step_is_refused(asked: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(TrainingError) as error:
-        budget.plan(request(**asked), sequence=64, available=10, processes=2)
+        budget.plan(request(**asked), seq_len=64, available=10, processes=2)
     for word in words:
         assert word in str(error.value)
 
@@ -108,16 +108,16 @@ def test_a_window_is_no_longer_than_the_model_has_positions() -> None:
     [
         ({"data": ()}, "no data"),
         ({"tokens": "many"}, "tokens"),
-        ({"batch": "1.5"}, "batch"),
+        ({"batch_tokens": "1.5"}, "batch_tokens"),
         ({"schedule": "cos"}, "wsd"),
         ({"lr": 0}, "lr"),
         ({"lr": math.nan}, "lr"),
         ({"warmup": 2.5}, "warmup"),
         ({"held_out": 0.9}, "held_out"),
         ({"keep": -1}, "keep"),
-        ({"from_scratch": True, "rule": "law"}, "drawn anew"),
+        ({"from_scratch": True, "lr_rule": "scaled"}, "randomly initialized"),
         ({"seed": "x"}, "seed"),
-        ({"sequence": True}, "sequence"),
+        ({"seq_len": True}, "seq_len"),
     ],
     ids=str,
 )
@@ -269,11 +269,11 @@ def test_the_size_of_compressed_text_is_not_known_before_it_is_read(tmp_path: Pa
         assert data_sources.find(str(tmp_path / name))[0].nbytes == (5 if known else None)
 
 
-def test_windows_apart_know_their_documents(tokenizer: Any, tmp_path: Path) -> None:
+def test_windows_of_isolated_documents_know_their_documents(tokenizer: Any, tmp_path: Path) -> None:
     texts = ["abc", "defgh", "i", "jklmnopqrst"]
     stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
     owner = [(n, place) for n, text in enumerate(texts) for place in range(len(text) + 1)]
-    windows = packing.Windows(stream, 8, apart=True)
+    windows = packing.Windows(stream, 8, isolated=True)
     assert len(windows) == len(owner) // 8
     for index in range(len(windows)):
         window, places = windows[index], owner[8 * index : 8 * index + 8]
@@ -286,12 +286,12 @@ def test_windows_apart_know_their_documents(tokenizer: Any, tmp_path: Path) -> N
         assert packing.Windows(stream, 8)[index]["labels"].tolist() == ids
 
 
-def test_documents_apart_have_the_loss_that_each_has_alone(tokenizer: Any, tmp_path: Path) -> None:
+def test_isolated_documents_have_the_loss_that_each_has_alone(tokenizer: Any, tmp_path: Path) -> None:
     model = models.build("llama-grouped-tied", dtype=torch.float64, use_cache=False)
     texts = made_up(2, seed=3)
     texts = [texts[0][:20], texts[1][:41]]
     stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
-    batch = packing.collate([packing.Windows(stream, 63, apart=True)[0]])
+    batch = packing.collate([packing.Windows(stream, 63, isolated=True)[0]])
     with torch.no_grad():
         packed = model(**batch).loss
         alone = [
@@ -304,13 +304,13 @@ def test_documents_apart_have_the_loss_that_each_has_alone(tokenizer: Any, tmp_p
     )  # transformers computes losses in fp32
 
 
-def test_apart_is_refused_where_attention_crosses_documents() -> None:
-    packing.check_apart(models.build("llama-grouped-tied", use_cache=False), precision="fp32")
-    packing.check_apart(models.build("neox-parallel", use_cache=False), precision="fp32")
+def test_isolation_is_refused_where_attention_crosses_documents() -> None:
+    packing.check_isolated(models.build("llama-grouped-tied", use_cache=False), precision="fp32")
+    packing.check_isolated(models.build("neox-parallel", use_cache=False), precision="fp32")
     with pytest.raises(TrainingError, match="does not stay inside"):
-        packing.check_apart(models.build("llama-grouped-tied", use_cache=True), precision="fp32")
+        packing.check_isolated(models.build("llama-grouped-tied", use_cache=True), precision="fp32")
     with pytest.raises(TrainingError, match="does not stay inside"):
-        packing.check_apart(
+        packing.check_isolated(
             models.build("opt", use_cache=False), precision="fp32"
         )  # its attention does not look at positions
 

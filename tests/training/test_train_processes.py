@@ -24,8 +24,8 @@ from tests.helpers.training_text import documents, jsonl
 
 STEPS = 10
 OPTIONS: dict[str, Any] = {
-    "sequence": 32,
-    "batch": 256,
+    "seq_len": 32,
+    "batch_tokens": 256,
     "micro_batch": 2,
     "tokens": 256 * STEPS,
     "lr": 3e-3,
@@ -124,7 +124,7 @@ def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(run
     state = distributed.DistributedState(runs / "shards/checkpoint-10/optimizer_0")  # all moments, by their names
     whole = torch.load(runs / "one/checkpoint-10/optimizer.pt", weights_only=True)
     groups = whole["param_groups"]
-    assert len({group["lr_scale"] for group in groups}) > 1  # the law's groups are what was sharded
+    assert len({group["lr_scale"] for group in groups}) > 1  # the scaling rule's groups are what was sharded
     for group in groups:
         for key, name in zip(group["params"], group["param_names"], strict=True):
             for kind in ("exp_avg", "exp_avg_sq"):

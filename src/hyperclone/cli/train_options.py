@@ -32,27 +32,28 @@ OPTIONS: dict[str, Any] = {
     ],
     "held_out": Annotated[float, typer.Option(help="Share of the documents that is held out; 0 for none.")],
     "cache": Annotated[str | None, typer.Option(metavar="DIR", help="Tokenised data [~/.cache/hyperclone/tokens].")],
-    "sequence": Annotated[int | None, typer.Option(help="Tokens of a window [1024, or the model's positions].")],
+    "seq_len": Annotated[int | None, typer.Option(help="Tokens of a window [1024, or the model's positions].")],
     "documents": Annotated[
-        str, typer.Option(help="joined (a window is one context), or apart (attention stays inside a document).")
+        str, typer.Option(help="packed (a window is one context), or isolated (attention stays inside a document).")
     ],
     "tokens": Annotated[str | None, typer.Option(help="Tokens to train on: 2B, 350M, ... [the data once].")],
-    "batch": Annotated[str | None, typer.Option(help="Tokens of a step, over all processes [64 windows].")],
+    "batch_tokens": Annotated[str | None, typer.Option(help="Tokens of a step, over all processes [64 windows].")],
     "micro_batch": Annotated[
         int | None, typer.Option(min=1, help="Windows of a forward pass on one device [up to 8].")
     ],
-    "lr": Annotated[float, typer.Option(help="Peak learning rate: the source's; the law scales it.")],
-    "rule": Annotated[
+    "lr": Annotated[float, typer.Option(help="Peak learning rate: the source's; --lr-rule scales it.")],
+    "lr_rule": Annotated[
         str | None,
         typer.Option(
-            help="law (the receipt's param groups), or source (one rate everywhere) [law, if there is a receipt]."
+            help="scaled (param groups by the scaling rule), or uniform (one rate everywhere) "
+            "[scaled, if there is a receipt]."
         ),
     ],
     "optimizer": Annotated[
         str | None,
         typer.Option(
             help="rotated (AdamW on what copies have in common and on their differences), or adamw "
-            "[rotated for a wider clone, if --rule and moments allow]."
+            "[rotated for a wider clone, if --lr-rule and moments allow]."
         ),
     ],
     "difference_lr": Annotated[
@@ -66,12 +67,12 @@ OPTIONS: dict[str, Any] = {
     "weight_decay": Annotated[float, typer.Option(help="AdamW's.")],
     "beta1": Annotated[float, typer.Option(help="AdamW's.")],
     "beta2": Annotated[float, typer.Option(help="AdamW's.")],
-    "clip": Annotated[float, typer.Option(help="Largest norm of the gradient; 0 for no clipping.")],
+    "max_grad_norm": Annotated[float, typer.Option(help="Clip gradients to this norm; 0 for no clipping.")],
     "seed": Annotated[int, typer.Option(help="Seed of the data's order, dropout, and weights drawn anew.")],
     "from_scratch": Annotated[
         bool, typer.Option("--from-scratch", help="Draw the weights anew: the control arm, same data and settings.")
     ],
-    "state": Annotated[
+    "optimizer_state": Annotated[
         str, typer.Option(help="auto (start from the grown optimizer state, if there is one), or none.")
     ],
     "precision": Annotated[str | None, typer.Option(help="bf16 (autocast), or fp32 [bf16 on a GPU].")],

@@ -113,7 +113,7 @@ def trained(
         if last.get(key) is not None
     ]
     settings = {key: value for key, value in told["curve"].items() if key not in ("config", "texts")}
-    settings["rule"] = settings["rule"] or ("source" if not grown else "law")
+    settings["lr_rule"] = settings["lr_rule"] or ("scaled" if grown else "uniform")
     lines = [
         f"# {name}, trained from random weights" if scratch else f"# {name}, trained further",
         "",

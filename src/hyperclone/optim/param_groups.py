@@ -24,7 +24,7 @@ from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import ADJUSTMENTS
 
 OPTIMIZERS = ("adamw", "sgd", "muon")
-RULES = ("law", "source")
+LR_RULES = ("scaled", "uniform")
 PARTS = ("all", "hidden", "rest")
 _EPS = {"adamw": 1e-8, "muon": 1e-7}  # torch's defaults
 
@@ -36,7 +36,7 @@ def param_groups(
     weight_decay: float = 0.0,
     eps: float | None = None,
     optimizer: str = "adamw",
-    rule: str = "law",
+    lr_rule: str = "scaled",
     part: str | None = None,
     adjust_lr_fn: str = "original",
     decay_norms_and_biases: bool = False,
@@ -49,7 +49,7 @@ def param_groups(
             Parameters that need no gradient are left out.
         lr, weight_decay, eps: the source's. eps is 1e-8 (AdamW) or 1e-7 (Muon) by default.
         optimizer: "adamw" (torch.optim.AdamW), "sgd" (torch.optim.SGD) or "muon" (torch.optim.Muon).
-        rule: "law", or "source": its learning rate, decay and eps everywhere, as in the HyperCloning paper.
+        lr_rule: "scaled", or "uniform": its learning rate, decay and eps everywhere, as in the HyperCloning paper.
         part: "all", "hidden" (the matrices that Muon trains) or "rest"; by default what the optimizer can take.
         adjust_lr_fn: Muon's, "original" or "match_rms_adamw"; give the optimizer the same.
         decay_norms_and_biases: decay them as well; by default they are left alone, as transformers' Trainer does.
@@ -63,7 +63,7 @@ def param_groups(
     """
     for field, value, allowed in (
         ("optimizer", optimizer, OPTIMIZERS),
-        ("rule", rule, RULES),
+        ("lr_rule", lr_rule, LR_RULES),
         ("part", part, (None, *PARTS)),
         ("adjust_lr_fn", adjust_lr_fn, ADJUSTMENTS),
     ):
@@ -88,7 +88,7 @@ def param_groups(
         settings = entry["muon"][adjust_lr_fn] if optimizer == "muon" else entry["sgd"] if optimizer == "sgd" else entry
         of_lr, of_decay, of_eps = (
             (1.0, 1.0, 1.0)
-            if rule == "source"
+            if lr_rule == "uniform"
             else (settings["lr"], settings["weight_decay"], settings.get("eps", 1.0))
         )
         decays = weight_decay != 0 and (decay_norms_and_biases or name in decayed)

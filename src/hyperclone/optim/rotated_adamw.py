@@ -263,7 +263,7 @@ def rotated_adamw(
     eps: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     difference_lr: float | None = None,
-    rule: str = "law",
+    lr_rule: str = "scaled",
     receipt: str | os.PathLike[str] | Plan | None = None,
     compile: bool = False,
 ) -> RotatedAdamW:
@@ -274,7 +274,7 @@ def rotated_adamw(
         lr, weight_decay, eps, betas: as the source was trained.
         difference_lr: of the differences between copies, such as one would train a model of this size with from random
             weights; by default lr. Schedulers multiply both.
-        rule: as in `param_groups`.
+        lr_rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
         compile: as of `RotatedAdamW`.
 
@@ -284,7 +284,7 @@ def rotated_adamw(
     if not lr > 0:
         raise GrowthError("nothing can be learnt with this", field="lr", found=lr, expected="more than 0")
     ratio = 1.0 if difference_lr is None else difference_lr / lr
-    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, rule=rule, receipt=receipt)
+    groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, lr_rule=lr_rule, receipt=receipt)
     turned = rotations(model, receipt=receipt)
     return RotatedAdamW(groups, turned, betas=betas, differences=ratio, compile=compile)
 

@@ -28,7 +28,7 @@ growth = { width = 2 }
 [arms.clone]
 growth = { width = 2 }             # options of `hyperclone grow`
 state = "grow"                     # also the optimizer's moments: grow, asymmetric or reset
-train = { rule = "law" }           # what differs from [train]
+train = { lr_rule = "scaled" }     # what differs from [train]
 tune = { lr = [1e-3, 2e-3] }       # what differs from [tune]
 like = "other"                     # take the learning rate that was chosen for another arm
 label = "2x, the law"              # for figures and tables
@@ -54,7 +54,7 @@ from hyperclone.training.config import Training, usual_optimizer
 
 STATES = ("grow", "asymmetric", "reset")
 _PATHS = ("data", "eval_data", "cache")
-_OURS = ("model", "output", "seed", "from_scratch", "resume", "state")  # of Training: a study sets them itself
+_OURS = ("model", "output", "seed", "from_scratch", "resume", "optimizer_state")  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may go on past its end
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -345,7 +345,7 @@ def _merged(
     """All options of a training. Shared ones that speak of copies are for arms that can compare them."""
     merged = {**shared, **own}
     if kind in ("clone", "model"):
-        usual = usual_optimizer(grown=True, asymmetric=state == "asymmetric", rule=merged.get("rule"))
+        usual = usual_optimizer(grown=True, asymmetric=state == "asymmetric", lr_rule=merged.get("lr_rule"))
         strange = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
     else:
         strange = {"difference_lr", "optimizer"}

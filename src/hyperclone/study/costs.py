@@ -15,8 +15,8 @@ from hyperclone.training import flops, metrics, run_record
 def costs(place: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a finished training took: tokens, parameters, flops of a token, seconds of its steps, and where it ran."""
     told = json.loads((place / run_record.FILE).read_text())
-    tokens = told["curve"]["steps"] * told["curve"]["batch"]
-    parameters, per_token = sizes(place / "config.json", told["curve"]["sequence"])
+    tokens = told["curve"]["steps"] * told["curve"]["batch_tokens"]
+    parameters, per_token = sizes(place / "config.json", told["curve"]["seq_len"])
     return {
         "tokens": tokens, "parameters": parameters, "flops_per_token": per_token,
         "seconds": round(Timing(metrics.read(place)).at(tokens), 3), **where(place), "train": plain(given),

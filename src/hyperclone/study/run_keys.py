@@ -44,7 +44,7 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in sorted(options.items()):
         if name in ("data", "eval_data"):
             told[name] = text(value)
-        elif name in ("tokens", "batch"):
+        elif name in ("tokens", "batch_tokens"):
             told[name] = units.parse(value, name)
         elif name == "optimizer" and value == "adamw":
             continue  # keys of runs from before there was another

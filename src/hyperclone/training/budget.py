@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hyperclone.errors import TrainingError
 from hyperclone.training.config import Training
 
-_SEQUENCE = 1024
+_SEQ_LEN = 1024
 _WINDOWS = 64  # of a batch
 _MICRO = 8
 
@@ -22,28 +22,28 @@ class Budget:
     """Sizes of a run.
 
     Attributes:
-        sequence: tokens of a window.
+        seq_len: tokens of a window.
         windows: of a batch, over all processes.
         micro_batch: windows of one forward pass of one process.
         accumulation: forward passes of a process in a step.
         steps: of the optimizer.
     """
 
-    sequence: int
+    seq_len: int
     windows: int
     micro_batch: int
     accumulation: int
     steps: int
 
     @property
-    def batch(self) -> int:
+    def batch_tokens(self) -> int:
         """Tokens of a step."""
-        return self.windows * self.sequence
+        return self.windows * self.seq_len
 
     @property
     def tokens(self) -> int:
         """Tokens of the run."""
-        return self.steps * self.batch
+        return self.steps * self.batch_tokens
 
 
 def sequence_length(wanted: int | None, positions: int | None) -> int:
@@ -57,25 +57,25 @@ def sequence_length(wanted: int | None, positions: int | None) -> int:
         TrainingError: longer than the model has positions.
     """
     if wanted is None:
-        return min(_SEQUENCE, positions or _SEQUENCE)
+        return min(_SEQ_LEN, positions or _SEQ_LEN)
     if positions is not None and wanted > positions:
         raise TrainingError(
             "a window is longer than the model has positions",
-            field="sequence",
+            field="seq_len",
             found=wanted,
             expected=f"{positions} at most",
         )
     if wanted < 2:
-        raise TrainingError("nothing can be predicted in a window of one token", field="sequence", found=wanted)
+        raise TrainingError("nothing can be predicted in a window of one token", field="seq_len", found=wanted)
     return wanted
 
 
-def plan(training: Training, *, sequence: int, available: int, processes: int) -> Budget:
+def plan(training: Training, *, seq_len: int, available: int, processes: int) -> Budget:
     """The sizes of a run.
 
     Args:
         training: the request.
-        sequence: tokens of a window.
+        seq_len: tokens of a window.
         available: windows of the data.
         processes: that share a batch.
 
@@ -85,26 +85,26 @@ def plan(training: Training, *, sequence: int, available: int, processes: int) -
     if not available:
         raise TrainingError(
             "the data does not fill one window",
-            field="sequence",
-            found=sequence,
-            cure="more data, or a shorter --sequence",
+            field="seq_len",
+            found=seq_len,
+            cure="more data, or a shorter --seq-len",
         )
-    batch = training.batch_tokens or _WINDOWS * sequence
-    windows, rest = divmod(batch, sequence)
+    batch = training.step_tokens or _WINDOWS * seq_len
+    windows, rest = divmod(batch, seq_len)
     if rest or not windows:
-        near = sorted({max(1, windows) * sequence, (windows + 1) * sequence})
+        near = sorted({max(1, windows) * seq_len, (windows + 1) * seq_len})
         raise TrainingError(
             "a batch is a whole number of windows",
-            field="batch",
+            field="batch_tokens",
             found=f"{batch} tokens",
-            expected=f"a multiple of {sequence}: {' or '.join(map(str, near))}",
+            expected=f"a multiple of {seq_len}: {' or '.join(map(str, near))}",
         )
     if windows % processes:
         raise TrainingError(
             "the processes cannot share a batch evenly",
-            field="batch",
+            field="batch_tokens",
             found=f"{windows} windows for {processes} processes",
-            cure=f"a batch of {-(-windows // processes) * processes * sequence} tokens",
+            cure=f"a batch of {-(-windows // processes) * processes * seq_len} tokens",
         )
     share = windows // processes
     micro = training.micro_batch or max(size for size in range(1, min(_MICRO, share) + 1) if share % size == 0)
@@ -115,14 +115,14 @@ def plan(training: Training, *, sequence: int, available: int, processes: int) -
             found=micro,
             expected=f"a divisor of {share}",
         )
-    budget = training.budget or available * sequence
+    budget = training.total_tokens or available * seq_len
     if budget < batch:
-        what = "the data is" if training.budget is None else "the token budget is"
+        what = "the data is" if training.total_tokens is None else "the token budget is"
         raise TrainingError(
             f"{what} smaller than one step",
             field="tokens",
             found=f"{budget} tokens",
             expected=f"at least a batch: {batch} tokens",
-            cure="a smaller --batch, or more tokens",
+            cure="a smaller --batch-tokens, or more tokens",
         )
-    return Budget(sequence, windows, micro, share // micro, budget // batch)
+    return Budget(seq_len, windows, micro, share // micro, budget // batch)

@@ -15,14 +15,14 @@ from hyperclone import units
 from hyperclone.errors import GrowthError, TrainingError
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
-DOCUMENTS = ("joined", "apart")
+DOCUMENTS = ("packed", "isolated")
 SAMPLES = ("document", "paragraph", "line")
 SHARDINGS = ("none", "gradients", "full")
 PRECISIONS = ("bf16", "fp32")
-STATES = ("auto", "none")
+OPTIMIZER_STATES = ("auto", "none")
 OPTIMIZERS = ("adamw", "rotated")
-_RULES = ("law", "source")
-_WHOLE = ("sequence", "micro_batch", "log_every", "eval_every", "save_every")  # at least 1, or None
+LR_RULES = ("scaled", "uniform")
+_WHOLE = ("seq_len", "micro_batch", "log_every", "eval_every", "save_every")  # at least 1, or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,14 @@ class Training:
         eval_data: text to measure the held-out loss on; by default `held_out` of the data.
         held_out: share of the documents that is kept from training; 0 for none.
         cache: where tokenised data is kept; by default `~/.cache/hyperclone/tokens`.
-        sequence: tokens of a window; by default 1024, or as many as the model has positions.
-        documents: "joined" (a window is one context) or "apart" (no token sees another document).
+        seq_len: tokens of a window; by default 1024, or as many as the model has positions.
+        documents: "packed" (a window is one context) or "isolated" (no token attends to another document).
         tokens: to be trained on ("2B" or a number); by default the data once.
-        batch: tokens of an optimizer step, over all processes; by default 64 windows.
+        batch_tokens: tokens of an optimizer step, over all processes; by default 64 windows.
         micro_batch: windows of one forward pass on one device; by default up to 8.
         lr: peak learning rate; of a grown model, the one its source was trained with.
-        rule: "law" (param groups of the growth) or "source" (one learning rate everywhere); by default the law where
-            the model has a receipt and is not trained from scratch.
+        lr_rule: "scaled" (param groups by the scaling rule) or "uniform" (one learning rate everywhere); by default
+            scaled where the model has a receipt and is not trained from scratch.
         optimizer: "adamw", or "rotated": AdamW on what copies have in common and on their differences (rotated.py); by
             default `usual_optimizer`'s.
         difference_lr: of "rotated": peak learning rate of the differences, such as one would train a model of this size
@@ -55,10 +55,10 @@ class Training:
         min_lr: where the schedule ends, as a share of the peak.
         decay: share of the steps in which "wsd" decays.
         weight_decay, beta1, beta2: AdamW's.
-        clip: largest norm of the gradient; 0 for no clipping.
+        max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
         seed: of the order of the data, dropout, and the weights when they are drawn.
         from_scratch: draw the weights anew: the control arm.
-        state: "auto" (start from the grown optimizer state, if the model has one) or "none".
+        optimizer_state: "auto" (start from the grown optimizer state, if the model has one) or "none".
         precision: "bf16" (autocast, weights in fp32) or "fp32"; by default bf16 on a GPU that has it.
         attention: transformers' attn_implementation ("sdpa", "flash_attention_2", "eager", ...).
         compile: torch.compile; by default on a GPU.
@@ -82,13 +82,13 @@ class Training:
     eval_data: Sequence[str] = ()
     held_out: float = 0.01
     cache: str | None = None
-    sequence: int | None = None
-    documents: str = "joined"
+    seq_len: int | None = None
+    documents: str = "packed"
     tokens: str | int | None = None
-    batch: str | int | None = None
+    batch_tokens: str | int | None = None
     micro_batch: int | None = None
     lr: float = 3e-4
-    rule: str | None = None
+    lr_rule: str | None = None
     optimizer: str | None = None
     difference_lr: float | None = None
     schedule: str = "cosine"
@@ -98,10 +98,10 @@ class Training:
     weight_decay: float = 0.05
     beta1: float = 0.9
     beta2: float = 0.999
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     seed: int = 0
     from_scratch: bool = False
-    state: str = "auto"
+    optimizer_state: str = "auto"
     precision: str | None = None
     attention: str = "sdpa"
     compile: bool | None = None
@@ -132,8 +132,8 @@ class Training:
             ("sample_by", SAMPLES),
             ("sharding", SHARDINGS),
             ("precision", (None, *PRECISIONS)),
-            ("state", STATES),
-            ("rule", (None, *_RULES)),
+            ("optimizer_state", OPTIMIZER_STATES),
+            ("lr_rule", (None, *LR_RULES)),
             ("optimizer", (None, *OPTIMIZERS)),
         ):
             if (value := getattr(self, field)) not in allowed:
@@ -152,7 +152,7 @@ class Training:
             ("weight_decay", 0.0, math.inf),
             ("beta1", 0.0, 1.0),
             ("beta2", 0.0, 1.0),
-            ("clip", 0.0, math.inf),
+            ("max_grad_norm", 0.0, math.inf),
             ("held_out", 0.0, 0.5),
         ):
             value = getattr(self, field)
@@ -168,12 +168,12 @@ class Training:
             raise TrainingError(
                 "not a number of steps", field="warmup", found=self.warmup, expected="whole steps, or a share below 1"
             )
-        if self.from_scratch and self.rule == "law":
+        if self.from_scratch and self.lr_rule == "scaled":
             raise TrainingError(
-                "the law is for copies of trained weights, and weights drawn anew are no copies",
-                field="rule",
-                found="law",
-                cure="leave --rule out with --from-scratch",
+                "the scaling rule is for copies of trained weights, and randomly initialized weights are no copies",
+                field="lr_rule",
+                found="scaled",
+                cure="leave --lr-rule out with --from-scratch",
             )
         if self.optimizer == "rotated" and self.from_scratch:
             raise TrainingError(
@@ -192,28 +192,28 @@ class Training:
                 )
             if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < math.inf:
                 raise TrainingError("out of range", field="difference_lr", found=own, expected="0 or more")
-        _ = self.budget, self.batch_tokens  # they are numbers of tokens
+        _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
 
     @property
-    def budget(self) -> int | None:
-        """Tokens to be trained on."""
+    def total_tokens(self) -> int | None:
+        """Tokens to train on, as a number."""
         return None if self.tokens is None else _count(self.tokens, "tokens")
 
     @property
-    def batch_tokens(self) -> int | None:
-        """Tokens of an optimizer step."""
-        return None if self.batch is None else _count(self.batch, "batch")
+    def step_tokens(self) -> int | None:
+        """Tokens of an optimizer step, as a number."""
+        return None if self.batch_tokens is None else _count(self.batch_tokens, "batch_tokens")
 
 
-def usual_optimizer(*, grown: bool, asymmetric: bool, rule: str | None) -> str:
+def usual_optimizer(*, grown: bool, asymmetric: bool, lr_rule: str | None) -> str:
     """The optimizer where none is asked for: what won in docs/findings.md.
 
     Args:
         grown: the model starts as a wider clone, so copies can be compared.
         asymmetric: it starts from asymmetric moments, which part copies under AdamW.
-        rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
+        lr_rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
     """
-    return "rotated" if grown and not asymmetric and rule != "source" else "adamw"
+    return "rotated" if grown and not asymmetric and lr_rule != "uniform" else "adamw"
 
 
 def _count(value: str | int, field: str) -> int:

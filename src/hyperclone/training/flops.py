@@ -51,17 +51,17 @@ def peak(device: torch.device, precision: str) -> float | None:
     return next((flops for part, flops in PEAKS if part in name), None)
 
 
-def per_token(model: Any, sequence: int) -> float:
+def per_token(model: Any, seq_len: int) -> float:
     """Operations for training on one token.
 
     Args:
         model: a transformers causal language model.
-        sequence: tokens of a window.
+        seq_len: tokens of a window.
     """
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     width = heads * int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return 6 * multiplying(model) + 12 * int(config.num_hidden_layers) * width * sequence
+    return 6 * multiplying(model) + 12 * int(config.num_hidden_layers) * width * seq_len
 
 
 def multiplying(model: Any) -> float:

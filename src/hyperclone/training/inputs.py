@@ -69,19 +69,19 @@ def check_state(place: Path) -> None:
                     tensor=name,
                     found=f"{kind} of {list(entry.shape)}",
                     expected=list(entries[name].shape) if name in entries else "a tensor of the model",
-                    cure="--state none starts without it",
+                    cure="--optimizer-state none starts without it",
                 )
 
 
 def texts(
-    training: Training, config: Any, tokenizer: Any, sequence: int, tell: Callable[[str, dict[str, Any]], None]
+    training: Training, config: Any, tokenizer: Any, seq_len: int, tell: Callable[[str, dict[str, Any]], None]
 ) -> tuple[Corpus, Corpus | None]:
     """The text to train on, and the held-out text (None: not wanted).
 
     Args:
         training: the request.
         config, tokenizer: the model's.
-        sequence: tokens of a window.
+        seq_len: tokens of a window.
         tell: told of progress, as "tokenise".
 
     Raises:
@@ -97,7 +97,7 @@ def texts(
 
     def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
         sources = [source for one in spelled for source in data_sources.find(one)]
-        reading = Reading(training.text_field, training.sample_by, held_out, _limit(training, sources, sequence))
+        reading = Reading(training.text_field, training.sample_by, held_out, _limit(training, sources, seq_len))
         return token_cache.prepare(
             sources,
             reading,
@@ -126,22 +126,22 @@ def texts(
             expected=f"below {vocabulary}",
         )
     wanted = bool(training.eval_data) or training.held_out > 0
-    if wanted and held_out.tokens < sequence:
+    if wanted and held_out.tokens < seq_len:
         raise TrainingError(
             "the held-out text does not fill one window",
             field="eval_data" if training.eval_data else "held_out",
             found=f"{held_out.tokens} tokens in {held_out.documents} of "
             f"{text.documents + held_out.documents} documents",
-            expected=f"at least {sequence} tokens",
-            cure="a larger --held-out (0 for none), a shorter --sequence, or --sample-by paragraph",
+            expected=f"at least {seq_len} tokens",
+            cure="a larger --held-out (0 for none), a shorter --seq-len, or --sample-by paragraph",
         )
     return text, held_out if wanted else None
 
 
-def _limit(training: Training, sources: list[Source], sequence: int) -> int | None:
+def _limit(training: Training, sources: list[Source], seq_len: int) -> int | None:
     """Of a Hub dataset no more is fetched than the budget needs."""
     streamed = any(source.kind == "hub" for source in sources)
-    return training.budget + sequence if streamed and training.budget else None
+    return training.total_tokens + seq_len if streamed and training.total_tokens else None
 
 
 def model(place: Path, training: Training) -> tuple[Any, torch.dtype]:

@@ -1,11 +1,11 @@
 """Windows of fixed length cut from a stream of documents, in an order that depends on the seed alone.
 
-Documents stand end to end, an end-of-text token after each, and are cut every `sequence` tokens; what does not fill
+Documents stand end to end, an end-of-text token after each, and are cut every `seq_len` tokens; what does not fill
 the last window is left out. Two ways to treat the documents that share a window:
 
-* **joined** (default): the window is one context, as in GPT-3, Pythia and OLMo. Every architecture and the fastest
+* **packed** (default): the window is one context, as in GPT-3, Pythia and OLMo. Every architecture and the fastest
   attention kernels can do it, every position is trained, and the clone sees what its source most likely saw.
-* **apart**: positions start anew with each document, attention stays inside it (transformers builds the
+* **isolated**: positions start anew with each document, attention stays inside it (transformers builds the
   block-diagonal mask from the positions), and its first token is not predicted from the one before.
 
 The order: epoch e is a permutation of the windows drawn from (seed, e), and batch k is the windows k B ... (k+1) B -
@@ -30,24 +30,24 @@ IGNORED = -100  # a label that is not predicted
 class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The windows of a corpus in the order of the text."""
 
-    def __init__(self, corpus: Corpus, sequence: int, *, apart: bool = False) -> None:
-        self._ids, self._sequence = corpus.ids(), sequence
-        self._starts = corpus.starts() if apart else None
+    def __init__(self, corpus: Corpus, seq_len: int, *, isolated: bool = False) -> None:
+        self._ids, self._seq_len = corpus.ids(), seq_len
+        self._starts = corpus.starts() if isolated else None
 
     def __len__(self) -> int:
-        return len(self._ids) // self._sequence
+        return len(self._ids) // self._seq_len
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Window `index`: input_ids, labels and, of documents apart, position_ids; (sequence,) int64 each."""
-        begin = index * self._sequence
-        ids = torch.from_numpy(self._ids[begin : begin + self._sequence].astype(np.int64))
+        """Window `index`: input_ids, labels and, of isolated documents, position_ids; (seq_len,) int64 each."""
+        begin = index * self._seq_len
+        ids = torch.from_numpy(self._ids[begin : begin + self._seq_len].astype(np.int64))
         window = {"input_ids": ids, "labels": ids.clone()}
         if self._starts is not None:
-            first, last = np.searchsorted(self._starts, (begin, begin + self._sequence))
+            first, last = np.searchsorted(self._starts, (begin, begin + self._seq_len))
             starts = torch.from_numpy(self._starts[first:last] - begin)  # of the documents that begin in here
             window["labels"][starts] = IGNORED
-            places = torch.arange(self._sequence)
-            began = torch.zeros(self._sequence, dtype=torch.long)
+            places = torch.arange(self._seq_len)
+            began = torch.zeros(self._seq_len, dtype=torch.long)
             began[starts] = starts
             window["position_ids"] = places - began.cummax(0).values
         return window
@@ -77,11 +77,11 @@ class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def collate(windows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch, (windows, sequence) each."""
+    """A batch, (windows, seq_len) each."""
     return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
 
 
-def check_apart(model: Any, *, precision: str) -> None:
+def check_isolated(model: Any, *, precision: str) -> None:
     """Two packed documents must give the logits that each gives alone: tried on this model, not assumed of it.
 
     Args:
@@ -113,6 +113,6 @@ def check_apart(model: Any, *, precision: str) -> None:
         raise TrainingError(
             "this model's attention does not stay inside the documents of a window",
             field="documents",
-            found=f"apart, {model.config.model_type} with {model.config._attn_implementation} attention",
-            cure="--documents joined, or another --attention",
+            found=f"isolated, {model.config.model_type} with {model.config._attn_implementation} attention",
+            cure="--documents packed, or another --attention",
         )

@@ -71,7 +71,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     config, tokenizer = inputs.config(place), inputs.tokenizer(place)
     grown = (place / receipt.FILE).exists()
     for field, asked, so in (
-        ("rule", training.rule == "law", "there is no law for it"),
+        ("lr-rule", training.lr_rule == "scaled", "there is no scaling rule for it"),
         ("optimizer", training.optimizer == "rotated", "it has no copies to compare"),
         ("difference-lr", training.difference_lr is not None, "it has no copies to compare"),
         ("anatomy", training.anatomy, "it has no copies to compare"),
@@ -84,16 +84,16 @@ def train(training: Training, *, watch: Any = None) -> Trained:
                 cure=f"leave --{field} out",
             )
     law = place if grown and not training.from_scratch else None
-    state = place if law and training.state == "auto" and writer.files(place) else None
+    state = place if law and training.optimizer_state == "auto" and writer.files(place) else None
     if state is not None:
         inputs.check_state(state)
     training = _with_optimizer(training, output, law, moments=state is not None)
-    sequence = budget.sequence_length(training.sequence, models.positions(config))
-    text, held_out = inputs.texts(training, config, tokenizer, sequence, tell)
-    apart = training.documents == "apart"
-    windows = Windows(text, sequence, apart=apart)
-    test = Windows(held_out, sequence, apart=apart) if held_out else None
-    sizes = budget.plan(training, sequence=sequence, available=len(windows), processes=processes)
+    seq_len = budget.sequence_length(training.seq_len, models.positions(config))
+    text, held_out = inputs.texts(training, config, tokenizer, seq_len, tell)
+    isolated = training.documents == "isolated"
+    windows = Windows(text, seq_len, isolated=isolated)
+    test = Windows(held_out, seq_len, isolated=isolated) if held_out else None
+    sizes = budget.plan(training, seq_len=seq_len, available=len(windows), processes=processes)
     settings = run_record.settings(training, sizes, place, [one.digest[:20] for one in (text, held_out) if one])
     start = run_record.take_up(output, settings, resume=training.resume)
     step = int(start.name.rpartition("-")[2]) if start else 0
@@ -109,9 +109,9 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     asked = trainer_arguments.arguments(
         training, sizes, evaluate=test is not None, fresh=start is None, precision=precision, processes=processes
     )
-    if apart:
-        packing.check_apart(model.to(asked.device), precision=precision)
-    figures = ours.Figures(flops.per_token(model, sequence), flops.peak(asked.device, precision), held_out or text)
+    if isolated:
+        packing.check_isolated(model.to(asked.device), precision=precision)
+    figures = ours.Figures(flops.per_token(model, seq_len), flops.peak(asked.device, precision), held_out or text)
     asked.distributed_state.wait_for_everyone()  # all have seen the output as it was
     if main and step < sizes.steps:  # what has ended keeps the record of where it ran
         run_record.write(output, settings, resumed=start is not None)
@@ -121,7 +121,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             "model": hub.public_name(training.model),
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": "drawn" if training.from_scratch else "grown" if law else "trained",
-            "law": law is not None and training.rule != "source",
+            "law": law is not None and training.lr_rule != "uniform",
             "optimizer": training.optimizer,
             "lr": training.lr,
             "difference_lr": training.difference_lr,
@@ -163,18 +163,20 @@ def train(training: Training, *, watch: Any = None) -> Trained:
         done = made.state.global_step
         if done >= sizes.steps:
             about = model_card.trained(
-                place, settings, made.last, tokens=done * sizes.batch, on_hub=not os.path.exists(training.model),
+                place, settings, made.last, tokens=done * sizes.batch_tokens, on_hub=not os.path.exists(training.model),
                 scratch=training.from_scratch,
             )  # fmt: skip
             export.export(made, place, output, dtype, told_card=about)
-    return Trained(output, done, done * sizes.batch, made.last, signals.signal if done < sizes.steps else None)
+    return Trained(output, done, done * sizes.batch_tokens, made.last, signals.signal if done < sizes.steps else None)
 
 
 def _with_optimizer(training: Training, output: Path, law: Path | None, *, moments: bool) -> Training:
     """The request with its optimizer: as asked for, as the run began, or the usual one."""
     told = receipt.read(law) if law else None
     asymmetric = moments and told is not None and told.asymmetric
-    usual = usual_optimizer(grown=told is not None and told.growth.wider, asymmetric=asymmetric, rule=training.rule)
+    usual = usual_optimizer(
+        grown=told is not None and told.growth.wider, asymmetric=asymmetric, lr_rule=training.lr_rule
+    )
     chosen = training.optimizer or (run_record.optimizer(output) if training.resume else None) or usual
     if chosen == "rotated" and asymmetric:
         raise TrainingError(
@@ -182,14 +184,14 @@ def _with_optimizer(training: Training, output: Path, law: Path | None, *, momen
             file=law,
             field="optimizer",
             found=chosen,
-            cure="--state none begins without them; --optimizer adamw with them",
+            cure="--optimizer-state none begins without them; --optimizer adamw with them",
         )
     if chosen == "adamw" and training.difference_lr is not None:
         cure = "--optimizer rotated, or leave --difference-lr out"
         if training.from_scratch:
             cure = "leave --difference-lr out: drawn weights are no copies"
         elif asymmetric:
-            cure = "--state none begins without the asymmetric moments, which are AdamW's"
+            cure = "--optimizer-state none begins without the asymmetric moments, which are AdamW's"
         raise TrainingError(
             "AdamW knows no differences between copies",
             file=law,

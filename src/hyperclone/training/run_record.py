@@ -29,7 +29,7 @@ _CURVE = (
     "held_out",
     "documents",
     "lr",
-    "rule",
+    "lr_rule",
     "optimizer",
     "difference_lr",
     "schedule",
@@ -39,10 +39,10 @@ _CURVE = (
     "weight_decay",
     "beta1",
     "beta2",
-    "clip",
+    "max_grad_norm",
     "seed",
     "from_scratch",
-    "state",
+    "optimizer_state",
 )
 
 
@@ -66,8 +66,8 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
         "curve": {
             "config": hashlib.sha256((place / "config.json").read_bytes()).hexdigest()[:20],
             "texts": texts,
-            "sequence": sizes.sequence,
-            "batch": sizes.batch,
+            "seq_len": sizes.seq_len,
+            "batch_tokens": sizes.batch_tokens,
             "steps": sizes.steps,
             **{name: told[name] for name in _CURVE},
         },

@@ -105,7 +105,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             told, model = self._training, self.model if model is None else model
             betas = (told.beta1, told.beta2)
             plain: dict[str, Any] = {"lr": told.lr, "weight_decay": told.weight_decay}
-            law = {**plain, "rule": told.rule or "law", "receipt": self.law}
+            law = {**plain, "lr_rule": told.lr_rule or "scaled", "receipt": self.law}
             if told.optimizer == "rotated":
                 assert self.law is not None
                 law |= {"difference_lr": told.difference_lr, "compile": self.args.torch_compile}
@@ -178,7 +178,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         line: dict[str, Any] = {}
         if "loss" in logs:
             rate = self.clock.rate()
-            speed = None if rate is None else rate * self._budget.batch
+            speed = None if rate is None else rate * self._budget.batch_tokens
             peak = None if self._figures.peak is None else self._figures.peak * self.args.world_size
             mfu = None if speed is None or peak is None else speed * self._figures.flops / peak
             line |= {
@@ -199,7 +199,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         else:
             return  # Trainer's summary of the run
         self.note(kind, line)
-        logs["tokens"] = step * self._budget.batch
+        logs["tokens"] = step * self._budget.batch_tokens
         logs |= {name: line[name] for name in ("tokens_per_second", "mfu") if line.get(name) is not None}
         super().log(logs, start_time)
         loss = float(line["loss"] if kind == "log" else line["eval_loss"])
@@ -213,7 +213,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
     def note(self, kind: str, line: dict[str, Any]) -> None:
         """A line for metrics.jsonl and whoever watches."""
         step = self.state.global_step
-        line = {"step": step, "tokens": step * self._budget.batch, **line}
+        line = {"step": step, "tokens": step * self._budget.batch_tokens, **line}
         self.last |= line
         if self._metrics is not None:
             line = self._metrics.add(line)

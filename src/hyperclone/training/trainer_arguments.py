@@ -43,7 +43,7 @@ def arguments(
         gradient_accumulation_steps=budget.accumulation,
         max_steps=budget.steps,
         learning_rate=training.lr,
-        max_grad_norm=training.clip,
+        max_grad_norm=training.max_grad_norm,
         bf16=precision == "bf16",
         torch_compile=gpu if training.compile is None else training.compile,
         **{recompute: training.gradient_checkpointing and not sharding},

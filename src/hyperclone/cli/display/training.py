@@ -115,16 +115,20 @@ def summary(told: dict[str, Any]) -> list[str]:
     """What is about to run, in lines."""
     sizes, text, held_out = told["sizes"], told["text"], told["held_out"]
     epochs = sizes.steps * sizes.windows / told["windows"]
-    share = f"{sizes.windows} windows of {sizes.sequence}"
+    share = f"{sizes.windows} windows of {sizes.seq_len}"
     if told["processes"] > 1 or sizes.accumulation > 1:
         processes = "1 process" if told["processes"] == 1 else f"{told['processes']} processes"
         share += f" = {processes} x {sizes.accumulation} x {sizes.micro_batch}"
-    rates = "by the law, the source's rate times each group's factor" if told["law"] else "the same for all weights"
+    rates = (
+        "by the scaling rule: the source's rate times each group's factor"
+        if told["law"]
+        else "the same for all weights"
+    )
     lines = [
         f"model     {told['model']}, {human_count(told['parameters'])} parameters, weights {_WEIGHTS[told['weights']]}",
         f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
-        f"run       {sizes.steps:,} steps of {human_count(sizes.batch)} tokens ({share})",
+        f"run       {sizes.steps:,} steps of {human_count(sizes.batch_tokens)} tokens ({share})",
         f"budget    {human_count(sizes.tokens)} tokens, {epochs:.3g} times the data",
         f"optimizer {_optimizer(told)}",
         f"rates     {rates}",
