@@ -219,9 +219,9 @@ def test_a_file_for_another_model_type_is_refused(toml: Path, model_dir: ModelDi
 def test_names_without_prefix_are_those_of_the_users_file(model_dir: ModelDir, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(shipped("llama").replace("[axes]", '[axes]\nspare = "hidden_size"'))
     (tmp_path / "prefixed.toml").write_text('prefix = "base."\n' + shipped("llama"))
-    mine = Checkpoint(model_dir("llama-grouped-tied"), family=family_file.read(tmp_path / "mine.toml"))
+    mine = Checkpoint.open(model_dir("llama-grouped-tied"), family=family_file.read(tmp_path / "mine.toml"))
     assert "model.norm.weight" in mine.entries
-    prefixed = Checkpoint(model_dir("llama-grouped-tied"), family=family_file.read(tmp_path / "prefixed.toml"))
+    prefixed = Checkpoint.open(model_dir("llama-grouped-tied"), family=family_file.read(tmp_path / "prefixed.toml"))
     assert "model.norm.weight" in prefixed.entries  # a line of the file has it as it is
 
 
@@ -251,7 +251,7 @@ def test_in_memory_and_on_disk_give_the_same_bytes(toml: Path, model_dir: ModelD
     ["gpt2-tied", "gptj-tied", "opt-projected-post-norm", "qwen3-moe", "cohere2", "falcon-40b", "glm4-grouped-untied"],
 )
 def test_a_tiny_instance_of_any_family_grows_and_passes(name: str, model_dir: ModelDir) -> None:
-    made = planner.make_plan(Checkpoint(model_dir(name)), Growth(width=2, allow_rounding=True))
+    made = planner.make_plan(Checkpoint.open(model_dir(name)), Growth(width=2, allow_rounding=True))
     assert family_validation.prove(made).passed
 
 

@@ -36,7 +36,7 @@ def hub(model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         fetched.append("headers")
         tensors = {
             name: SimpleNamespace(dtype=e.dtype, shape=list(e.shape), data_offsets=(e.offset, e.offset + e.nbytes))
-            for name, e in Checkpoint(place).entries.items()
+            for name, e in Checkpoint.open(place).entries.items()
         }
         return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
 

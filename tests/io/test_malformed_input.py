@@ -366,7 +366,7 @@ def test_headers_that_are_no_text_or_no_object_are_refused(victim: Path) -> None
 
 def seen(path: Path) -> Any:
     """Everything that a reader takes from the headers."""
-    return hyperclone.plan(path, TWICE).summary(), Checkpoint(path).entries
+    return hyperclone.plan(path, TWICE).summary(), Checkpoint.open(path).entries
 
 
 @MANY

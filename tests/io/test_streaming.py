@@ -239,7 +239,7 @@ def test_slices_cover_every_row_once_and_are_no_larger_than_they_may_be(
 def test_rows_are_read_as_the_safetensors_library_reads_them(model_dir: ModelDir) -> None:
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         path = model_dir("opt", dtype=dtype)
-        checkpoint = Checkpoint(path)
+        checkpoint = Checkpoint.open(path)
         with safe_open(path / "model.safetensors", framework="pt") as tensors:
             assert set(checkpoint.entries) == set(tensors.keys())
             for name, entry in checkpoint.entries.items():

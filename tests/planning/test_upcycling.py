@@ -206,7 +206,7 @@ def test_weights_that_do_not_sum_to_one_fail_the_behavioural_proof(model_dir: Mo
     source = model_dir("qwen3-grouped-tied")
     done = hyperclone.grow(source, tmp_path / "grown", Growth(experts=4), proof="structural")
     edit(tmp_path / "grown", norm_topk_prob=False)
-    assert prove_behaviour(Checkpoint(source), tmp_path / "grown", done.plan).failures
+    assert prove_behaviour(Checkpoint.open(source), tmp_path / "grown", done.plan).failures
 
 
 # What a mixture's config class would give another meaning, had it been left out.
@@ -253,7 +253,7 @@ def test_an_explicit_null_window_stays_none(model_dir: ModelDir, tmp_path: Path)
     source = tmp_path / "source"
     shutil.copytree(model_dir("mistral-window"), source)
     (source / "config.json").write_text(json.dumps({**config_of(source), "sliding_window": None}))
-    made = planner.make_plan(Checkpoint(source), Growth(experts=2))
+    made = planner.make_plan(Checkpoint.open(source), Growth(experts=2))
     assert made.config["sliding_window"] is None
 
 

@@ -348,7 +348,7 @@ def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) 
     from hyperclone.io.checkpoint import Checkpoint
 
     weights = load_file(model_dir("opt") / "model.safetensors")[tensor.source]
-    assert grown_tensors._power(tensor, Checkpoint(model_dir("opt"))) == pytest.approx(
+    assert grown_tensors._power(tensor, Checkpoint.open(model_dir("opt"))) == pytest.approx(
         float(weights.double().square().mean()), rel=1e-12
     )
 

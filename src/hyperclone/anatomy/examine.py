@@ -185,8 +185,8 @@ def examine(
     place = hub.resolve(directory)
     told = receipt.read(place)
     own = family_file.read(family) if family is not None else told.family if told is not None else None
-    output = Checkpoint(place, family=own)
-    origin = None if against is None else Checkpoint(hub.resolve(against, revision=revision), family=own)
+    output = Checkpoint.open(place, family=own)
+    origin = None if against is None else Checkpoint.open(hub.resolve(against, revision=revision), family=own)
     made = plan_of(place, told, output, origin, own)
     _check_shapes(made, output, origin)
     depth = len(made.layers)

@@ -66,7 +66,7 @@ def collapse(
     """
     place = hub.resolve(grown)
     told = receipt.read(place)
-    output = Checkpoint(place, family=told.family if told is not None else None)
+    output = Checkpoint.open(place, family=told.family if told is not None else None)
     if told is None:
         raise CollapseError(
             "this directory has no receipt, so what it was grown from is not known",
@@ -121,7 +121,7 @@ def collapse(
             target.write_text("model.safetensors.index.json", to_json(index))
         exact = None
         if told.source_sha256 and told.growth.dtype is None:
-            written = Checkpoint(target.partial)
+            written = Checkpoint.open(target.partial)
             changed = next((n for n in written.entries if digest(written, n) != told.source_sha256.get(n)), None)
             exact = changed is None
             if changed is not None and told.growth.noise != "gaussian" and not made.rounds:

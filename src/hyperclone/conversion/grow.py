@@ -115,7 +115,7 @@ def grow(
         )  # fmt: skip
     place = hub.resolve(source, revision=revision)
     check_place(Path(destination), source=place, overwrite=overwrite)
-    origin = Checkpoint(place, family=own)
+    origin = Checkpoint.open(place, family=own)
     made = planner.make_plan(origin, growth, shard_size=shard_size)
     for head, embedding in made.ties_to_check:
         grown_tensors.check_tie(origin, head, embedding)

@@ -45,8 +45,8 @@ def verify(
     target = Path(destination)
     told = receipt.read(target)
     own = family_file.read(family) if family is not None else told.family if told is not None else None
-    origin = Checkpoint(hub.resolve(source, revision=revision), family=own)
-    made = plan_from_sizes(origin, Checkpoint(target).config) if told is None else make_plan(origin, told.growth)
+    origin = Checkpoint.open(hub.resolve(source, revision=revision), family=own)
+    made = plan_from_sizes(origin, Checkpoint.open(target).config) if told is None else make_plan(origin, told.growth)
     result = prove(origin, target, made, kind=proof, threads=threads, progress=progress)
     if own is not None:
         if family is None:

@@ -241,7 +241,7 @@ def _any_width(known: Known, candidate: Candidate, own: Mapping[str, Any]) -> bo
 def _full_proof(text: str, place: Path) -> list[str]:
     """What fails in the full proof of the tiny instance, at 2x widths."""
     try:
-        origin = Checkpoint(place, family=family_file.own(text, file="draft"))
+        origin = Checkpoint.open(place, family=family_file.own(text, file="draft"))
         return family_validation.prove(planner.make_plan(origin, _GROWTHS[_FIRST])).failures
     except HypercloneError as error:
         return [error.problem]
@@ -254,7 +254,7 @@ def _misfits(source: str | os.PathLike[str], text: str) -> list[str]:
         return []
     try:
         family = family_file.own(text, file="draft")
-        origin = Checkpoint(place, family=family)
+        origin = Checkpoint.open(place, family=family)
         checks.check_tensors(origin, family, family.tensors(origin.config), tied=family.tied(origin.config))
     except HypercloneError as error:
         return [", ".join([error.problem, *error.details.values()])]

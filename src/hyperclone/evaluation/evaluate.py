@@ -213,7 +213,7 @@ def _choose(
 
 
 def _load(place: Path, dtype: str | None, device: torch.device) -> tuple[Any, Any]:
-    entries = Checkpoint(place).entries.values()
+    entries = Checkpoint.open(place).entries.values()
     stored = max(entries, key=lambda entry: entry.nbytes).dtype
     wanted = OUTPUT_DTYPES[dtype] if dtype else "F32" if device.type == "cpu" else stored
     model, wrong = models.load_model(place, getattr(torch, DTYPES[wanted][0]))

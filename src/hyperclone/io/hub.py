@@ -56,7 +56,7 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
         CheckpointError: neither, or not a model that can be grown.
     """
     if _is_local(source, revision):
-        return Checkpoint(source, family=family)
+        return Checkpoint.open(source, family=family)
     from huggingface_hub import HfApi
 
     told = config(source, revision=revision)

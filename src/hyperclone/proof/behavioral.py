@@ -215,7 +215,7 @@ class _Comparing:
                 with models.quiet():
                     model.save_pretrained(scratch)
                 del model
-                first, second = Checkpoint(self.path), Checkpoint(scratch)
+                first, second = Checkpoint.open(self.path), Checkpoint.open(scratch)
                 names = sorted(first.entries.keys() & second.entries.keys())
                 with worker_pool(None) as pool:
                     before, after = (list(pool.map(lambda n, c=c: digest(c, n), names)) for c in (first, second))

@@ -68,7 +68,7 @@ def prove_structure(
     """Compare the model directory at `path` with what the plan says it must be."""
     found = Structure()
     try:
-        output = Checkpoint(path, family=made.family)
+        output = Checkpoint.open(path, family=made.family)
     except HypercloneError as error:
         found.failures.append(str(error).replace("\n", ";"))
         return found

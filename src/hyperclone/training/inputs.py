@@ -58,7 +58,7 @@ def check_state(place: Path) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    entries = Checkpoint(place).entries
+    entries = Checkpoint.open(place).entries
     for file in sorted(set(writer.files(place).values())):
         for moment, entry in read_header(file).items():
             name, _, kind = moment.rpartition(".")
