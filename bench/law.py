@@ -3,7 +3,7 @@
     python bench/law.py [--steps 150] [-o docs/figures/law.svg] [--json bench/results/law.json]
 
 A small byte-level Llama is trained on the text of this repository's documents, stopped, and grown with its AdamW
-moments by `hyperclone.grow(..., state=...)`. Arms, all on the same batches in the same order:
+moments by `hyperclone.grow(..., optimizer_state=...)`. Arms, all on the same batches in the same order:
 
     source          the source goes on
     law             a noise-free clone, its param groups and its grown moments
@@ -100,7 +100,7 @@ def run(*, steps: int, before: int, seed: int) -> dict[str, list[float]]:
         source.save_pretrained(place / "source")
         torch.save(optimizer.state_dict(), place / "source/optimizer.pt")
         for name, growth in (("clone", Growth(width=2, noise="none")), ("noisy", Growth(width=2, seed=seed))):
-            hyperclone.grow(place / "source", place / name, growth, state=place / "source")
+            hyperclone.grow(place / "source", place / name, growth, optimizer_state=place / "source")
         curves["source"] = train(source, optimizer, data())
         for arm, directory, rule, moments in (
             ("law", "clone", "scaled", True),

@@ -174,8 +174,8 @@ FLAGS = {
     "--hidden --json --kv-heads --layers --multiple-of --noise --params --revision --seed --shard-size --snr-db "
     "--tokens --top-k --untie --width",
     "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
-    "--help --hidden --kv-heads --layers --noise --overwrite --proof --revision --seed --shard-size --snr-db "
-    "--state --state-mode --threads --top-k --untie --width",
+    "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --overwrite --proof --revision --seed "
+    "--shard-size --snr-db --threads --top-k --untie --width",
     "verify": "--family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "

@@ -1,4 +1,4 @@
-"""Growing a training state: a clone goes on where its source stood, and what cannot be kept is said."""
+"""Growing a optimizer state: a clone goes on where its source stood, and what cannot be kept is said."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_with_its_state_a_clone_follows_its_source_from_where_that_stands(
 ) -> None:
     small, past = trained(name, optimizer, tmp_path / "source")
     growth = Growth(width=2, noise="none", allow_rounding=True)
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, state=tmp_path / "source", proof="structural")
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", growth, optimizer_state=tmp_path / "source", proof="structural"
+    )
     wide = load(tmp_path / "grown")
     follows = by_the_law(wide, optimizer)
     loaded = hyperclone.load_state(follows, wide, tmp_path / "grown")
@@ -72,7 +74,7 @@ def test_with_its_state_a_clone_follows_its_source_from_where_that_stands(
 def test_what_copies_have_in_common_goes_on_under_rotated_adamw(name: str, tmp_path: Path) -> None:
     small, past = trained(name, "adamw", tmp_path / "source")
     growth = Growth(width=2, noise="none", allow_rounding=True)
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, state=tmp_path / "source", proof="none")
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, optimizer_state=tmp_path / "source", proof="none")
     wide = load(tmp_path / "grown")
     follows = hyperclone.rotated_adamw(
         wide, lr=LR["adamw"], weight_decay=DECAY, betas=past.defaults["betas"], difference_lr=0.0
@@ -87,7 +89,9 @@ def test_what_copies_have_in_common_goes_on_under_rotated_adamw(name: str, tmp_p
 def test_differences_have_no_past_and_step_as_if_they_knew_that(betas: tuple[float, float], tmp_path: Path) -> None:
     """With grown moments and without, where nothing but differences can move."""
     trained("llama-grouped-tied", "adamw", tmp_path / "source")
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=3), state=tmp_path / "source", proof="none")
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", Growth(width=3), optimizer_state=tmp_path / "source", proof="none"
+    )
     ends = []
     for loads in (False, True):
         wide = load(tmp_path / "grown")
@@ -106,27 +110,29 @@ def test_differences_have_no_past_and_step_as_if_they_knew_that(betas: tuple[flo
     assert any(not torch.equal(value, start[name]) for name, value in ends[0].items())
 
 
-@pytest.mark.parametrize("mode", ["asymmetric", "reset"])
-def test_other_modes_leave_the_sources_loss(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moments", ["first-copy", "reset"])
+def test_other_treatments_leave_the_sources_loss(moments: str, tmp_path: Path) -> None:
     """The contract above can fail: moments that are missing show."""
     small, past = trained("llama-grouped-tied", "adamw", tmp_path / "source")
     state = tmp_path / "source"
-    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, state=state, state_mode=mode, proof="none")
+    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, optimizer_state=state, moments=moments, proof="none")
     wide = load(tmp_path / "grown")
     optimizer = by_the_law(wide, "adamw")
     loaded = hyperclone.load_state(optimizer, wide, tmp_path / "grown")
-    assert (loaded.step, loaded.filled == 0) == (6, mode == "reset")
+    assert (loaded.step, loaded.filled == 0) == (6, moments == "reset")
     expected, found = train(small, [past], batches(8)), train(wide, [optimizer], batches(8))
     assert found[0] == pytest.approx(expected[0], abs=1e-10)
     assert abs(found[-1] - expected[-1]) > 1e-4
 
 
-def test_asymmetric_keeps_the_first_copy_and_breaks_the_lock(tmp_path: Path) -> None:
+def test_first_copy_keeps_the_moments_of_the_first_copy_and_breaks_the_lock(tmp_path: Path) -> None:
     """SPARKLING (arXiv 2602.02472): with equal weights, unequal moments alone make the copies part."""
     trained("llama-grouped-tied", "adamw", tmp_path / "source")
     state = tmp_path / "source"
-    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, state=state, state_mode="asymmetric", proof="structural")
-    moments = load_file(tmp_path / "grown/training_state.safetensors")
+    hyperclone.grow(
+        state, tmp_path / "grown", NO_NOISE, optimizer_state=state, moments="first-copy", proof="structural"
+    )
+    moments = load_file(tmp_path / "grown/optimizer_state.safetensors")
     up = moments["model.layers.0.mlp.up_proj.weight.exp_avg"]  # (96, 64)
     assert up[:48, :32].any()
     assert not up[48:].any()
@@ -149,8 +155,8 @@ def test_moments_sum_to_the_sources_as_gradients_do(tmp_path: Path) -> None:
     """dL/dw is the sum of s dL/dcopy over the copies; so is an average of it. Independent of how r is derived."""
     small, past = trained("llama-grouped-untied", "adamw", tmp_path / "source")
     growth = Growth(hidden="2x", heads="2x", ffn="3x", noise="none")
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, state=tmp_path / "source", proof="none")
-    moments = load_file(tmp_path / "grown/training_state.safetensors")
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, optimizer_state=tmp_path / "source", proof="none")
+    moments = load_file(tmp_path / "grown/optimizer_state.safetensors")
     for name, s, copies in (
         ("model.layers.1.mlp.down_proj.weight", 1 / 3, (2, 3)),
         ("model.layers.1.mlp.up_proj.weight", 1 / 2, (3, 2)),
@@ -169,11 +175,11 @@ def test_fillers_uneven_copies_and_bf16_moments_pass_the_proof(tmp_path: Path) -
         moments["exp_avg"] = moments["exp_avg"].bfloat16()
     torch.save(past.state_dict(), tmp_path / "source/optimizer.pt")
     growth = Growth(hidden=40, ffn=100, allow_rounding=True)
-    done = hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, state=tmp_path / "source",
+    done = hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, optimizer_state=tmp_path / "source",
                            proof="structural")  # fmt: skip
     assert done.proof is not None
     assert done.proof.passed
-    moments = load_file(tmp_path / "grown/training_state.safetensors")
+    moments = load_file(tmp_path / "grown/optimizer_state.safetensors")
     embedding = moments["model.embed_tokens.weight.exp_avg"]
     assert embedding.dtype is torch.bfloat16
     assert not embedding[:, 32:].any()  # channels that copy nothing
@@ -183,7 +189,9 @@ def test_fillers_uneven_copies_and_bf16_moments_pass_the_proof(tmp_path: Path) -
 def test_what_has_no_past_starts_afresh(tmp_path: Path) -> None:
     trained("llama-grouped-tied", "adamw", tmp_path / "source")
     deeper = Growth(layers="2x", noise="none")
-    hyperclone.grow(tmp_path / "source", tmp_path / "deep", deeper, state=tmp_path / "source", proof="structural")
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "deep", deeper, optimizer_state=tmp_path / "source", proof="structural"
+    )
     wide = load(tmp_path / "deep")
     optimizer = by_the_law(wide, "adamw")
     loaded = hyperclone.load_state(optimizer, wide, tmp_path / "deep")
@@ -193,15 +201,19 @@ def test_what_has_no_past_starts_afresh(tmp_path: Path) -> None:
     train(wide, [optimizer], batches(1))
     assert optimizer.state[wide.model.layers[1].mlp.up_proj.weight]["step"] == 1
     cut = Growth(width=2, untie=True)
-    done = hyperclone.grow(tmp_path / "source", tmp_path / "cut", cut, state=tmp_path / "source", proof="none")
-    assert done.state is not None
-    assert set(done.state.fresh) == {"lm_head.weight", "model.embed_tokens.weight"}
+    done = hyperclone.grow(
+        tmp_path / "source", tmp_path / "cut", cut, optimizer_state=tmp_path / "source", proof="none"
+    )
+    assert done.optimizer_state is not None
+    assert set(done.optimizer_state.fresh) == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
 def test_fused_experts_find_their_moments_again(tmp_path: Path) -> None:
     """In memory experts are one parameter, on disk one tensor each: moments take both ways and come back."""
     small, past = trained("mixtral", "adamw", tmp_path / "source")
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="structural")
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="structural"
+    )
     wide = load(tmp_path / "grown")
     optimizer = by_the_law(wide, "adamw")
     assert hyperclone.load_state(optimizer, wide, tmp_path / "grown").fresh == ()
@@ -221,7 +233,9 @@ def test_muons_momentum_grows_as_well(tmp_path: Path) -> None:
     train(model, [past], batches(2))
     model.save_pretrained(tmp_path / "source")
     torch.save(past.state_dict(), tmp_path / "source/optimizer.pt")
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="structural")
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="structural"
+    )
     wide = load(tmp_path / "grown")
     optimizer = by_the_law(wide, "muon")
     loaded = hyperclone.load_state(optimizer, wide, tmp_path / "grown")
@@ -256,7 +270,7 @@ def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
 
     trainer(source("llama-grouped-tied").double(), Trainer, 3, "small").train()
     checkpoint = tmp_path / "small/checkpoint-3"
-    hyperclone.grow(checkpoint, tmp_path / "grown", NO_NOISE, state=checkpoint, proof="structural")
+    hyperclone.grow(checkpoint, tmp_path / "grown", NO_NOISE, optimizer_state=checkpoint, proof="structural")
     goes_on = trainer(load(checkpoint), Trainer, 6, "small")
     goes_on.train(resume_from_checkpoint=str(checkpoint))
     # The clone sees what the source sees from its fourth step on.
@@ -273,35 +287,41 @@ def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
 def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path: Path) -> None:
     trained(name, "adamw", tmp_path / "source")
     for place, growth in (("grown", NO_NOISE), ("wider", Growth(width=4, noise="none"))):
-        hyperclone.grow(tmp_path / "source", tmp_path / place, growth, state=tmp_path / "source", proof="none")
+        hyperclone.grow(
+            tmp_path / "source", tmp_path / place, growth, optimizer_state=tmp_path / "source", proof="none"
+        )
     wide = load(tmp_path / "grown")
     with pytest.raises(CheckpointError, match="belongs to another model"):
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "wider")
 
 
-def test_moments_in_rotated_coordinates_are_not_taken_for_adamws_nor_asymmetric_ones_for_theirs(tmp_path: Path) -> None:
+def test_moments_in_rotated_coordinates_are_not_taken_for_adamws_nor_first_copies_for_theirs(tmp_path: Path) -> None:
     trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=2)
     state = tmp_path / "source"
-    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, state=state, state_mode="asymmetric", proof="none")
+    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, optimizer_state=state, moments="first-copy", proof="none")
     wide = load(tmp_path / "grown")
     optimizer = hyperclone.rotated_adamw(wide, lr=1e-3)
-    with pytest.raises(CheckpointError, match=r"asymmetric(.|\n)*--state-mode grow"):
+    with pytest.raises(CheckpointError, match=r"first-copy(.|\n)*--moments copy"):
         hyperclone.load_state(optimizer, wide, tmp_path / "grown")
     trained("llama-grouped-tied", "sgd", tmp_path / "sgd", steps=2)
-    hyperclone.grow(tmp_path / "sgd", tmp_path / "other", NO_NOISE, state=tmp_path / "sgd", proof="none")
+    hyperclone.grow(tmp_path / "sgd", tmp_path / "other", NO_NOISE, optimizer_state=tmp_path / "sgd", proof="none")
     with pytest.raises(CheckpointError, match=r"another optimizer(.|\n)*RotatedAdamW"):
         hyperclone.load_state(optimizer, wide, tmp_path / "other")
     train(wide, [optimizer], batches(1))
     wide.save_pretrained(tmp_path / "again")
     torch.save(optimizer.state_dict(), tmp_path / "again/optimizer.pt")
     with pytest.raises(CheckpointError, match=r"cannot be grown(.|\n)*rotated_avg"):
-        hyperclone.grow(tmp_path / "again", tmp_path / "wider", NO_NOISE, state=tmp_path / "again", proof="none")
+        hyperclone.grow(
+            tmp_path / "again", tmp_path / "wider", NO_NOISE, optimizer_state=tmp_path / "again", proof="none"
+        )
 
 
 def test_a_state_of_another_architecture_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
     for name in ("llama-grouped-tied", "opt"):
         trained(name, "adamw", tmp_path / name, steps=1)
-        hyperclone.grow(tmp_path / name, tmp_path / f"{name}-grown", NO_NOISE, state=tmp_path / name, proof="none")
+        hyperclone.grow(
+            tmp_path / name, tmp_path / f"{name}-grown", NO_NOISE, optimizer_state=tmp_path / name, proof="none"
+        )
     wide = load(tmp_path / "llama-grouped-tied-grown")
     with pytest.raises(CheckpointError, match="belongs to another model"):
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "opt-grown")
@@ -310,8 +330,10 @@ def test_a_state_of_another_architecture_is_refused_when_it_is_loaded(tmp_path: 
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])
 def test_a_state_that_lacks_a_moment_is_refused_when_it_is_loaded(name: str, tmp_path: Path) -> None:
     trained(name, "adamw", tmp_path / "source", steps=1)
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
-    file = tmp_path / "grown/training_state.safetensors"
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="none"
+    )
+    file = tmp_path / "grown/optimizer_state.safetensors"
     moments = load_file(file)
     first = next(key for key in moments if ".mlp." in key or ".experts." in key)
     wide = load(tmp_path / "grown")
@@ -333,12 +355,12 @@ def test_a_distributed_checkpoint_gives_the_same_state(flat: bool, tmp_path: Pat
     with warnings.catch_warnings(action="ignore"):  # that there is no process group
         dcp.save(content, checkpoint_id=tmp_path / "checkpoint/optimizer_0", no_dist=True)
     for name, state in (("one", tmp_path / "source"), ("two", tmp_path / "checkpoint")):
-        hyperclone.grow(tmp_path / "source", tmp_path / name, NO_NOISE, state=state, proof="structural")
-    one, two = (load_file(tmp_path / name / "training_state.safetensors") for name in ("one", "two"))
+        hyperclone.grow(tmp_path / "source", tmp_path / name, NO_NOISE, optimizer_state=state, proof="structural")
+    one, two = (load_file(tmp_path / name / "optimizer_state.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert all(one[key].equal(two[key]) for key in one)
     steps = [
-        json.loads((tmp_path / name / "hyperclone.json").read_text())["training_state"]["step"]
+        json.loads((tmp_path / name / "hyperclone.json").read_text())["optimizer_state"]["step"]
         for name in ("one", "two")
     ]
     assert steps == [6, 6]
@@ -358,7 +380,9 @@ def test_no_code_runs_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "shards/.metadata").write_bytes(pickle.dumps(Evil()))
     for place, words in (("state", "without running code"), ("shards", "no metadata")):
         with pytest.raises(CheckpointError, match=words):
-            hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / place, proof="none")
+            hyperclone.grow(
+                tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / place, proof="none"
+            )
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "grown").exists()
 
@@ -371,29 +395,33 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> Non
         hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, proof="none", **options)
 
     with pytest.raises(CheckpointError, match=r"not the model's in Trainer's order|belongs to another model"):
-        grow(state=tmp_path / "other")
+        grow(optimizer_state=tmp_path / "other")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no optimizer state here"):
-        grow(state=tmp_path / "empty")
+        grow(optimizer_state=tmp_path / "empty")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        grow(state=tmp_path / "nowhere")
+        grow(optimizer_state=tmp_path / "nowhere")
     state = other.state_dict()
     state["state"] = {key: {"exp_avg_sq_row": torch.zeros(1)} for key in state["state"]}
     torch.save(state, tmp_path / "other/optimizer.pt")
     with pytest.raises(CheckpointError, match="cannot be grown"):
-        hyperclone.grow(tmp_path / "other", tmp_path / "grown", NO_NOISE, state=tmp_path / "other", proof="none")
-    with pytest.raises(GrowthError, match="unknown state-mode"):
-        grow(state=tmp_path / "source", state_mode="half")
-    with pytest.raises(GrowthError, match="no state to treat so"):
-        grow(state_mode="reset")
+        hyperclone.grow(
+            tmp_path / "other", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "other", proof="none"
+        )
+    with pytest.raises(GrowthError, match="unknown treatment of the moments"):
+        grow(optimizer_state=tmp_path / "source", moments="half")
+    with pytest.raises(GrowthError, match="no moments to treat like this"):
+        grow(moments="reset")
     with pytest.raises(GrowthError, match="diagonal"):
         hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2, expansion="diagonal"),
-                        state=tmp_path / "source", proof="none")  # fmt: skip
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
+                        optimizer_state=tmp_path / "source", proof="none")  # fmt: skip
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="none"
+    )
     wide = load(tmp_path / "grown")
     with pytest.raises(CheckpointError, match="of another optimizer"):
         hyperclone.load_state(by_the_law(wide, "sgd"), wide, tmp_path / "grown")
-    with pytest.raises(CheckpointError, match="no training state here"):
+    with pytest.raises(CheckpointError, match="no optimizer state here"):
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "source")
 
 
@@ -403,8 +431,8 @@ def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypa
 
     trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=1)
     state = tmp_path / "source"
-    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, state=state, proof="structural")
-    file = tmp_path / "grown/training_state.safetensors"
+    hyperclone.grow(state, tmp_path / "grown", NO_NOISE, optimizer_state=state, proof="structural")
+    file = tmp_path / "grown/optimizer_state.safetensors"
     tensors = load_file(file)
     tensors["model.norm.weight.exp_avg"][40] += 1e-9
     save_file(tensors, file)
@@ -420,19 +448,21 @@ def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(moments, "compare", independent)
     with pytest.raises(ProofFailed, match="does not collapse to the source's moment"):
-        hyperclone.grow(state, tmp_path / "again", NO_NOISE, state=state, proof="structural")
+        hyperclone.grow(state, tmp_path / "again", NO_NOISE, optimizer_state=state, proof="structural")
     assert not (tmp_path / "again").exists()
 
 
 def test_shards_and_threads_do_not_change_a_byte_and_the_model_beside_loads(tmp_path: Path) -> None:
     trained("opt", "adamw", tmp_path / "source", steps=1)
     state = tmp_path / "source"
-    hyperclone.grow(state, tmp_path / "one", NO_NOISE, state=state, proof="none", threads=1)
-    hyperclone.grow(state, tmp_path / "two", NO_NOISE, state=state, proof="structural", threads=3, shard_size="100kB")
-    files = sorted((tmp_path / "two").glob("training_state-*.safetensors"))
+    hyperclone.grow(state, tmp_path / "one", NO_NOISE, optimizer_state=state, proof="none", threads=1)
+    hyperclone.grow(
+        state, tmp_path / "two", NO_NOISE, optimizer_state=state, proof="structural", threads=3, shard_size="100kB"
+    )
+    files = sorted((tmp_path / "two").glob("optimizer_state-*.safetensors"))
     assert len(files) > 1
     many = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    one = load_file(tmp_path / "one/training_state.safetensors")
+    one = load_file(tmp_path / "one/optimizer_state.safetensors")
     assert one.keys() == many.keys()
     assert all(one[key].equal(many[key]) for key in one)
     wide = load(tmp_path / "two")
@@ -446,7 +476,9 @@ def test_sharded_parameters_get_sharded_moments(tmp_path: Path) -> None:
     from torch.distributed.tensor import DTensor
 
     trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=1)
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="none"
+    )
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
         wide = load(tmp_path / "grown")
@@ -458,18 +490,21 @@ def test_sharded_parameters_get_sharded_moments(tmp_path: Path) -> None:
         assert all(isinstance(rotated.state[p]["rotated_avg_sq"], DTensor) for p in wide.parameters())
         moment = optimizer.state[wide.model.norm.weight]["exp_avg"]
         assert isinstance(moment, DTensor)
-        stored = load_file(tmp_path / "grown/training_state.safetensors")["model.norm.weight.exp_avg"]
+        stored = load_file(tmp_path / "grown/optimizer_state.safetensors")["model.norm.weight.exp_avg"]
         assert moment.full_tensor().equal(stored)
     finally:
         dist.destroy_process_group()
 
 
-def test_the_receipt_remembers_step_mode_and_the_sources_settings(tmp_path: Path) -> None:
+def test_the_receipt_remembers_step_treatment_and_the_sources_settings(tmp_path: Path) -> None:
     trained("opt", "adamw", tmp_path / "source", steps=2)
-    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, state=tmp_path / "source", proof="none")
-    told = json.loads((tmp_path / "grown/hyperclone.json").read_text())["training_state"]
-    assert (told["optimizer"], told["mode"], told["step"], told["steps"], told["fresh"]) == ("adamw", "grow", 2, {}, [])
+    hyperclone.grow(
+        tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="none"
+    )
+    told = json.loads((tmp_path / "grown/hyperclone.json").read_text())["optimizer_state"]
+    figures = [told[field] for field in ("optimizer", "moments", "step", "steps", "fresh")]
+    assert figures == ["adamw", "copy", 2, {}, []]
     assert [group["lr"] for group in told["settings"]] == [law_steps.LR["adamw"]] * 2
     assert [group["weight_decay"] for group in told["settings"]] == [DECAY, 0]
-    assert set(told["sha256"]) == set(load_file(tmp_path / "grown/training_state.safetensors"))
+    assert set(told["sha256"]) == set(load_file(tmp_path / "grown/optimizer_state.safetensors"))
     assert str(tmp_path) not in json.dumps(told)

@@ -580,7 +580,7 @@ def test_commands_mean_their_requests() -> None:
     command = commands.grow(Path("a"), Path("b"), growth, state=Path("c"), mode="asymmetric")
     context = parser.commands["grow"].make_context("grow", list(command[1:]))
     told = {"hidden": "1.5x", "heads": "2", "noise": "gaussian", "snr_db": "20.0", "untie": "True"}
-    told["state_mode"] = "asymmetric"
+    told["moments"] = "first-copy"
     assert {name: str(context.params[name]) for name in told} == told
 
 

@@ -319,7 +319,9 @@ def test_the_output_is_a_plain_model_directory_in_the_type_that_came_in(
 def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Path, tmp_path: Path) -> None:
     hyperclone.train(request(source, text, tmp_path / "first"))
     state = tmp_path / "first/checkpoint-12"
-    hyperclone.grow(tmp_path / "first", tmp_path / "grown", hyperclone.Growth(width=2), proof="none", state=state)
+    hyperclone.grow(
+        tmp_path / "first", tmp_path / "grown", hyperclone.Growth(width=2), proof="none", optimizer_state=state
+    )
     told: list[Any] = []
     for name, asked in (("with", {}), ("without", {"optimizer_state": "none"})):
         hyperclone.train(
@@ -333,10 +335,10 @@ def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Pat
     assert losses(tmp_path / "with")[3] != losses(tmp_path / "without")[3]
     other = tmp_path / "other"
     hyperclone.grow(source, other, hyperclone.Growth(width=3), proof="none")
-    for file in (tmp_path / "grown").glob("training_state*"):
+    for file in (tmp_path / "grown").glob("optimizer_state*"):
         shutil.copy(file, other)
     receipt = json.loads((other / "hyperclone.json").read_text())
-    receipt["training_state"] = json.loads((tmp_path / "grown/hyperclone.json").read_text())["training_state"]
+    receipt["optimizer_state"] = json.loads((tmp_path / "grown/hyperclone.json").read_text())["optimizer_state"]
     (other / "hyperclone.json").write_text(json.dumps(receipt))
     with pytest.raises(HypercloneError, match="belongs to another model"):
         hyperclone.train(request(other, text, tmp_path / "refused"))
@@ -389,10 +391,10 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
     """Rotated for a wider clone; AdamW for all else, the published recipe and asymmetric moments among it."""
     hyperclone.train(request(source, text, tmp_path / "first"))
-    for name, mode in (("moments", "grow"), ("asymmetric", "asymmetric")):
+    for name, mode in (("moments", "copy"), ("asymmetric", "first-copy")):
         hyperclone.grow(
             tmp_path / "first", tmp_path / name, hyperclone.Growth(width=2), proof="none",
-            state=tmp_path / "first/checkpoint-12", state_mode=mode,
+            optimizer_state=tmp_path / "first/checkpoint-12", moments=mode,
         )  # fmt: skip
     hyperclone.grow(tmp_path / "first", tmp_path / "deeper", hyperclone.Growth(layers="2x"), proof="none")
     asked: dict[str, Any]

@@ -76,15 +76,16 @@ def grow(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     revision: Revision = None,
     family: FamilyFile = None,
-    state: Annotated[
+    optimizer_state: Annotated[
         Path | None,
         typer.Option(
-            metavar="CKPT", help="Grow the optimizer state of this Trainer or distributed checkpoint as well."
+            metavar="CKPT", help="Also grow the optimizer state in this Trainer or torch distributed checkpoint."
         ),
     ] = None,
-    state_mode: Annotated[
-        str, typer.Option(help="Moments: grow (to every copy), asymmetric (to the first copy only), reset.")
-    ] = "grow",
+    moments: Annotated[
+        str,
+        typer.Option(help="With --optimizer-state: copy (to every copy), first-copy (only to the first), or reset."),
+    ] = "copy",
 ) -> None:
     """Grow SRC into DST and prove from the files that the function is the same.
 
@@ -99,15 +100,16 @@ def grow(
     with plan_and_proof.progress_bars(make_console(error=True)) as progress:
         done = growing.grow(
             src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite, proof=proof,
-            revision=revision, family=family, state=state, state_mode=state_mode, progress=progress,
+            revision=revision, family=family, optimizer_state=optimizer_state, moments=moments,
+            progress=progress,
         )  # fmt: skip
     if done.proof is not None:
         show_proof(done.proof)
     else:
         print("No proof was run (--proof none).")
-    if done.state is not None:
-        print(f"Training state: {done.state.sentence}")
-    nbytes = done.plan.nbytes + (done.state.nbytes if done.state else 0)
+    if done.optimizer_state is not None:
+        print(f"Optimizer state: {done.optimizer_state.sentence}")
+    nbytes = done.plan.nbytes + (done.optimizer_state.nbytes if done.optimizer_state else 0)
     print(f"Wrote {human_bytes(nbytes)} to {dst}")
 
 

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Grown:
-    """What `grow` has done: where the model is, its plan, proof and training state (None where not asked for)."""
+    """What `grow` has done: where the model is, its plan, proof and optimizer state (None where not asked for)."""
 
     path: Path
     plan: Plan
     proof: Proof | None
-    state: StatePlan | None = None
+    optimizer_state: StatePlan | None = None
 
 
 def plan(
@@ -77,8 +77,8 @@ def grow(
     proof: str = "full",
     revision: str | None = None,
     family: str | os.PathLike[str] | None = None,
-    state: str | os.PathLike[str] | None = None,
-    state_mode: str = "grow",
+    optimizer_state: str | os.PathLike[str] | None = None,
+    moments: str = "copy",
     progress: Progress | None = None,
 ) -> Grown:
     """Grow a model directory into a wider one that computes the same function, and prove it from the files.
@@ -93,8 +93,8 @@ def grow(
         proof: "full" (structural, and behavioural where memory allows), "structural", or "none".
         revision: branch, tag or commit of a Hub id.
         family: a family file of your own; it is proved on a tiny random instance before anything is written.
-        state: a Trainer or torch distributed checkpoint with the source's optimizer state, to be grown as well.
-        state_mode: "grow" (every copy gets the source's moments), "asymmetric" (only the first) or "reset" (none).
+        optimizer_state: a Trainer or torch distributed checkpoint with the source's optimizer state, to be grown too.
+        moments: "copy" (every copy gets the source's moments), "first-copy" (only the first does) or "reset" (none).
         progress: called with (stage, bytes done, bytes in all).
 
     Raises:
@@ -121,10 +121,10 @@ def grow(
         grown_tensors.check_tie(origin, head, embedding)
     notes = [family_validation.check(made)] if own is not None else []
     past = None
-    if state is not None or state_mode != "grow":
+    if optimizer_state is not None or moments != "copy":
         from hyperclone.optimizer_state import writer as state_writer
 
-        past = state_writer.plan(made, origin, state, mode=state_mode, shard_size=shard_size)
+        past = state_writer.plan(made, origin, optimizer_state, treatment=moments, shard_size=shard_size)
     target = Destination(
         Path(destination),
         source=place,

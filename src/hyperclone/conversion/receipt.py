@@ -42,23 +42,27 @@ class Receipt:
     file_sha256: dict[str, str]
     sizes: dict[str, int]  # of the grown model's axes
     training: dict[str, dict[str, Any]]  # settings of every parameter (training/law.py)
-    state: dict[str, Any] | None  # the grown training state, if there is one (training/writing.py)
+    optimizer_state: dict[str, Any] | None  # the grown one, if there is one (optimizer_state/writer.py)
 
     @property
-    def asymmetric(self) -> bool:
+    def first_copy_moments(self) -> bool:
         """Whether the model came with moments of its first copies only."""
-        return self.state is not None and self.state["mode"] == "asymmetric"
+        return self.optimizer_state is not None and self.optimizer_state["moments"] == "first-copy"
 
 
 def make(
-    made: Plan, source: str, proof: Proof | None, files: dict[str, str], state: dict[str, Any] | None = None
+    made: Plan,
+    source: str,
+    proof: Proof | None,
+    files: dict[str, str],
+    optimizer_state: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The receipt's content.
 
     Args:
         made, source, proof: what was grown, from where, and what was proved.
         files: hashes of what was carried over (tokenizer, templates, licence).
-        state: what is to be remembered of a grown training state.
+        optimizer_state: what is to be remembered of a grown optimizer state.
     """
     return {
         "format": _FORMAT,
@@ -80,7 +84,7 @@ def make(
             + ("; for experts and routers a starting point only" if made.growth.experts is not None else ""),
             "parameters": parameter_settings(made),
         },
-        **({"training_state": state} if state else {}),
+        **({"optimizer_state": optimizer_state} if optimizer_state else {}),
         "source_config": made.source_config,
         "sha256": {
             "output": proof.structure.output_sha256 if proof else {},
@@ -125,7 +129,7 @@ def read(directory: Path) -> Receipt | None:
             file_sha256=dict(content["sha256"]["files"]),
             sizes={axis: new for axis, (_, new) in content["sizes"].items()},
             training=dict(content["training"]["parameters"]),
-            state=content.get("training_state"),
+            optimizer_state=content.get("optimizer_state"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete", file=path, found=repr(error)) from None

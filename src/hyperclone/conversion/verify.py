@@ -74,6 +74,6 @@ def verify(
             for name, value in told.file_sha256.items()
             if now.get(name) != value
         ]
-        if told.state is not None:
-            result.failures += writer.compare_hashes(told.state, target)
+        if told.optimizer_state is not None:
+            result.failures += writer.compare_hashes(told.optimizer_state, target)
     return result

@@ -1,4 +1,4 @@
-"""Putting a grown training state into an optimizer."""
+"""Putting a grown optimizer state into an optimizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Loaded:
 
 
 def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: str | os.PathLike[str]) -> Loaded:
-    """Fill an optimizer with the moments and steps in a directory that was grown with a training state.
+    """Fill an optimizer with the moments and steps in a directory that was grown with an optimizer state.
 
     Moments are cast to their parameter's type and sharded like it. What the optimizer already has of a parameter is
     replaced.
@@ -45,19 +45,23 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
         optimizer: of the kind that the state is of (AdamW's is RotatedAdamW's as well), over parameters of `model`,
             which has taken no step yet.
         model: the grown model, wrapped or not.
-        directory: where `hyperclone grow --state` wrote it.
+        directory: where `hyperclone grow --optimizer-state` wrote it.
 
     Raises:
-        CheckpointError: there is no training state, or it is of another optimizer or model.
+        CheckpointError: there is no optimizer state, or it is of another optimizer or model.
     """
     place = Path(directory)
     told = receipt.read(place)
     there = writer.opened(place)
-    if told is None or told.state is None or (not there.entries and told.state["mode"] != "reset"):
-        raise CheckpointError("no training state here", file=place, expected=f"{writer.STEM}.safetensors",
-                              cure="grow with --state CHECKPOINT")  # fmt: skip
-    state = told.state
-    _check_kind(optimizer, str(state["optimizer"]), str(state["mode"]))
+    if (
+        told is None
+        or told.optimizer_state is None
+        or (not there.entries and told.optimizer_state["moments"] != "reset")
+    ):
+        raise CheckpointError("no optimizer state here", file=place, expected=f"{writer.STEM}.safetensors",
+                              cure="grow with --optimizer-state CHECKPOINT")  # fmt: skip
+    state = told.optimizer_state
+    _check_kind(optimizer, str(state["optimizer"]), str(state["moments"]))
     inner = parameter_names.bare(model)
     named = {parameter: name for name, parameter in parameter_names.parameters(model)}
     on_disk = {name: parameter_names.disk_names(inner, name, parameter.shape) for parameter, name in named.items()}
@@ -98,7 +102,7 @@ def _check_known(there: TensorFiles, known: set[str]) -> None:
     """Every moment must be of a tensor that the model has."""
     for moment in there.entries:
         if (name := moment.rpartition(".")[0]) not in known:
-            raise CheckpointError("this training state belongs to another model", file=there.path, tensor=moment,
+            raise CheckpointError("this optimizer state belongs to another model", file=there.path, tensor=moment,
                                   expected=f"moments of {min(known)} and the like",
                                   cure=f"{name} is no tensor of this model: load the directory that the state lies in",
                                   )  # fmt: skip
@@ -108,7 +112,7 @@ def _moment(there: TensorFiles, name: str, shape: torch.Size) -> Tensor:
     if name not in there.entries:
         raise CheckpointError("a moment is missing", file=there.path, tensor=name)
     if (found := there.entries[name].shape) != tuple(shape):
-        raise CheckpointError("this training state belongs to another model", file=there.path, tensor=name,
+        raise CheckpointError("this optimizer state belongs to another model", file=there.path, tensor=name,
                               found=list(found), expected=list(shape))  # fmt: skip
     return there.read(name)
 
@@ -123,16 +127,16 @@ def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     return value
 
 
-def _check_kind(optimizer: torch.optim.Optimizer, kind: str, mode: str) -> None:
+def _check_kind(optimizer: torch.optim.Optimizer, kind: str, moments: str) -> None:
     if isinstance(optimizer, RotatedAdamW) and kind == "adamw":
-        if mode == "asymmetric":
-            raise CheckpointError("asymmetric moments part copies under AdamW; here differences have coordinates",
+        if moments == "first-copy":
+            raise CheckpointError("rotated AdamW needs the moments of all copies; first-copy moments are for AdamW",
                                   found=type(optimizer).__name__, expected="AdamW",
-                                  cure="grow with --state-mode grow")  # fmt: skip
+                                  cure="grow with --moments copy")  # fmt: skip
         return
     has = optimizer.defaults
     marks = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
     found = next((kind for mark, kind in marks.items() if mark in has), "another")
     if found != kind:
-        raise CheckpointError("the training state is of another optimizer", found=type(optimizer).__name__,
+        raise CheckpointError("the optimizer state is of another optimizer", found=type(optimizer).__name__,
                               expected=kind, cure="use the optimizer that the source was trained with")  # fmt: skip

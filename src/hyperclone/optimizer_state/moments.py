@@ -26,7 +26,7 @@ from hyperclone.io.tensor_files import DTYPES, TensorFiles
 from hyperclone.optimizer_state.reader import MOMENTS, SourceState
 from hyperclone.planning.plan import Plan, TensorPlan
 
-MODES = ("grow", "asymmetric", "reset")
+TREATMENTS = ("copy", "first-copy", "reset")  # of the source's moments
 _STORED = {f"torch.{name}": stored for stored, (name, _) in DTYPES.items()}
 
 
@@ -54,16 +54,18 @@ class MomentPlan:
         return torch.Size(self.tensor.shape).numel() * self.dtype.itemsize
 
 
-def grown_slices(moment: MomentPlan, made: Plan, source: SourceState, mode: str) -> Iterator[Tensor]:
+def grown_slices(moment: MomentPlan, made: Plan, source: SourceState, treatment: str) -> Iterator[Tensor]:
     """The grown moment in stored order, in pieces of about SLICE_BYTES.
 
     Args:
-        mode: "grow", or "asymmetric": what is not the first copy in its row and its column gets zero.
+        treatment: "copy", or "first-copy": what is not the first copy in its row and its column gets zero.
     """
     tensor = moment.tensor
     grown = grown_tensors.map_of(tensor, made)
     matrix = grown.as_matrix(source.moment(tensor.source, moment.kind))
-    of_row, of_column = _gradients(tensor, grown.rows, grown.columns, splits=grown.splits, first_only=mode != "grow")
+    of_row, of_column = _gradients(
+        tensor, grown.rows, grown.columns, splits=grown.splits, first_only=treatment != "copy"
+    )
     whole = len(tensor.shape) == 1 or grown.transposed
     for rows in [range(grown.rows.new)] if whole else slices(tensor.shape, moment.nbytes):
         chosen = slice(rows.start, rows.stop)
@@ -73,11 +75,11 @@ def grown_slices(moment: MomentPlan, made: Plan, source: SourceState, mode: str)
         yield grown.as_stored(block.to(moment.dtype), len(tensor.shape))
 
 
-def compare(output: TensorFiles, moment: MomentPlan, made: Plan, source: SourceState, mode: str) -> str:
+def compare(output: TensorFiles, moment: MomentPlan, made: Plan, source: SourceState, treatment: str) -> str:
     """What is wrong with a grown moment on disk; "" if it collapses to the source's.
 
     First copies times k s (squared) must be the source's up to rounding; other copies must equal them (or be zero,
-    where the mode says so), and what copies nothing must be zero. Streams: a few slices are in memory.
+    where only first copies keep them), and what copies nothing must be zero. Streams: a few slices are in memory.
     """
     tensor, entry = moment.tensor, output.entries[moment.name]
     if (entry.shape, entry.dtype) != (tensor.shape, moment.stored):
@@ -110,7 +112,7 @@ def compare(output: TensorFiles, moment: MomentPlan, made: Plan, source: SourceS
         copied_from = block if whole else grown.as_matrix(output.read(moment.name, low, high))
         copies = copied_from[wanted - (0 if whole else low)][:, first_column[columns.source]]
         keeps = (count > 0)[:, None] & (columns.count > 0)
-        if mode == "asymmetric":
+        if treatment == "first-copy":
             keeps = keeps & (number == 0)[:, None] & (columns.number == 0)
         if not block.equal(copies.masked_fill_(~keeps, 0)):
             return "copies differ"

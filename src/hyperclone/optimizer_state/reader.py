@@ -92,12 +92,12 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
     stored = _open(path, model, wanted)
     kinds = {kind for moments in stored.moments.values() for kind in moments}
     if not kinds:
-        raise CheckpointError("this optimizer has no moments", file=stored.file, cure="grow without --state")
+        raise CheckpointError("this optimizer has no moments", file=stored.file, cure="grow without --optimizer-state")
     if not kinds <= set(MOMENTS) or kinds == {"exp_avg"}:  # exp_avg alone: Lion, which takes its sign
         raise CheckpointError("the state of this optimizer cannot be grown", file=stored.file,
                               found=", ".join(sorted(kinds)),
                               expected="AdamW's exp_avg and exp_avg_sq, or a momentum_buffer",
-                              cure="grow without --state" + (
+                              cure="grow without --optimizer-state" + (
                                   "; moments of the rotated optimizer are of copies that this growth would copy again"
                                   if "rotated_avg" in kinds else ""))  # fmt: skip
     muon = any("ns_steps" in group for group in stored.settings)

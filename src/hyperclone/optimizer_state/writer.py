@@ -1,4 +1,4 @@
-"""The grown training state on disk: `training_state.safetensors` beside the model, and its part of the receipt.
+"""The grown optimizer state on disk: `optimizer_state.safetensors` beside the model, and its part of the receipt.
 
 Moments have the name of their tensor and their kind (`model.norm.weight.exp_avg`). What has no past has no entry and
 starts afresh, step count included: layers added by depth-mode identity (they add nothing yet, so their originals'
@@ -30,7 +30,7 @@ from hyperclone.optimizer_state.moments import MomentPlan
 from hyperclone.optimizer_state.reader import SourceState
 from hyperclone.planning.plan import Plan
 
-STEM = "training_state"
+STEM = "optimizer_state"
 _INDEX = f"{STEM}.safetensors.index.json"
 
 
@@ -40,7 +40,8 @@ class StatePlan:
 
     Attributes:
         made: the model's plan.
-        source, mode: the state it grows from, and how.
+        source: the optimizer state that it grows from.
+        treatment: what copies get of the source's moments; one of moments.TREATMENTS.
         moments: every moment, by its name on disk.
         shards: the output files.
         fresh: tensors that start without moments.
@@ -48,7 +49,7 @@ class StatePlan:
 
     made: Plan
     source: SourceState
-    mode: str
+    treatment: str
     moments: dict[str, MomentPlan]
     shards: tuple[Shard, ...]
     fresh: tuple[str, ...]
@@ -64,7 +65,7 @@ class StatePlan:
         stat = self.source.file.stat()
         headers = [hashlib.sha256(shard.header).hexdigest() for shard in self.shards]
         times = f"{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-        return f"{self.source.file.resolve()}:{times}:{self.mode}:{headers}"
+        return f"{self.source.file.resolve()}:{times}:{self.treatment}:{headers}"
 
     @property
     def steps(self) -> dict[str, int]:
@@ -82,35 +83,39 @@ class StatePlan:
         """What it is, for people."""
         kept = len({m.tensor.name for m in self.moments.values()})
         after = f" after {self.step:,} steps" if self.step is not None else ""
-        return f"{self.source.optimizer}{after}, {self.mode}: {kept} tensors with moments, {len(self.fresh)} afresh"
+        return (
+            f"{self.source.optimizer}{after}, {self.treatment}: {kept} tensors with moments, {len(self.fresh)} afresh"
+        )
 
 
 def plan(
-    made: Plan, origin: Checkpoint, where: str | os.PathLike[str] | None, *, mode: str, shard_size: str | int
+    made: Plan, origin: Checkpoint, where: str | os.PathLike[str] | None, *, treatment: str, shard_size: str | int
 ) -> StatePlan:
-    """Plan the growth of a training state.
+    """Plan the growth of an optimizer state.
 
     Args:
         made, origin: the model's plan and its source.
         where: the checkpoint that holds the source's optimizer state.
-        mode: one of moments.MODES.
+        treatment: one of moments.TREATMENTS.
         shard_size: largest file.
 
     Raises:
-        GrowthError: an unknown mode, or moments that say nothing about this growth.
+        GrowthError: an unknown treatment, or moments that say nothing about this growth.
         CheckpointError: there is no optimizer state of this source.
     """
-    if mode not in moments.MODES:
-        raise GrowthError("unknown state-mode", field="state_mode", found=mode, expected=", ".join(moments.MODES))
+    if treatment not in moments.TREATMENTS:
+        raise GrowthError("unknown treatment of the moments", field="moments", found=treatment,
+                          expected=", ".join(moments.TREATMENTS))  # fmt: skip
     if where is None:
-        raise GrowthError("no state to treat so", field="state_mode", found=mode, cure="give --state CHECKPOINT")
+        raise GrowthError("no optimizer state, so there are no moments to treat like this", field="moments",
+                          found=treatment, cure="give --optimizer-state CHECKPOINT")  # fmt: skip
     for impossible, field, why in (
         (made.growth.expansion == "diagonal", "expansion", "copies of a diagonal expansion get different gradients"),
         (made.growth.experts is not None, "experts", "an expert sees only some of what the dense layer has seen"),
     ):
-        if impossible and mode != "reset":
+        if impossible and treatment != "reset":
             raise GrowthError(f"the source's moments say nothing here: {why}", field=field,
-                              found=getattr(made.growth, field), cure="--state-mode reset")  # fmt: skip
+                              found=getattr(made.growth, field), cure="--moments reset")  # fmt: skip
     source = reader.read(Path(where), origin)
     cut = {made.family.tie.embedding} if made.untied and made.family.tie else set()
     stack = made.growth.depth_mode == "stack"
@@ -118,7 +123,7 @@ def plan(
     fresh = []
     for tensor in made.tensors:
         past = source.moments.get(tensor.source, {})
-        if mode == "reset" or not past or tensor.source in cut or not (tensor.original or stack):
+        if treatment == "reset" or not past or tensor.source in cut or not (tensor.original or stack):
             fresh.append(tensor.name)
             continue
         for kind, like in past.items():
@@ -126,14 +131,14 @@ def plan(
             found[moment.name] = moment
     stored = [Stored(m.name, m.stored, m.tensor.shape, m.nbytes) for m in found.values()]
     shards = lay_out(stored, shard_size=shard_size, stem=STEM) if stored else []
-    return StatePlan(made, source, mode, found, tuple(shards), tuple(fresh))
+    return StatePlan(made, source, treatment, found, tuple(shards), tuple(fresh))
 
 
 def write(made: StatePlan, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
     """Write every file that is not finished yet."""
 
     def pieces(name: str) -> Iterator[Tensor]:
-        return moments.grown_slices(made.moments[name], made.made, made.source, made.mode)
+        return moments.grown_slices(made.moments[name], made.made, made.source, made.treatment)
 
     write_shards(made.shards, target, pieces, stage="state", threads=threads, progress=progress)
     if len(made.shards) > 1:
@@ -148,19 +153,19 @@ def prove(made: StatePlan, place: Path) -> list[str]:
         f"{name}: {wrong}"
         for name, moment in made.moments.items()
         if (
-            wrong := moments.compare(output, moment, made.made, made.source, made.mode)
+            wrong := moments.compare(output, moment, made.made, made.source, made.treatment)
             if name in output.entries
-            else "missing from the training state"
+            else "missing from the optimizer state"
         )
     ]
 
 
 def record(made: StatePlan, place: Path) -> dict[str, Any]:
-    """The receipt's part: optimizer, mode, steps, the source's settings, and hashes."""
+    """The receipt's part: optimizer, treatment of the moments, steps, the source's settings, and hashes."""
     output = opened(place)
     return {
         "optimizer": made.source.optimizer,
-        "mode": made.mode,
+        "moments": made.treatment,
         "step": made.step,
         "steps": {name: own for name, own in made.steps.items() if own != made.step},
         "settings": made.source.settings,
@@ -170,7 +175,7 @@ def record(made: StatePlan, place: Path) -> dict[str, Any]:
 
 
 def files(place: Path) -> dict[str, Path]:
-    """Every moment in a directory, and the file that holds it; empty if it holds no training state."""
+    """Every moment in a directory, and the file that holds it; empty if it holds no optimizer state."""
     return {name: place / entry.file for name, entry in opened(place).entries.items()}
 
 
@@ -187,11 +192,11 @@ def opened(place: Path) -> TensorFiles:
 
 
 def compare_hashes(told: dict[str, Any], place: Path) -> list[str]:
-    """What is wrong with a directory's training state by its receipt; nothing if it has been taken away altogether."""
+    """What is wrong with a directory's optimizer state by its receipt; nothing if it has been taken away altogether."""
     there = opened(place)
     return [
         f"{name}: "
-        + ("missing from the training state" if name not in there.entries else "not the moments that were written")
+        + ("missing from the optimizer state" if name not in there.entries else "not the moments that were written")
         for name, value in told["sha256"].items()
         if there.entries and (name not in there.entries or digest(there, name) != value)
     ]

@@ -45,10 +45,13 @@ def train(model: Path, output: Path, given: Mapping[str, Any], *, seed: int, scr
     return ["train", str(model), *options(Training, told)]
 
 
+_MOMENTS = {"grow": "copy", "asymmetric": "first-copy", "reset": "reset"}  # a study's word -> the command line's
+
+
 def grow(source: Path, target: Path, growth: Growth, *, state: Path | None, mode: str | None) -> list[str]:
     """`hyperclone grow`."""
     told = {field.name: getattr(growth, field.name) for field in fields(Growth)}
-    extra = [] if state is None else ["--state", str(state), "--state-mode", str(mode)]
+    extra = [] if state is None else ["--optimizer-state", str(state), "--moments", _MOMENTS[str(mode)]]
     return ["grow", str(source), str(target), *options(Growth, told), *extra]
 
 

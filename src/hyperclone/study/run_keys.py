@@ -34,7 +34,9 @@ def model(place: Path) -> str:
     """
     told = receipt.read(place)
     family = told.family.text if told is not None and told.family is not None else None
-    grown = [] if told is None else [asdict(told.growth), told.source_config, family, told.training, told.state]
+    grown = (
+        [] if told is None else [asdict(told.growth), told.source_config, family, told.training, told.optimizer_state]
+    )
     return of(_digests(file for pattern in _MODEL for file in sorted(place.glob(pattern))), *grown)
 
 

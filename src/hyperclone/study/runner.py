@@ -169,7 +169,7 @@ class Runner:
             place = hub.resolve(arm.source.model if arm.source else str(arm.model))
             told = receipt.read(place)
             grown = told is not None and told.growth.wider
-            asymmetric = told is not None and told.asymmetric
+            asymmetric = told is not None and told.first_copy_moments
         else:
             grown = arm.kind == "clone" and Growth(**arm.growth).wider
             asymmetric = arm.state == "asymmetric"

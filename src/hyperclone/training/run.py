@@ -173,7 +173,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
 def _with_optimizer(training: Training, output: Path, law: Path | None, *, moments: bool) -> Training:
     """The request with its optimizer: as asked for, as the run began, or the usual one."""
     told = receipt.read(law) if law else None
-    asymmetric = moments and told is not None and told.asymmetric
+    asymmetric = moments and told is not None and told.first_copy_moments
     usual = usual_optimizer(
         grown=told is not None and told.growth.wider, asymmetric=asymmetric, lr_rule=training.lr_rule
     )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _STAGES = {
     "grow": "Growing",
-    "state": "Growing state",
+    "state": "Growing moments",
     "prove": "Proving weights",
     "compare": "Proving behaviour",
     "collapse": "Collapsing",
