@@ -1,4 +1,4 @@
-"""How exact a growth is: the figures of docs/architecture.md.
+"""How exact a growth is: the figures of docs/mathematics.md.
 
 python bench/exactness.py level                        # realised noise level of the exact split
 python bench/exactness.py tolerance --work /scratch    # how much of the derived tolerance small models use

@@ -3,7 +3,7 @@
     import hyperclone
     hyperclone.grow("path/or/hub-id", "grown", hyperclone.Growth(width=2))
 
-The method is HyperCloning (Samragh et al. 2024, arXiv 2409.12903); docs/architecture.md derives the arithmetic.
+The method is HyperCloning (Samragh et al. 2024, arXiv 2409.12903); docs/mathematics.md derives the arithmetic.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Where the copies along an axis (hidden, ffn, heads) are equal to the last bit in every tensor that reads or writes it,
 exchanging two of them is a symmetry of the network. So they compute the same and receive equal gradients, and stay
-equal whatever the training (docs/architecture.md, section 3). Only dropout, or new noise, can end that.
+equal whatever the training (docs/mathematics.md, section 3). Only dropout, or new noise, can end that.
 """
 
 from __future__ import annotations

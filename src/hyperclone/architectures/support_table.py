@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "any: any number of units; multiples: 2x, 3x, ...; (any): any where the remark says so, else multiples.",
-    "with hidden: by the factor of the hidden size. Where that is no multiple: in fp32, or --allow-rounding.",
+    "with hidden: by the factor of the hidden size; in fp32 or with --allow-rounding where that is no multiple.",
     "Query heads grow in whole groups, and KV heads with them; experts stay as many as they are.",
     "Layers: by identity (they add nothing yet: exact), or stacked (the model repeated: not exact).",
 )
@@ -121,7 +121,7 @@ def markdown() -> str:
         "",
         "Generated from [the family files](../src/hyperclone/architectures/families) "
         "by `hyperclone families --markdown`.",
-        "How to add one: [docs/architecture.md](architecture.md#adding-an-architecture).",
+        "How to add one: [docs/family-files.md](family-files.md#adding-an-architecture).",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---" * len(COLUMNS) + "|",

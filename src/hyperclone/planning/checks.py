@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hyperclone.planning.plan import TensorPlan
 
 # Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
-# unit in the last place, until none is left (docs/architecture.md, measured). Gaussian shares that are louder than the
+# unit in the last place, until none is left (docs/mathematics.md, measured). Gaussian shares that are louder than the
 # weights cancel, and what rounding takes from them is missing from the function.
 _LEVELS = {
     "split": {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)},

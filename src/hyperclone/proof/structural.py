@@ -1,7 +1,7 @@
 """The structural proof: the files on disk collapse to the source, weight for weight.
 
 Streams over both checkpoints, so it works at any size, and needs no forward pass: if every output unit repeats and
-the shares of every input unit sum to the source's weight, each layer maps copies to copies (docs/architecture.md).
+the shares of every input unit sum to the source's weight, each layer maps copies to copies (docs/mathematics.md).
 With the exact split the sums are compared bit for bit; with Gaussian noise against the bound that rounding allows.
 """
 

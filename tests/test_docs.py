@@ -1,0 +1,172 @@
+"""The documents agree with the repository: links, paths, options, the code map, one sentence a line."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+
+from hyperclone.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+BLOB = "https://github.com/hyperclone/hyperclone/blob/main/"  # so that README's links work on a package index, too
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PROSE = [page for page in PAGES if page.parent.name == "docs" or page.name == "README.md"]
+PROSE_IDS = [page.name for page in PROSE]
+_HISTORY = {"log.md", "CHANGELOG.md"}  # they may name what is gone
+
+_FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_PATH = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)+[\w-]+\.(?:py|toml|yaml))(?![\w*])")
+_COMMAND = re.compile(r"(?:-m )?\bhyperclone ((?:family draft|[a-z]+)\b[^#\n|`]*)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_TWO = re.compile(r"""(?<!\b[A-Z])[.!?][)"”*_`]*\s+["“(*_\[]*[A-Z`]""")  # a sentence ends, and another begins
+_OTHER_PROGRAMS = {  # torchrun, pip, git; bench scripts
+    "--nnodes", "--nproc-per-node", "--node-rank", "--rdzv-backend", "--rdzv-endpoint", "--no-deps", "--dest",
+    "--config_file", "--gpus", "--mfu", "--size",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_anchors_exist(page: Path) -> None:
+    broken = [link for link in links(page.read_text("utf-8")) if not reaches(page, link)]
+    assert not broken
+
+
+@pytest.mark.parametrize("page", [p for p in PROSE if p.name not in _HISTORY], ids=lambda page: page.name)
+def test_paths_that_are_named_exist(page: Path) -> None:
+    named = set(_PATH.findall(written(page)))
+    assert not {path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "src/hyperclone"))}
+
+
+@pytest.mark.parametrize("page", PROSE, ids=PROSE_IDS)
+def test_options_that_are_shown_belong_to_their_command(page: Path) -> None:
+    text = written(page).replace("\\\n", " ")
+    assert not {f"{command} {flag}" for command, flags in commands(text) for flag in flags - options_of(command)}
+
+
+@pytest.mark.parametrize("page", [p for p in PROSE if p.name not in _HISTORY], ids=lambda page: page.name)
+def test_options_that_are_named_are_options_of_some_command(page: Path) -> None:
+    every = set().union(*(options_of(name) for name in all_commands())) | _OTHER_PROGRAMS
+    assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]*", written(page))) - every
+
+
+@pytest.mark.parametrize("page", PROSE, ids=PROSE_IDS)
+def test_a_line_has_one_sentence_and_a_sentence_one_line(page: Path) -> None:
+    lines = list(prose_lines(written(page)))
+    assert not [line for line, _ in lines if _TWO.search(line)], "two sentences on a line"
+    assert not [line for line, continued in lines if continued and not re.search(r"[.!?:)\]]\W*$", line)], "wrapped"
+
+
+def test_sentences_are_told_apart() -> None:
+    assert _TWO.search("One. Two.")
+    assert _TWO.search("One (or two.) Three.")
+    assert _TWO.search("**One.** *Two* follows.")
+    assert _TWO.search("It is 2.5. `code` follows.")
+    assert not _TWO.search("Samragh et al. 2024 report 2.2x, e.g. in `a.b` and on H. Smith's page.")
+
+
+def test_the_code_map_is_the_tree() -> None:
+    page = ROOT / "docs" / "code-map.md"
+    assert page.read_text("utf-8") == code_map().with_tables(page.read_text("utf-8")), "run: python docs/code_map.py"
+    for package in (ROOT / "src/hyperclone").iterdir():
+        if (package / "__init__.py").is_file():
+            section = page.read_text("utf-8").split(f"### {package.name}/\n")[1].split("\n### ")[0]
+            for module in package.rglob("[!_]*.py"):
+                assert f"`{module.relative_to(package)}`" in section
+
+
+def test_the_reference_has_every_option_of_a_training() -> None:
+    page = (ROOT / "docs" / "training-reference.md").read_text("utf-8")
+    named = set(re.findall(r"`(--[a-z0-9-]+)`", page))
+    assert options_of("train") - {"--help"} <= named
+
+
+def test_every_key_of_a_family_file_is_explained() -> None:
+    page = (ROOT / "docs" / "family-files.md").read_text("utf-8")
+    files = (ROOT / "src/hyperclone/architectures/families").glob("*.toml")
+    keys = set().union(*(tomllib.loads(file.read_text("utf-8")) for file in files))
+    assert not {key for key in keys if f"| `{key}` |" not in page}
+
+
+def written(page: Path) -> str:
+    """A page without what is made of docstrings."""
+    return page.read_text("utf-8").split("<!-- begin: python docs/code_map.py -->")[0]
+
+
+def links(text: str) -> Iterator[str]:
+    """Targets that lie in this repository."""
+    for link in _LINK.findall(_FENCE.sub("", text)):
+        if link.startswith(BLOB):
+            yield "/" + link.removeprefix(BLOB)
+        elif not re.match(r"[a-z]+:", link):
+            yield link
+
+
+def reaches(page: Path, link: str) -> bool:
+    """Whether a link leads to a file, and to a heading if it names one."""
+    path, _, anchor = link.partition("#")
+    target = ROOT / path[1:] if path.startswith("/") else page.parent / path if path else page
+    return target.exists() and (not anchor or anchor in anchors(target.read_text("utf-8")))
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(text: str) -> Iterator[tuple[str, set[str]]]:
+    """(command, its flags) of every `hyperclone COMMAND ...` in a text."""
+    for shown in _COMMAND.findall(text):
+        name = next((name for name in all_commands() if re.match(rf"{name}\b", shown)), None)
+        if name is not None:
+            yield name, set(_FLAG.findall(shown))
+
+
+@cache
+def all_commands() -> dict[str, Any]:
+    """Every command by the words that call it."""
+    group: Any = typer.main.get_command(app)  # click's types have moved between versions of typer
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        below = getattr(command, "commands", None)
+        found |= {name: command} if below is None else {f"{name} {sub}": each for sub, each in below.items()}
+    return found
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    """All spellings of a command's options."""
+    spelled = (option for p in all_commands()[command].params for option in (*p.opts, *p.secondary_opts))
+    return {option for option in spelled if option.startswith("--")} | {"--help"}
+
+
+def prose_lines(text: str) -> Iterator[tuple[str, bool]]:
+    """(line, whether the paragraph continues below it) outside code, tables, headings and comments."""
+    text = re.sub(r"<!-- table: .*?<!-- end -->", "", _FENCE.sub("", text), flags=re.DOTALL)
+    lines = [*text.splitlines(), ""]
+    for line, below in pairwise(lines):
+        if re.match(r"\s*(\||#|<!--|!\[|$)", line):
+            continue
+        line = re.sub(r"`[^`]+`", "`code`", re.sub(r"^\s*(?:[*-]|\d+\.|>) ", "", line).strip())
+        yield line, bool(re.match(r"\s*[^\s*\-|#<>!\d]", below))
+
+
+def code_map() -> ModuleType:
+    """docs/code_map.py."""
+    spec = importlib.util.spec_from_file_location("code_map", ROOT / "docs" / "code_map.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
