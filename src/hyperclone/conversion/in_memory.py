@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from typing import Any
 
@@ -14,7 +13,8 @@ from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.expansion import grown_tensors
-from hyperclone.hf import models
+from hyperclone.hf.models import build_like
+from hyperclone.hf.parameter_names import saved_tensors
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
@@ -26,12 +26,8 @@ class InMemory:
     """A transformers model seen as a checkpoint: config, entries and rows under the names they have on disk."""
 
     def __init__(self, model: Any, *, family: Family | None = None) -> None:
-        from transformers.core_model_loading import revert_weight_conversion
-
         self.config: dict[str, Any] = model.config.to_dict()
-        tied = set(model.all_tied_weights_keys)  # not on disk either
-        state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-        self.tensors: dict[str, Tensor] = revert_weight_conversion(model, state)
+        self.tensors = saved_tensors(model)
         names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
         self.entries: dict[str, Entry] = {}
         for name, tensor in self.tensors.items():
@@ -94,13 +90,7 @@ def realise(model: Any, origin: InMemory, made: Plan) -> Any:
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
     tensors = {t.name: torch.cat(list(grown_tensors.grown_slices(t, made, origin))) for t in made.tensors}
     dtype = grown_tensors.stored_type(made.tensors[0])
-    with models.quiet():
-        config = type(model.config).from_dict(made.config)
-        result = type(model).from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype, attn_implementation=model.config._attn_implementation
-        )
-    result.name_or_path = config._name_or_path = model.config._name_or_path
-    result.generation_config = copy.deepcopy(model.generation_config)
+    result = build_like(model, config=made.config, tensors=tensors, dtype=dtype)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(trained.get(name, True))

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from hyperclone.errors import CheckpointError, HypercloneError
-from hyperclone.hf import models, tiny_models
+from hyperclone.hf import tiny_models
+from hyperclone.hf.models import quiet
+from hyperclone.hf.parameter_names import on_disk, tied_names
 
 Shape = tuple[int, ...]
 
@@ -72,12 +74,8 @@ class Built:
 
 def build(config: Mapping[str, Any]) -> Built | None:
     """The model of a config, on the meta device; None where transformers finds fault with the config."""
-    from transformers.core_model_loading import revert_weight_conversion
-    from transformers.utils import logging
-
     try:
-        with models.quiet():
-            logging.set_verbosity(logging.CRITICAL)  # what a config refuses is what we want to find out
+        with quiet(errors=True):  # what a config refuses is what we want to find out
             model = tiny_models.build(config, device="meta")
     except HypercloneError:
         raise
@@ -89,15 +87,9 @@ def build(config: Mapping[str, Any]) -> Built | None:
         module = name.rpartition(".")[0]
         parents = [module, *(module[: dot.start()] for dot in re.finditer(r"\.", module))]
         attention = any("attention" in type(modules[parent]).__name__.lower() for parent in parents)
-        for stored, tensor in revert_weight_conversion(model, {name: parameter}).items():
+        for stored, tensor in on_disk(model, name, parameter).items():
             tensors[stored] = Stored(stored, tuple(tensor.shape), kind(modules[module]), module, attention)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-
-    def on_disk(name: str) -> str:
-        return str(next(iter(revert_weight_conversion(model, {name: parameters[name]}))))
-
-    tied = {on_disk(one): on_disk(other) for one, other in dict(model.all_tied_weights_keys).items()}
-    return Built(tensors, tied)
+    return Built(tensors, tied_names(model))
 
 
 def _persistent_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
@@ -188,7 +180,7 @@ def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], se
     kind = config.get("model_type")
     if kind in CONFIG_MAPPING:
         try:
-            with models.quiet():
+            with quiet():
                 read = CONFIG_MAPPING[kind].from_dict(dict(config))
         except Exception as error:
             raise CheckpointError("transformers cannot read this config", file="config.json",

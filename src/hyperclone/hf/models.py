@@ -1,10 +1,11 @@
-"""Stock transformers, quietly: load a model or tokenizer from a directory as any user would.
+"""Unmodified transformers, quietly: load a model or tokenizer from a directory as any user would.
 
 Nothing here knows about growth. Remote code is never run and pickle is never read.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hyperclone.errors import CheckpointError, HypercloneError
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars, log lines and warnings; put its settings back afterwards."""
+def quiet(*, errors: bool = False) -> Iterator[None]:
+    """Silence transformers' progress bars, log lines and warnings; put its settings back afterwards.
+
+    Args:
+        errors: silence what transformers logs as an error too, for trying configs of which some must fail.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL if errors else logging.ERROR)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -56,6 +62,47 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
             raise CheckpointError("transformers cannot load this model", file=path, found=_first_line(error)) from error
     wrong = [f"{name}: {kind.replace('_', ' ')}" for kind, names in info.items() for name in sorted(map(str, names))]
     return model.eval(), wrong
+
+
+def load_without_weights(path: Path) -> Any:
+    """A directory's causal language model on device meta: its parameters in their order, and how they are saved.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except Exception as error:  # whatever a config can provoke in there
+            raise CheckpointError("transformers cannot build this model", file=path, found=error) from error
+
+
+def build_like(model: Any, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """A model of the same class, attention and name with another config and other weights.
+
+    Args:
+        model: the model to be like, in memory.
+        config: the new model's, as config.json has it.
+        tensors: the new weights by the names they have on disk.
+        dtype: of the new weights.
+    """
+    with quiet():
+        new_config = type(model.config).from_dict(dict(config))
+        new = type(model).from_pretrained(
+            None, config=new_config, state_dict=tensors, dtype=dtype, attn_implementation=attention(model)
+        )
+    new.name_or_path = new_config._name_or_path = model.config._name_or_path
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return new
+
+
+def attention(model: Any) -> str:
+    """The attention that a model computes with: "sdpa", "eager", "flash_attention_2", ..."""
+    return str(model.config._attn_implementation)
 
 
 def load_tokenizer(path: Path) -> Any | None:

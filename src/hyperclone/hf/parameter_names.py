@@ -54,10 +54,30 @@ def on_disk(model: Any, name: str, value: Tensor) -> dict[str, Tensor]:
         name: of the parameter, in memory.
         value: a tensor of the parameter's shape: its content, a moment, indices, or on device meta.
     """
+    return _revert(model, {name: value})
+
+
+def saved_tensors(model: Any) -> dict[str, Tensor]:
+    """Every tensor that saving a bare model writes, by its name on disk; of tied ones the first only."""
+    tied = set(model.all_tied_weights_keys)
+    return _revert(model, {name: tensor for name, tensor in model.state_dict().items() if name not in tied})
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Tied tensors by their names on disk: the one that is not saved -> the one that it shares its values with."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def on_disk_name(name: str) -> str:
+        return next(iter(on_disk(model, name, parameters[name])))
+
+    return {on_disk_name(name): on_disk_name(other) for name, other in dict(model.all_tied_weights_keys).items()}
+
+
+def _revert(model: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     from transformers.core_model_loading import revert_weight_conversion
 
-    found: dict[str, Tensor] = revert_weight_conversion(model, {name: value})
-    return found
+    tensors: dict[str, Tensor] = revert_weight_conversion(model, state)
+    return tensors
 
 
 def disk_names(model: Any, name: str, shape: torch.Size) -> dict[str, torch.Size]:
@@ -75,10 +95,3 @@ def in_memory(model: Any, name: str, shape: torch.Size, stored: dict[str, Tensor
     for key, place in places.items():
         value[place.flatten().long()] = stored[key].flatten()
     return value.view(shape)
-
-
-def decayed(model: Any) -> set[str]:
-    """Names of the parameters that transformers' Trainer applies weight decay to: neither biases nor norms."""
-    from transformers import Trainer
-
-    return {clean(name) for name in Trainer.get_decay_parameter_names(None, model)}  # it does not look at the trainer

@@ -20,6 +20,7 @@ from hyperclone.architectures.family import Family
 from hyperclone.conversion import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
+from hyperclone.hf.trainer import decayed_names
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import ADJUSTMENTS
 
@@ -75,7 +76,7 @@ def param_groups(
                           cure='give an AdamW the groups of part="rest"')  # fmt: skip
     inner = parameter_names.bare(model)
     told = _settings(inner, receipt)
-    decayed = parameter_names.decayed(inner)
+    decayed = decayed_names(inner)
     eps = _EPS.get(optimizer) if eps is None else eps
     groups: dict[tuple[float, ...], dict[str, Any]] = {}
     for name, parameter in parameter_names.parameters(model):

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
-from hyperclone.hf import models, parameter_names
+from hyperclone.hf import parameter_names
+from hyperclone.hf.models import load_without_weights
+from hyperclone.hf.trainer import decayed_names
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.optimizer_state import distributed
@@ -87,7 +89,7 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
     Raises:
         CheckpointError: it cannot be found, cannot be read, or belongs to another model.
     """
-    model = _on_meta(origin)
+    model = load_without_weights(origin.path)
     wanted = {name: parameter.shape for name, parameter in parameter_names.parameters(model)}
     stored = _open(path, model, wanted)
     kinds = {kind for moments in stored.moments.values() for kind in moments}
@@ -118,19 +120,6 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
                 moments.setdefault(key, {})[kind] = part
     steps = {key: stored.steps[name] for key, name in parameter.items() if name in stored.steps}
     return SourceState(stored.file, optimizer, moments, steps, stored.settings, stored, model, parameter)
-
-
-def _on_meta(origin: Checkpoint) -> Any:
-    """The source's model without weights: its parameters in their order, and how they are saved."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with models.quiet():
-        try:
-            config = AutoConfig.from_pretrained(origin.path, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except Exception as error:  # whatever a config can provoke in there
-            raise CheckpointError("transformers cannot build this model", file=origin.path, found=error) from error
 
 
 def _open(path: Path, model: Any, wanted: Mapping[str, torch.Size]) -> Stored:
@@ -195,7 +184,7 @@ def _numbered(file: Path, model: Any, wanted: Mapping[str, torch.Size], groups: 
     elif all(isinstance(key, str) for key in keys):
         order = [parameter_names.clean(key) for key in keys]
     else:
-        decayed = parameter_names.decayed(model)
+        decayed = decayed_names(model)
         parts = [name for name in wanted if name in decayed], [name for name in wanted if name not in decayed]
         order = list(wanted) if len(groups) == 1 else [name for part in parts for name in part]
         sizes = [len(part) for part in parts] if len(groups) > 1 else [len(wanted)]

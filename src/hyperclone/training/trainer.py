@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate

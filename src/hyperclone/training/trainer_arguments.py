@@ -13,6 +13,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hyperclone.hf import models, parameter_names
+from hyperclone.hf.trainer import decayed_names, use_one_device
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
 
@@ -67,15 +68,13 @@ def arguments(
         ddp_backend=None if gpu or processes == 1 else "gloo",  # a backend for one process is an error of accelerate
         **sharding,
     )
-    made._n_gpu = min(
-        made.n_gpu, 1
-    )  # several GPUs in one process would multiply the batch; processes share it (torchrun)
+    use_one_device(made)  # several GPUs take a process each (torchrun)
     return made
 
 
 def plain_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """One learning rate everywhere; norms and biases do not decay, as in Trainer."""
-    decayed = parameter_names.decayed(parameter_names.bare(model))
+    decayed = decayed_names(parameter_names.bare(model))
     named = [(name, p) for name, p in parameter_names.parameters(model) if p.requires_grad]
     return [
         {
