@@ -163,7 +163,7 @@ def test_a_wrong_reading_is_not_called_proved(tmp_path: Path, monkeypatch: pytes
     right = drafting.draft(source)
     assert right.proved
     assert '"(heads 3 head_dim) <- hidden"' in right.text
-    monkeypatch.setattr(drafting, "_candidates", lambda known: iter([toml_text.Candidate()]))
+    monkeypatch.setattr(drafting, "_candidates", lambda known: iter([toml_text.Hypothesis()]))
     wrong = drafting.draft(source)
     assert '"(3 heads head_dim) <- hidden"' in wrong.text
     assert not wrong.proved

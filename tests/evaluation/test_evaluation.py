@@ -231,8 +231,8 @@ def test_figures_are_those_of_plain_forward_passes(side_by_side: evaluate.Evalua
 
 
 def test_the_error_of_a_difference_is_that_of_paired_documents() -> None:
-    def answers(outcomes: list[float]) -> evaluation_scores.Answers:
-        return evaluation_scores.Answers("piqa", {"acc": statistics.mean(outcomes)}, {"acc": outcomes}, [[0.0]] * 4)
+    def answers(outcomes: list[float]) -> evaluation_scores.TaskAnswers:
+        return evaluation_scores.TaskAnswers("piqa", {"acc": statistics.mean(outcomes)}, {"acc": outcomes}, [[0.0]] * 4)
 
     mine, source = answers([1, 1, 0, 1]), answers([1, 0, 0, 1])
     (row,) = evaluation_scores.rows(mine, source)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hyperclone import Growth
 from hyperclone.errors import GrowthError, HypercloneError
-from hyperclone.io.shards import Stored, lay_out
+from hyperclone.io.shards import TensorHeader, lay_out
 from hyperclone.planning.growth import resolve
 from hyperclone.units import parse_size
 
@@ -240,7 +240,7 @@ def test_what_is_no_shard_size_is_refused(text: str) -> None:
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, None])
 def test_a_number_that_is_no_shard_size_is_refused(size: Any) -> None:
     with pytest.raises(GrowthError, match="shard_size"):
-        lay_out([Stored("a", "F32", (1,), 4)], shard_size=size)
+        lay_out([TensorHeader("a", "F32", (1,), 4)], shard_size=size)
 
 
 @MANY
@@ -254,7 +254,7 @@ def test_shards_hold_every_tensor_once_in_order_aligned_and_within_their_size(
     sizes: list[tuple[int, str]], shard_size: int
 ) -> None:
     width = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-    tensors = [Stored(f"t{i}", dtype, (n,), n * width[dtype]) for i, (n, dtype) in enumerate(sizes)]
+    tensors = [TensorHeader(f"t{i}", dtype, (n,), n * width[dtype]) for i, (n, dtype) in enumerate(sizes)]
     files = lay_out(tensors, shard_size=shard_size)
     names = [name for file in files for name in sorted(file.offsets, key=lambda n: int(n[1:]))]
     assert names == [tensor.name for tensor in tensors]

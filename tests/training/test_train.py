@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import hyperclone
 from hyperclone.errors import DestinationError, HypercloneError, TrainingError
-from hyperclone.evaluation.evaluate import Answers
+from hyperclone.evaluation.scores import TaskAnswers
 from hyperclone.training import metrics, run_record
 from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
@@ -352,7 +352,7 @@ def test_tasks_are_noted_and_change_nothing(
             assert not model.training
             torch.rand(7), np.random.rand(7)
             torch.manual_seed(99)
-            return {"piqa": Answers("piqa", {"acc": 0.5}, {}, [])}
+            return {"piqa": TaskAnswers("piqa", {"acc": 0.5}, {}, [])}
 
     hyperclone.train(request(grown, text, tmp_path / "without"))
     monkeypatch.setattr("hyperclone.training.task_callback.evaluate.choose", lambda names, wheel: Chosen())

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperclone.anatomy.weights import Sides, compare_copies
+from hyperclone.anatomy.weights import CopyComparison, compare_copies
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.grown_tensors import map_of
 from hyperclone.hf import logits, models, parameter_names
@@ -26,7 +26,7 @@ from hyperclone.planning.plan import Plan
 TOKENS = 256
 
 
-def of_directory(path: Path, made: Plan) -> tuple[dict[str, Sides], str]:
+def of_directory(path: Path, made: Plan) -> tuple[dict[str, CopyComparison], str]:
     """(copies in what each matrix reads, by its name on disk; on which text), by stock transformers in fp32.
 
     Nothing, and the reason, where the model does not fit into memory.
@@ -49,12 +49,12 @@ def of_directory(path: Path, made: Plan) -> tuple[dict[str, Sides], str]:
 
 
 @torch.inference_mode()
-def of_model(model: Any, made: Plan, ids: Tensor) -> dict[str, Sides]:
+def of_model(model: Any, made: Plan, ids: Tensor) -> dict[str, CopyComparison]:
     """Copies in what each matrix reads when the model reads `ids` (B, S); by the matrix's name on disk.
 
     Experts that transformers keeps in one parameter are left out.
     """
-    found: dict[str, Sides] = {}
+    found: dict[str, CopyComparison] = {}
     readers = {
         t.name: columns
         for t in made.tensors
@@ -76,7 +76,7 @@ def of_model(model: Any, made: Plan, ids: Tensor) -> dict[str, Sides]:
 
 
 def _watch(
-    found: dict[str, Sides], stored: list[str], columns: CopyMap
+    found: dict[str, CopyComparison], stored: list[str], columns: CopyMap
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def look(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         for value in (*positional, *named.values()):

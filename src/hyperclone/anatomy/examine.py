@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.anatomy import locked as anatomy_locks
-from hyperclone.anatomy.weights import Sides, Spectrum, compare_copies, mean, spectrum
+from hyperclone.anatomy.weights import CopyComparison, Spectrum, compare_copies, mean, spectrum
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import indices
 from hyperclone.conversion import receipt
@@ -40,7 +40,7 @@ _IN_USE = 1e-4  # of the squares: activations of copies that differ by a hundred
 
 
 @dataclass(frozen=True)
-class Measured:
+class TensorAnatomy:
     """One matrix.
 
     Attributes:
@@ -56,11 +56,11 @@ class Measured:
     layer: int | None
     kind: str
     shape: tuple[int, ...]
-    read: Sides | None
-    write: Sides | None
+    read: CopyComparison | None
+    write: CopyComparison | None
     spectrum: Spectrum | None = None
     source_spectrum: Spectrum | None = None
-    active: Sides | None = None
+    active: CopyComparison | None = None
 
     @property
     def input_symmetry(self) -> float | None:
@@ -112,7 +112,7 @@ class Anatomy:
     sizes: dict[str, tuple[int, int]]
     locked: tuple[str, ...]
     depth: int
-    tensors: list[Measured]
+    tensors: list[TensorAnatomy]
     activations: str
     dropout: bool = False
     notes: list[str] = field(default_factory=list)
@@ -207,7 +207,7 @@ def examine(
             one = replace(one, source_spectrum=spectrum(source))
         measured.append(one)
         meter.add(output.entries[tensor.name].nbytes)
-    active: dict[str, Sides] = {}
+    active: dict[str, CopyComparison] = {}
     text = "not asked for"
     if activations:
         from hyperclone.anatomy import activations as anatomy_activations
@@ -241,14 +241,16 @@ def _check_shapes(made: Plan, output: Checkpoint, origin: Checkpoint | None) -> 
                 )  # fmt: skip
 
 
-def measure(stored: torch.Tensor, tensor: TensorPlan, made: Plan, *, ranks: bool = True) -> Measured:
+def measure(stored: torch.Tensor, tensor: TensorPlan, made: Plan, *, ranks: bool = True) -> TensorAnatomy:
     """One matrix, as it is stored; `ranks`: with its spectrum."""
     grown = grown_tensors.map_of(tensor, made)
     matrix = grown.as_matrix(stored)
     layer, kind = position(tensor, made)
     columns, rows = compare_copies(matrix, grown.columns), compare_copies(matrix.T, grown.rows)
     read, write = (columns, rows) if grown.splits else (None, columns or rows)
-    return Measured(tensor.name, layer, kind, tuple(stored.shape), read, write, spectrum(matrix) if ranks else None)
+    return TensorAnatomy(
+        tensor.name, layer, kind, tuple(stored.shape), read, write, spectrum(matrix) if ranks else None
+    )
 
 
 def position(tensor: TensorPlan, made: Plan) -> tuple[int | None, str]:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperclone.anatomy.examine import Anatomy, Measured
+from hyperclone.anatomy.examine import Anatomy, TensorAnatomy
 from hyperclone.anatomy.weights import mean
 from hyperclone.errors import DestinationError, HypercloneError
 
-_Value = Callable[[Measured], float | None]
+_Value = Callable[[TensorAnatomy], float | None]
 _OUTSIDE = "outside of layers"
 
 

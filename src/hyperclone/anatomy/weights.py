@@ -33,7 +33,7 @@ _PIECE = 1 << 22  # weights worked on at once
 
 
 @dataclass(frozen=True)
-class Sides:
+class CopyComparison:
     """The copies along one dimension: symmetry, apart (see the module), and whether they are equal to the last bit."""
 
     symmetry: float
@@ -51,7 +51,7 @@ class Spectrum:
     stable_rank: float
 
 
-def compare_copies(matrix: Tensor, columns: CopyMap) -> Sides | None:
+def compare_copies(matrix: Tensor, columns: CopyMap) -> CopyComparison | None:
     """The copies of the columns of a matrix (R, D); None where nothing has copies, or where all copies are zero."""
     if all(c < 2 for c, _, _ in columns.groups):
         return None
@@ -80,7 +80,7 @@ def compare_copies(matrix: Tensor, columns: CopyMap) -> Sides | None:
     if not rows or not whole:
         return None
     copied = int((columns.count > 0).sum())
-    return Sides(cosines / rows, rest / whole / (1 - columns.old / copied), equal)
+    return CopyComparison(cosines / rows, rest / whole / (1 - columns.old / copied), equal)
 
 
 def equal_copies(matrix: Tensor, columns: CopyMap) -> bool:

@@ -20,7 +20,7 @@ from hyperclone.io import hub, shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
 from hyperclone.io.files import to_json
-from hyperclone.io.shards import Stored
+from hyperclone.io.shards import TensorHeader
 from hyperclone.io.streaming import Progress, digest, slices, write_shards
 from hyperclone.io.tensor_files import Entry
 from hyperclone.planning import planner
@@ -88,7 +88,7 @@ def collapse(
     copies = [tensor for tensor in made.tensors if not tensor.drawn]
     by_source = {tensor.source: tensor for tensor in copies if tensor.original}
     content = [
-        Stored(t.source, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
+        TensorHeader(t.source, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
         for t in by_source.values()
     ]
     files = shards.lay_out(content, shard_size=shard_size)

@@ -17,16 +17,16 @@ from typing import Any
 from hyperclone.architectures import family_file, layout
 from hyperclone.architectures.family import Family
 from hyperclone.drafting import probe
-from hyperclone.drafting.probe import Fields, Stored
+from hyperclone.drafting.probe import ConfigFields, ProbedTensor
 from hyperclone.errors import FamilyError, GrowthError
 from hyperclone.hf import tiny_models
 
-Options = tuple[str, ...]  # readings of one dimension, the likeliest first
+Layouts = tuple[str, ...]  # readings of one dimension, the likeliest first
 _MULTIPLES = ("(2 hidden)", "(3 hidden)", "(4 hidden)")  # where nothing else has this size
 
 
 @dataclass(frozen=True)
-class Axes:
+class DraftedAxes:
     """The [axes] of a family file, with what they rest on.
 
     Attributes:
@@ -81,7 +81,7 @@ def toml(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def axes(found: Fields) -> Axes:
+def axes(found: ConfigFields) -> DraftedAxes:
     """The axes of an architecture, from what its fields do.
 
     Raises:
@@ -138,7 +138,7 @@ def axes(found: Fields) -> Axes:
         guesses[key] = "what it counts is not known, so it never grows"
         if found.full.get(key) == found.full[hidden]:
             follows[key], guesses[key] = "hidden", f"grows with hidden, since it equals {hidden}"
-    return Axes(sizes, follows, guesses, defaults, write)
+    return DraftedAxes(sizes, follows, guesses, defaults, write)
 
 
 def family_value(text: str, config: Mapping[str, Any]) -> Any:
@@ -152,7 +152,7 @@ def family_value(text: str, config: Mapping[str, Any]) -> Any:
         return None
 
 
-def _constant(key: str, found: Fields) -> Any | None:
+def _constant(key: str, found: ConfigFields) -> Any | None:
     """The value of a left-out field that the config class fills in, unless it computes it from other sizes."""
     value = found.full.get(key)
     for other, factor in ((found.heads, 2), (found.hidden, 2)):
@@ -161,7 +161,7 @@ def _constant(key: str, found: Fields) -> Any | None:
     return value
 
 
-def _implied_ffn(found: Fields) -> int | None:
+def _implied_ffn(found: ConfigFields) -> int | None:
     hidden = found.full[found.hidden]
     ratios = [
         size // hidden
@@ -174,11 +174,11 @@ def _implied_ffn(found: Fields) -> int | None:
 
 
 @dataclass(frozen=True)
-class Read:
+class TensorLayouts:
     """One tensor pattern: readings of each dimension, in stored order; empty where there is none."""
 
-    tensor: Stored
-    dims: tuple[Options, ...]
+    tensor: ProbedTensor
+    dims: tuple[Layouts, ...]
 
     @property
     def complete(self) -> bool:
@@ -186,7 +186,7 @@ class Read:
         return 1 <= len(self.dims) <= 2 and all(self.dims)
 
 
-def read(found: Fields, axes: Axes, last: frozenset[str]) -> dict[str, Read]:
+def read(found: ConfigFields, axes: DraftedAxes, last: frozenset[str]) -> dict[str, TensorLayouts]:
     """The readings of every tensor pattern.
 
     Args:
@@ -201,14 +201,14 @@ def read(found: Fields, axes: Axes, last: frozenset[str]) -> dict[str, Read]:
     """
     skeleton = axes.skeleton(found.config["model_type"], found.layers)
     points = list(_points(found, skeleton))
-    patterns: dict[str, Stored] = {}
+    patterns: dict[str, ProbedTensor] = {}
     layers: dict[str, set[str]] = {}
     for tensor in found.base.tensors.values():
         patterns.setdefault(tensor.pattern, tensor)
         layers.setdefault(tensor.pattern, set()).update(re.findall(r"\.(\d+)\.", tensor.name)[:1])
     depth = found.config.get(found.layers, found.full[found.layers])
     return {
-        name: Read(
+        name: TensorLayouts(
             tensor,
             tuple(
                 _options(found, axes, tensor, dim, [(sizes, shapes[name][dim]) for sizes, shapes in points], last)
@@ -221,7 +221,7 @@ def read(found: Fields, axes: Axes, last: frozenset[str]) -> dict[str, Read]:
     }
 
 
-def _points(found: Fields, skeleton: Family) -> Iterator[tuple[dict[str, int], dict[str, tuple[int, ...]]]]:
+def _points(found: ConfigFields, skeleton: Family) -> Iterator[tuple[dict[str, int], dict[str, tuple[int, ...]]]]:
     """(axis sizes, shape of each pattern) at several sizes, and at the config's own."""
     old, config = skeleton.sizes(found.config), found.config
     yield old, _by_pattern(found.base)
@@ -259,18 +259,18 @@ def _points(found: Fields, skeleton: Family) -> Iterator[tuple[dict[str, int], d
                       file="config.json")  # fmt: skip
 
 
-def _by_pattern(model: probe.Built) -> dict[str, tuple[int, ...]]:
+def _by_pattern(model: probe.ProbedModel) -> dict[str, tuple[int, ...]]:
     return {tensor.pattern: tensor.shape for tensor in model.tensors.values()}
 
 
 def _options(
-    found: Fields,
-    axes: Axes,
-    tensor: Stored,
+    found: ConfigFields,
+    axes: DraftedAxes,
+    tensor: ProbedTensor,
     dim: int,
     points: Sequence[tuple[Mapping[str, int], int]],
     last: frozenset[str],
-) -> Options:
+) -> Layouts:
     """Everything that has this dimension's size at every point."""
     options = []
     for text in _candidates(found, axes, tensor, dim):
@@ -289,7 +289,7 @@ def _options(
     return tuple(plain or options)
 
 
-def _candidates(found: Fields, axes: Axes, tensor: Stored, dim: int) -> Iterator[str]:
+def _candidates(found: ConfigFields, axes: DraftedAxes, tensor: ProbedTensor, dim: int) -> Iterator[str]:
     """What a dimension may be, the likeliest first."""
     h, k = axes.heads, axes.keys
     # Axes that no point changes are named only where their own field was seen to move this dimension.

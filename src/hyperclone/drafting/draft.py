@@ -1,6 +1,6 @@
 """Propose a family file for an architecture that is not known, from its config alone, and prove it.
 
-Fields are found by what they do to shapes (probing.py), dimensions by their sizes (readings.py), roles from the type of
+Fields are found by what they do to shapes (probe.py), dimensions by their sizes (dimensions.py), roles from the type of
 module that owns a tensor: rows of a Linear are outputs, columns of a Conv1D are. What cannot be seen is guessed, tried
 and marked. The judge is a tiny random instance, grown with each candidate in memory: the first that gives the source's
 logits for every growth that the config can express is drafted, and then takes the full proof.
@@ -24,9 +24,9 @@ import torch
 from hyperclone.architectures import family_file
 from hyperclone.conversion import in_memory
 from hyperclone.drafting import dimensions, probe, toml_text
-from hyperclone.drafting.dimensions import Axes, Read, toml
-from hyperclone.drafting.probe import Built, Fields
-from hyperclone.drafting.toml_text import Candidate, Known
+from hyperclone.drafting.dimensions import DraftedAxes, TensorLayouts, toml
+from hyperclone.drafting.probe import ConfigFields, ProbedModel
+from hyperclone.drafting.toml_text import Architecture, Hypothesis
 from hyperclone.errors import HypercloneError
 from hyperclone.hf import models, tiny_models
 from hyperclone.io import hub
@@ -95,7 +95,7 @@ def draft(source: str | os.PathLike[str]) -> Draft:
         place = Path(scratch) / "source"
         known, own = _look(config, place)
         if known.unread:
-            return Draft(toml_text.write(known, Candidate()), {}, [f"{name}: not understood" for name in known.unread])
+            return Draft(toml_text.write(known, Hypothesis()), {}, [f"{name}: not understood" for name in known.unread])
         candidate, results = _search(known, own, place)
         if _any_width(known, candidate, own):
             results["1.5x widths"] = ""
@@ -106,7 +106,7 @@ def draft(source: str | os.PathLike[str]) -> Draft:
     return found
 
 
-def _look(config: Mapping[str, Any], place: Path) -> tuple[Known, dict[str, Any]]:
+def _look(config: Mapping[str, Any], place: Path) -> tuple[Architecture, dict[str, Any]]:
     """What can be seen: in shapes, with the head tied and not; and in the order in which a tiny instance runs.
 
     Returns:
@@ -118,14 +118,14 @@ def _look(config: Mapping[str, Any], place: Path) -> tuple[Known, dict[str, Any]
     heads = list(untied.tensors.keys() - tied.tensors.keys()) if tied and untied else []
     if tied and untied and len(heads) == 1 and tied.tied.get(heads[0]) in tied.tensors:
         head, embedding = heads[0], tied.tied[heads[0]]
-        found.config, found.base = {**own, "tie_word_embeddings": False}, Built(untied.tensors, tied.tied)
-    known = Known(found, *_read(found, frozenset()), head, embedding)
+        found.config, found.base = {**own, "tie_word_embeddings": False}, ProbedModel(untied.tensors, tied.tied)
+    known = Architecture(found, *_read(found, frozenset()), head, embedding)
     if head:
         without = {key: value for key, value in own.items() if key != "tie_word_embeddings"}
         known.axes.defaults["tie_word_embeddings"] = bool(probe.filled_in(without).get("tie_word_embeddings"))
     if known.unread:
         return known, own
-    tiny_models.save(place, own, family_file.own(toml_text.write(known, Candidate()), file="draft"))
+    tiny_models.save(place, own, family_file.own(toml_text.write(known, Hypothesis()), file="draft"))
     last, norm, known.rms = _order(models.load_model(place, torch.float32)[0])
     known.reads = dimensions.read(found, known.axes, last)
     # A norm with a number in its name belongs to a layer: then none stands in front of the head.
@@ -134,8 +134,8 @@ def _look(config: Mapping[str, Any], place: Path) -> tuple[Known, dict[str, Any]
     return known, own
 
 
-def _read(found: Fields, last: frozenset[str]) -> tuple[Axes, dict[str, Read]]:
-    """Axes and readings. A head size that the config leaves out had better stay so where some tensors ignore it."""
+def _read(found: ConfigFields, last: frozenset[str]) -> tuple[DraftedAxes, dict[str, TensorLayouts]]:
+    """Axes and candidate layouts. A head size that the config leaves out had better stay so where some tensors ignore it."""
     axes = dimensions.axes(found)
     reads = dimensions.read(found, axes, last)
     if (
@@ -164,18 +164,18 @@ def _order(model: Any) -> tuple[frozenset[str], str, bool]:
     return frozenset(last.values()), norm, bool(norm) and "rms" in type(leaves[norm]).__name__.lower()
 
 
-def _search(known: Known, own: Mapping[str, Any], place: Path) -> tuple[Candidate, dict[str, str]]:
+def _search(known: Architecture, own: Mapping[str, Any], place: Path) -> tuple[Hypothesis, dict[str, str]]:
     """The candidate that passes most trials, and what went wrong in each ("" if nothing did)."""
     model, _ = models.load_model(place, torch.float32)
     trials = [(what, model, growth) for what, growth in _GROWTHS.items()]
     if known.head:  # the other way round: a tie changes what the last norm carries
         tie = not model.config.tie_word_embeddings
         with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
-            family = family_file.own(toml_text.write(known, Candidate()), file="draft")
+            family = family_file.own(toml_text.write(known, Hypothesis()), file="draft")
             tiny_models.save(Path(scratch), {**own, "tie_word_embeddings": tie}, family)
             other, _ = models.load_model(Path(scratch), torch.float32)
         trials.append(("with the head tied" if tie else "with a head of its own", other, _GROWTHS[_FIRST]))
-    best: tuple[Candidate, dict[str, str]] | None = None
+    best: tuple[Hypothesis, dict[str, str]] | None = None
     for candidate in itertools.islice(_candidates(known), _MOST_CANDIDATES):
         text, results = toml_text.write(known, candidate), dict[str, str]()
         for what, one, growth in trials:
@@ -194,7 +194,7 @@ def _score(results: Mapping[str, str]) -> tuple[bool, int]:
     return not results[_FIRST], sum(not wrong for wrong in results.values())
 
 
-def _candidates(known: Known) -> Iterator[Candidate]:
+def _candidates(known: Architecture) -> Iterator[Hypothesis]:
     """Every way to read the ambiguous dimensions, then again with what some models do to embeddings and gains."""
     several = sorted({options for read in known.reads.values() for options in read.dims if len(options) > 1})
     for multiplied, gain in ((False, False), (False, True), (True, False), (True, True)):
@@ -203,7 +203,7 @@ def _candidates(known: Known) -> Iterator[Candidate]:
         # The likeliest readings of all first.
         for indices in sorted(itertools.product(*(range(len(options)) for options in several)), key=sum):
             chosen = {options: options[i] for options, i in zip(several, indices, strict=True)}
-            yield Candidate(chosen, multiplied, gain)
+            yield Hypothesis(chosen, multiplied, gain)
 
 
 def _try(model: Any, text: str, growth: Growth) -> str:
@@ -221,7 +221,7 @@ def _try(model: Any, text: str, growth: Growth) -> str:
     return "" if distance <= _SAME else f"{_WRONG} {distance:.1e} of their size"
 
 
-def _any_width(known: Known, candidate: Candidate, own: Mapping[str, Any]) -> bool:
+def _any_width(known: Architecture, candidate: Hypothesis, own: Mapping[str, Any]) -> bool:
     """Try [residual], which lets hidden grow to any size; it stays in the draft only if the logits stay."""
     eps = [key for key, value in known.found.full.items() if "eps" in key and isinstance(value, float)]
     if len(eps) != 1:

@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Stored:
+class ProbedTensor:
     """One tensor as it is on disk.
 
     Attributes:
@@ -60,10 +60,10 @@ def pattern(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Built:
+class ProbedModel:
     """A model without weights: its stored tensors by name, and which tensors of it are tied to which (on disk)."""
 
-    tensors: dict[str, Stored]
+    tensors: dict[str, ProbedTensor]
     tied: dict[str, str]
 
     @property
@@ -72,7 +72,7 @@ class Built:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-def build(config: Mapping[str, Any]) -> Built | None:
+def build(config: Mapping[str, Any]) -> ProbedModel | None:
     """The model of a config, on the meta device; None where transformers finds fault with the config."""
     try:
         with quiet(errors=True):  # what a config refuses is what we want to find out
@@ -88,8 +88,8 @@ def build(config: Mapping[str, Any]) -> Built | None:
         parents = [module, *(module[: dot.start()] for dot in re.finditer(r"\.", module))]
         attention = any("attention" in type(modules[parent]).__name__.lower() for parent in parents)
         for stored, tensor in on_disk(model, name, parameter).items():
-            tensors[stored] = Stored(stored, tuple(tensor.shape), kind(modules[module]), module, attention)
-    return Built(tensors, tied_names(model))
+            tensors[stored] = ProbedTensor(stored, tuple(tensor.shape), kind(modules[module]), module, attention)
+    return ProbedModel(tensors, tied_names(model))
 
 
 def _persistent_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
@@ -107,7 +107,7 @@ def kind(module: torch.nn.Module) -> str:
 
 
 @dataclass
-class Fields:
+class ConfigFields:
     """Which fields of a config hold which sizes.
 
     Attributes:
@@ -128,7 +128,7 @@ class Fields:
     heads: str
     vocab: str
     full: dict[str, Any]
-    base: Built
+    base: ProbedModel
     head_dim: str | None = None
     kv_heads: str | None = None
     experts: str | None = None
@@ -139,7 +139,7 @@ class Fields:
     moved: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
 
 
-def probe(config: Mapping[str, Any]) -> Fields:
+def probe(config: Mapping[str, Any]) -> ConfigFields:
     """Find out which fields hold which sizes.
 
     Raises:
@@ -160,7 +160,7 @@ def probe(config: Mapping[str, Any]) -> Fields:
         if base is not None and {tensor.pattern for tensor in base.tensors.values()} == kinds:
             break
     assert base is not None
-    found = Fields(cut, standard["num_hidden_layers"], standard["hidden_size"], standard["num_attention_heads"],
+    found = ConfigFields(cut, standard["num_hidden_layers"], standard["hidden_size"], standard["num_attention_heads"],
                    standard["vocab_size"], full, base)  # fmt: skip
     found.lists = [
         key for key, value in {**full, **config}.items() if isinstance(value, list) and len(value) == depth > 1
@@ -208,7 +208,7 @@ def filled_in(config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _place(key: str, found: Fields) -> None:
+def _place(key: str, found: ConfigFields) -> None:
     """Set one field to other values, see what moves, and note what the field counts."""
     value = found.config.get(key, found.full.get(key))
     heads, hidden = found.full[found.heads], found.full[found.hidden]
@@ -241,7 +241,7 @@ def _place(key: str, found: Fields) -> None:
         return
 
 
-def _note(key: str, value: int | None, found: Fields) -> None:
+def _note(key: str, value: int | None, found: ConfigFields) -> None:
     heads, rates = found.full[found.heads], set(found.moved[key].values())
     kinds = {tensor.pattern: tensor.kind for tensor in found.base.tensors.values()}
     if all(kinds[name] == "embedding" and dim == 0 for name, dim in found.moved[key]):

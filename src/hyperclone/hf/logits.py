@@ -26,7 +26,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ModelOutputs:
     """What a model gave: logits (positions, vocab) for each probe; greedy tokens (T,) and their logits (T, vocab)."""
 
     logits: list[Tensor]
@@ -87,7 +87,7 @@ def _unpadded(what: str, ids: Tensor) -> Probe:
 
 
 @torch.inference_mode()
-def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> Answers:
+def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> ModelOutputs:
     """Logits at every real token, then `steps` tokens decoded greedily, one at a time, with the KV cache."""
     logits = _on_probes(model, probes)
     from transformers import GenerationConfig
@@ -99,16 +99,16 @@ def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> A
     model.generation_config = GenerationConfig()  # the directory's own (beams, stop strings, ...) is not our matter
     ids = prompt[None]
     output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return Answers(logits, output.sequences[0, len(prompt) :], torch.cat(output.logits))
+    return ModelOutputs(logits, output.sequences[0, len(prompt) :], torch.cat(output.logits))
 
 
 @torch.inference_mode()
-def run_along(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> Answers:
+def run_along(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
     """The same inputs, with the continuation given and read in one pass: no cache is involved."""
     whole = torch.cat([prompt, tokens])[None]
     output = model(input_ids=whole, use_cache=False, return_dict=True)
     steps = output.logits[0, len(prompt) - 1 : -1]
-    return Answers(_on_probes(model, probes), tokens, steps)
+    return ModelOutputs(_on_probes(model, probes), tokens, steps)
 
 
 def _on_probes(model: Any, probes: Sequence[Probe]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from hyperclone.units import parse_size
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorHeader:
     """A tensor to be stored: what a safetensors header says about it."""
 
     name: str
@@ -48,7 +48,7 @@ class Shard:
         return sorted(self.offsets, key=lambda name: self.offsets[name] - ends[self.offsets[name]])
 
 
-def lay_out(tensors: Sequence[Stored], *, shard_size: str | int, stem: str = "model") -> list[Shard]:
+def lay_out(tensors: Sequence[TensorHeader], *, shard_size: str | int, stem: str = "model") -> list[Shard]:
     """Fill files `stem`... up to `shard_size` bytes in the given order; a tensor is never cut in two.
 
     Raises:
@@ -58,7 +58,7 @@ def lay_out(tensors: Sequence[Stored], *, shard_size: str | int, stem: str = "mo
         shard_size = parse_size(shard_size)
     if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
         raise GrowthError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
-    groups: list[list[Stored]] = [[]]
+    groups: list[list[TensorHeader]] = [[]]
     room = shard_size
     for tensor in tensors:
         if groups[-1] and tensor.nbytes > room:
@@ -71,7 +71,7 @@ def lay_out(tensors: Sequence[Stored], *, shard_size: str | int, stem: str = "mo
     return [_shard(f"{stem}-{i:05}-of-{len(groups):05}.safetensors", g) for i, g in enumerate(groups, start=1)]
 
 
-def _shard(file: str, tensors: list[Stored]) -> Shard:
+def _shard(file: str, tensors: list[TensorHeader]) -> Shard:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position, starts = 0, {}
     # Wider types first keeps every tensor aligned to its own element size.
@@ -89,11 +89,11 @@ def _shard(file: str, tensors: list[Stored]) -> Shard:
     return Shard(file, prefix, {n: len(prefix) + start for n, start in starts.items()}, len(prefix) + position)
 
 
-def _width(tensor: Stored) -> int:
+def _width(tensor: TensorHeader) -> int:
     return {"F64": 8, "F32": 4}.get(tensor.dtype, 2)
 
 
-def index(shards: Sequence[Shard], tensors: Sequence[Stored]) -> dict[str, Any] | None:
+def index(shards: Sequence[Shard], tensors: Sequence[TensorHeader]) -> dict[str, Any] | None:
     """The content of model.safetensors.index.json; None for a single file."""
     if len(shards) == 1:
         return None

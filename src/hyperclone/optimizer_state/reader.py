@@ -32,7 +32,7 @@ _FILES = ("optimizer.pt", "optimizer.bin")
 _TYPES = {f"torch.{name}" for name, _ in DTYPES.values()}
 
 
-class Stored(Protocol):
+class OptimizerState(Protocol):
     """An optimizer state by the names that parameters have in memory.
 
     Attributes:
@@ -70,7 +70,7 @@ class SourceState:
     moments: Mapping[str, Mapping[str, Tensor]]
     steps: dict[str, int]
     settings: list[dict[str, Any]]
-    _stored: Stored
+    _stored: OptimizerState
     _model: Any
     _parameter: dict[str, str]  # tensor on disk -> parameter in memory
 
@@ -122,7 +122,7 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
     return SourceState(stored.file, optimizer, moments, steps, stored.settings, stored, model, parameter)
 
 
-def _open(path: Path, model: Any, wanted: Mapping[str, torch.Size]) -> Stored:
+def _open(path: Path, model: Any, wanted: Mapping[str, torch.Size]) -> OptimizerState:
     if path.is_file():
         return TorchState(path, model, wanted)
     for file in _FILES:

@@ -22,7 +22,7 @@ from hyperclone.errors import GrowthError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
 from hyperclone.io.files import to_json
-from hyperclone.io.shards import Shard, Stored, lay_out
+from hyperclone.io.shards import Shard, TensorHeader, lay_out
 from hyperclone.io.streaming import Progress, digest, write_shards
 from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
 from hyperclone.optimizer_state import moments, reader
@@ -129,7 +129,7 @@ def plan(
         for kind, like in past.items():
             moment = MomentPlan(tensor, kind, like.dtype)
             found[moment.name] = moment
-    stored = [Stored(m.name, m.stored, m.tensor.shape, m.nbytes) for m in found.values()]
+    stored = [TensorHeader(m.name, m.stored, m.tensor.shape, m.nbytes) for m in found.values()]
     shards = lay_out(stored, shard_size=shard_size, stem=STEM) if stored else []
     return StatePlan(made, source, treatment, found, tuple(shards), tuple(fresh))
 

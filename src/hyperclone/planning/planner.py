@@ -11,7 +11,7 @@ from hyperclone.architectures.family import Family, fill_scale
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import GrowthError
 from hyperclone.io import shards
-from hyperclone.io.shards import Stored
+from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import growth, head_scaling, upcycling
@@ -211,6 +211,6 @@ def _unrelated(field: str, found: object, expected: object) -> GrowthError:
     )
 
 
-def stored(tensors: Sequence[TensorPlan]) -> list[Stored]:
+def stored(tensors: Sequence[TensorPlan]) -> list[TensorHeader]:
     """The tensors as a safetensors header sees them."""
-    return [Stored(t.name, t.dtype, t.shape, t.nbytes) for t in tensors]
+    return [TensorHeader(t.name, t.dtype, t.shape, t.nbytes) for t in tensors]

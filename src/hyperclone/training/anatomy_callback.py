@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from hyperclone.anatomy import examine
-from hyperclone.anatomy.examine import Measured
+from hyperclone.anatomy.examine import TensorAnatomy
 from hyperclone.anatomy.weights import mean
 from hyperclone.conversion.provenance import plan_behind
 from hyperclone.errors import GrowthError
@@ -96,7 +96,7 @@ def noting(trainer: Any, place: Path) -> AnatomyCallback:
 
 def measure_model(
     model: Any, *, grown: str | os.PathLike[str] | Plan | None = None, tensors: str = "*", layers: int | None = _FEW
-) -> list[Measured]:
+) -> list[TensorAnatomy]:
     """Some matrices of a grown model in memory.
 
     Args:
@@ -164,7 +164,7 @@ def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[Tenso
                 yield wanted[key], part
 
 
-def summary(found: list[Measured]) -> dict[str, float]:
+def summary(found: list[TensorAnatomy]) -> dict[str, float]:
     """Means over the matrices, and the symmetry of each, under the names that are logged."""
     numbers = {
         "read": mean([t.input_symmetry for t in found]),

@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.anatomy.examine import Anatomy, Measured
+from hyperclone.anatomy.examine import Anatomy, TensorAnatomy
 from hyperclone.anatomy.figure import joined, sizes_text
 from hyperclone.anatomy.weights import mean
 
-_Value = Callable[[Measured], float | None]
+_Value = Callable[[TensorAnatomy], float | None]
 
 
 _MEASURES: tuple[tuple[str, _Value, str], ...] = (
