@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import DestinationError
+from hyperclone.io import files
 
 RECEIPT = "hyperclone.json"
 _JOURNAL = "journal.jsonl"
@@ -151,14 +152,12 @@ class Destination:
 
     def write_text(self, file: str, text: str) -> None:
         """Write and sync a small file."""
-        with _refusals("writing the output failed", self.partial / file), (self.partial / file).open("wb") as stream:
-            stream.write(text.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        with _refusals("writing the output failed", self.partial / file):
+            files.write_text(self.partial / file, text)
 
-    def carry(self, files: list[Path], *, root: Path) -> None:
+    def carry(self, paths: list[Path], *, root: Path) -> None:
         """Copy files of the source, keeping their relative places."""
-        for file in files:
+        for file in paths:
             copy = self.partial / file.relative_to(root)
             with _refusals("copying a file of the source failed", file), file.open("rb") as original:
                 copy.parent.mkdir(exist_ok=True)
