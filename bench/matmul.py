@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.training.run_record import hardware
+from hyperclone.training import hardware
 
 TOKENS, SHAPES = 1024, {"attention": (384, 384), "feed-forward": (384, 1056), "head": (384, 2048)}
 
@@ -60,7 +60,7 @@ def main() -> None:
         rows[name] = {kind: round(operations / seconds(product) / 1e9) for kind, product in products.items()}
         print(f"{name:13}", "  ".join(f"{kind} {value}" for kind, value in rows[name].items()))
     told = {
-        "date": str(date.today()), "torch": importlib.metadata.version("torch"), **hardware(),
+        "date": str(date.today()), "torch": importlib.metadata.version("torch"), **hardware.this_machine(),
         "preloaded": [Path(one).name for one in os.environ.get("LD_PRELOAD", "").split(":") if one],
         "gflops": rows,
     }  # fmt: skip

@@ -27,7 +27,7 @@ import torch
 from hyperclone.expansion import copy_map
 from hyperclone.optim.rotated_adamw import RotatedAdamW
 from hyperclone.optim.rotation import Rotation
-from hyperclone.training.run_record import hardware
+from hyperclone.training import hardware
 
 
 def make(kind: str, weight: torch.nn.Parameter, factor: int, *, compiled: bool) -> torch.optim.Optimizer:
@@ -99,7 +99,7 @@ def main() -> None:
             times[name].append(seconds(step, repeats=5) / args.size**2 * 1e9)
     found = {
         "date": f"{date.today():%Y-%m-%d}",
-        "hardware": {**hardware(), "load": round(os.getloadavg()[0], 2)},
+        "hardware": {**hardware.this_machine(), "load": round(os.getloadavg()[0], 2)},
         "versions": {"python": platform.python_version(), "torch": importlib.metadata.version("torch")},
         "size": args.size,
         "nanoseconds_per_weight": {name: {"median": round(statistics.median(all_), 3), "lowest": round(min(all_), 3),

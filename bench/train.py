@@ -202,7 +202,7 @@ def main() -> None:
     if args.one:
         measure(args.one, args.place, args.steps, compiled=compiled)
         return
-    from hyperclone.training.run_record import hardware  # only now: the plain loop's process does without
+    from hyperclone.training import hardware  # only now: the plain loop's process does without
 
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
@@ -229,7 +229,7 @@ def main() -> None:
     }
     content = {
         "date": date.today().isoformat(),
-        "hardware": {**hardware(), "threads": None if gpu else args.threads},
+        "hardware": {**hardware.this_machine(), "threads": None if gpu else args.threads},
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}},
         "seed": SEED, "config": config, "sequence": sequence, "batch": windows * sequence, "micro_batch": micro,

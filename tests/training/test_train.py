@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import hyperclone
 from hyperclone.errors import DestinationError, HypercloneError, TrainingError
 from hyperclone.evaluation.scores import TaskAnswers
-from hyperclone.training import metrics, run_record
+from hyperclone.training import hardware, metrics
 from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
 from tests.helpers.training_text import documents, jsonl
@@ -158,7 +158,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(
 ) -> None:
     hyperclone.train(request(grown, text, tmp_path / "whole"))
     machines = iter("ABAC")
-    monkeypatch.setattr(run_record, "hardware", lambda: {"cpu": next(machines)})
+    monkeypatch.setattr(hardware, "this_machine", lambda: {"cpu": next(machines)})
     asked = request(grown, text, tmp_path / "parts", resume=True)
 
     def stop(kind: str, told: dict[str, Any]) -> None:
@@ -671,7 +671,7 @@ def test_the_card_of_a_trained_clone_says_what_it_grew_from_and_by_which_rates(
 ) -> None:
     for name, asked, words in (
         ("clone", {}, ["`grown`, grown from `source`", "| lr_rule | scaled |"]),
-        ("random", {"from_scratch": True}, ["its weights drawn anew", "| lr_rule | uniform |"]),
+        ("random", {"from_scratch": True}, ["randomly initialized", "| lr_rule | uniform |"]),
     ):
         hyperclone.train(request(grown, text, tmp_path / name, save_every=STEPS, **asked))
         card = (tmp_path / name / "README.md").read_text()

@@ -31,8 +31,8 @@ def train(training: Training) -> None:
     from hyperclone.cli.display import training as train_display
     from hyperclone.training import run
 
-    with train_display.Show(make_console(error=True)) as show:
-        done = run.train(training, watch=show)
+    with train_display.TrainingView(make_console(error=True)) as view:
+        done = run.train(training, watch=view)
     if os.environ.get("RANK", "0") == "0":
         print(train_display.ending(done))
     if done.interrupted is not None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperclone.io.destination import RECEIPT
-from hyperclone.io.files import read_json
 from hyperclone.version import __version__
 
 if TYPE_CHECKING:
@@ -20,7 +17,7 @@ _EXPERTS = (
     "load-balancing loss. An expert sees some of the tokens only, so for experts and routers these numbers are a "
     "starting point, not a law."
 )
-_CARRIED = ("license", "license_name", "license_link", "language")
+CARRIED = ("license", "license_name", "license_link", "language")
 
 
 def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: bool) -> str:
@@ -35,14 +32,14 @@ def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: b
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    told = _source_card(place)
+    told = source_metadata(place)
     data = ModelCardData(
         base_model=source if on_hub else told.get("base_model"),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["hyperclone"],
         ignore_metadata_errors=True,
-        **{key: told[key] for key in _CARRIED if told.get(key)},
+        **{key: told[key] for key in CARRIED if told.get(key)},
     )
     what = "wider copy of" if made.growth.experts is None else "mixture of experts made from"
     lines = [
@@ -77,65 +74,12 @@ def make(made: Plan, place: Path, source: str, proof: Proof | None, *, on_hub: b
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
 
 
-def trained(
-    place: Path, told: Mapping[str, Any], last: Mapping[str, Any], *, tokens: int, on_hub: bool, scratch: bool
-) -> str:
-    """README.md of a trained directory.
-
-    Args:
-        place: the directory that was trained; its own card gives licence and language, its receipt what it grew from.
-        told: training.json: what was run.
-        last: the latest figures (eval_loss, bits_per_byte, loss).
-        tokens: that it was trained on.
-        on_hub: the model's name is a Hub id.
-        scratch: its weights were drawn anew.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    before, source = _source_card(place), str(told["model"])
-    grown = {} if scratch or not (place / RECEIPT).is_file() else read_json(place / RECEIPT)
-    data = ModelCardData(
-        base_model=None if scratch else source if on_hub else before.get("base_model"),
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["hyperclone"],
-        ignore_metadata_errors=True,
-        **{key: before[key] for key in _CARRIED if before.get(key)},
-    )
-    name = source.rsplit("/", 1)[-1]
-    figures = [
-        f"| {label} | {last[key]:.4f} |"
-        for key, label in (
-            ("eval_loss", "held-out loss, nats per token"),
-            ("bits_per_byte", "bits per byte of held-out text"),
-            ("loss", "training loss"),
-        )
-        if last.get(key) is not None
-    ]
-    settings = {key: value for key, value in told["curve"].items() if key not in ("config", "texts")}
-    settings["lr_rule"] = settings["lr_rule"] or ("scaled" if grown else "uniform")
-    lines = [
-        f"# {name}, trained from random weights" if scratch else f"# {name}, trained further",
-        "",
-        (f"The architecture of `{source}`, its weights drawn anew and " if scratch else f"`{source}`, ")
-        + ("" if not grown else f"grown from `{grown.get('source', '?')}` (arXiv 2409.12903), ")
-        + f"trained on {tokens:,} tokens of {', '.join(f'`{one}`' for one in told['data'])} by hyperclone "
-        f"{__version__}. metrics.jsonl has its losses, training.json its settings.",
-        "",
-        *(["| | |", "|---|---:|", *figures, ""] if figures else []),
-        "| setting | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in settings.items() if value is not None),
-    ]
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
-
-
 def ours(file: Path) -> bool:
     """Whether a card was written by hyperclone, so that it may be written again; a missing one may be, too."""
-    return not file.is_file() or "hyperclone" in _source_card(file.parent).get("tags", [])
+    return not file.is_file() or "hyperclone" in source_metadata(file.parent).get("tags", [])
 
 
-def _source_card(place: Path) -> dict[str, Any]:
+def source_metadata(place: Path) -> dict[str, Any]:
     """The metadata of the source's own card; empty if it has none that can be read."""
     from huggingface_hub import ModelCard
 

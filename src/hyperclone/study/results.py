@@ -27,7 +27,7 @@ from hyperclone.study.config import Arm
 from hyperclone.study.costs import Timing, costs, plain, sizes
 from hyperclone.study.runner import Progress, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, charged, compare
-from hyperclone.training import metrics, run_record
+from hyperclone.training import hardware, metrics, run_record
 from hyperclone.version import __version__
 
 
@@ -155,7 +155,7 @@ def _summary(progress: Progress, told: Mapping[int, Any]) -> dict[str, Any]:
             name: ", ".join(sorted({one["versions"][name] for one in ended_runs if name in one.get("versions", {})}))
             for name in sorted({name for one in ended_runs for name in one.get("versions", {})})
         },
-        "hardware": run_record.each_once(one for run in ended_runs for one in run.get("hardware", [])),
+        "hardware": hardware.distinct(one for run in ended_runs for one in run.get("hardware", [])),
         "reference": study.control, "headline": study.headline,
         "seeds": list(study.seeds),
         "train": plain(study.train),

@@ -30,7 +30,7 @@ _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<spl
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """One place that text comes from.
 
     Attributes:
@@ -61,7 +61,7 @@ class Source:
         return sum(file.stat().st_size for file in self.files)
 
 
-def find(spelled: str) -> list[Source]:
+def find(spelled: str) -> list[TextSource]:
     """The sources that one `--data` means, one for each kind of file.
 
     Raises:
@@ -79,7 +79,7 @@ def find(spelled: str) -> list[Source]:
         if not files:
             raise TrainingError("no file has such a name", field="data", found=spelled)
     elif _kind(path) is None and not spelled.startswith((".", "/", "~")) and (hub := _HUB.fullmatch(spelled)):
-        return [Source(spelled, "hub", name=hub["name"], config=hub["config"], split=hub["split"] or "train")]
+        return [TextSource(spelled, "hub", name=hub["name"], config=hub["config"], split=hub["split"] or "train")]
     else:
         raise TrainingError("no such file or directory", field="data", found=spelled)
     kinds: dict[str, list[Path]] = {}
@@ -87,10 +87,10 @@ def find(spelled: str) -> list[Source]:
         if (kind := _kind(file)) is None:
             raise TrainingError("a file of no known kind", file=file, expected=_expected())
         kinds.setdefault(kind, []).append(file)
-    return [Source(spelled, kind, tuple(found)) for kind, found in kinds.items()]
+    return [TextSource(spelled, kind, tuple(found)) for kind, found in kinds.items()]
 
 
-def texts(source: Source, *, field: str, sample_by: str) -> Iterator[str]:
+def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
     """The documents of a source, in order. Empty ones are left out.
 
     Raises:
@@ -140,7 +140,7 @@ def texts(source: Source, *, field: str, sample_by: str) -> Iterator[str]:
         ) from error
 
 
-def _culprit(source: Source) -> Path | None:
+def _culprit(source: TextSource) -> Path | None:
     """The file that is not UTF-8."""
     for file in source.files:
         try:

@@ -17,7 +17,7 @@ from hyperclone.io.tensor_files import read_header
 from hyperclone.optimizer_state import writer
 from hyperclone.training import data_sources, token_cache
 from hyperclone.training.config import Training
-from hyperclone.training.data_sources import Source
+from hyperclone.training.data_sources import TextSource
 from hyperclone.training.token_cache import Corpus, Reading
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -138,7 +138,7 @@ def texts(
     return text, held_out if wanted else None
 
 
-def _limit(training: Training, sources: list[Source], seq_len: int) -> int | None:
+def _limit(training: Training, sources: list[TextSource], seq_len: int) -> int | None:
     """Of a Hub dataset no more is fetched than the budget needs."""
     streamed = any(source.kind == "hub" for source in sources)
     return training.total_tokens + seq_len if streamed and training.total_tokens else None

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.conversion import model_card, receipt
+from hyperclone.conversion import receipt
 from hyperclone.errors import TrainingError
 from hyperclone.hf import models
 from hyperclone.io import hub
@@ -99,7 +99,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
     step = int(start.name.rpartition("-")[2]) if start else 0
     model, dtype = inputs.model(place, training)
 
-    from hyperclone.training import anatomy_callback, export, metrics, task_callback, trainer_arguments
+    from hyperclone.training import anatomy_callback, export, metrics, model_card, task_callback, trainer_arguments
     from hyperclone.training import signals as interruption
     from hyperclone.training import trainer as ours
 
@@ -138,7 +138,7 @@ def train(training: Training, *, watch: Any = None) -> Trained:
             "idle": torch.cuda.device_count() - 1 if gpu and processes == 1 else 0,
         },
     )
-    with interruption.Interruption() as signals, trainer_arguments.no_noise():
+    with interruption.Interruption() as signals, trainer_arguments.quiet_logging():
         made = ours.GrownTrainer(
             model,
             asked,
@@ -162,9 +162,9 @@ def train(training: Training, *, watch: Any = None) -> Trained:
         made.train(resume_from_checkpoint=str(start) if start else None)  # of a finished run: loads it, and that is all
         done = made.state.global_step
         if done >= sizes.steps:
-            about = model_card.trained(
+            about = model_card.trained_card(
                 place, settings, made.last, tokens=done * sizes.batch_tokens, on_hub=not os.path.exists(training.model),
-                scratch=training.from_scratch,
+                from_scratch=training.from_scratch,
             )  # fmt: skip
             export.export(made, place, output, dtype, told_card=about)
     return Trained(output, done, done * sizes.batch_tokens, made.last, signals.signal if done < sizes.steps else None)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import platform
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.io import hub
 from hyperclone.io.files import read_json
-from hyperclone.training import checkpoints
+from hyperclone.training import checkpoints, hardware
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
 from hyperclone.version import __version__
@@ -60,7 +57,7 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
         "versions": {
             name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")
         },
-        "hardware": [hardware()],
+        "hardware": [hardware.this_machine()],
         "model": hub.public_name(training.model),
         "data": [hub.public_name(one) for one in training.data],
         "curve": {
@@ -75,31 +72,6 @@ def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -
             name: told[name] for name in ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
         },
     }
-
-
-def hardware() -> dict[str, Any]:
-    """The machine, as far as results depend on it: processor, GPU, cores, and the threads of this process."""
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu(), "gpu": gpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def each_once(machines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Machines in order, each once: a run, or a study, may be begun on one and ended on another."""
-    found: list[dict[str, Any]] = []
-    for one in machines:
-        if one not in found:
-            found.append(one)
-    return found
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:
@@ -149,7 +121,7 @@ def write(output: Path, told: dict[str, Any], *, resumed: bool) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         before = read_json(output / FILE).get("hardware", []) if resumed else []
-        told = {**told, "hardware": each_once([*before, *told["hardware"]])}
+        told = {**told, "hardware": hardware.distinct([*before, *told["hardware"]])}
         checkpoints.clear(output)
         (output / FILE).write_text(json.dumps(told, indent=2) + "\n")
     except OSError as error:

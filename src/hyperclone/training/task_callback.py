@@ -14,7 +14,7 @@ from hyperclone.evaluation import evaluate, wheel_data
 from hyperclone.training import rng
 
 
-class Tasks(TrainerCallback):  # type: ignore[misc]
+class TaskCallback(TrainerCallback):  # type: ignore[misc]
     """Runs tasks on evaluation and notes their results (a line with `tasks`: {task: {metric: value}})."""
 
     def __init__(self, trainer: Any, chosen: evaluate.Tasks, tokenizer: Any) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hyperclone.errors import DestinationError, TrainingError
-from hyperclone.training.data_sources import Source, texts
+from hyperclone.training.data_sources import TextSource, texts
 
 Progress = Callable[[int, int | None], None]  # bytes of text done, bytes in all (None: not known)
 _FORMAT = 2
@@ -80,7 +80,7 @@ class Reading:
 
 
 def prepare(
-    sources: list[Source],
+    sources: list[TextSource],
     reading: Reading,
     tokenizer: Any,
     *,
@@ -124,7 +124,7 @@ def prepare(
 
 
 def _build(
-    place: Path, sources: list[Source], reading: Reading, tokenizer: Any, end: int, progress: Progress | None
+    place: Path, sources: list[TextSource], reading: Reading, tokenizer: Any, end: int, progress: Progress | None
 ) -> None:
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -19,8 +19,9 @@ from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.optim.load_state import load_state
 from hyperclone.optim.param_groups import param_groups
+from hyperclone.optim.plain_groups import plain_groups
 from hyperclone.optim.rotated_adamw import rotated_adamw
-from hyperclone.training import checkpoints, export, packing, rng, task_callback, trainer_arguments
+from hyperclone.training import checkpoints, export, packing, rng, task_callback
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
 from hyperclone.training.lr_schedule import factor, warmup_steps
@@ -91,7 +92,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             train_dataset=packing.Shuffled(windows, count=budget.steps * budget.windows, seed=training.seed),
             eval_dataset=held_out,
             data_collator=packing.collate,
-            callbacks=[_Start(self, state), *([task_callback.Tasks(self, chosen, tokenizer)] if chosen else [])],
+            callbacks=[_Start(self, state), *([task_callback.TaskCallback(self, chosen, tokenizer)] if chosen else [])],
         )
         self.remove_callback(PrinterCallback)
 
@@ -110,9 +111,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
                 law |= {"difference_lr": told.difference_lr, "compile": self.args.torch_compile}
                 self.optimizer = rotated_adamw(model, betas=betas, **law)
             else:
-                groups = (
-                    trainer_arguments.plain_groups(model, **plain) if self.law is None else param_groups(model, **law)
-                )
+                groups = plain_groups(model, **plain) if self.law is None else param_groups(model, **law)
                 self.optimizer = torch.optim.AdamW(
                     groups, betas=betas, fused=self.args.device.type == "cuda" or None, **plain
                 )

@@ -1,4 +1,4 @@
-"""Trainer's arguments for a request, the groups of a model without a receipt, and quiet."""
+"""Trainer's arguments for a request, and a context that keeps other libraries quiet."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainingArguments
 
-from hyperclone.hf import models, parameter_names
-from hyperclone.hf.trainer import decayed_names, use_one_device
+from hyperclone.hf import models
+from hyperclone.hf.trainer import use_one_device
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
 
@@ -72,30 +71,9 @@ def arguments(
     return made
 
 
-def plain_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """One learning rate everywhere; norms and biases do not decay, as in Trainer."""
-    decayed = decayed_names(parameter_names.bare(model))
-    named = [(name, p) for name, p in parameter_names.parameters(model) if p.requires_grad]
-    return [
-        {
-            "name": label,
-            "params": [p for _, p in part],
-            "param_names": [n for n, _ in part],
-            "lr": lr,
-            "lr_scale": 1.0,
-            "weight_decay": decay,
-        }
-        for label, decay, part in (
-            ("decay", weight_decay, [(n, p) for n, p in named if n in decayed]),
-            ("no decay", 0.0, [(n, p) for n, p in named if n not in decayed]),
-        )
-        if part
-    ]
-
-
 @contextmanager
-def no_noise() -> Iterator[None]:
-    """Without warnings that are about other people's code, and log lines of theirs."""
+def quiet_logging() -> Iterator[None]:
+    """Without the warnings and log lines of transformers and accelerate about their own code."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     with models.quiet():
         yield

@@ -25,7 +25,7 @@ _WEIGHTS = {
 _COPIES = {"read": "cosine of copies: read", "write": "written", "effective_rank": "effective rank"}
 
 
-class Show:
+class TrainingView:
     """Watches a training and tells the console. To be used as a context, which ends the bar."""
 
     def __init__(self, console: Console) -> None:
@@ -43,7 +43,7 @@ class Show:
         self._said = time.monotonic()
         self._steps = 0
 
-    def __enter__(self) -> Show:
+    def __enter__(self) -> TrainingView:
         self._bar.start()
         return self
 
