@@ -99,6 +99,7 @@ class Clock:
 def ours(place: Path, steps: int, *, compiled: bool, model: str = "model") -> Clock:
     """One training by `hyperclone.train`; of a clone with its usual optimizer."""
     import hyperclone
+    from hyperclone.training.events import StepTaken
 
     _, sequence, windows, micro = sizes()
     output = Path(tempfile.mkdtemp(dir=place)) / "out"
@@ -111,7 +112,7 @@ def ours(place: Path, steps: int, *, compiled: bool, model: str = "model") -> Cl
             lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], max_grad_norm=CLIP, seed=SEED, save_every=steps,
             log_every=max(1, steps // 10),
         ),
-        watch=lambda kind, _: clock.step() if kind == "step" else None,
+        watch=lambda event: clock.step() if isinstance(event, StepTaken) else None,
     )  # fmt: skip
     return clock
 

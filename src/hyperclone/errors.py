@@ -1,7 +1,7 @@
 """Errors a user can cause. Each says where, what was found, what was expected, and the cure.
 
 `assert` is kept for our own bugs; anything raised here is about the input or the request, and the command line
-prints it without a traceback and exits with 2.
+prints it without a traceback and exits with its code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ class HypercloneError(Exception):
         file, tensor, field: where; each is optional.
         found, expected: the two sides of the disagreement, when there is one.
         cure: what to do next.
+
+    Attributes:
+        exit_code: of the command line. (1 is a failed proof, 3 a bug of ours.)
     """
+
+    exit_code = 2
 
     def __init__(
         self,
@@ -69,7 +74,13 @@ class CollapseError(HypercloneError):
 
 
 class TrainingError(HypercloneError):
-    """A training cannot be run as asked: its data, sizes or settings do not fit, or the loss is no longer a number."""
+    """A training cannot be run as asked: its data, sizes or settings do not fit."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss of a training became infinite or NaN. Whoever tries learning rates tells it by its exit code."""
+
+    exit_code = 4
 
 
 class StudyError(HypercloneError):

@@ -381,13 +381,13 @@ def test_only_a_whole_checkpoint_has_the_name(tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_resumed_run_are_cut_back_to_its_checkpoint(tmp_path: Path) -> None:
-    first = metrics.Metrics(tmp_path, step=0)
+    first = metrics.MetricsFile(tmp_path, step=0)
     for step in range(1, 6):
         first.add({"step": step, "loss": 1 / step})
     with (tmp_path / metrics.FILE).open("a") as stream:
         stream.write('{"step": 6, "lo')
     spent = metrics.read(tmp_path)[2]["seconds"]
-    second = metrics.Metrics(tmp_path, step=3)
+    second = metrics.MetricsFile(tmp_path, step=3)
     line = second.add({"step": 4, "loss": 0.25})
     assert [entry["step"] for entry in metrics.read(tmp_path)] == [1, 2, 3, 4]
     assert line["seconds"] >= spent

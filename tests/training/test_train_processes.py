@@ -133,7 +133,7 @@ def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(run
     (runs / "shards/model.safetensors").unlink()
     result = run(runs, "shards", "--sharding", "gradients", "--resume", processes=1)
     assert result.returncode == 0, result.stderr
-    assert "goes on from step 5" in result.stderr
+    assert "resumes from step 5" in result.stderr
     check_equal(runs, "shards")
 
 

@@ -18,7 +18,7 @@ COMMANDS = (grow_commands, family_commands, train_commands, study_commands)  # i
 
 
 def main() -> None:
-    """Entry point: errors of the user's become one message and exit code 2."""
+    """Entry point: errors that a user can cause become one message and their exit code."""
     # Threads of OpenMP that spin while they wait make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -29,7 +29,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except HypercloneError as error:
         print(f"hyperclone: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         print("\nInterrupted. Nothing was damaged; the same command begins again, or goes on where it stopped.",
               file=sys.stderr)  # fmt: skip

@@ -345,7 +345,7 @@ def _merged(
     """All options of a training. Shared ones that speak of copies are for arms that can compare them."""
     merged = {**shared, **own}
     if kind in ("clone", "model"):
-        usual = usual_optimizer(grown=True, asymmetric=state == "asymmetric", lr_rule=merged.get("lr_rule"))
+        usual = usual_optimizer(grown=True, first_copy_moments=state == "asymmetric", lr_rule=merged.get("lr_rule"))
         strange = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
     else:
         strange = {"difference_lr", "optimizer"}

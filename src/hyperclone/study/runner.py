@@ -173,7 +173,7 @@ class Runner:
         else:
             grown = arm.kind == "clone" and Growth(**arm.growth).wider
             asymmetric = arm.state == "asymmetric"
-        usual = usual_optimizer(grown=grown, asymmetric=asymmetric, lr_rule=arm.train.get("lr_rule"))
+        usual = usual_optimizer(grown=grown, first_copy_moments=asymmetric, lr_rule=arm.train.get("lr_rule"))
         return {"optimizer": usual, **arm.train}
 
     async def _source(self, source: Source) -> Path:

@@ -1,4 +1,4 @@
-"""Callbacks for transformers' Trainer that know about copies."""
+"""Callbacks for transformers' Trainer that measure how far the copies in a grown model diverge while it trains."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.training import rng
+from hyperclone.training.run_log import RunLog
 
-_QUICK = 2e10  # cost of all spectra (`_cost`) that is borne with every evaluation: a second on two cores
-_FEW = 3  # layers of what is not quick
+_QUICK = 2e10  # largest cost of all spectra (`_cost`) at an evaluation: about a second on two cores
+_FEW = 3  # layers that are measured of a model whose spectra cost more
 
 
 class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not typed here
-    """Logs, at every evaluation and at the start, how far the copies in some matrices have moved apart.
+    """Logs, at every evaluation and at the start, how far the copies in some matrices have diverged.
 
     Entries go to `state.log_history` (and so to trainer_state.json), to `history`, and to `log` where one is given.
     Keys: anatomy/read and anatomy/write (symmetry between copies of inputs and of outputs), anatomy/apart and
     anatomy/effective_rank, means over the matrices; and anatomy/read/NAME for each. The rank is left out where spectra
-    would take longer than a second or so. A run that is resumed has its first entry already.
+    would take longer than a second or so. A resumed run has its first entry already.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         Args:
             grown: the grown directory with its receipt, or a plan; by default where the model was loaded from.
             tensors: only names (on disk) that match this pattern.
-            layers: how many layers are measured, evenly spread, what stands outside of layers is not; None for all
-                of a small model, three of another.
-            log: also given every entry (`trainer.log`).
+            layers: how many layers are measured, evenly spread; None for all of a small model, three of a large one.
+                Tensors outside of layers are not measured.
+            log: is also given every entry (`trainer.log`).
         """
         self.grown, self.pattern, self.layers, self.log = grown, tensors, layers, log
         self.history: list[dict[str, float]] = []
-        self._step: int | None = None  # of the last entry, on every process: they must agree on when to gather
+        self._step: int | None = None  # of the last entry, in every process: they must agree on when to gather
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first entry."""
@@ -67,79 +68,81 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
 
     def _measure(self, state: Any, model: Any) -> None:
         self._step = state.global_step
-        with rng.untouched():
+        with rng.preserved():
             if not state.is_world_process_zero:
                 take_part(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
                 return
-            found = measure_model(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
-        entry = {"step": state.global_step, "epoch": state.epoch or 0.0, **summary(found)}
+            measured = measure_model(model, grown=self.grown, tensors=self.pattern, layers=self.layers)
+        entry = {"step": state.global_step, "epoch": state.epoch or 0.0, **summary(measured)}
         self.history.append(entry)
         state.log_history.append(entry)
+        self.record(entry)
+
+    def record(self, entry: dict[str, float]) -> None:
+        """Pass an entry on."""
         if self.log is not None:
-            self.log({key: value for key, value in entry.items() if key.startswith("anatomy/")})
+            self.log(_figures(entry))
 
 
-def noting(trainer: Any, place: Path) -> AnatomyCallback:
-    """Of a GrownTrainer: each entry is a line of metrics.jsonl ("anatomy": {"read": ..., "read/NAME": ...}).
+class RecordedAnatomyCallback(AnatomyCallback):
+    """Of a run of `hyperclone train`: measures all layers of a small model, and reports to the run's log."""
 
-    Args:
-        trainer: whose metrics they are.
-        place: the grown directory.
-    """
+    def __init__(self, directory: Path, run_log: RunLog) -> None:
+        """directory: of the grown model."""
+        super().__init__(grown=directory, layers=None)
+        self._run_log = run_log
 
-    def note(entry: dict[str, float]) -> None:
-        trainer.note("anatomy", {"anatomy": {key.removeprefix("anatomy/"): value for key, value in entry.items()}})
-        trainer.clock.skip()
-
-    return AnatomyCallback(grown=place, layers=None, log=note)
+    def record(self, entry: dict[str, float]) -> None:
+        figures = {key.removeprefix("anatomy/"): value for key, value in _figures(entry).items()}
+        self._run_log.anatomy(int(entry["step"]), figures)
 
 
 def measure_model(
     model: Any, *, grown: str | os.PathLike[str] | Plan | None = None, tensors: str = "*", layers: int | None = _FEW
 ) -> list[TensorAnatomy]:
-    """Some matrices of a grown model in memory.
+    """Measure some matrices of a grown model in memory.
 
     Args:
         model: a grown transformers model, also wrapped. FSDP2's shards are gathered, one parameter at a time: other
             processes call `take_part` with the same arguments.
         grown: the grown directory, or a plan; by default the directory that the model was loaded from.
         tensors: only names (on disk) that match this pattern.
-        layers: how many layers, evenly spread; None for all of a small model, three of another. Ranks are left
-            out where the spectra of these would still take longer than a second or so.
+        layers: how many layers, evenly spread; None for all of a small model, three of a large one. Ranks are left
+            out where even the spectra of these would take longer than a second or so.
 
     Raises:
-        GrowthError: no receipt, nothing matches, or the parameters are in pieces (FSDP1).
+        GrowthError: no receipt, nothing matches, or parameters that are flattened (FSDP1).
     """
     inner = parameter_names.bare(model)
-    made = plan_behind(inner, grown)
-    wanted, found = _wanted(made, tensors, layers), []
+    plan = plan_behind(inner, grown)
+    wanted, measured = _wanted(plan, tensors, layers), []
     ranks = sum(map(_cost, wanted.values())) <= _QUICK
     for tensor, value in _matrices(inner, wanted):
         if tuple(value.shape) != tensor.shape:
             raise GrowthError("this parameter is not whole, or not the one that was grown", tensor=tensor.name,
                               found=list(value.shape), expected=list(tensor.shape),
                               cure="examine the saved checkpoint with `hyperclone anatomy`")  # fmt: skip
-        found.append(examine.measure(value.cpu(), tensor, made, ranks=ranks))
-    if not found:
+        measured.append(examine.measure(value.cpu(), tensor, plan, ranks=ranks))
+    if not measured:
         raise GrowthError("no tensor of the chosen layers matches", field="tensors", found=tensors)
-    return found
+    return measured
 
 
 def take_part(
     model: Any, *, grown: str | os.PathLike[str] | Plan | None = None, tensors: str = "*", layers: int | None = _FEW
 ) -> None:
-    """The part of another process in a `measure_model`: it gives its shards, if there are any, and measures nothing."""
+    """What other processes do during `measure_model`: contribute their shards, if they have any."""
     if any(isinstance(parameter.data, DTensor) for parameter in model.parameters()):
         inner = parameter_names.bare(model)
-        made = plan_behind(inner, grown)
-        for _ in _matrices(inner, _wanted(made, tensors, layers)):
+        plan = plan_behind(inner, grown)
+        for _ in _matrices(inner, _wanted(plan, tensors, layers)):
             pass
 
 
-def _wanted(made: Plan, tensors: str, layers: int | None) -> dict[str, TensorPlan]:
+def _wanted(plan: Plan, tensors: str, layers: int | None) -> dict[str, TensorPlan]:
     """The matrices to measure, by their names on disk."""
-    placed = [(t, examine.position(t, made)[0]) for t in made.tensors if len(t.shape) == 2]
-    depth = range(len(made.layers))
+    placed = [(t, examine.position(t, plan)[0]) for t in plan.tensors if len(t.shape) == 2]
+    depth = range(len(plan.layers))
     if layers is None:
         quick = sum(_cost(t) for t, layer in placed if layer is not None) <= _QUICK
         layers = len(depth) if quick else _FEW
@@ -148,12 +151,12 @@ def _wanted(made: Plan, tensors: str, layers: int | None) -> dict[str, TensorPla
 
 
 def _cost(tensor: TensorPlan) -> float:
-    """Of its spectrum: longer side times shorter side squared, about the multiplications."""
+    """The multiplications that its spectrum takes, about: longer side times shorter side squared."""
     return float(max(tensor.shape) * min(tensor.shape) ** 2)
 
 
 def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[TensorPlan, Tensor]]:
-    """Each of them with its value."""
+    """Each of the wanted matrices with its value."""
     for name, parameter in parameter_names.parameters(inner):
         if not any(key in wanted for key in parameter_names.disk_names(inner, name, parameter.shape)):
             continue
@@ -164,13 +167,18 @@ def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[Tenso
                 yield wanted[key], part
 
 
-def summary(found: list[TensorAnatomy]) -> dict[str, float]:
-    """Means over the matrices, and the symmetry of each, under the names that are logged."""
+def summary(measured: list[TensorAnatomy]) -> dict[str, float]:
+    """Means over the matrices, and the symmetry of each, under the names in logs."""
     numbers = {
-        "read": mean([t.input_symmetry for t in found]),
-        "write": mean([t.output_symmetry for t in found]),
-        "apart": mean([None if t.read is None else t.read.apart for t in found]),
-        "effective_rank": mean([t.effective_rank for t in found]),
-        **{f"read/{t.name}": t.input_symmetry for t in found},
+        "read": mean([t.input_symmetry for t in measured]),
+        "write": mean([t.output_symmetry for t in measured]),
+        "apart": mean([None if t.read is None else t.read.apart for t in measured]),
+        "effective_rank": mean([t.effective_rank for t in measured]),
+        **{f"read/{t.name}": t.input_symmetry for t in measured},
     }
     return {f"anatomy/{key}": value for key, value in numbers.items() if value is not None}
+
+
+def _figures(entry: dict[str, float]) -> dict[str, float]:
+    """An entry minus its step and epoch."""
+    return {key: value for key, value in entry.items() if key.startswith("anatomy/")}

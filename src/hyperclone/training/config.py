@@ -177,7 +177,7 @@ class Training:
             )
         if self.optimizer == "rotated" and self.from_scratch:
             raise TrainingError(
-                "weights drawn anew are no copies, and the rotated optimizer compares copies",
+                "randomly initialized weights are no copies, and the rotated optimizer compares copies",
                 field="optimizer",
                 found="rotated",
                 cure="leave --optimizer out with --from-scratch",
@@ -205,15 +205,15 @@ class Training:
         return None if self.batch_tokens is None else _count(self.batch_tokens, "batch_tokens")
 
 
-def usual_optimizer(*, grown: bool, asymmetric: bool, lr_rule: str | None) -> str:
+def usual_optimizer(*, grown: bool, first_copy_moments: bool, lr_rule: str | None) -> str:
     """The optimizer where none is asked for: what won in docs/findings.md.
 
     Args:
         grown: the model starts as a wider clone, so copies can be compared.
-        asymmetric: it starts from asymmetric moments, which part copies under AdamW.
+        first_copy_moments: it starts from moments of the first copies only, which make copies diverge under AdamW.
         lr_rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
     """
-    return "rotated" if grown and not asymmetric and lr_rule != "uniform" else "adamw"
+    return "rotated" if grown and not first_copy_moments and lr_rule != "uniform" else "adamw"
 
 
 def _count(value: str | int, field: str) -> int:

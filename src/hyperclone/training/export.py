@@ -1,8 +1,8 @@
 """The trained model as a plain Hugging Face directory: weights in the type that the model came in, its own config,
-tokenizer, licence, receipt, and a model card. Files are written aside and moved into place one by one, the weights'
-index last but for config.json, without which nothing loads.
+tokenizer, license, receipt, and a model card. Files are written to a hidden directory and moved one by one, config.json
+last, without which nothing loads.
 
-A model in shards is not gathered over processes: Trainer has saved a sharded checkpoint after the last step, and the
+A sharded model is not gathered over processes: Trainer has saved a sharded checkpoint after the last step, and the
 main process reads that, tensor by tensor, while the others wait. It never holds more than one output file.
 """
 
@@ -25,24 +25,25 @@ from hyperclone.hf import parameter_names
 from hyperclone.io.checkpoint import carried_files
 from hyperclone.optimizer_state.distributed import DistributedTensors
 from hyperclone.training import checkpoints
+from hyperclone.training.preparation import PreparedRun
 
 SHARDS = "pytorch_model_fsdp_0"  # accelerate's name for the model in a sharded checkpoint
 _PREFIX = "model."  # and for its tensors in there
 
 
-def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_card: str) -> None:
+def export(trainer: Any, prepared: PreparedRun, dtype: torch.dtype, *, card: str) -> None:
     """Write the model of a trainer; all processes take part.
 
     Args:
         trainer: that has finished.
-        place: the directory that the model came from.
-        output: the directory to write into.
+        prepared: its run.
         dtype: of the weights.
-        told_card: the model card.
+        card: the model card. A card that the user wrote is left alone.
 
     Raises:
         DestinationError: it cannot be written.
     """
+    output = prepared.output
     if bool(trainer.args.should_save):
         with checkpoints.writing(output, main=True) as partial:
             model = parameter_names.bare(trainer.model)
@@ -53,9 +54,9 @@ def export(trainer: Any, place: Path, output: Path, dtype: torch.dtype, *, told_
                 ties = _ties(model)
                 state = {name: _cast(value, dtype) for name, value in model.state_dict().items() if name not in ties}
                 model.save_pretrained(partial, state_dict=state)
-            carry(place, partial, config=True, grown=not trainer.drawn)
+            carry(prepared.directory, partial, config=True, grown=not prepared.training.from_scratch)
             if model_card.ours(output / "README.md"):
-                (partial / "README.md").write_text(told_card)
+                (partial / "README.md").write_text(card)
             for file in sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
                 os.replace(file, output / file.name) if file.is_file() else shutil.copytree(
                     file, output / file.name, dirs_exist_ok=True
@@ -70,14 +71,14 @@ def write_shards(
     """Write the weights of a sharded checkpoint as transformers would, holding one file in memory.
 
     Args:
-        model: the bare model: its names, ties and conversions; its weights are not looked at.
+        model: the bare model: its names, ties and conversions; its weights are not used.
         saved: the checkpoint.
-        target: directory to write into; made if it is not there.
+        target: directory to write into; created if it does not exist.
         dtype: of the weights.
         file_size: largest file.
 
     Raises:
-        CheckpointError: a shard is damaged or gone.
+        CheckpointError: a shard is damaged or missing.
     """
     keys = {
         name: key
@@ -119,13 +120,18 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def carry(place: Path, target: Path, *, config: bool, grown: bool) -> None:
-    """Copy what belongs to a model besides its weights: tokenizer, templates, licence, its config if wanted, and its
-    receipt if its weights are still those that were grown.
+def carry(directory: Path, target: Path, *, config: bool, grown: bool) -> None:
+    """Copy what belongs to a model besides its weights: tokenizer, templates, license; if wanted, config and receipt.
+
+    Args:
+        directory: the model's.
+        target: directory to copy into.
+        config: copy the config.
+        grown: copy the receipt, because the weights are still those that were grown.
     """
-    told = (*([place / "config.json"] if config else []), *([place / receipt.FILE] if grown else []))
-    for file in (*carried_files(place), *told):
+    wanted = (*([directory / "config.json"] if config else []), *([directory / receipt.FILE] if grown else []))
+    for file in (*carried_files(directory), *wanted):
         if file.is_file():
-            copy = target / file.relative_to(place)
+            copy = target / file.relative_to(directory)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)

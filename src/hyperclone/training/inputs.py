@@ -4,7 +4,6 @@ against the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +17,54 @@ from hyperclone.optimizer_state import writer
 from hyperclone.training import data_sources, token_cache
 from hyperclone.training.config import Training
 from hyperclone.training.data_sources import TextSource
+from hyperclone.training.events import Tokenizing, Watch
 from hyperclone.training.token_cache import Corpus, Reading
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def config(place: Path) -> Any:
-    """The config by stock transformers.
+def load_config(directory: Path) -> Any:
+    """The model's config, read by unmodified transformers.
 
     Raises:
         CheckpointError: there is none, or transformers does not understand it.
     """
     from transformers import AutoConfig
 
-    if not (place / "config.json").is_file():
-        raise CheckpointError("not a model directory: it has no config.json", file=place)
+    if not (directory / "config.json").is_file():
+        raise CheckpointError("not a model directory: it has no config.json", file=directory)
     with models.quiet():
         try:
-            return AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever a config can provoke in there
-            raise CheckpointError("transformers cannot read this config", file=place, found=error) from error
+            return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever a config provokes
+            raise CheckpointError("transformers cannot read this config", file=directory, found=error) from error
 
 
-def tokenizer(place: Path) -> Any:
-    """The model's own tokenizer.
+def load_tokenizer(directory: Path) -> Any:
+    """The model's tokenizer.
 
     Raises:
         CheckpointError: it has none.
     """
-    found = models.load_tokenizer(place)
-    if found is None:
-        raise CheckpointError("this model has no tokenizer that can be used", file=place, expected="tokenizer.json")
-    return found
+    tokenizer = models.load_tokenizer(directory)
+    if tokenizer is None:
+        raise CheckpointError("this model has no usable tokenizer", file=directory, expected="tokenizer.json")
+    return tokenizer
 
 
-def check_state(place: Path) -> None:
-    """The training state in a directory must be of the model in it.
+def check_optimizer_state(directory: Path) -> None:
+    """The optimizer state in a directory must belong to the model in it.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it does not.
     """
-    entries = Checkpoint.open(place).entries
-    for file in sorted(set(writer.files(place).values())):
+    entries = Checkpoint.open(directory).entries
+    for file in sorted(set(writer.files(directory).values())):
         for moment, entry in read_header(file).items():
             name, _, kind = moment.rpartition(".")
             if name not in entries or entries[name].shape != entry.shape:
                 raise CheckpointError(
-                    "this training state belongs to another model",
+                    "this optimizer state belongs to another model",
                     file=file,
                     tensor=name,
                     found=f"{kind} of {list(entry.shape)}",
@@ -73,30 +73,26 @@ def check_state(place: Path) -> None:
                 )
 
 
-def texts(
-    training: Training, config: Any, tokenizer: Any, seq_len: int, tell: Callable[[str, dict[str, Any]], None]
+def load_texts(
+    training: Training, config: Any, tokenizer: Any, *, seq_len: int, watch: Watch
 ) -> tuple[Corpus, Corpus | None]:
-    """The text to train on, and the held-out text (None: not wanted).
+    """The text to train on, and the held-out text (None if none is wanted).
 
     Args:
         training: the request.
         config, tokenizer: the model's.
         seq_len: tokens of a window.
-        tell: told of progress, as "tokenise".
+        watch: is told of progress.
 
     Raises:
         TrainingError: no text, too little of it, or tokens that the model does not have.
         DestinationError: the cache cannot be written.
     """
-    end = next((i for i in (tokenizer.eos_token_id, config.eos_token_id) if isinstance(i, int)), None)
-    if end is None:
-        raise TrainingError(
-            "neither tokenizer nor config has an end-of-text token to put between documents", field="eos_token_id"
-        )
+    end = _end_of_text(tokenizer, config)
     cache = Path(training.cache) if training.cache else token_cache.default_cache()
 
     def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
-        sources = [source for one in spelled for source in data_sources.find(one)]
+        sources = [source for spelling in spelled for source in data_sources.find(spelling)]
         reading = Reading(training.text_field, training.sample_by, held_out, _limit(training, sources, seq_len))
         return token_cache.prepare(
             sources,
@@ -104,12 +100,36 @@ def texts(
             tokenizer,
             end=end,
             cache=cache,
-            progress=lambda done, total: tell("tokenise", {"bytes": done, "of": total}),
+            progress=lambda done, total: watch(Tokenizing(nbytes=done, total=total)),
         )
 
     text, held_out = read(tuple(training.data), 0.0 if training.eval_data else training.held_out)
     if training.eval_data:
         held_out, _ = read(tuple(training.eval_data), 0.0)
+    wanted = bool(training.eval_data) or training.held_out > 0
+    _check_texts(training, text, held_out, vocabulary=int(config.get_text_config().vocab_size))
+    if wanted:
+        _check_held_out(training, text, held_out, seq_len)
+    return text, held_out if wanted else None
+
+
+def _end_of_text(tokenizer: Any, config: Any) -> int:
+    """The id of the token that is put between documents."""
+    for token in (tokenizer.eos_token_id, config.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise TrainingError(
+        "neither tokenizer nor config has an end-of-text token to put between documents", field="eos_token_id"
+    )
+
+
+def _limit(training: Training, sources: list[TextSource], seq_len: int) -> int | None:
+    """Tokens after which reading stops: of a Hub dataset, no more is fetched than the budget needs."""
+    streamed = any(source.kind == "hub" for source in sources)
+    return training.total_tokens + seq_len if streamed and training.total_tokens else None
+
+
+def _check_texts(training: Training, text: Corpus, held_out: Corpus, *, vocabulary: int) -> None:
     if not text.tokens:
         raise TrainingError(
             "every document is held out, and none is left to train on",
@@ -117,7 +137,6 @@ def texts(
             found=f"{held_out.documents} document{'s' if held_out.documents > 1 else ''}",
             cure="--held-out 0, --eval-data, or smaller documents (--sample-by paragraph)",
         )
-    vocabulary = int(config.get_text_config().vocab_size)
     if (largest := max(text.largest, held_out.largest)) >= vocabulary:
         raise TrainingError(
             "the tokenizer has more tokens than the model",
@@ -125,8 +144,10 @@ def texts(
             found=f"token {largest} in the text",
             expected=f"below {vocabulary}",
         )
-    wanted = bool(training.eval_data) or training.held_out > 0
-    if wanted and held_out.tokens < seq_len:
+
+
+def _check_held_out(training: Training, text: Corpus, held_out: Corpus, seq_len: int) -> None:
+    if held_out.tokens < seq_len:
         raise TrainingError(
             "the held-out text does not fill one window",
             field="eval_data" if training.eval_data else "held_out",
@@ -135,35 +156,29 @@ def texts(
             expected=f"at least {seq_len} tokens",
             cure="a larger --held-out (0 for none), a shorter --seq-len, or --sample-by paragraph",
         )
-    return text, held_out if wanted else None
 
 
-def _limit(training: Training, sources: list[TextSource], seq_len: int) -> int | None:
-    """Of a Hub dataset no more is fetched than the budget needs."""
-    streamed = any(source.kind == "hub" for source in sources)
-    return training.total_tokens + seq_len if streamed and training.total_tokens else None
-
-
-def model(place: Path, training: Training) -> tuple[Any, torch.dtype]:
-    """The model in fp32 (trained or drawn anew), and the type that its directory has.
+def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
+    """The model in fp32, with its weights or randomly initialized, and the type that its directory stores.
 
     Raises:
-        CheckpointError: its weights are not all there.
+        CheckpointError: weights are missing, or do not fit the config.
+        TrainingError: the model cannot use the attention that is asked for.
     """
     from transformers import AutoModelForCausalLM, set_seed
 
-    told = config(place)
-    dtype = _TYPES.get(str(told.dtype).removeprefix("torch."), torch.float32)
+    config = load_config(directory)
+    dtype = _TYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)
     if training.from_scratch:
         set_seed(training.seed)
         with models.quiet():
-            made = AutoModelForCausalLM.from_config(told, dtype=torch.float32, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     else:
-        made, wrong = models.load_model(place, torch.float32)
+        model, wrong = models.load_model(directory, torch.float32)
         if wrong:
-            raise CheckpointError("the weights do not fit the config", file=place, found="; ".join(wrong[:3]))
+            raise CheckpointError("the weights do not fit the config", file=directory, found="; ".join(wrong[:3]))
     try:
-        made.set_attn_implementation(training.attention)
+        model.set_attn_implementation(training.attention)
     except Exception as error:  # a kernel that is not installed, or that this model cannot use
         raise TrainingError(
             "this attention cannot be used here",
@@ -172,5 +187,5 @@ def model(place: Path, training: Training) -> tuple[Any, torch.dtype]:
             expected="sdpa, eager, or flash_attention_2 where it is installed",
             cure=str(error).splitlines()[0],
         ) from error
-    made.config.use_cache = False  # with a cache, transformers does not look for documents in the positions
-    return made, dtype
+    model.config.use_cache = False  # with a cache, transformers does not look for documents in the positions
+    return model, dtype

@@ -1,5 +1,5 @@
-"""Random numbers of a training are its own: measuring must not move them, or dropout would depend on how often the
-held-out loss is looked at (a DataLoader draws a seed whenever it starts).
+"""Random numbers of a training are its own: measuring must not consume them, or dropout would depend on how often the
+held-out loss is measured (a DataLoader draws a seed whenever it starts).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
-    """Python's, NumPy's and torch's generators (of every GPU as well) are afterwards as they were."""
-    drawn, numbers = random.getstate(), np.random.get_state()
+def preserved() -> Iterator[None]:
+    """Afterwards, the generators of Python, NumPy and torch (on the CPU and every GPU) are as they were before."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
         finally:
-            random.setstate(drawn)
-            np.random.set_state(numbers)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,7 +1,7 @@
 """training.json: what a run computes, so that nothing else is resumed in its place.
 
 What may change between the parts of a run is where and how it computes (processes, precision, sharding, compilation),
-and how often it logs, evaluates and saves. What would change the curve may not.
+and how often it logs, evaluates and saves. What would change the loss curve may not.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.io import hub
-from hyperclone.io.files import read_json
+from hyperclone.io.files import read_json, write_text
 from hyperclone.training import checkpoints, hardware
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
@@ -41,88 +41,96 @@ _CURVE = (
     "from_scratch",
     "optimizer_state",
 )
+_RUN = ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
 
-def settings(training: Training, sizes: Budget, place: Path, texts: list[str]) -> dict[str, Any]:
-    """What determines the curve, and what else is good to know of a run.
+def make_record(training: Training, budget: Budget, directory: Path, texts: list[str]) -> dict[str, Any]:
+    """The content of training.json: under `curve` what determines the loss curve, and what else is good to know.
 
     Args:
-        training, sizes: the request.
-        place: the model's directory.
-        texts: digests of the tokenised text, so that a run goes on wherever its files lie.
+        training, budget: the request and its sizes.
+        directory: the model's.
+        texts: digests of the tokenized text, so that a run can be resumed wherever its files lie.
     """
-    told = asdict(training)
+    options = asdict(training)
     return {
         "hyperclone": __version__,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")
-        },
+        "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "hardware": [hardware.this_machine()],
         "model": hub.public_name(training.model),
-        "data": [hub.public_name(one) for one in training.data],
+        "data": [hub.public_name(spelled) for spelled in training.data],
         "curve": {
-            "config": hashlib.sha256((place / "config.json").read_bytes()).hexdigest()[:20],
+            "config": hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()[:20],
             "texts": texts,
-            "seq_len": sizes.seq_len,
-            "batch_tokens": sizes.batch_tokens,
-            "steps": sizes.steps,
-            **{name: told[name] for name in _CURVE},
+            "seq_len": budget.seq_len,
+            "batch_tokens": budget.batch_tokens,
+            "steps": budget.steps,
+            **{name: options[name] for name in _CURVE},
         },
-        "run": {
-            name: told[name] for name in ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
-        },
+        "run": {name: options[name] for name in _RUN},
     }
 
 
-def take_up(output: Path, told: dict[str, Any], *, resume: bool) -> Path | None:
-    """The checkpoint to go on from; None to begin.
+def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint that a run starts from; None to start at step 0.
+
+    Args:
+        output: the directory of the run, there or not.
+        record: what is to be run.
+        resume: whether an earlier run in it may be resumed.
 
     Raises:
-        DestinationError: the output holds something else, or a run that was not asked to go on.
-        TrainingError: it holds another run.
+        DestinationError: the output holds something else, or a run that was not to be resumed.
+        TrainingError: it holds a run with other settings.
     """
     if not output.exists() or not any(output.iterdir()):
         return None
     if not (output / FILE).is_file():
         raise DestinationError(
-            "the output exists and is no training of ours", file=output, cure="choose another directory"
+            "the output exists and does not hold a training run", file=output, cure="choose another directory"
         )
     if not resume:
         raise DestinationError(
-            "the output holds a training already",
+            "the output already holds a training run",
             file=output,
-            cure="--resume goes on with it; or choose another directory",
+            cure="--resume continues it; or choose another directory",
         )
-    before = read_json(output / FILE).get("curve", {})
-    usual = {field.name: field.default for field in fields(Training)}  # options that are newer than the record
-    usual["optimizer"] = "adamw"
-    for field, value in json.loads(json.dumps(told["curve"])).items():
-        if (was := before.get(field, usual.get(field))) != value:
+    before = _curve(output)
+    for field, value in json.loads(json.dumps(record["curve"])).items():
+        if before.get(field) != value:
             raise TrainingError(
-                "this output holds a training with other settings",
+                "this output holds a training run with other settings",
                 file=output / FILE,
                 field=field,
                 found=value,
-                expected=was,
+                expected=before.get(field),
                 cure="repeat its settings, or choose another directory",
             )
     return checkpoints.last(output)
 
 
-def optimizer(output: Path) -> str | None:
-    """The optimizer that a run in the output began with; None if there is none."""
-    if not (output / FILE).is_file():
-        return None
-    return str(read_json(output / FILE).get("curve", {}).get("optimizer", "adamw"))
+def recorded_optimizer(output: Path) -> str | None:
+    """The optimizer of the run in the output; None if there is none."""
+    return _curve(output).get("optimizer") if (output / FILE).is_file() else None
 
 
-def write(output: Path, told: dict[str, Any], *, resumed: bool) -> None:
-    """Make the output and say what runs in it; where it ran before stays known."""
+def write_record(output: Path, record: dict[str, Any], *, resumed: bool) -> None:
+    """Make the output and write its training.json. Of a resumed run, the machines of its earlier parts are kept.
+
+    Raises:
+        DestinationError: it cannot be written.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        before = read_json(output / FILE).get("hardware", []) if resumed else []
-        told = {**told, "hardware": hardware.distinct([*before, *told["hardware"]])}
+        earlier = read_json(output / FILE).get("hardware", []) if resumed else []
+        record = {**record, "hardware": hardware.distinct([*earlier, *record["hardware"]])}
         checkpoints.clear(output)
-        (output / FILE).write_text(json.dumps(told, indent=2) + "\n")
+        write_text(output / FILE, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise DestinationError("the output cannot be written", file=output, found=error.strerror) from None
+
+
+def _curve(output: Path) -> dict[str, Any]:
+    curve: dict[str, Any] = read_json(output / FILE).get("curve", {})
+    return curve

@@ -1,6 +1,4 @@
-"""Tasks of lm-evaluation-harness while a model trains: run on the model in memory whenever the held-out loss is
-measured.
-"""
+"""Tasks of lm-evaluation-harness while a model trains: run on the model in memory at every evaluation."""
 
 from __future__ import annotations
 
@@ -12,30 +10,30 @@ from transformers import TrainerCallback
 from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate, wheel_data
 from hyperclone.training import rng
+from hyperclone.training.run_log import RunLog
 
 
 class TaskCallback(TrainerCallback):  # type: ignore[misc]
-    """Runs tasks on evaluation and notes their results (a line with `tasks`: {task: {metric: value}})."""
+    """Runs tasks at every evaluation and reports their results."""
 
-    def __init__(self, trainer: Any, chosen: evaluate.Tasks, tokenizer: Any) -> None:
-        self._trainer, self._chosen, self._tokenizer = trainer, chosen, tokenizer
+    def __init__(self, tasks: evaluate.Tasks, tokenizer: Any, run_log: RunLog) -> None:
+        self._tasks, self._tokenizer, self._run_log = tasks, tokenizer, run_log
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         training = model.training
         try:
-            with rng.untouched():
-                answers = self._chosen.run(model.eval(), self._tokenizer, batch_size=args.per_device_eval_batch_size)
+            with rng.preserved():
+                answers = self._tasks.run(model.eval(), self._tokenizer, batch_size=args.per_device_eval_batch_size)
         finally:
             model.train(training)
-        self._trainer.note("tasks", {"tasks": {name: found.metrics for name, found in answers.items()}})
-        self._trainer.clock.skip()
+        self._run_log.tasks(state.global_step, {task: answer.metrics for task, answer in answers.items()})
 
 
 def choose(tasks: Sequence[str], *, processes: int) -> evaluate.Tasks | None:
-    """The tasks, by name; None if there are none.
+    """The tasks with these names; None if there are no names.
 
     Raises:
-        HypercloneError: the harness is not there, does not know a task, or there are several processes.
+        HypercloneError: lm-evaluation-harness is not installed, does not know a task, or there are several processes.
     """
     if not tasks:
         return None

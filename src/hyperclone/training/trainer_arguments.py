@@ -1,4 +1,4 @@
-"""Trainer's arguments for a request, and a context that keeps other libraries quiet."""
+"""Trainer's arguments for a run, and a context that keeps other libraries quiet."""
 
 from __future__ import annotations
 
@@ -13,30 +13,17 @@ from transformers import TrainingArguments
 
 from hyperclone.hf import models
 from hyperclone.hf.trainer import use_one_device
-from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
+from hyperclone.training.preparation import PreparedRun
 
 
-def arguments(
-    training: Training, budget: Budget, *, evaluate: bool, fresh: bool, precision: str, processes: int
-) -> Any:
-    """Trainer's arguments for a request."""
+def trainer_arguments(prepared: PreparedRun) -> Any:
+    """transformers.TrainingArguments of a run."""
+    training, budget = prepared.training, prepared.budget
     gpu = torch.cuda.is_available()
-    known = {field.name for field in fields(TrainingArguments)}
-    recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-    sharding: dict[str, Any] = {}
-    if training.sharding != "none":
-        sharding = {
-            "fsdp": True,
-            "fsdp_config": {
-                "fsdp_version": 2,
-                "reshard_after_forward": training.sharding == "full",
-                "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-                "state_dict_type": "SHARDED_STATE_DICT",
-                "activation_checkpointing": training.gradient_checkpointing,
-            },
-        }
-    made = TrainingArguments(
+    evaluate = prepared.held_out_windows is not None
+    sharding = _sharding(training)
+    arguments = TrainingArguments(
         output_dir=training.output,
         per_device_train_batch_size=budget.micro_batch,
         per_device_eval_batch_size=budget.micro_batch,
@@ -44,16 +31,16 @@ def arguments(
         max_steps=budget.steps,
         learning_rate=training.lr,
         max_grad_norm=training.max_grad_norm,
-        bf16=precision == "bf16",
+        bf16=prepared.precision == "bf16",
         torch_compile=gpu if training.compile is None else training.compile,
-        **{recompute: training.gradient_checkpointing and not sharding},
+        **{_recompute_option(): training.gradient_checkpointing and not sharding},
         logging_strategy="steps",
         logging_steps=training.log_every or -(-budget.steps // 100),
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=training.eval_every or -(-budget.steps // 20),
-        eval_on_start=evaluate and fresh,
+        eval_on_start=evaluate and prepared.checkpoint is None,
         save_strategy="steps",
         save_steps=training.save_every or -(-budget.steps // 10),
         report_to=list(training.report) or "none",
@@ -64,11 +51,34 @@ def arguments(
         dataloader_pin_memory=gpu,
         accelerator_config={"split_batches": False, "dispatch_batches": False},
         use_cpu=not gpu,
-        ddp_backend=None if gpu or processes == 1 else "gloo",  # a backend for one process is an error of accelerate
+        # accelerate refuses a backend for a single process
+        ddp_backend=None if gpu or prepared.processes == 1 else "gloo",
         **sharding,
     )
-    use_one_device(made)  # several GPUs take a process each (torchrun)
-    return made
+    use_one_device(arguments)  # several GPUs take a process each (torchrun)
+    return arguments
+
+
+def _sharding(training: Training) -> dict[str, Any]:
+    """Options of FSDP2; none for DDP."""
+    if training.sharding == "none":
+        return {}
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "fsdp_version": 2,
+            "reshard_after_forward": training.sharding == "full",
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "state_dict_type": "SHARDED_STATE_DICT",
+            "activation_checkpointing": training.gradient_checkpointing,
+        },
+    }
+
+
+def _recompute_option() -> str:
+    """What this version of transformers calls the recomputation of activations in the backward pass."""
+    known = {field.name for field in fields(TrainingArguments)}
+    return "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
 
 
 @contextmanager

@@ -6,27 +6,42 @@ Without a terminal there is no bar, and a line for each log instead.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hyperclone.training.events import (
+    AnatomyMeasured,
+    CheckpointSaved,
+    Event,
+    HeldOutEvaluated,
+    LossLogged,
+    OptimizerStateLoaded,
+    RunStarted,
+    StepTaken,
+    TasksEvaluated,
+    Tokenizing,
+    Weights,
+)
 from hyperclone.units import human_bytes, human_count
 
 if TYPE_CHECKING:
+    from hyperclone.training.config import Training
     from hyperclone.training.run import Trained
 
-_WEIGHTS = {
-    "drawn": "drawn anew (the control arm)",
+_TOKENIZING, _TRAINING = "Tokenizing", "Training"  # the bar's stages
+_QUIET_SECONDS = 30  # between lines on tokenizing, without a terminal
+_WEIGHTS: dict[Weights, str] = {
+    "random": "randomly initialized (the control arm)",
     "grown": "grown by hyperclone",
-    "trained": "as they are; no receipt",
+    "stored": "as stored; no receipt",
 }
-
-_COPIES = {"read": "cosine of copies: read", "write": "written", "effective_rank": "effective rank"}
+_ANATOMY = {"read": "cosine of copies: read", "write": "written", "effective_rank": "effective rank"}
 
 
 class TrainingView:
-    """Watches a training and tells the console. To be used as a context, which ends the bar."""
+    """Shows the events of a training on a console. To be used as a context, which ends the bar."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -40,7 +55,7 @@ class TrainingView:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         self._steps = 0
 
     def __enter__(self) -> TrainingView:
@@ -50,132 +65,131 @@ class TrainingView:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def __call__(self, kind: str, told: dict[str, Any]) -> None:
-        """Something has happened."""
-        match kind:
-            case "tokenise":
-                figures = human_bytes(told["bytes"])
-                self._move("Tokenising", told["bytes"], told["of"], figures)
-                if not self._console.is_terminal and time.monotonic() - self._said > 30:
-                    self._said = time.monotonic()
-                    self._say(f"tokenising: {figures}" + (f" of {human_bytes(told['of'])}" if told["of"] else ""))
-            case "start":
-                self._hide("Tokenising")
-                self._steps = told["sizes"].steps
-                for line in summary(told):
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        match event:
+            case Tokenizing():
+                self._tokenizing(event)
+            case RunStarted():
+                self._hide(_TOKENIZING)
+                self._steps = event.budget.steps
+                for line in summary(event):
                     self._say(line)
-            case "state":
-                self._say(
-                    f"optimizer state of step {told['step']} loaded for {told['filled']} parameters"
-                    + (f"; {told['fresh']} start afresh" if told["fresh"] else "")
-                )
-            case "step":
-                self._move("Training", told["step"], told["steps"])
-            case "log":
-                if self._console.is_terminal:
-                    self._move("Training", told["step"], self._steps, f"loss {told['loss']:.4f}  {_speed(told)}")
-                else:
-                    norm = "" if told["grad_norm"] is None else f"  norm {told['grad_norm']:.2f}"
-                    self._say(
-                        f"step {told['step']}/{self._steps}  loss {told['loss']:.4f}  lr {told['lr']:.2e}{norm}  "
-                        f"{_speed(told)}  {_left(told, self._steps)}"
-                    )
-            case "eval":
-                self._say(
-                    f"step {told['step']}/{self._steps}  held-out loss {told['eval_loss']:.4f}, "
-                    f"{told['bits_per_byte']:.4f} bits per byte"
-                )
-            case "anatomy":
-                figures = "  ".join(f"{_COPIES[k]} {told['anatomy'][k]:.4g}" for k in _COPIES if k in told["anatomy"])
-                self._say(f"step {told['step']}/{self._steps}  {figures}")
-            case "tasks":
-                for task, found in told["tasks"].items():
-                    self._say(
-                        f"step {told['step']}/{self._steps}  {task}  "
-                        + "  ".join(f"{k} {v:.4f}" for k, v in found.items())
-                    )
-            case "save" if not self._console.is_terminal:
-                self._say(f"step {told['step']}/{self._steps}  saved {told['checkpoint']}")
+            case OptimizerStateLoaded(step=step, filled=filled, fresh=fresh):
+                rest = f"; {fresh} start without" if fresh else ""
+                self._say(f"optimizer state of step {step} loaded for {filled} parameters{rest}")
+            case StepTaken(step=step, steps=steps):
+                self._move(_TRAINING, step, steps)
+            case LossLogged():
+                self._loss(event)
+            case HeldOutEvaluated(step=step, eval_loss=loss, bits_per_byte=bits):
+                self._say_at(step, f"held-out loss {loss:.4f}, {bits:.4f} bits per byte")
+            case AnatomyMeasured(step=step, anatomy=figures):
+                labeled = [f"{label} {figures[key]:.4g}" for key, label in _ANATOMY.items() if key in figures]
+                self._say_at(step, "  ".join(labeled))
+            case TasksEvaluated(step=step, tasks=tasks):
+                for task, metrics in tasks.items():
+                    self._say_at(step, "  ".join([task, *(f"{name} {value:.4f}" for name, value in metrics.items())]))
+            case CheckpointSaved(step=step, checkpoint=checkpoint):
+                if not self._console.is_terminal:
+                    self._say_at(step, f"saved {checkpoint}")
+
+    def _tokenizing(self, event: Tokenizing) -> None:
+        size = human_bytes(event.nbytes)
+        self._move(_TOKENIZING, event.nbytes, event.total, size)
+        if not self._console.is_terminal and time.monotonic() - self._last_line > _QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            self._say(f"tokenizing: {size}" + (f" of {human_bytes(event.total)}" if event.total else ""))
+
+    def _loss(self, event: LossLogged) -> None:
+        if self._console.is_terminal:
+            self._move(_TRAINING, event.step, self._steps, f"loss {event.loss:.4f}  {_speed(event)}")
+            return
+        norm = "" if event.grad_norm is None else f"  norm {event.grad_norm:.2f}"
+        left = _time_left(event, self._steps)
+        self._say_at(event.step, f"loss {event.loss:.4f}  lr {event.lr:.2e}{norm}  {_speed(event)}  {left}")
 
     def _move(self, stage: str, done: int, total: int | None, figures: str | None = None) -> None:
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=total, figures="")
-        told: dict[str, Any] = {} if figures is None else {"figures": figures}
-        self._bar.update(self._tasks[stage], completed=done, total=total, **told)
+        self._bar.update(self._tasks[stage], completed=done, total=total)
+        if figures is not None:
+            self._bar.update(self._tasks[stage], figures=figures)
 
     def _hide(self, stage: str) -> None:
         if stage in self._tasks:
             self._bar.update(self._tasks[stage], visible=False)
 
+    def _say_at(self, step: int, line: str) -> None:
+        self._say(f"step {step}/{self._steps}  {line}")
+
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def summary(told: dict[str, Any]) -> list[str]:
+def summary(run: RunStarted) -> list[str]:
     """What is about to run, in lines."""
-    sizes, text, held_out = told["sizes"], told["text"], told["held_out"]
-    epochs = sizes.steps * sizes.windows / told["windows"]
-    share = f"{sizes.windows} windows of {sizes.seq_len}"
-    if told["processes"] > 1 or sizes.accumulation > 1:
-        processes = "1 process" if told["processes"] == 1 else f"{told['processes']} processes"
-        share += f" = {processes} x {sizes.accumulation} x {sizes.micro_batch}"
-    rates = (
-        "by the scaling rule: the source's rate times each group's factor"
-        if told["law"]
-        else "the same for all weights"
-    )
+    budget, text, held_out, device = run.budget, run.text, run.held_out, run.device
+    epochs = budget.steps * budget.windows / run.windows
+    batch = f"{budget.windows} windows of {budget.seq_len}"
+    if device.processes > 1 or budget.accumulation > 1:
+        processes = "1 process" if device.processes == 1 else f"{device.processes} processes"
+        batch += f" = {processes} x {budget.accumulation} x {budget.micro_batch}"
+    rates = "the source's, times each group's multiplier by the scaling rule" if run.scaled else "uniform"
     lines = [
-        f"model     {told['model']}, {human_count(told['parameters'])} parameters, weights {_WEIGHTS[told['weights']]}",
+        f"model     {run.model}, {human_count(run.parameters)} parameters, weights {_WEIGHTS[run.weights]}",
         f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
-        f"run       {sizes.steps:,} steps of {human_count(sizes.batch_tokens)} tokens ({share})",
-        f"budget    {human_count(sizes.tokens)} tokens, {epochs:.3g} times the data",
-        f"optimizer {_optimizer(told)}",
+        f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
+        f"budget    {human_count(budget.tokens)} tokens, {epochs:.3g} epochs",
+        f"optimizer {_optimizer(run.training)}",
         f"rates     {rates}",
-        f"device    {told['device']}, {told['precision']}"
-        + (", compiled" if told["compile"] else "")
-        + ("" if told["mfu"] else "; no MFU, since its peak is not known"),
+        f"device    {device.name}, {device.precision}"
+        + (", compiled" if device.compiled else "")
+        + ("" if device.peak_known else "; no MFU, since its peak is not known"),
     ]
-    if told["idle"]:
+    if device.idle_gpus:
         lines.append(
-            f"NOTE: {told['idle']} more GPUs are idle; "
-            f"torchrun --nproc-per-node {told['idle'] + 1} -m hyperclone train ... uses them"
+            f"NOTE: {device.idle_gpus} more GPUs are idle; "
+            f"torchrun --nproc-per-node {device.idle_gpus + 1} -m hyperclone train ... uses them"
         )
-    if told["step"]:
-        lines.append(f"goes on from step {told['step']}")
+    if run.step:
+        lines.append(f"resumes from step {run.step}")
     return lines
 
 
-def _optimizer(told: dict[str, Any]) -> str:
-    if told["optimizer"] == "adamw":
+def _optimizer(training: Training) -> str:
+    if training.optimizer == "adamw":
         return "AdamW"
-    own = told["difference_lr"]
-    return f"AdamW on what copies have in common ({told['lr']:g}) and on their differences " + (
-        f"({told['lr']:g} as well; --difference-lr, about what random weights would want, parts them sooner)"
-        if own is None
-        else f"({own:g})"
+    lr, difference_lr = training.lr, training.difference_lr
+    return f"rotated AdamW: lr {lr:g} on what copies have in common, " + (
+        f"{lr:g} on their differences (a higher --difference-lr, about what random weights would want, makes them "
+        "diverge sooner)"
+        if difference_lr is None
+        else f"{difference_lr:g} on their differences"
     )
 
 
-def ending(done: Trained) -> str:
+def ending(trained: Trained) -> str:
     """What was done, in a sentence."""
-    if done.interrupted is not None:
+    if trained.interrupted is not None:
         return (
-            f"Stopped by signal {done.interrupted} after step {done.step}; a checkpoint is saved, and the same command "
-            "with --resume goes on."
+            f"Stopped by signal {trained.interrupted} after step {trained.step}. A checkpoint is saved: rerun the same "
+            "command with --resume to resume."
         )
-    figures = {"loss": "loss", "eval_loss": "held-out loss", "bits_per_byte": "bits per byte"}
-    told = ", ".join(f"{label} {done.metrics[name]:.4f}" for name, label in figures.items() if name in done.metrics)
-    return f"Trained on {human_count(done.tokens)} tokens{': ' + told if told else ''}. The model is in {done.path}"
+    labels = {"loss": "loss", "eval_loss": "held-out loss", "bits_per_byte": "bits per byte"}
+    figures = [f"{label} {trained.metrics[name]:.4f}" for name, label in labels.items() if name in trained.metrics]
+    losses = f": {', '.join(figures)}" if figures else ""
+    return f"Trained on {human_count(trained.tokens)} tokens{losses}. The model is in {trained.path}"
 
 
-def _speed(told: dict[str, Any]) -> str:
-    parts = [f"{human_count(round(told['tokens_per_second']))} tokens/s"] if told["tokens_per_second"] else []
-    return "  ".join([*parts, *([f"MFU {told['mfu']:.1%}"] if told["mfu"] else [])])
+def _speed(event: LossLogged) -> str:
+    tokens = [f"{human_count(round(event.tokens_per_second))} tokens/s"] if event.tokens_per_second else []
+    return "  ".join([*tokens, *([f"MFU {event.mfu:.1%}"] if event.mfu else [])])
 
 
-def _left(told: dict[str, Any], steps: int) -> str:
-    if not told["tokens_per_second"] or not told["step"]:
+def _time_left(event: LossLogged, steps: int) -> str:
+    if not event.tokens_per_second or not event.step:
         return ""
-    seconds = round((steps - told["step"]) * told["tokens"] / told["step"] / told["tokens_per_second"])
+    seconds = round((steps - event.step) * event.tokens / event.step / event.tokens_per_second)
     return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02} left"

@@ -1,0 +1,225 @@
+"""All that a run needs besides its weights: the request, checked against model, text, machine and output."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperclone.conversion import receipt
+from hyperclone.errors import TrainingError
+from hyperclone.evaluation import evaluate
+from hyperclone.hf import models
+from hyperclone.io import hub
+from hyperclone.io.destination import check_place
+from hyperclone.optimizer_state import writer
+from hyperclone.training import budget, inputs, run_record, task_callback
+from hyperclone.training.budget import Budget
+from hyperclone.training.config import Training, usual_optimizer
+from hyperclone.training.events import Watch, Weights
+from hyperclone.training.packing import Windows
+from hyperclone.training.token_cache import Corpus
+
+_REQUIRED = ("accelerate", "datasets")
+_REPORTERS = ("tensorboard", "wandb", "trackio")  # Trainer's integrations that are a package of the same name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run that can start.
+
+    Attributes:
+        training: the request, with the optimizer that was chosen.
+        directory: the model's.
+        output: directory of the run.
+        tokenizer: the model's.
+        text, held_out: the tokenized text; no held-out text if none is wanted.
+        windows, held_out_windows: their windows.
+        budget: sizes of the run.
+        receipt: directory whose receipt gives the param groups and the copies, as `param_groups` takes it; None if
+            the model was not grown, or is trained from scratch.
+        optimizer_state: directory whose grown moments the optimizer starts from; None to start without.
+        record: content of training.json.
+        checkpoint: that it resumes from; None to start at step 0.
+        tasks: to run at every evaluation; None if there are none.
+        processes: that share each batch.
+        precision: "bf16" (autocast) or "fp32".
+    """
+
+    training: Training
+    directory: Path
+    output: Path
+    tokenizer: Any
+    text: Corpus
+    held_out: Corpus | None
+    windows: Windows
+    held_out_windows: Windows | None
+    budget: Budget
+    receipt: Path | None
+    optimizer_state: Path | None
+    record: dict[str, Any]
+    checkpoint: Path | None
+    tasks: evaluate.Tasks | None
+    processes: int
+    precision: str
+
+    @property
+    def step(self) -> int:
+        """That it starts at."""
+        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+
+    @property
+    def weights(self) -> Weights:
+        """Where its weights come from."""
+        return "random" if self.training.from_scratch else "stored" if self.receipt is None else "grown"
+
+    @property
+    def scaled(self) -> bool:
+        """Whether param groups follow the scaling rule."""
+        return self.receipt is not None and self.training.lr_rule != "uniform"
+
+
+def prepare(training: Training, *, watch: Watch) -> PreparedRun:
+    """Read and check all but the weights; nothing is written but the cache of tokens.
+
+    Args:
+        training: the request.
+        watch: is told how tokenizing proceeds.
+
+    Raises:
+        HypercloneError: it cannot be run as asked.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_installed(training)
+    _check_launched(training)
+    directory, output = hub.resolve(training.model), Path(training.output)
+    if not output.exists():
+        check_place(output, source=directory, overwrite=False)
+    config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)
+    grown = _receipt(training, directory)
+    optimizer_state = _optimizer_state(training, grown)
+    training = _with_optimizer(training, output, grown, moments=optimizer_state is not None)
+    seq_len = budget.sequence_length(training.seq_len, models.positions(config))
+    text, held_out = inputs.load_texts(training, config, tokenizer, seq_len=seq_len, watch=watch)
+    isolated = training.documents == "isolated"
+    windows = Windows(text, seq_len, isolated=isolated)
+    sizes = budget.plan(training, seq_len=seq_len, available=len(windows), processes=processes)
+    digests = [corpus.digest[:20] for corpus in (text, held_out) if corpus is not None]
+    record = run_record.make_record(training, sizes, directory, digests)
+    return PreparedRun(
+        training=training,
+        directory=directory,
+        output=output,
+        tokenizer=tokenizer,
+        text=text,
+        held_out=held_out,
+        windows=windows,
+        held_out_windows=Windows(held_out, seq_len, isolated=isolated) if held_out else None,
+        budget=sizes,
+        receipt=grown,
+        optimizer_state=optimizer_state,
+        record=record,
+        checkpoint=run_record.checkpoint_to_resume(output, record, resume=training.resume),
+        tasks=task_callback.choose(training.tasks, processes=processes),
+        processes=processes,
+        precision=training.precision or _usual_precision(),
+    )
+
+
+def _check_installed(training: Training) -> None:
+    for package in (*_REQUIRED, *(name for name in training.report if name in _REPORTERS)):
+        if importlib.util.find_spec(package) is None:
+            required = package in _REQUIRED
+            raise TrainingError(
+                f"{package} is not installed",
+                field=None if required else "report",
+                cure="pip install 'hyperclone[train]'" if required else f"pip install {package}",
+            )
+
+
+def _check_launched(training: Training) -> None:
+    if training.sharding != "none" and "LOCAL_RANK" not in os.environ:
+        raise TrainingError(
+            "a single process has nothing to shard over",
+            field="sharding",
+            found=training.sharding,
+            cure="torchrun --nproc-per-node N -m hyperclone train ...",
+        )
+
+
+def _receipt(training: Training, directory: Path) -> Path | None:
+    """The model's directory if it has a receipt and its weights are used.
+
+    Raises:
+        TrainingError: something is asked for that needs a receipt, and there is none.
+    """
+    if (directory / receipt.FILE).exists():
+        return None if training.from_scratch else directory
+    for option, asked, why in (
+        ("lr-rule", training.lr_rule == "scaled", "the scaling rule has no multipliers for it"),
+        ("optimizer", training.optimizer == "rotated", "it has no copies to compare"),
+        ("difference-lr", training.difference_lr is not None, "it has no copies to compare"),
+        ("anatomy", training.anatomy, "it has no copies to compare"),
+    ):
+        if asked:
+            raise TrainingError(
+                f"no receipt says how this model was grown, so {why}",
+                file=directory,
+                field=option,
+                cure=f"leave --{option} out",
+            )
+    return None
+
+
+def _optimizer_state(training: Training, grown: Path | None) -> Path | None:
+    """The directory of the grown moments that the optimizer starts from."""
+    if grown is None or training.optimizer_state == "none" or not writer.files(grown):
+        return None
+    inputs.check_optimizer_state(grown)
+    return grown
+
+
+def _with_optimizer(training: Training, output: Path, grown: Path | None, *, moments: bool) -> Training:
+    """The request with its optimizer: as asked for, as in the run that is resumed, or the usual one.
+
+    Raises:
+        TrainingError: options that this optimizer, or these moments, cannot have.
+    """
+    found = receipt.read(grown) if grown else None
+    first_copy = moments and found is not None and found.first_copy_moments
+    usual = usual_optimizer(
+        grown=found is not None and found.growth.wider, first_copy_moments=first_copy, lr_rule=training.lr_rule
+    )
+    earlier = run_record.recorded_optimizer(output) if training.resume else None
+    optimizer = training.optimizer or earlier or usual
+    if optimizer == "rotated" and first_copy:
+        raise TrainingError(
+            "moments of the first copies only make copies diverge under AdamW; the rotated optimizer has coordinates "
+            "for their differences",
+            file=grown,
+            field="optimizer",
+            found=optimizer,
+            cure="--optimizer-state none starts without them; --optimizer adamw uses them",
+        )
+    if optimizer == "adamw" and training.difference_lr is not None:
+        cure = "--optimizer rotated, or leave --difference-lr out"
+        if training.from_scratch:
+            cure = "leave --difference-lr out: randomly initialized weights are no copies"
+        elif first_copy:
+            cure = "--optimizer-state none starts without the moments of the first copies, which are AdamW's"
+        raise TrainingError(
+            "AdamW does not distinguish differences between copies",
+            file=grown,
+            field="difference_lr",
+            found=training.difference_lr,
+            cure=cure,
+        )
+    return replace(training, optimizer=optimizer)
+
+
+def _usual_precision() -> str:
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
