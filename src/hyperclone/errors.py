@@ -61,8 +61,12 @@ class FamilyError(HypercloneError):
     """The architecture is unknown, or its tensors do not fit the family file."""
 
 
+class OptionError(HypercloneError):
+    """An option has a value that it cannot have, whatever the model: an unknown choice, or not a number or size."""
+
+
 class GrowthError(HypercloneError):
-    """The requested sizes or options cannot be had for this model."""
+    """This model cannot be grown as requested."""
 
 
 class DestinationError(HypercloneError):

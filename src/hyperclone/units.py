@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from hyperclone.errors import GrowthError
+from hyperclone.errors import OptionError
 
 _UNITS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}  # powers of ten
 _BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -15,7 +15,7 @@ def parse(text: str | int, field: str) -> int:
     """`1.3B` -> 1300000000. A number of things that is not whole is refused, not rounded.
 
     Raises:
-        GrowthError: not such a number; `field` says whose.
+        OptionError: not such a number; `field` says whose.
     """
     pattern = r"\s*(\d[\d_]{0,23}(?:\.\d{1,15})?)\s*(?:[eE]\+?(\d{1,2})|([kKmMbBtT]?))\s*"
     match = None if isinstance(text, bool) else re.fullmatch(pattern, str(text), re.ASCII)
@@ -25,7 +25,7 @@ def parse(text: str | int, field: str) -> int:
         if count >= 1 and count.denominator == 1:
             return int(count)
     things = "parameters" if field == "params" else field
-    raise GrowthError(f"not a number of {things}", field=field, found=text, expected="1.3B, 350M or 1_300_000_000")
+    raise OptionError(f"not a number of {things}", field=field, found=text, expected="1.3B, 350M or 1_300_000_000")
 
 
 def human_count(count: int) -> str:
@@ -40,11 +40,11 @@ def parse_size(text: str) -> int:
     """`5GB`, `500MB`, `2GiB` or a plain number of bytes.
 
     Raises:
-        GrowthError: not a size.
+        OptionError: not a size.
     """
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)\s*", text, re.ASCII)
     if match is None or match[2].lower() not in _BYTES or float(match[1]) <= 0:
-        raise GrowthError("not a size", field="shard_size", found=text, expected="5GB, 500MB, 2GiB, ...")
+        raise OptionError("not a size", field="shard_size", found=text, expected="5GB, 500MB, 2GiB, ...")
     return max(1, int(float(match[1]) * _BYTES[match[2].lower()]))
 
 

@@ -19,7 +19,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import family_file, registry
 from hyperclone.conversion import receipt
-from hyperclone.errors import CheckpointError, FamilyError, GrowthError
+from hyperclone.errors import CheckpointError, FamilyError, OptionError
 from hyperclone.hf import tiny_models
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
@@ -118,7 +118,7 @@ def test_a_file_that_is_wrong_about_heads_may_still_grow_the_feed_forward_part(
 
 
 def test_without_a_proof_a_users_file_is_not_used(toml: Path, model_dir: ModelDir, tmp_path: Path) -> None:
-    with pytest.raises(GrowthError, match="proof"):
+    with pytest.raises(OptionError, match="proof"):
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2), family=toml, proof="none")
 
 

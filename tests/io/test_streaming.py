@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import hyperclone
 from hyperclone import Growth
-from hyperclone.errors import GrowthError
+from hyperclone.errors import OptionError
 from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 
@@ -271,7 +271,7 @@ def test_progress_counts_every_byte_once_and_never_backwards(model_dir: ModelDir
 
 @pytest.mark.parametrize("threads", [0, -1])
 def test_a_number_of_threads_that_is_none_is_refused(threads: int, model_dir: ModelDir, tmp_path: Path) -> None:
-    with pytest.raises(GrowthError, match="threads"):
+    with pytest.raises(OptionError, match="threads"):
         hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2), threads=threads, proof="none")
     assert list(tmp_path.iterdir()) == []
 

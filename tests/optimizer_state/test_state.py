@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hyperclone
 from hyperclone import Growth
-from hyperclone.errors import CheckpointError, GrowthError
+from hyperclone.errors import CheckpointError, GrowthError, OptionError
 from tests.helpers import law_steps
 from tests.helpers.law_steps import CORE, DECAY, LR, MAKE, batches, in_double, in_float64, plain, source, train
 
@@ -408,9 +408,9 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> Non
         hyperclone.grow(
             tmp_path / "other", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "other", proof="none"
         )
-    with pytest.raises(GrowthError, match="unknown treatment of the moments"):
+    with pytest.raises(OptionError, match="unknown treatment of the moments"):
         grow(optimizer_state=tmp_path / "source", moments="half")
-    with pytest.raises(GrowthError, match="no moments to treat like this"):
+    with pytest.raises(OptionError, match="no moments to treat like this"):
         grow(moments="reset")
     with pytest.raises(GrowthError, match="diagonal"):
         hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2, expansion="diagonal"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperclone import Growth
-from hyperclone.errors import GrowthError, HypercloneError
+from hyperclone.errors import GrowthError, HypercloneError, OptionError
 from hyperclone.io.shards import TensorHeader, lay_out
 from hyperclone.planning.growth import resolve
 from hyperclone.units import parse_size
@@ -233,13 +233,13 @@ def test_a_shard_size_is_read_in_common_units(text: str, nbytes: int) -> None:
     "text", ["", "big", "5 TB!", "-5GB", "0", "0GB", "GB", "1e9", "5PB", "nan", "9" * 400 + "GB", "٥GB"]
 )
 def test_what_is_no_shard_size_is_refused(text: str) -> None:
-    with pytest.raises(GrowthError, match="5GB"):
+    with pytest.raises(OptionError, match="5GB"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, None])
 def test_a_number_that_is_no_shard_size_is_refused(size: Any) -> None:
-    with pytest.raises(GrowthError, match="shard_size"):
+    with pytest.raises(OptionError, match="shard_size"):
         lay_out([TensorHeader("a", "F32", (1,), 4)], shard_size=size)
 
 

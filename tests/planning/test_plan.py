@@ -17,7 +17,7 @@ from safetensors import safe_open
 import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import registry
-from hyperclone.errors import GrowthError
+from hyperclone.errors import OptionError
 from hyperclone.io.tensor_files import DTYPES, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -129,7 +129,7 @@ def test_the_fingerprint_tells_everything_that_decides_the_bytes(model_dir: Mode
 
 @pytest.mark.parametrize("shard_size", [0, -5, True, 1.5, "0", "huge"])
 def test_a_shard_size_that_is_none_is_refused(shard_size: Any, model_dir: ModelDir) -> None:
-    with pytest.raises(GrowthError, match="shard_size"):
+    with pytest.raises(OptionError, match="shard_size"):
         hyperclone.plan(model_dir("opt"), Growth(width=2), shard_size=shard_size)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import hyperclone
 from hyperclone import Growth, units
 from hyperclone.architectures.registry import of_config
-from hyperclone.errors import GrowthError
+from hyperclone.errors import GrowthError, OptionError
 from hyperclone.planning import growth, planner
 from hyperclone.planning.proposals import Proposal, Proposals, propose
 from hyperclone.planning.size_search import Search
@@ -242,30 +242,30 @@ def test_a_model_whose_own_sizes_are_no_multiples_is_told_so(model_dir: ModelDir
 
 
 @pytest.mark.parametrize(
-    ("params", "options", "words"),
+    ("params", "options", "words", "error"),
     [
-        ("many", {}, ["not a number of parameters", "1.3B"]),
-        ("-1B", {}, ["not a number of parameters"]),
-        ("1.23456B and more", {}, ["not a number"]),
-        ("0", {}, ["not a number"]),
-        ("1.5", {}, ["not a number"]),
-        ("100M", {}, ["no more parameters", "100,000,000", "134,515,008"]),
-        ("134515008", {}, ["no more parameters"]),
-        ("1.3T", {}, ["1,000 times", "unit"]),
-        ("1B", {"request": Growth(width=2, ffn="1x")}, ["--params", "--width 2", "--ffn 1x"]),
-        ("1B", {"request": Growth(layers="2x")}, ["--params", "--layers 2x"]),
-        ("1B", {"request": Growth(snr_db=70)}, ["snr_db", "0 to 30 dB"]),
-        ("1B", {"multiple_of": 0}, ["multiple_of", "0"]),
-        ("1B", {"multiple_of": 10**6}, ["multiples of 1000000", "--multiple-of"]),
-        ("1B", {"tokens": "lots"}, ["not a number of tokens"]),
-        (None, {"multiple_of": 8}, ["--multiple-of", "--params"]),
+        ("many", {}, ["not a number of parameters", "1.3B"], OptionError),
+        ("-1B", {}, ["not a number of parameters"], OptionError),
+        ("1.23456B and more", {}, ["not a number"], OptionError),
+        ("0", {}, ["not a number"], OptionError),
+        ("1.5", {}, ["not a number"], OptionError),
+        ("100M", {}, ["no more parameters", "100,000,000", "134,515,008"], GrowthError),
+        ("134515008", {}, ["no more parameters"], GrowthError),
+        ("1.3T", {}, ["1,000 times", "unit"], GrowthError),
+        ("1B", {"request": Growth(width=2, ffn="1x")}, ["--params", "--width 2", "--ffn 1x"], GrowthError),
+        ("1B", {"request": Growth(layers="2x")}, ["--params", "--layers 2x"], GrowthError),
+        ("1B", {"request": Growth(snr_db=70)}, ["snr_db", "0 to 30 dB"], GrowthError),
+        ("1B", {"multiple_of": 0}, ["multiple_of", "0"], OptionError),
+        ("1B", {"multiple_of": 10**6}, ["multiples of 1000000", "--multiple-of"], GrowthError),
+        ("1B", {"tokens": "lots"}, ["not a number of tokens"], OptionError),
+        (None, {"multiple_of": 8}, ["--multiple-of", "--params"], OptionError),
     ],
     ids=str,
 )
 def test_what_cannot_be_proposed_is_explained(
-    params: str | None, options: dict[str, Any], words: list[str], models: Callable[..., Path]
+    params: str | None, options: dict[str, Any], words: list[str], error: type[Exception], models: Callable[..., Path]
 ) -> None:
-    with pytest.raises(GrowthError) as caught:
+    with pytest.raises(error) as caught:
         propose(models("smollm2", SMOLLM2_135M), params, **options)
     for word in words:
         assert word in str(caught.value)

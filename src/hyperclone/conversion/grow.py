@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hyperclone import units
 from hyperclone.architectures import family_file
-from hyperclone.errors import GrowthError, ProofFailed
+from hyperclone.errors import OptionError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination, check_place
@@ -109,7 +109,7 @@ def grow(
     proofs.check_kind(proof)
     own = None if family is None else family_file.read(family)
     if own is not None and proof == "none":
-        raise GrowthError(
+        raise OptionError(
             "a family file of your own is not used without a proof", field="proof", found=proof,
             expected="full, or structural",
         )  # fmt: skip

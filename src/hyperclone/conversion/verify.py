@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hyperclone.architectures import family_file
 from hyperclone.conversion import receipt
-from hyperclone.errors import GrowthError
+from hyperclone.errors import OptionError
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.files import digests
@@ -41,7 +41,7 @@ def verify(
     """
     check_kind(proof)
     if proof == "none":
-        raise GrowthError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
+        raise OptionError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
     target = Path(destination)
     told = receipt.read(target)
     own = family_file.read(family) if family is not None else told.family if told is not None else None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperclone.errors import GrowthError
+from hyperclone.errors import OptionError
 from hyperclone.units import parse_size
 
 
@@ -52,12 +52,12 @@ def lay_out(tensors: Sequence[TensorHeader], *, shard_size: str | int, stem: str
     """Fill files `stem`... up to `shard_size` bytes in the given order; a tensor is never cut in two.
 
     Raises:
-        GrowthError: the size is not a positive number of bytes.
+        OptionError: the size is not a positive number of bytes.
     """
     if isinstance(shard_size, str):
         shard_size = parse_size(shard_size)
     if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
-        raise GrowthError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
+        raise OptionError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
     groups: list[list[TensorHeader]] = [[]]
     room = shard_size
     for tensor in tensors:

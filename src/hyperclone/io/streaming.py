@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from hyperclone.errors import DestinationError, GrowthError
+from hyperclone.errors import DestinationError, OptionError
 from hyperclone.io.destination import Destination
 from hyperclone.io.shards import Shard
 from hyperclone.io.source import Weights
@@ -128,7 +128,7 @@ def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
     import torch
 
     if threads is not None and threads < 1:
-        raise GrowthError("no work can be done without a thread", field="threads", found=threads, expected="1 or more")
+        raise OptionError("no work can be done without a thread", field="threads", found=threads, expected="1 or more")
     count = threads or min(8, max(2, os.cpu_count() or 1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hyperclone.errors import GrowthError
+from hyperclone.errors import GrowthError, OptionError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
 from hyperclone.io.files import to_json
@@ -100,14 +100,15 @@ def plan(
         shard_size: largest file.
 
     Raises:
-        GrowthError: an unknown treatment, or moments that say nothing about this growth.
+        OptionError: an unknown treatment, or one without an optimizer state.
+        GrowthError: the source's moments say nothing about this growth.
         CheckpointError: there is no optimizer state of this source.
     """
     if treatment not in moments.TREATMENTS:
-        raise GrowthError("unknown treatment of the moments", field="moments", found=treatment,
+        raise OptionError("unknown treatment of the moments", field="moments", found=treatment,
                           expected=", ".join(moments.TREATMENTS))  # fmt: skip
     if where is None:
-        raise GrowthError("no optimizer state, so there are no moments to treat like this", field="moments",
+        raise OptionError("no optimizer state, so there are no moments to treat like this", field="moments",
                           found=treatment, cure="give --optimizer-state CHECKPOINT")  # fmt: skip
     for impossible, field, why in (
         (made.growth.expansion == "diagonal", "expansion", "copies of a diagonal expansion get different gradients"),

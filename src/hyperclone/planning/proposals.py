@@ -27,7 +27,7 @@ from typing import Any
 
 from hyperclone import units
 from hyperclone.architectures import family_file
-from hyperclone.errors import GrowthError
+from hyperclone.errors import GrowthError, OptionError
 from hyperclone.io import hub
 from hyperclone.io.source import Source
 from hyperclone.planning import checks, planner
@@ -140,21 +140,21 @@ def propose(
         family: a family file of your own.
 
     Raises:
-        GrowthError: the target is no number or not larger than the source, the request has sizes of its own, or this
-            model has no such sizes.
+        OptionError: the target, the tokens or the multiple is not a number.
+        GrowthError: the target is not larger than the source, the request has sizes, or this model has no such sizes.
         HypercloneError: the source cannot be read or grown at all.
     """
     request = request or Growth()
     _check_unsized(request)
     if params is None:
-        raise GrowthError(
+        raise OptionError(
             "--multiple-of is for proposals", field="multiple_of", found=multiple_of, cure="give --params 1.3B too"
         )
     target = units.parse(params, "params")
     multiple_of = DEFAULT_MULTIPLE if multiple_of is None else multiple_of
     planned = None if tokens is None else units.parse(tokens, "tokens")
     if isinstance(multiple_of, bool) or not isinstance(multiple_of, int) or multiple_of < 1:
-        raise GrowthError("not a size", field="multiple_of", found=repr(multiple_of), expected="1, 8, 64, 128, ...")
+        raise OptionError("not a size", field="multiple_of", found=repr(multiple_of), expected="1, 8, 64, 128, ...")
     own = None if family is None else family_file.read(family)
     headers = hub.headers(source, revision=revision, family=own)
     search = Search(headers, request, multiple_of)

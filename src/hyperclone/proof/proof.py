@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hyperclone.errors import GrowthError
+from hyperclone.errors import OptionError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.streaming import Progress
 from hyperclone.planning.plan import Plan
@@ -59,9 +59,9 @@ class Proof:
 
 
 def check_kind(kind: str) -> None:
-    """Raises GrowthError unless `kind` is "full", "structural" or "none"."""
+    """Raises OptionError unless `kind` is "full", "structural" or "none"."""
     if kind not in KINDS:
-        raise GrowthError("unknown kind of proof", field="proof", found=kind, expected=", ".join(KINDS))
+        raise OptionError("unknown kind of proof", field="proof", found=kind, expected=", ".join(KINDS))
 
 
 def prove(

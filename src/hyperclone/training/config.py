@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyperclone import units
-from hyperclone.errors import GrowthError, TrainingError
+from hyperclone.errors import OptionError, TrainingError
 
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
 DOCUMENTS = ("packed", "isolated")
@@ -219,7 +219,7 @@ def usual_optimizer(*, grown: bool, first_copy_moments: bool, lr_rule: str | Non
 def _count(value: str | int, field: str) -> int:
     try:
         return units.parse(value, field)
-    except GrowthError:
+    except OptionError:
         raise TrainingError("not a number of tokens", field=field, found=value, expected="2B, 350M or 65_536") from None
 
 
