@@ -24,7 +24,8 @@ from grow import fresh, machine
 import hyperclone
 from hyperclone import Growth
 from hyperclone.expansion import copy_map
-from hyperclone.expansion.expand import Expansion, Noise, Recipe, TensorMap, expand
+from hyperclone.expansion.expand import TensorMap, expand
+from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
 LEVELS = (-20, -10, 0, 5, 10, 20, 30, 40, 50, 60, 80)
 
@@ -60,12 +61,12 @@ def tolerance(work: Path) -> dict[str, Any]:
     from tests.helpers.models import MODELS, build, save_tokenizer
 
     requests = [
-        Growth(width=n, expansion=e, noise=z)
-        for n, e, z in [
-            (2, "symmetric", "split"), (3, "diagonal", "split"), (2, "diagonal", "none"), (3, "symmetric", "none"),
-            (2, "symmetric", "gaussian"),
-        ]
-    ]  # fmt: skip
+        Growth(width=2),
+        Growth(width=3, expansion="diagonal"),
+        Growth(width=2, expansion="diagonal", noise="none"),
+        Growth(width=3, noise="none"),
+        Growth(width=2, noise="gaussian"),
+    ]
     used = []
     names = [name for name in MODELS if name.startswith(("llama", "mistral", "neox", "opt"))]
     for name in names:

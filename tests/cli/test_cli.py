@@ -95,7 +95,7 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model_dir: ModelDir, tmp_path
 
 def test_a_locked_clone_is_announced(model_dir: ModelDir) -> None:
     result = run("plan", model_dir("llama-grouped-tied"), "--width", "2", "--noise", "none")
-    assert "WARNING: The copies will never separate" in result.stdout
+    assert "WARNING: The copies will never diverge" in result.stdout
 
 
 def test_plan_as_json_is_the_whole_plan(model_dir: ModelDir) -> None:

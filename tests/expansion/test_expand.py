@@ -17,9 +17,6 @@ from torch import Tensor
 from hyperclone.architectures.layout import parse
 from hyperclone.expansion import expand as module
 from hyperclone.expansion.expand import (
-    Expansion,
-    Noise,
-    Recipe,
     TensorMap,
     as_slice,
     collapse_rows,
@@ -29,6 +26,7 @@ from hyperclone.expansion.expand import (
     rounding_bound,
     tensor_map,
 )
+from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = {

@@ -81,7 +81,7 @@ def test_a_bare_number_that_could_be_both_is_refused_and_both_readings_are_spelt
         ("width", "0.5x", ["1 or more"]),
         ("hidden", 288, ["576 or more", "smaller"]),
         ("width", 1152, ["--hidden", "size"]),
-        ("hidden", "1152x", ["surely a size"]),
+        ("hidden", "1152x", ["too large for a factor"]),
     ],
 )
 def test_sizes_that_do_not_come_out_are_refused_with_the_nearest_that_do(
@@ -125,7 +125,7 @@ def test_kv_heads_can_be_asked_for_where_whole_groups_stay_together() -> None:
     assert grown(SMOLLM2, heads=20, kv_heads=5) == {"kv_heads": 5, "group": 4}
     refused(SMOLLM2, "heads", "expected: 18", kv_heads="2x")
     refused(SMOLLM2, "heads", "27", heads="2x", kv_heads="3x")
-    refused(PYTHIA, "no KV heads of its own", "use heads", width=2, kv_heads="2x")
+    refused(PYTHIA, "no separate key-value heads", "use heads", width=2, kv_heads="2x")
 
 
 @MANY

@@ -204,7 +204,7 @@ LOCKED = Growth(width=2, noise="none")
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "mistral-window"])
 def test_a_locked_clone_is_announced_with_the_reason_and_the_way_out(name: str, model_dir: ModelDir) -> None:
     (warning,) = hyperclone.plan(model_dir(name), LOCKED).warnings
-    for words in ("never separate", "same gradient", "without dropout", "--noise split"):
+    for words in ("never diverge", "same gradient", "without dropout", "--noise split"):
         assert words in warning
     for growth in (Growth(width=2), Growth(width=2, noise="gaussian")):
         assert not hyperclone.plan(model_dir(name), growth).warnings
@@ -241,7 +241,7 @@ def test_notes_say_what_is_done_without_being_asked(model_dir: ModelDir, tmp_pat
     assert "1/2 goes into model.norm.weight" in notes("llama-grouped-tied", width=2)
     assert "tied" not in notes("llama-grouped-untied", width=2)
     assert "no last norm" in notes("opt-plain-norms", width=2)
-    assert "not tied to begin with" in notes("llama-grouped-untied", width=2, untie=True)
+    assert "not tied, so untie changes nothing" in notes("llama-grouped-untied", width=2, untie=True)
     assert "sums to zero only up to rounding" in notes("llama-grouped-tied", width=2, noise="gaussian")
     assert "converted to bf16" in notes("llama-grouped-tied", width=2, dtype="bf16")
     assert "converted" not in notes("llama-grouped-tied", width=2, dtype="fp32")

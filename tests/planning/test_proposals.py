@@ -109,8 +109,8 @@ def test_every_proposal_is_near_and_has_the_parameters_that_transformers_counts(
     source = models(name, config, dtype)
     made = propose(source, target)
     assert made.source_parameters == parameters_in_transformers(config)
-    assert made.found
-    for p in made.found:
+    assert made.proposals
+    for p in made.proposals:
         assert p.plan.parameters == parameters_in_transformers(p.plan.config)
         assert abs(p.off) <= 0.1
         assert p.off == pytest.approx(p.plan.parameters / units.parse(target, "params") - 1)
@@ -150,8 +150,8 @@ def test_for_every_architecture_counting_agrees_with_planning() -> None:
 
 def test_pythia_1_4b_is_found_from_pythia_410m(models: Callable[..., Path]) -> None:
     made = propose(models("pythia", PYTHIA_410M, "F16"), 1_414_647_808)
-    assert made.found[0].growth == Growth(width="2")
-    assert (made.found[0].off, made.found[0].rounds, made.found[0].warnings) == (0, False, ())
+    assert made.proposals[0].growth == Growth(width="2")
+    assert (made.proposals[0].off, made.proposals[0].rounds, made.proposals[0].warnings) == (0, False, ())
 
 
 def kind(p: Proposal) -> tuple[bool, bool]:
@@ -160,7 +160,7 @@ def kind(p: Proposal) -> tuple[bool, bool]:
 
 @pytest.mark.parametrize("target", ["450M", "560M", "800M", "1.1B", "1.3B", "1.43B", "2B", "5B"])
 def test_proposals_are_ordered_as_promised_and_few(target: str, models: Callable[..., Path]) -> None:
-    found = propose(models("pythia", PYTHIA_410M, "F16"), target).found
+    found = propose(models("pythia", PYTHIA_410M, "F16"), target).proposals
     assert 1 <= len(found) <= 9
     assert max([kind(p) for p in found].count(kind(q)) for q in found) <= 3
 
@@ -173,7 +173,7 @@ def test_proposals_are_ordered_as_promised_and_few(target: str, models: Callable
 
 def test_rounded_is_what_is_refused_without_being_asked_for(models: Callable[..., Path]) -> None:
     source = models("pythia", PYTHIA_410M, "F16")
-    found = propose(source, "800M").found
+    found = propose(source, "800M").proposals
     assert {p.rounds for p in found} == {True, False}
     for p in found:
         assert p.growth.allow_rounding == p.rounds
@@ -183,13 +183,13 @@ def test_rounded_is_what_is_refused_without_being_asked_for(models: Callable[...
                 hyperclone.plan(source, strict)
         else:
             assert hyperclone.plan(source, strict).parameters == p.plan.parameters
-    assert not any(p.rounds for p in propose(source, "800M", request=Growth(dtype="fp32")).found)
+    assert not any(p.rounds for p in propose(source, "800M", request=Growth(dtype="fp32")).proposals)
 
 
 def test_what_was_asked_for_beside_the_sizes_is_in_every_proposal(models: Callable[..., Path]) -> None:
     request = Growth(expansion="diagonal", noise="gaussian", seed=3, untie=True, snr_db=20)
     made = propose(models("smollm2", SMOLLM2_135M), "450M", request=request, multiple_of=128, revision=None)
-    for p in made.found:
+    for p in made.proposals:
         assert (p.growth.expansion, p.growth.noise, p.growth.seed, p.growth.untie) == ("diagonal", "gaussian", 3, True)
         assert p.plan.untied
         assert "--expansion diagonal --noise gaussian --snr-db 20 --seed 3 --untie" in made.command(p)
@@ -199,13 +199,13 @@ def test_what_was_asked_for_beside_the_sizes_is_in_every_proposal(models: Callab
 
 
 def warnings(made: Proposals) -> list[str]:
-    return [" ".join(p.warnings) for p in made.found]
+    return [" ".join(p.warnings) for p in made.proposals]
 
 
 def test_more_than_2x_and_more_than_20_tokens_for_each_parameter_are_warned_of(models: Callable[..., Path]) -> None:
     source = models("smollm2", SMOLLM2_135M)
     for made in (propose(source, "481M"), propose(source, "1B", tokens="5B"), propose(source, "481M", tokens="50B")):
-        for p, text in zip(made.found, warnings(made), strict=True):
+        for p, text in zip(made.proposals, warnings(made), strict=True):
             largest = max(new / old for old, new in p.plan.widths().values())
             assert ("2x in one step" in text) == (largest > 2)
             assert ("20 tokens" in text) == (made.tokens is not None and made.tokens > 20 * p.plan.parameters)
@@ -227,15 +227,15 @@ def test_tokens_beside_a_plan_are_remarked_on(models: Callable[..., Path]) -> No
 def test_where_nothing_is_near_the_nearest_sizes_are_shown_and_it_is_said(models: Callable[..., Path]) -> None:
     made = propose(models("bloom", BLOOM_560M, "F16"), "1.18B")  # grows to multiples only
     assert any("Nothing comes within 10%" in note for note in made.notes)
-    assert [p.growth.width for p in made.found] == ["2"]
-    assert abs(made.found[0].off) > 0.1
+    assert [p.growth.width for p in made.proposals] == ["2"]
+    assert abs(made.proposals[0].off) > 0.1
 
 
 def test_a_model_whose_own_sizes_are_no_multiples_is_told_so(model_dir: ModelDir) -> None:
     made = propose(model_dir("opt"), "60_000")  # hidden 32, feed-forward 48
     assert any("hidden size, 32, is no multiple of 64" in note for note in made.notes)
     assert any("feed-forward size, 48, is no multiple of 64" in note for note in made.notes)
-    for p in made.found:
+    for p in made.proposals:
         for axis in ("hidden", "ffn"):
             old, new = p.plan.sizes[axis]
             assert new == old or new % 64 == 0

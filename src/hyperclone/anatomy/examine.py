@@ -202,7 +202,7 @@ def examine(
     measured = []
     for tensor in picked:
         one = measure(output.read(tensor.name), tensor, made, ranks=tensor.name in wanted)
-        if tensor.name in wanted and origin is not None and not tensor.drawn:
+        if tensor.name in wanted and origin is not None and not tensor.init_std:
             source = origin.read(tensor.source)
             one = replace(one, source_spectrum=spectrum(source))
         measured.append(one)
@@ -230,7 +230,7 @@ def examine(
 def _check_shapes(made: Plan, output: Checkpoint, origin: Checkpoint | None) -> None:
     for model, wanted in (
         (output, {t.name: t.shape for t in made.tensors}),
-        (origin, {t.source: t.source_shape for t in made.tensors if not t.drawn}),
+        (origin, {t.source: t.source_shape for t in made.tensors if not t.init_std}),
     ):
         for name, shape in wanted.items() if model is not None else ():
             entry = model.entries.get(name) if model is not None else None

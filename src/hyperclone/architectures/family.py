@@ -64,9 +64,9 @@ class Tie:
 
 @dataclass(frozen=True)
 class Residual:
-    """An axis that may grow to any size: what channels hold that copy nothing (fill.py), and the norms' eps field."""
+    """An axis that may grow to any size: what padding channels hold ("zero" or "mean"), and the norms' eps field."""
 
-    fill: str
+    padding: str
     eps: str
     when: str | None = None
 
@@ -228,18 +228,18 @@ class Family:
         except CheckpointError:
             return None
 
-    def fills(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-        """Axes of the residual stream that grow to a size that is no multiple, and what their fillers write."""
-        found = {}
+    def padding(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+        """Axes of the residual stream that grow to a size that is no multiple, and what their padding channels hold."""
+        padding = {}
         for axis, (old, new) in sizes.items():
             spec = self.residual.get(self.stream(axis, config))
             if spec and new % old and (spec.when is None or self.value(spec.when, config)):
-                found[axis] = spec.fill
-        return found
+                padding[axis] = spec.padding
+        return padding
 
-    def rescaled(self, sizes: Mapping[str, tuple[int, int]], fills: Mapping[str, str]) -> dict[str, float]:
-        """Config fields (eps of the norms) to be multiplied where an axis has fillers, and the factor."""
-        return {spec.eps: fill_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in fills}
+    def rescaled(self, sizes: Mapping[str, tuple[int, int]], padding: Mapping[str, str]) -> dict[str, float]:
+        """Config fields (eps of the norms) to be multiplied where an axis has padding channels, and the factor."""
+        return {spec.eps: padding_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in padding}
 
     def factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> float:
         """What a tensor must be multiplied by because the model multiplies it by the root of a size that grows."""
@@ -343,8 +343,8 @@ class Family:
         }
 
 
-def fill_scale(old: int, new: int) -> float:
-    """sqrt(k d / D), k = D // d: for the gains of norms over a hidden state with fillers (fill.py); 1 for multiples."""
+def padding_scale(old: int, new: int) -> float:
+    """sqrt(k d / D), k = D // d: for the gains of norms over padding channels; 1 for multiples."""
     return math.sqrt(new // old * old / new)
 
 

@@ -109,7 +109,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         whole=data.get("whole", {}),
         refuse=data.get("refuse", {}),
         residual={
-            axis: Residual(**_entry(spec, f"residual.{axis}", "fill", "eps", "when"))
+            axis: Residual(**_entry(spec, f"residual.{axis}", "padding", "eps", "when"))
             for axis, spec in data.get("residual", {}).items()
         },
         multiplied=data.get("multiplied", {}),

@@ -56,7 +56,7 @@ def plan(
         print(json.dumps(made.summary(), indent=2))
         return
     make_console().print(plan_and_proof.proposals_table(made), highlight=False)
-    for number, proposal in enumerate(made.found, 1):
+    for number, proposal in enumerate(made.proposals, 1):
         print(f"{number}  {made.command(proposal)}")  # in one line, whatever the width: it is there to be copied
 
 

@@ -25,6 +25,7 @@ from hyperclone.io.streaming import Progress, digest, slices, write_shards
 from hyperclone.io.tensor_files import Entry
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
+from hyperclone.planning.recipe import Noise
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def collapse(
                 expected=list(tensor.shape),
             )
     # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
-    copies = [tensor for tensor in made.tensors if not tensor.drawn]
+    copies = [tensor for tensor in made.tensors if not tensor.init_std]
     by_source = {tensor.source: tensor for tensor in copies if tensor.original}
     content = [
         TensorHeader(t.source, t.dtype, t.source_shape, t.nbytes // math.prod(t.shape) * math.prod(t.source_shape))
@@ -106,7 +107,7 @@ def collapse(
     try:
         for tensor in copies:
             # What is not the first copy can only go back if it still is its source (Gaussian noise hides that).
-            if not tensor.original and made.growth.noise != "gaussian":
+            if not tensor.original and made.growth.recipe.noise is not Noise.GAUSSIAN:
                 again = _collapse_tensor(tensor, made, output)
                 same = (
                     torch.zeros_like(again) if tensor.zero else _collapse_tensor(by_source[tensor.source], made, output)
@@ -124,7 +125,7 @@ def collapse(
             written = Checkpoint.open(target.partial)
             changed = next((n for n in written.entries if digest(written, n) != told.source_sha256.get(n)), None)
             exact = changed is None
-            if changed is not None and told.growth.noise != "gaussian" and not made.rounds:
+            if changed is not None and told.growth.recipe.noise is not Noise.GAUSSIAN and not made.rounds:
                 raise _apart(changed, "its copies agree, but not on what the source had: it has been changed together")
         target.publish()
     finally:
@@ -183,7 +184,7 @@ def _agree(a: Tensor, b: Tensor, made: Plan, *, bound: Tensor | None = None) -> 
     """Equal; with Gaussian noise, within what rounding may leave."""
     if not bool(a.isfinite().all() & b.isfinite().all()):
         return False
-    if made.growth.noise != "gaussian" or bound is None:
+    if made.growth.recipe.noise is not Noise.GAUSSIAN or bound is None:
         return a.equal(b)
     # Each side is off by at most its own bound (`bound` is their sum), then rounded to the stored type.
     return bool(((a.double() - b.double()).abs() <= bound + torch.finfo(a.dtype).eps * b.double().abs()).all())
@@ -211,7 +212,7 @@ def _source_headers(told: receipt.Receipt, output: Checkpoint) -> hub.Headers:
     bare = hub.Headers.imagined(told.source_config, own_family=told.family)
     entries = {}
     for tensor in planner.make_plan(bare, replace(told.growth, dtype="fp64")).tensors:
-        if tensor.original and not tensor.drawn:
+        if tensor.original and not tensor.init_std:
             if (entry := output.entries.get(tensor.name)) is None:
                 raise CheckpointError("a tensor is missing", file=output.path, tensor=tensor.name)
             shape = bare.entries[tensor.source].shape

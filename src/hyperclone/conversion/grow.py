@@ -17,7 +17,7 @@ from hyperclone.io.files import digests, to_json
 from hyperclone.io.streaming import Progress
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
-from hyperclone.planning.notes import on_tokens
+from hyperclone.planning.notes import notes_on_tokens
 from hyperclone.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ def plan(
     made = planner.make_plan(hub.headers(source, revision=revision, family=own), growth, shard_size=shard_size)
     if planned is None:
         return made
-    notes, warnings = on_tokens(planned, made.parameters)
-    return replace(made, notes=made.notes + notes, warnings=made.warnings + warnings)
+    texts = notes_on_tokens(planned, made.parameters)
+    return replace(made, notes=made.notes + texts.notes, warnings=made.warnings + texts.warnings)
 
 
 def grow(

@@ -228,7 +228,7 @@ def _any_width(known: Architecture, candidate: Hypothesis, own: Mapping[str, Any
         return False
     if eps[0] not in known.found.config:
         known.axes.defaults[eps[0]] = known.found.full[eps[0]]
-    known.residual = f'hidden = {{ fill = "{"zero" if known.rms else "mean"}", eps = {toml(eps[0])} }}'
+    known.residual = f'hidden = {{ padding = "{"zero" if known.rms else "mean"}", eps = {toml(eps[0])} }}'
     family = family_file.own(toml_text.write(known, candidate), file="draft")
     with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
         tiny_models.save(Path(scratch), own, family)  # with an eps that shows

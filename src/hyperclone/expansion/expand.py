@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import islice
 
 import torch
@@ -26,35 +25,11 @@ from hyperclone.architectures.layout import Layout
 from hyperclone.expansion import copy_map, exact_split, noise
 from hyperclone.expansion.copy_map import CopyMap, as_slice
 from hyperclone.expansion.padding import Fill, fill_columns, fill_rows, free_columns
+from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
 _UNIFORM = math.sqrt(12) / 65536  # makes a 16-bit draw one of unit variance
 _TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
 _RUN = 4096  # weights summed at once
-
-
-class Expansion(StrEnum):
-    """How the copies of an input unit share its weight."""
-
-    SYMMETRIC = "symmetric"
-    DIAGONAL = "diagonal"
-
-
-class Noise(StrEnum):
-    """How symmetry between copies is broken."""
-
-    SPLIT = "split"  # random shares of the integer mantissa: exact in the stored type
-    GAUSSIAN = "gaussian"  # the paper's additive noise: exact up to rounding in the stored type
-    NONE = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything about a growth that is not a size."""
-
-    expansion: Expansion = Expansion.SYMMETRIC
-    noise: Noise = Noise.SPLIT
-    snr_db: float = 10.0
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from hyperclone.errors import CheckpointError
 from hyperclone.expansion.copy_map import CopyMap
-from hyperclone.expansion.expand import Expansion, Noise, Recipe, TensorMap, expand, expand_rows, tensor_map
+from hyperclone.expansion.expand import TensorMap, expand, expand_rows, tensor_map
 from hyperclone.expansion.padding import Fill
 from hyperclone.expansion.query_rows import row_factors
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import slices
 from hyperclone.io.tensor_files import DTYPES
-from hyperclone.planning.growth import Growth
 from hyperclone.planning.plan import Plan, TensorPlan
+from hyperclone.planning.recipe import Noise
 
 
 def map_of(tensor: TensorPlan, made: Plan) -> TensorMap:
     """Which old row and column each new one of a planned tensor copies."""
-    fills = {axis: Fill(fill) for axis, fill in made.fills.items()}
+    fills = {axis: Fill(fill) for axis, fill in made.padding.items()}
     return tensor_map(tensor.layout, made.sizes, fills, shift=tensor.bias)
 
 
@@ -36,7 +36,7 @@ def grown_slices(tensor: TensorPlan, made: Plan, origin: Weights) -> Iterator[Te
         for rows in slices(tensor.shape, tensor.nbytes):
             yield torch.zeros((len(rows), *tensor.shape[1:]), dtype=stored_type(tensor))
         return
-    grown, recipe = map_of(tensor, made), recipe_of(made.growth)
+    grown, recipe = map_of(tensor, made), made.growth.recipe
     splits_noisily = recipe.noise is Noise.GAUSSIAN and not grown.exact_repeat
     power = _power(tensor, origin) if splits_noisily or grown.needs_power else None
     mean = mean_row(tensor, origin, grown) if grown.needs_mean else None
@@ -161,10 +161,3 @@ def check_tie(origin: Weights, head: str, embedding: str) -> None:
             expected=f"{head} equal to {embedding}",
             cure='set "tie_word_embeddings": false if the head is a tensor of its own; remove it from the file if not',
         )
-
-
-def recipe_of(growth: Growth) -> Recipe:
-    """The part of a request that the arithmetic needs."""
-    return Recipe(
-        expansion=Expansion(growth.expansion), noise=Noise(growth.noise), snr_db=growth.snr_db, seed=growth.seed
-    )

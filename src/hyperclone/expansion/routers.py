@@ -20,7 +20,7 @@ class _WithDrawn:
     def __init__(self, origin: Weights, made: Plan) -> None:
         self.config, self.family = origin.config, origin.family
         self._origin, self._seed = origin, made.growth.seed
-        self._drawn = {tensor.source: tensor for tensor in made.tensors if tensor.drawn}
+        self._drawn = {tensor.source: tensor for tensor in made.tensors if tensor.init_std}
         fresh = {
             name: Entry("(drawn)", t.dtype, t.source_shape, 0, math.prod(t.source_shape) * DTYPES[t.dtype][1])
             for name, t in self._drawn.items()
@@ -36,9 +36,9 @@ class _WithDrawn:
         raw = noise.draws(
             self._seed, f"{name} drawn", rows=range(start, rows if stop is None else stop), columns=columns
         )
-        return (noise.normal(raw).double() * tensor.drawn).to(stored_type(tensor))
+        return (noise.normal(raw).double() * tensor.init_std).to(stored_type(tensor))
 
 
 def with_drawn(origin: Weights, made: Plan) -> Weights:
     """The source with everything in it that a plan grows from."""
-    return _WithDrawn(origin, made) if any(tensor.drawn for tensor in made.tensors) else origin
+    return _WithDrawn(origin, made) if any(tensor.init_std for tensor in made.tensors) else origin

@@ -30,7 +30,7 @@ def write(
     _write_weights(made, origin, target, threads=threads, progress=progress)
     target.carry(origin.carried_files, root=origin.path)
     target.write_text("config.json", to_json(made.config))
-    if (content := shards.index(made.shards, planner.stored(made.tensors))) is not None:
+    if (content := shards.index(made.shards, planner.tensor_headers(made.tensors))) is not None:
         target.write_text("model.safetensors.index.json", to_json(content))
 
 

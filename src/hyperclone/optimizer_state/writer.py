@@ -29,6 +29,7 @@ from hyperclone.optimizer_state import moments, reader
 from hyperclone.optimizer_state.moments import MomentPlan
 from hyperclone.optimizer_state.reader import SourceState
 from hyperclone.planning.plan import Plan
+from hyperclone.planning.recipe import Expansion
 
 STEM = "optimizer_state"
 _INDEX = f"{STEM}.safetensors.index.json"
@@ -111,7 +112,11 @@ def plan(
         raise OptionError("no optimizer state, so there are no moments to treat like this", field="moments",
                           found=treatment, cure="give --optimizer-state CHECKPOINT")  # fmt: skip
     for impossible, field, why in (
-        (made.growth.expansion == "diagonal", "expansion", "copies of a diagonal expansion get different gradients"),
+        (
+            made.growth.recipe.expansion is Expansion.DIAGONAL,
+            "expansion",
+            "copies of a diagonal expansion get different gradients",
+        ),
         (made.growth.experts is not None, "experts", "an expert sees only some of what the dense layer has seen"),
     ):
         if impossible and treatment != "reset":
@@ -119,7 +124,7 @@ def plan(
                               found=getattr(made.growth, field), cure="--moments reset")  # fmt: skip
     source = reader.read(Path(where), origin)
     cut = {made.family.tie.embedding} if made.untied and made.family.tie else set()
-    stack = made.growth.depth_mode == "stack"
+    stack = made.growth.stacks
     found: dict[str, MomentPlan] = {}
     fresh = []
     for tensor in made.tensors:

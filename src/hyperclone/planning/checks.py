@@ -1,4 +1,4 @@
-"""Does it fit? The stored tensors the architecture, the sizes its norms, factors and noise the stored types."""
+"""Checks of a plan: stored tensors against the architecture, sizes against its norms, factors against types."""
 
 from __future__ import annotations
 
@@ -12,47 +12,48 @@ from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
 from hyperclone.planning.growth import Growth
+from hyperclone.planning.recipe import Noise
 
 if TYPE_CHECKING:
     from hyperclone.io.source import Source
     from hyperclone.planning.plan import TensorPlan
 
-# Noise in dB that is realised within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
+# Levels in dB that come out within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
 # unit in the last place, until none is left (docs/mathematics.md, measured). Gaussian shares that are louder than the
-# weights cancel, and what rounding takes from them is missing from the function.
+# weights cancel, and what their rounding loses is missing from the function.
 _LEVELS = {
-    "split": {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)},
-    "gaussian": {"BF16": (5, 40), "F16": (5, 60), "F32": (5, 80), "F64": (5, 80)},
+    Noise.SPLIT: {"BF16": (0, 30), "F16": (0, 50), "F32": (0, 80), "F64": (0, 80)},
+    Noise.GAUSSIAN: {"BF16": (5, 40), "F16": (5, 60), "F32": (5, 80), "F64": (5, 80)},
 }
 
 
 def check_tensors(
-    source: Source, fam: Family, expected: Mapping[str, Layout], *, tied: bool
+    source: Source, family: Family, expected: Mapping[str, Layout], *, tied: bool
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """The stored tensors are the expected ones, with the sizes of the config.
+    """Raise unless the stored tensors are the expected ones, in the sizes that the config gives.
 
     Returns:
-        Stored buffers that no model loads, and pairs (head, embedding) that are stored both but called tied.
+        Stored buffers that no model loads, and pairs (head, embedding) that are both stored although tied.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, of another size, or of a type that cannot be grown.
     """
-    sizes = fam.sizes(source.config)
+    sizes = family.sizes(source.config)
     dropped, ties = [], []
     for name, entry in source.entries.items():
         if name in expected:
             continue
-        if tied and fam.tie and name == fam.tie.head:
-            ties.append((name, fam.tie.embedding))
-        elif fam.ignored(name):
+        if tied and family.tie and name == family.tie.head:
+            ties.append((name, family.tie.embedding))
+        elif family.ignored(name):
             dropped.append(name)
         else:
             raise CheckpointError(
-                "a stored tensor has no place in this architecture",
+                "a stored tensor is not part of this architecture",
                 file=entry.file,
                 tensor=name,
                 found=list(entry.shape),
-                expected=f"the tensors of {fam.file} for this config",
+                expected=f"the tensors of {family.file} for this config",
                 cure="if it is a real weight, the family file needs a line for it; if it is a leftover, remove it",
             )
     for name, layout in expected.items():
@@ -61,7 +62,7 @@ def check_tensors(
                 "a tensor of this architecture is missing",
                 tensor=name,
                 expected=f"{list(layout.shape(sizes))} ({layout.text})",
-                cure="the checkpoint may be incomplete, or a bare base model's, or config.json another model's",
+                cure="the checkpoint may be incomplete or without its head, or config.json may be another model's",
             )
         entry = source.entries[name]
         if entry.shape != layout.shape(sizes):
@@ -89,30 +90,30 @@ def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
     return [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
 
 
-def check_rounding(request: Growth, tensors: Sequence[TensorPlan]) -> None:
-    """Rounding to bf16 or fp16 moves the logits by some 1e-3: only when asked for by name."""
-    if (coarse := rounded(tensors)) and not request.allow_rounding:
-        odd = [factor for factor in coarse[0].factors if math.frexp(factor)[0] != 0.5] or [coarse[0].factor]
+def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
+    """Raise where weights would be rounded to bf16 or fp16, which moves the logits by some 1e-3, without consent."""
+    if (coarse := rounded(tensors)) and not growth.allow_rounding:
+        inexact = [factor for factor in coarse[0].factors if math.frexp(factor)[0] != 0.5] or [coarse[0].factor]
         raise GrowthError(
             f"this growth is not exact in {coarse[0].dtype}: {len(coarse)} tensors would have to be rounded",
             tensor=coarse[0].name,
-            found="a factor of " + " or ".join(f"{factor:.6g}" for factor in odd),
+            found="a factor of " + " or ".join(f"{factor:.6g}" for factor in inexact),
             expected="powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
             cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
         )
 
 
 def check_uneven(
-    fam: Family,
+    family: Family,
     config: Mapping[str, Any],
     expected: Mapping[str, Layout],
     sizes: Mapping[str, tuple[int, int]],
-    fills: Mapping[str, str],
+    padding: Mapping[str, str],
 ) -> None:
-    """A norm over an axis sees how often each unit is copied: uneven counts need fillers, or are refused."""
+    """Raise where a norm would see some units copied more often than others: only padding channels can even it out."""
     for name, layout in expected.items():
-        axes = layout.axes if layout.norm else {axis for axis in layout.axes if fam.stream(axis, config) == "hidden"}
-        for axis in sorted(axes - fills.keys()):
+        axes = layout.axes if layout.norm else {axis for axis in layout.axes if family.stream(axis, config) == "hidden"}
+        for axis in sorted(axes - padding.keys()):
             old, new = sizes[axis]
             if new % old:
                 raise GrowthError(
@@ -121,31 +122,32 @@ def check_uneven(
                     tensor=name,
                     found=new,
                     expected=f"{new // old * old} or {(new // old + 1) * old}",
-                    cure="its norms would see uneven copies, and have no gain and eps of their own to put it right",
+                    cure="its norms would see uneven copies, and have no gain and eps that could correct for it",
                 )
 
 
-def check_level(request: Growth, tensors: Sequence[TensorPlan]) -> None:
+def check_level(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
+    """Raise where a type cannot hold noise of this level."""
     for dtype in sorted({tensor.dtype for tensor in tensors if tensor.inputs != 1}):
-        low, high = _LEVELS.get(request.noise, {}).get(dtype, (-math.inf, math.inf))
-        if not low <= request.snr_db <= high:
+        low, high = _LEVELS.get(growth.recipe.noise, {}).get(dtype, (-math.inf, math.inf))
+        if not low <= growth.snr_db <= high:
             raise GrowthError(
-                f"{request.noise} noise of this level is not to be had in {dtype}",
+                f"{growth.noise} noise of this level is out of range in {dtype}",
                 field="snr_db",
-                found=f"{request.snr_db:g} dB",
+                found=f"{growth.snr_db:g} dB",
                 expected=f"{low} to {high} dB",
                 cure="choose a level in this range, or a wider dtype",
             )
 
 
 def check_head_dim(expected: Mapping[str, Layout], sizes: Mapping[str, tuple[int, int]]) -> None:
-    """A head can only grow where its queries are known, to be scaled, and positions do not depend on its size."""
+    """Raise where head_dim cannot grow: queries must be known, to be rescaled, and positions not depend on it."""
     old, new = sizes[head_scaling.AXIS]
     if new != old and not any(layout.queries for layout in expected.values()):
         raise GrowthError(
-            "heads of this architecture cannot grow",
+            "head_dim of this architecture cannot grow",
             field=head_scaling.AXIS,
             found=new,
             expected=f"{old} (unchanged)",
-            cure="rotary positions turn channels at frequencies that depend on head_dim; grow the number of heads",
+            cure="rotary positions rotate channels at frequencies that depend on head_dim; grow the number of heads",
         )

@@ -1,14 +1,14 @@
-"""More layers: which old one each new layer copies, and what then happens to the function.
+"""More layers: which layer of the source each new layer copies, and what that does to the function.
 
-*identity* (LLaMA Pro, arXiv 2401.02415): copies stand beside their originals with every output projection zero, so a
-copied block adds nothing to the residual stream: exact. They learn, since the projections receive gradients.
-*stack* (G_stack, arXiv 2405.15319): the whole model is repeated. Not exact: the function changes, and that is measured
-and recorded rather than hidden.
+*identity* (LLaMA Pro, arXiv 2401.02415): each copy follows its original, with every output projection zero. A copied
+block adds nothing to the residual stream, so the growth is exact. It learns, since the projections receive gradients.
+*stack* (G_stack, arXiv 2405.15319): the whole model is repeated. The function changes; the proof measures and records
+by how much.
 
-What a config says of each layer follows the layers. A list with an entry for each (`per_layer` in a family file:
-windows, layers without rotary positions) takes the entries of the originals. Where the config leaves it out,
-transformers fills it in by a pattern over the layers' numbers; copies have other numbers, so the source's list is taken
-from transformers and the grown one written. Lists of numbers (`[deeper]`: layers without experts) are written anew.
+What a config says about single layers is adapted. A list with one entry for each layer (`per_layer` in a family file:
+sliding windows, layers without rotary positions) takes the entries of the originals. Where the config leaves the list
+out, transformers derives it from layer numbers, which differ for copies; so the source's list is read from transformers
+and the grown list is written. Lists of layer numbers (`[deeper]`: layers without experts) are rewritten.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ from hyperclone.errors import CheckpointError, GrowthError
 if TYPE_CHECKING:
     from hyperclone.architectures.family import Family
 
-MODES = ("identity", "stack")
 
-
-def layer_map(old: int, new: int, mode: str) -> tuple[int, ...]:
+def layer_map(old: int, new: int, *, stack: bool) -> tuple[int, ...]:
     """The old layer that each of `new` layers copies.
 
-    identity: layers are spread evenly and copies follow their original, `[0, 0, 1, 1, ...]` for 2x.
-    stack: `[0, 1, ..., 0, 1, ...]`.
+    Spread evenly, each copy after its original: `[0, 0, 1, 1, ...]` for 2x; with `stack`, `[0, 1, ..., 0, 1, ...]`.
     """
     assert new >= old > 0
-    if mode == "stack":
+    if stack:
         return tuple(i % old for i in range(new))
     return tuple(i * old // new for i in range(new))
 
@@ -46,17 +43,17 @@ def originals(layers: Sequence[int]) -> tuple[bool, ...]:
 def deepen(
     family: Family, source: Mapping[str, Any], grown: Mapping[str, Any], layers: Sequence[int]
 ) -> dict[str, Any]:
-    """A grown config with its new layers.
+    """The grown config with its new layers.
 
     Args:
         family: of the model.
-        source: the config before.
+        source: the source's config.
         grown: the config with its new widths.
-        layers: the old layer that each new one copies.
+        layers: the source's layer that each new one copies.
 
     Raises:
-        CheckpointError: transformers cannot tell what stands in a list that the config leaves out.
-        GrowthError: a list has no entry for each layer, or the config cannot say what the new layers are.
+        CheckpointError: transformers cannot derive a list that the config leaves out.
+        GrowthError: a list is shorter than the layers, or the config cannot express the new layers.
     """
     lists = {field: source[field] for field in family.per_layer if source.get(field) is not None}
     if left_out := [field for field in family.per_layer if field not in lists]:
@@ -65,7 +62,7 @@ def deepen(
     for field, values in lists.items():
         if not isinstance(values, list) or len(values) <= max(layers):
             raise GrowthError(
-                "a list of the config has no entry for each layer",
+                "a list of the config has fewer entries than layers",
                 field=field,
                 found=len(values) if isinstance(values, list) else repr(values),
                 expected=f"{family.depth(source)} entries",
@@ -80,7 +77,7 @@ def deepen(
     for text in before:
         if "i" in names(text) and after[text] != tuple(before[text][layer] for layer in layers):
             raise GrowthError(
-                "the config of this architecture cannot say which of the new layers have which tensors",
+                "the config of this architecture cannot express which of the new layers have which tensors",
                 field=text,
                 cure="grow its widths only",
             )
@@ -88,7 +85,7 @@ def deepen(
 
 
 def _derived(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, list[Any]]:
-    """Lists that a config leaves out, as transformers' own config class fills them in (those that it knows at all)."""
+    """Lists that a config leaves out, as transformers' config class derives them; fields unknown to it are omitted."""
     from transformers import CONFIG_MAPPING
 
     from hyperclone.hf.models import quiet
@@ -96,9 +93,9 @@ def _derived(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, list
     try:
         with quiet():
             read = CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(dict(config)))
-    except Exception as error:  # whatever a config can provoke in there, it is the config that cannot be read
+    except Exception as error:  # a malformed config can raise anything in there
         raise CheckpointError(
-            "transformers cannot read this config, and the config leaves out what stands in it for each layer",
+            "transformers cannot read this config, and the config leaves out a list with one entry for each layer",
             file="config.json",
             field=", ".join(fields),
             found=f"{type(error).__name__}: {error}".splitlines()[0],

@@ -1,7 +1,7 @@
-"""What the user asked for, checked against a model's axes.
+"""What the user asked for, and the sizes that this means for a model.
 
-Widths are factors (`2`, `1.5x`) or absolute sizes (`1152`). A bare number below the axis's present size is a factor,
-one at or above it is a size; where both readings are likely the request is refused and both spellings are named.
+A width is a factor (`2`, `1.5x`) or an absolute size (`1152`). A bare number below the axis's present size is a factor,
+one at or above it is a size. Where both are plausible the request is refused, and the error names both spellings.
 """
 
 from __future__ import annotations
@@ -9,34 +9,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import get_args
 
 from hyperclone.errors import GrowthError
-from hyperclone.planning.depth import MODES, layer_map
+from hyperclone.planning.depth import layer_map
+from hyperclone.planning.recipe import DepthMode, Expansion, ExpansionName, Noise, NoiseName, OutputDtype, Recipe
 
 Width = str | int | float
-EXPANSIONS = ("symmetric", "diagonal")
-NOISES = ("split", "gaussian", "none")
-OUTPUT_DTYPES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
+OUTPUT_DTYPES: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """A request. Sizes are None for "as `width` says", or unchanged if that is None too.
+    """A request. A size of None follows `width`, and stays as it is if that is None too.
 
     Attributes:
         width: factor for hidden, ffn and heads together.
         hidden, ffn, heads, kv_heads: a factor or an absolute size each; KV heads follow heads by default.
-        head_dim: likewise (where positions allow it, heads.py); `width` then grows each head and leaves their number.
+        head_dim: likewise (where positions allow it, head_scaling.py); `width` then leaves the number of heads.
         layers: a factor or a number of layers.
-        depth_mode: "identity" (copied blocks that add nothing: exact) or "stack" (the model repeated: not exact).
-        experts, top_k: a dense model's feed-forward block becomes so many experts, top_k for each token (upcycling.py).
+        depth_mode: "identity" (copied blocks add nothing yet: exact) or "stack" (the model repeated: not exact).
+        experts, top_k: the feed-forward blocks of a dense model become this many experts each, of which every token
+            is routed to top_k (upcycling.py).
         expansion: "symmetric" or "diagonal".
         noise: "split" (exact), "gaussian" (the paper's), "none".
-        snr_db: noise-free power over noise power, in dB.
+        snr_db: power of the noise-free weights over the power of the noise, in dB.
         seed: of the noise.
         untie: write the head as a tensor of its own.
         dtype: "bf16", "fp16", "fp32", "fp64", or None for the source's.
-        allow_rounding: accept growths that bf16 or fp16 cannot hold exactly (irrational factors).
+        allow_rounding: accept factors that bf16 or fp16 cannot hold exactly, so that weights are rounded.
     """
 
     width: Width | None = None
@@ -46,22 +48,22 @@ class Growth:
     kv_heads: Width | None = None
     head_dim: Width | None = None
     layers: Width | None = None
-    depth_mode: str = "identity"
+    depth_mode: DepthMode = "identity"
     experts: int | None = None
     top_k: int = 2
-    expansion: str = "symmetric"
-    noise: str = "split"
+    expansion: ExpansionName = "symmetric"
+    noise: NoiseName = "split"
     snr_db: float = 10.0
     seed: int = 0
     untie: bool = False
-    dtype: str | None = None
+    dtype: OutputDtype | None = None
     allow_rounding: bool = False
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
-            ("expansion", self.expansion, EXPANSIONS),
-            ("noise", self.noise, NOISES),
-            ("depth_mode", self.depth_mode, MODES),
+            ("expansion", self.expansion, get_args(ExpansionName)),
+            ("noise", self.noise, get_args(NoiseName)),
+            ("depth_mode", self.depth_mode, get_args(DepthMode)),
             ("dtype", self.dtype, (None, *OUTPUT_DTYPES)),
         ):
             if value not in allowed:
@@ -73,7 +75,7 @@ class Growth:
         self._check_experts()
         for field in ("untie", "allow_rounding"):
             if not isinstance(flag := getattr(self, field), bool):
-                raise GrowthError("neither true nor false", field=field, found=repr(flag), expected="True or False")
+                raise GrowthError("not a boolean", field=field, found=repr(flag), expected="True or False")
         if isinstance(self.snr_db, bool) or not isinstance(self.snr_db, int | float):
             raise GrowthError("not a noise level", field="snr_db", found=repr(self.snr_db), expected="-40 to 80 dB")
         if not -40 <= self.snr_db <= 80:  # false for NaN
@@ -81,9 +83,19 @@ class Growth:
         if self.width is not None:
             _factor(self.width, "width")
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Expansion and noise, for the arithmetic."""
+        return Recipe(expansion=Expansion(self.expansion), noise=Noise(self.noise), snr_db=self.snr_db, seed=self.seed)
+
+    @property
+    def stacks(self) -> bool:
+        """Whether added layers repeat the model (not exact) instead of adding nothing at first."""
+        return self.depth_mode == "stack"
+
     @property
     def wider(self) -> bool:
-        """Whether a width is asked for, so that there are copies along it; layers and experts are another thing."""
+        """Whether a width grows, so that units have copies; more layers or experts alone give none."""
         return any((self.width, self.hidden, self.ffn, self.heads, self.kv_heads, self.head_dim))
 
     def flags(self) -> str:
@@ -102,7 +114,7 @@ class Growth:
             raise GrowthError("not a number of experts", field="experts", found=repr(experts), expected="2 or more")
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or not 1 <= self.top_k <= most:
             raise GrowthError(
-                "a token cannot have so many experts", field="top_k", found=repr(self.top_k),
+                "a token cannot be routed to this many experts", field="top_k", found=repr(self.top_k),
                 expected=f"1 to {most}", cure="give --experts as well" if experts is None else None,
             )  # fmt: skip
 
@@ -113,7 +125,7 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
     Args:
         growth: the request.
         sizes: every axis of the model; heads are one axis `heads`, or `kv_heads` and `group` (query heads per KV head).
-        deeper: the model grows in depth (or in experts), so its widths may stay.
+        deeper: the model gets more layers (or experts), so all its widths may stay.
 
     Returns:
         New size of every axis in `sizes` (unchanged ones too).
@@ -131,7 +143,7 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
         new["heads"] = _size(wanted, sizes["heads"], "heads")
         if growth.kv_heads is not None:
             raise GrowthError(
-                "this architecture has no KV heads of its own",
+                "this architecture has no separate key-value heads",
                 field="kv_heads",
                 found=growth.kv_heads,
                 cure="use heads",
@@ -148,7 +160,7 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
 
 def resolve_layers(growth: Growth, layers: int) -> tuple[int, ...]:
     """The old layer that each new one copies."""
-    return layer_map(layers, _size(growth.layers, layers, "layers"), growth.depth_mode)
+    return layer_map(layers, _size(growth.layers, layers, "layers"), stack=growth.stacks)
 
 
 def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:
@@ -180,23 +192,23 @@ def _number(value: Width, field: str) -> tuple[float, bool]:
 def _factor(value: Width, field: str) -> float:
     number, _ = _number(value, field)
     if number < 1:
-        raise GrowthError("a model cannot be grown to less than it is", field=field, found=value, expected="1 or more")
+        raise GrowthError("a model cannot be grown to a smaller size", field=field, found=value, expected="1 or more")
     if number > 64:
         raise GrowthError(
-            "a factor this large is surely a size", field=field, found=value, expected="1.5, 2, 3, ...",
-            cure="sizes go to --hidden, --ffn and --heads",
+            "this is too large for a factor, and probably a size", field=field, found=value, expected="1.5, 2, 3, ...",
+            cure="give sizes as --hidden, --ffn and --heads",
         )  # fmt: skip
     return number
 
 
 def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool] = lambda size: True) -> int:
-    """The new size of one axis, which must be whole and fit."""
+    """The new size of one axis, which must be a whole number that `fits`."""
     if value is None:
         value = "1x"
     number, is_factor = _number(value, field)
     if not is_factor and 8 < number < old:
         raise GrowthError(
-            "smaller than the model is now", field=field, found=value, expected=f"{old} or more",
+            "smaller than in the source", field=field, found=value, expected=f"{old} or more",
             cure=f"write {number:g}x if it is meant as a factor",
         )  # fmt: skip
     if not is_factor and number >= old and 1 < old <= number <= 4:
@@ -222,7 +234,7 @@ def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool]
 
 
 def spelled(old: int, new: int) -> str:
-    """A new size as a request that can be read in one way only: 2x, 1152, or 1.5x where 3 could be a factor too."""
+    """A new size as an unambiguous request: 2x, 1152, or 1.5x where a bare 3 could be a factor too."""
     if new <= 4 or (new % old == 0 and new // old <= 64):
         return f"{new / old:.15g}x"
     return str(new)

@@ -1,118 +1,84 @@
-"""What the user should know before a growth: notes and warnings, in sentences."""
+"""What the user should know before a growth: notes and warnings, one small function for each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from hyperclone.architectures.family import Family
 from hyperclone.planning import head_scaling
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth
+from hyperclone.planning.recipe import Expansion, Noise
 from hyperclone.units import human_count
-
-if TYPE_CHECKING:
-    from hyperclone.io.source import Source
-
 
 TWOFOLD = "2x is the factor that pays most reliably in training (arXiv 2605.13405)."
 MOST_TOKENS = 20  # for each parameter
-FADES = f"past about {MOST_TOKENS}, what growing gains over a random start fades (arXiv 2605.13405)."
+FADES = f"past about {MOST_TOKENS}, the advantage over a random start fades (arXiv 2605.13405)."
 
 
-def remarks(
-    source: Source,
-    fam: Family,
-    request: Growth,
-    sizes: Mapping[str, tuple[int, int]],
-    *,
-    folded: frozenset[str],
-    tied: bool,
-    untied: bool,
-    dropped: tuple[str, ...],
-    deeper: bool,
-    fused_queries: bool,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(notes, warnings)."""
-    notes, warnings = [], []
-    grown = [axis for axis, (old, new) in sizes.items() if new != old]
-    factor = max((sizes[axis][1] / sizes[axis][0] for axis in grown), default=1.0)
-    if folded:
-        names, n = " and ".join(sorted(folded)), sizes["hidden"][1] / sizes["hidden"][0]
-        notes.append(f"The head stays tied to the embedding: its 1/{n:g} goes into {names}.")
-    if tied and untied and not request.untie:
-        notes.append("The head is untied: this model has no last norm that could carry the head's 1/n.")
-    if request.untie and not tied:
-        notes.append("The head was not tied to begin with; untie changes nothing.")
-    if dropped:
-        notes.append(f"{_count(dropped, 'stored buffer')} that no current model loads will be left out ({dropped[0]}).")
-    if "auto_map" in source.config:
-        notes.append("auto_map is left out of the config: the architecture is built in, and remote code is never run.")
-    if (size := sizes[head_scaling.AXIS])[0] != size[1]:
-        factors = " or ".join(f"{factor:.3g}" for factor in head_scaling.query_factors(*size))
-        notes.append(f"Heads grow in size: queries are multiplied by {factors}, so that every score stays.")
-    if fused_queries:
-        notes.append(
-            "Queries share a tensor with keys and values, which are not multiplied: with the training multipliers of "
-            "that tensor, queries move too fast by their factor."
-        )
-    if fam.text:
-        notes.append(
-            "The family file is one of yours: it is proved on a tiny random instance before anything is written."
-        )
-    if request.noise == "gaussian":
-        notes.append(
-            "Gaussian noise sums to zero only up to rounding in the stored type; the default, split, is exact."
-        )
-    if request.dtype and any(OUTPUT_DTYPES[request.dtype] != entry.dtype for entry in source.entries.values()):
-        notes.append(f"Weights are converted to {request.dtype} first; the proof compares with the converted source.")
-    if factor > 2:
-        notes.append(f"{factor:g}x in one step: {TWOFOLD}")
-    if request.experts is not None:
-        notes += [
-            "Every expert is the source's feed-forward block, and the weights of a token's experts sum to 1, so the "
-            "function stays (sparse upcycling, arXiv 2212.05055). The routers are new, drawn from the seed.",
-            "Train with a load-balancing loss (output_router_logits, router_aux_loss_coef). An expert sees some tokens "
-            "only, so for experts and routers the training multipliers are a starting point, not a law.",
-        ]
-        if factor == 1:
-            notes.append("The experts start equal; that the router sends them other tokens is what will separate them.")
-        if request.top_k == 1:
-            warnings.append(
-                "With one expert for each token its weight is always 1, so the loss gives the routers no gradient: "
-                "only a load-balancing loss will train them. Use --top-k 2 or more."
-            )
-    if deeper and request.depth_mode == "stack":
-        warnings.append(
-            "Stacking layers changes the function: the grown model is not its source (arXiv 2405.15319). The proof "
-            "holds its weights against the source's and measures the change. Use --depth-mode identity to keep it."
-        )
-    elif deeper:
-        notes.append("Copied layers add nothing at the start: their output projections are zero (arXiv 2401.02415).")
-    if request.noise == "none" and factor > 1:
-        active = dropout(fam, source.config)
-        if request.expansion == "diagonal":
-            notes.append("No noise: the copies start equal; the diagonal expansion gives each its own gradient.")
-        elif active:
-            notes.append(f"No noise: the copies start equal and only dropout ({', '.join(active)}) will separate them.")
-        else:
-            warnings.append(
-                "The copies will never separate in training. Without noise all copies of a unit compute the same "
-                "value and receive the same gradient, and this model trains without dropout, so every update is the "
-                "same for all of them (up to rounding): the wider model stays the small one for ever. "
-                "Use --noise split (the default), or gaussian."
-            )
-    return tuple(notes), tuple(warnings)
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the notes depend on.
+
+    Attributes:
+        growth, family, sizes: the request, what it is for, and (old, new) of every axis.
+        config: the source's.
+        stored_dtypes: types in which the source's tensors are stored.
+        folded: norm tensors that carry the tied head's 1/n.
+        tied, untied: the source's head shares the embedding; the grown model's no longer does.
+        dropped: stored buffers that no model loads.
+        deeper: layers are added.
+        fused_queries: queries are rescaled, and some share a tensor with keys and values.
+    """
+
+    growth: Growth
+    family: Family
+    sizes: Mapping[str, tuple[int, int]]
+    config: Mapping[str, Any]
+    stored_dtypes: frozenset[str]
+    folded: frozenset[str]
+    tied: bool
+    untied: bool
+    dropped: tuple[str, ...]
+    deeper: bool
+    fused_queries: bool
+
+    @property
+    def factor(self) -> float:
+        """The largest factor by which an axis grows; 1 where none does."""
+        return max(new / old for old, new in self.sizes.values())
+
+    @property
+    def equal_copies(self) -> bool:
+        """There are copies, and no noise makes them differ."""
+        return self.growth.recipe.noise is Noise.NONE and self.factor > 1
 
 
-def on_tokens(tokens: int, parameters: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(notes, warnings) on training a grown model with `parameters` parameters on `tokens` tokens."""
-    each = f"{human_count(tokens)} tokens are {tokens / parameters:.3g} for each parameter of the grown model"
-    return ((f"{each}.",), ()) if tokens <= MOST_TOKENS * parameters else ((), (f"{each}: {FADES}",))
+@dataclass(frozen=True)
+class Notes:
+    """Sentences: what the user should know, and what they must know."""
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def dropout(fam: Family, config: Mapping[str, Any]) -> list[str]:
+def notes_on(facts: Facts) -> Notes:
+    """The notes and warnings that apply."""
+    notes, warnings = ([note(facts) for note in functions] for functions in (_NOTES, _WARNINGS))
+    return Notes(tuple(text for text in notes if text), tuple(text for text in warnings if text))
+
+
+def notes_on_tokens(tokens: int, parameters: int) -> Notes:
+    """The same on training a grown model with `parameters` parameters on `tokens` tokens."""
+    text = f"{human_count(tokens)} tokens are {tokens / parameters:.3g} for each parameter of the grown model"
+    return Notes(notes=(f"{text}.",)) if tokens <= MOST_TOKENS * parameters else Notes(warnings=(f"{text}: {FADES}",))
+
+
+def dropout(family: Family, config: Mapping[str, Any]) -> list[str]:
     """Config fields that ask for dropout in training."""
-    return [k for k, v in fam.fields(config).items() if _is_dropout(k) and isinstance(v, int | float) and v > 0]
+    fields = family.fields(config).items()
+    return [field for field, rate in fields if _is_dropout(field) and isinstance(rate, int | float) and rate > 0]
 
 
 def _is_dropout(field: str) -> bool:
@@ -120,6 +86,166 @@ def _is_dropout(field: str) -> bool:
     return "drop" in field and field != "layerdrop" and not field.startswith(("classifier", "summary"))
 
 
-def _count(things: Sized, noun: str) -> str:
-    number = len(things)
-    return f"{number} {noun}{'s' if number != 1 else ''}"
+def _head_stays_tied(facts: Facts) -> str | None:
+    if not facts.folded:
+        return None
+    n = facts.sizes["hidden"][1] / facts.sizes["hidden"][0]
+    return f"The head stays tied to the embedding: its 1/{n:g} goes into {' and '.join(sorted(facts.folded))}."
+
+
+def _head_is_untied(facts: Facts) -> str | None:
+    if facts.tied and facts.untied and not facts.growth.untie:
+        return "The head is untied: this model has no last norm that could carry the head's 1/n."
+    return None
+
+
+def _untie_changes_nothing(facts: Facts) -> str | None:
+    if facts.growth.untie and not facts.tied:
+        return "The source's head is not tied, so untie changes nothing."
+    return None
+
+
+def _dropped_buffers(facts: Facts) -> str | None:
+    if not (count := len(facts.dropped)):
+        return None
+    buffers = f"{count} stored buffer{'s' if count != 1 else ''}"
+    return f"{buffers} that no current model loads will be left out ({facts.dropped[0]})."
+
+
+def _no_remote_code(facts: Facts) -> str | None:
+    if "auto_map" in facts.config:
+        return "auto_map is left out of the config: the architecture is built in, and remote code is never run."
+    return None
+
+
+def _queries_rescaled(facts: Facts) -> str | None:
+    old, new = facts.sizes[head_scaling.AXIS]
+    if old == new:
+        return None
+    factors = " or ".join(f"{factor:.3g}" for factor in head_scaling.query_factors(old, new))
+    return f"head_dim grows: queries are multiplied by {factors}, so that attention scores stay the same."
+
+
+def _fused_queries(facts: Facts) -> str | None:
+    if not facts.fused_queries:
+        return None
+    return (
+        "Queries share a tensor with keys and values, which are not rescaled: with the training multipliers of that "
+        "tensor, queries move too fast by their factor."
+    )
+
+
+def _own_family_file(facts: Facts) -> str | None:
+    if not facts.family.text:
+        return None
+    return "The family file is your own: it is proved on a tiny random instance before anything is written."
+
+
+def _gaussian_noise(facts: Facts) -> str | None:
+    if facts.growth.recipe.noise is Noise.GAUSSIAN:
+        return "Gaussian noise sums to zero only up to rounding in the stored type; the default, split, is exact."
+    return None
+
+
+def _conversion(facts: Facts) -> str | None:
+    dtype = facts.growth.dtype
+    if dtype and facts.stored_dtypes - {OUTPUT_DTYPES[dtype]}:
+        return f"Weights are converted to {dtype} first; the proof compares with the converted source."
+    return None
+
+
+def _large_factor(facts: Facts) -> str | None:
+    return f"{facts.factor:g}x in one step: {TWOFOLD}" if facts.factor > 2 else None
+
+
+def _experts_keep_the_function(facts: Facts) -> str | None:
+    if facts.growth.experts is None:
+        return None
+    return (
+        "Every expert is the source's feed-forward block, and the weights of a token's experts sum to 1, so the "
+        "function is kept (sparse upcycling, arXiv 2212.05055). The new routers are randomly initialized from the seed."
+    )
+
+
+def _experts_need_balancing(facts: Facts) -> str | None:
+    if facts.growth.experts is None:
+        return None
+    return (
+        "Train with a load-balancing loss (output_router_logits, router_aux_loss_coef). An expert sees only some of "
+        "the tokens, so for experts and routers the scaling rule is a starting point."
+    )
+
+
+def _experts_start_equal(facts: Facts) -> str | None:
+    if facts.growth.experts is None or facts.factor != 1:
+        return None
+    return "The experts start equal; they diverge because the router sends them different tokens."
+
+
+def _copied_layers_add_nothing(facts: Facts) -> str | None:
+    if facts.deeper and not facts.growth.stacks:
+        return "Copied layers add nothing at the start: their output projections are zero (arXiv 2401.02415)."
+    return None
+
+
+def _no_noise_but_something_else(facts: Facts) -> str | None:
+    if not facts.equal_copies:
+        return None
+    if facts.growth.recipe.expansion is Expansion.DIAGONAL:
+        return "No noise: the copies start equal; the diagonal expansion gives each a different gradient."
+    if fields := dropout(facts.family, facts.config):
+        return f"No noise: the copies start equal, and only dropout ({', '.join(fields)}) makes them diverge."
+    return None
+
+
+def _one_expert_starves_the_router(facts: Facts) -> str | None:
+    if facts.growth.experts is None or facts.growth.top_k != 1:
+        return None
+    return (
+        "With one expert for each token its weight is always 1, so the loss gives the routers no gradient: only a "
+        "load-balancing loss will train them. Use --top-k 2 or more."
+    )
+
+
+def _stacking_changes_the_function(facts: Facts) -> str | None:
+    if not (facts.deeper and facts.growth.stacks):
+        return None
+    return (
+        "Stacking layers changes the function: the grown model is not its source (arXiv 2405.15319). The proof "
+        "compares its weights with the source's and measures the change. Use --depth-mode identity to keep it."
+    )
+
+
+def _copies_never_diverge(facts: Facts) -> str | None:
+    if not facts.equal_copies or _no_noise_but_something_else(facts):
+        return None
+    return (
+        "The copies will never diverge in training. Without noise all copies of a unit compute the same value and "
+        "receive the same gradient, and this model trains without dropout, so every update is the same for all of "
+        "them (up to rounding): the added capacity is never used. Use --noise split (the default), or gaussian."
+    )
+
+
+_NOTES: tuple[Callable[[Facts], str | None], ...] = (
+    _head_stays_tied,
+    _head_is_untied,
+    _untie_changes_nothing,
+    _dropped_buffers,
+    _no_remote_code,
+    _queries_rescaled,
+    _fused_queries,
+    _own_family_file,
+    _gaussian_noise,
+    _conversion,
+    _large_factor,
+    _experts_keep_the_function,
+    _experts_need_balancing,
+    _experts_start_equal,
+    _copied_layers_add_nothing,
+    _no_noise_but_something_else,
+)
+_WARNINGS: tuple[Callable[[Facts], str | None], ...] = (
+    _one_expert_starves_the_router,
+    _stacking_changes_the_function,
+    _copies_never_diverge,
+)

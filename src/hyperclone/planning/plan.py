@@ -1,7 +1,7 @@
-"""Plans: pure data that says everything about an output before anything is written, and what planning needs to know.
+"""Plans: pure data that describes an output completely before anything is written.
 
-A plan holds every output tensor with its source, shapes, layout, bytes and place on disk, the grown config, and what
-the user should know beforehand. planning.py makes it.
+A plan holds every output tensor with its source, shapes, layout, bytes and position on disk, the grown config, and
+notes and warnings for the user. planner.py makes it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class TensorPlan:
 
     Attributes:
         name: on disk.
-        source: the stored tensor it grows from (the embedding, for a head that is untied).
+        source: the stored tensor that it grows from (the embedding, for a head that is untied).
         layout: what its dimensions mean; a folded norm is a reader here.
         source_shape, shape: before and after.
         dtype, nbytes: as stored.
         inputs: how many times as many inputs it reads.
-        copied: its shape less the units that copy nothing (fill.py); `shape` where there are none.
+        copied: its shape without padding channels (expansion/padding.py); `shape` where there are none.
         factor: the source's values (plus `offset`) are multiplied by this before anything else.
-        queries: sizes of all axes, where rows of queries are multiplied by factors of their own (heads.py).
+        queries: sizes of all axes, where rows of queries are rescaled (head_scaling.py); None where they are not.
         offset: what the model adds to the stored values (Gemma's norms store gain - 1).
-        original: it is the first that grows from its source, not a copy in another layer or expert, or an untied head.
+        original: the first that grows from its source; not a copy in another layer or expert, nor an untied head.
         zero: an output projection of a copied block that must add nothing.
-        drawn: it has no source: deviation of the random weights that stand for one (a new router; upcycling.py).
+        init_std: standard deviation of its random values, if it has no source (a new router; upcycling.py); else 0.
     """
 
     name: str
@@ -55,18 +55,18 @@ class TensorPlan:
     offset: float = 0.0
     original: bool = True
     zero: bool = False
-    drawn: float = 0.0
+    init_std: float = 0.0
 
     @property
     def bias(self) -> bool:
-        """It is a bias: of a layer, or of a norm."""
+        """A bias, of a layer or of a norm."""
         return self.name.endswith(".bias")
 
     @property
     def scale(self) -> float:
         """s, the weight of one copy relative to the source's: the factor over the number of copies that share it.
 
-        For queries fused with keys it is that of the keys; for copies of uneven number, an average (training/law.py).
+        For queries fused with keys it is the keys'; for uneven numbers of copies, an average (scaling_rule.py).
         """
         queries = self.factors[1] if self.queries and self.layout.only_queries and len(self.factors) == 2 else 1.0
         reads = self.layout.reads
@@ -80,30 +80,30 @@ class TensorPlan:
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """What values of the source are multiplied by, somewhere."""
+        """Every factor that some value of the source is multiplied by."""
         return (self.factor, *(head_scaling.query_factors(*self.queries[head_scaling.AXIS]) if self.queries else ()))
 
     @property
     def rounds(self) -> bool:
-        """Its values cannot be had exactly: powers of two keep all bits, save those of small weights in fp16."""
+        """Its values have to be rounded: powers of two keep all bits, except those of small weights in fp16."""
         least = 1.0 if self.dtype == "F16" else 0.0
         return self.offset != 0 or any(math.frexp(factor)[0] != 0.5 or factor < least for factor in self.factors)
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """AdamW settings relative to the source's that keep its training dynamics (training/law.py)."""
+        """AdamW settings relative to the source's that keep its training dynamics (scaling_rule.py)."""
         return {"s": self.scale, "r": self.gradient, **scaling_rule.adamw(self.scale, self.gradient)}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about an output, before anything is written.
+    """An output, before anything is written.
 
     Attributes:
         family, growth: what is grown, and how.
         sizes: (old, new) of every axis.
-        fills: axes with new units that copy nothing, and what these write: "zero" or "mean" (fill.py).
-        layers: the old layer that each new one copies.
+        padding: axes with padding channels, and what these hold: "zero" or "mean" (expansion/padding.py).
+        layers: the source's layer that each new one copies.
         source_config, config: before and after.
         tensors: in the order in which they are stored.
         shards: the output files.
@@ -117,7 +117,7 @@ class Plan:
     family: Family
     growth: Growth
     sizes: dict[str, tuple[int, int]]
-    fills: dict[str, str]
+    padding: dict[str, str]
     layers: tuple[int, ...]
     source_config: dict[str, Any]
     config: dict[str, Any]
@@ -132,7 +132,7 @@ class Plan:
     @property
     def source_parameters(self) -> int:
         """Scalars in the source's tensors that are grown."""
-        shapes = {t.source: t.source_shape for t in self.tensors if not t.drawn}
+        shapes = {t.source: t.source_shape for t in self.tensors if not t.init_std}
         return sum(math.prod(shape) for shape in shapes.values())
 
     @property
@@ -154,12 +154,12 @@ class Plan:
 
     @property
     def keeps_function(self) -> bool:
-        """The grown model must compute the source's function (stacked layers change it)."""
-        return not (self.deeper and self.growth.depth_mode == "stack")
+        """The grown model computes the source's function; stacked layers change it."""
+        return not (self.deeper and self.growth.stacks)
 
     @property
     def rounds(self) -> bool:
-        """Some weights are rounded to the stored type, so the function is kept up to that."""
+        """Some weights are rounded to the stored type, so the function is kept up to this rounding."""
         return any(tensor.rounds for tensor in self.tensors)
 
     @property
@@ -168,22 +168,23 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     def widths(self) -> dict[str, tuple[int, int]]:
-        """What people call the sizes: (old, new) of hidden size, feed-forward size, heads, head dimension, layers."""
-        a = self.sizes
-        named = {"hidden size": a["hidden"], "feed-forward size": a["ffn"]}
-        if "kv_heads" in a:
-            named["attention heads"] = (a["kv_heads"][0] * a["group"][0], a["kv_heads"][1] * a["group"][1])
-            named["key-value heads"] = a["kv_heads"]
+        """(old, new) of hidden size, feed-forward size, heads, head dimension and layers, by these names."""
+        sizes = self.sizes
+        named = {"hidden size": sizes["hidden"], "feed-forward size": sizes["ffn"]}
+        if "kv_heads" in sizes:
+            (old_kv, new_kv), (old_group, new_group) = sizes["kv_heads"], sizes["group"]
+            named["attention heads"] = (old_kv * old_group, new_kv * new_group)
+            named["key-value heads"] = sizes["kv_heads"]
         else:
-            named["attention heads"] = a["heads"]
-        named |= {"head dimension": a["head_dim"], "layers": (len(set(self.layers)), len(self.layers))}
+            named["attention heads"] = sizes["heads"]
+        named |= {"head dimension": sizes["head_dim"], "layers": (len(set(self.layers)), len(self.layers))}
         if self.growth.experts is not None:
             named[f"experts, top {self.growth.top_k}"] = (1, self.growth.experts)
         return named
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the output's bytes, the source's content aside."""
+        """Hash of everything that determines the output's bytes, except the source's weights."""
         content = {
             "version": __version__,
             "growth": asdict(self.growth),

@@ -1,10 +1,10 @@
-"""Sizes of a model near a number of parameters, found by counting with the layouts of its family, without a plan.
+"""Sizes of a model near a number of parameters, counted from the layouts of its family, without a plan.
 
-Every size that grows becomes a multiple of `multiple_of`; one that does not grow stays what it is. Attention grows with
-the hidden size, in proportion: whole groups of heads are copied and head_dim stays (where positions tie the number of
+Every size that grows becomes a multiple of `multiple_of`; a size that does not grow stays. Attention grows in
+proportion to the hidden size: whole groups of heads are copied and head_dim stays (where positions tie the number of
 heads, as ALiBi does, each head grows instead). For each hidden size there are three feed-forward sizes: by the same
-factor, unchanged (as the paper grows OLMo), and the one that meets the target. The two factors differ at most by two,
-which is as far as the paper goes. Where whole-number widths leave a gap, more layers can fill it; they at most double.
+factor, unchanged (as the paper grows OLMo), and the one that meets the target. The two factors differ at most by
+two, as in the paper. Where whole-number widths leave a gap, more layers can close it; they at most double.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hyperclone.planning import checks, growth, planner
 from hyperclone.planning.depth import layer_map
 from hyperclone.planning.growth import Growth, spelled
 
-MOST = 2.0  # by which the factors of hidden and feed-forward size may differ, and layers grow
+MAX_FACTOR = 2.0  # between the factors of hidden and feed-forward size, and for layers
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SizeCandidate:
     """Sizes that have been counted but not planned.
 
     Attributes:
@@ -58,9 +58,9 @@ class Search:
         # Copies are of whole groups of query heads, each with its KV head; of a single group, of its query heads.
         self._group = self.old["group"] if self.old.get("kv_heads", 1) > 1 else 1
         self._follows = self.family.grows_with("ffn", self.config) != "ffn"  # its size is a multiple of hidden's
-        self._grows_heads = self._fits(self._request(2 * self.old["hidden"], "heads", 2 * self._now("heads")))
+        self._grows_heads = self._fits(self._request(2 * self.old["hidden"], "heads", 2 * self._present("heads")))
 
-    def near(self, target: int, *, within: float) -> Iterator[Candidate]:
+    def near(self, target: int, *, within: float) -> Iterator[SizeCandidate]:
         """All candidates, up to the first hidden size with which the model is too large by more than `within`."""
         hidden, ffn, unit = self.old["hidden"], self.old["ffn"], self.unit
         for multiple in range(hidden // unit * unit, 2 * hidden * target // self.parameters, unit):
@@ -77,7 +77,7 @@ class Search:
             for width in sorted(width for width in widths if width >= ffn):
                 candidate = self._candidate(request, width)
                 uneven = max(candidate.hidden, candidate.ffn) / min(candidate.hidden, candidate.ffn)
-                if uneven <= MOST and candidate.parameters != self.parameters:
+                if uneven <= MAX_FACTOR and candidate.parameters != self.parameters:
                     yield candidate
             if size % hidden == 0:
                 even = ffn * size // hidden
@@ -87,22 +87,22 @@ class Search:
             if smallest.parameters > (1 + within) * target:
                 return
 
-    def _deeper(self, request: Growth, ffn: int, target: int) -> Iterator[Candidate]:
+    def _deeper(self, request: Growth, ffn: int, target: int) -> Iterator[SizeCandidate]:
         """With as many layers as meet the target."""
         if not self._fits(self._with(request, ffn, 2 * self.depth)):
             return
         even, double = (self._candidate(request, ffn, layers).parameters for layers in (None, 2 * self.depth))
         layers = self.depth + round((target - even) / (double - even) * self.depth)
-        if self.depth < layers <= MOST * self.depth:
+        if self.depth < layers <= MAX_FACTOR * self.depth:
             yield self._candidate(request, ffn, layers)
 
     def _attention(self, hidden: int) -> Growth | None:
         """The request for a hidden size and the attention in proportion to it."""
         axis, unit = ("heads", self._group) if self._grows_heads else ("head_dim", 1)
-        grown, rest = divmod(self._now(axis) * hidden, self.old["hidden"])
+        grown, rest = divmod(self._present(axis) * hidden, self.old["hidden"])
         return self._request(hidden, axis, grown) if rest == grown % unit == 0 else None
 
-    def _now(self, axis: str) -> int:
+    def _present(self, axis: str) -> int:
         """The present size of what a user grows."""
         if axis == "heads" and "heads" not in self.old:
             return self.old["kv_heads"] * self.old["group"]
@@ -111,7 +111,7 @@ class Search:
     def _request(self, hidden: int, axis: str, size: int) -> Growth:
         if hidden == self.old["hidden"]:
             return self.request
-        grown = {"hidden": spelled(self.old["hidden"], hidden), axis: spelled(self._now(axis), size)}
+        grown = {"hidden": spelled(self.old["hidden"], hidden), axis: spelled(self._present(axis), size)}
         return replace(self.request, **grown)  # type: ignore[arg-type]  # fields of sizes only
 
     def _with(self, request: Growth, ffn: int, layers: int | None = None) -> Growth:
@@ -125,19 +125,19 @@ class Search:
             return replace(request, width=str(factor)[:-1], hidden=None, ffn=None, heads=None)
         return request
 
-    def _candidate(self, request: Growth, ffn: int | None = None, layers: int | None = None) -> Candidate:
+    def _candidate(self, request: Growth, ffn: int | None = None, layers: int | None = None) -> SizeCandidate:
         request = self._with(request, ffn or self.old["ffn"], layers)
         sizes = self._sizes(request)
         new = {axis: size for axis, (_, size) in sizes.items()}
         parameters = self._scalars(new, layers or self.depth)
-        if planner.fold(self.family, sizes, self._expected, request, tied=self.family.tied(self.config))[1]:
+        if planner.fold_head(self.family, sizes, self._expected, request, tied=self.family.tied(self.config))[1]:
             parameters += math.prod(self.family.head_layout.shape(new))  # a head that is untied
         hidden, width = (new[axis] / self.old[axis] for axis in ("hidden", "ffn"))
-        return Candidate(request, parameters, hidden, width, (layers or self.depth) / self.depth)
+        return SizeCandidate(request, parameters, hidden, width, (layers or self.depth) / self.depth)
 
     def _scalars(self, sizes: Mapping[str, int], layers: int) -> int:
         if layers not in self._layouts:
-            copied = layer_map(self.depth, layers, self.request.depth_mode)
+            copied = layer_map(self.depth, layers, stack=self.request.stacks)
             names = self.family.grown_names(self.config, copied).values()
             self._layouts[layers] = Counter(self._expected[source] for source, _ in names)
         return sum(count * math.prod(layout.shape(sizes)) for layout, count in self._layouts[layers].items())
@@ -154,8 +154,8 @@ class Search:
             sizes = self._sizes(request)
             self.family.grown_config(self.config, sizes)
             distinct = {layout.text: layout for layout in self._expected.values()}
-            fills = self.family.fills(self.config, sizes)
-            checks.check_uneven(self.family, self.config, distinct, sizes, fills)
+            padding = self.family.padding(self.config, sizes)
+            checks.check_uneven(self.family, self.config, distinct, sizes, padding)
         except GrowthError:
             return False
         return True

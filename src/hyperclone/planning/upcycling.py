@@ -2,15 +2,15 @@
 
 Every expert is the dense feed-forward block f. A router gives each token k experts and weights p that sum to 1, so
 
-    sum over its k experts of p_e f(x) = f(x),      whatever the router says: exact.
+    sum over its k experts of p_e f(x) = f(x),      whatever the router computes: exact.
 
-Nothing else changes. So this is no arithmetic of its own but another view of the source: `upcycle` shows the headers of
-the dense model under the names and the config of the other family, and sizes, noise, depth, files and proofs follow as
-for any source. That many experts grow from one stored tensor is no news either: copied layers do the same. Only the
-router has no source. It is drawn in the source's size (normal, of the deviation with which transformers would start
-it), as a pure function of seed and name like all noise, and then grown as if it had been read.
+Nothing else changes, so this needs no arithmetic of its own. `upcycle` presents the headers of the dense model under
+the names and the config of the other family; sizes, noise, depth, files and proofs then follow as for any source. Many
+experts grow from one stored tensor, as copied layers do. Only the router has no source. It is randomly initialized in
+the source's size (normal, with the standard deviation that transformers would use) as a pure function of seed and name,
+like all noise, and then grown as if it had been read.
 
-Which dense models a family takes, and the names, is data: [upcycled] in its file.
+Which dense models a family accepts, and the names of their tensors, is data: [upcycled] in its file.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hyperclone.architectures import family, registry
+from hyperclone.architectures import registry
 from hyperclone.architectures.expression import evaluate, lead_field
-from hyperclone.architectures.family import Family
+from hyperclone.architectures.family import Dense, Family, Upcycling, indices
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.growth import Growth
 
-if TYPE_CHECKING:  # `plan` starts without torch, and planning uses this module
+if TYPE_CHECKING:  # the planner uses this module, and starts without torch
     from hyperclone.io.source import Source
     from hyperclone.planning.plan import TensorPlan
 
-_INITIALIZER_RANGE = 0.02  # of every config class whose config.json leaves it out
+_INITIALIZER_RANGE = 0.02  # the default of every config class whose config.json leaves it out
 
 
 @dataclass(frozen=True)
@@ -40,98 +40,115 @@ class Upcycled:
 
     Attributes:
         family, config: of the mixture.
-        entries: its tensors in the sizes of the source; a router has the type and the place of an expert's tensor.
-        origins: the stored tensor that each of them is. Routers are not in it.
-        deviation: of the routers' random weights.
+        entries: its tensors in the sizes of the source; a router has the type and position of an expert's tensor.
+        stored_names: of every tensor but routers, the stored tensor that it is.
+        init_std: standard deviation of the routers' random weights.
     """
 
     family: Family
     config: dict[str, Any]
     entries: Mapping[str, Entry]
-    origins: Mapping[str, str]
-    deviation: float
+    stored_names: Mapping[str, str]
+    init_std: float
 
     def from_dense(self, tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
         """The same plans with the stored tensors as sources; a layer's first expert is the original of the others."""
         seen: set[str] = set()
-        found = []
+        plans = []
         for tensor in tensors:
-            if tensor.source not in self.origins:
-                found.append(replace(tensor, drawn=self.deviation))
+            if tensor.source not in self.stored_names:
+                plans.append(replace(tensor, init_std=self.init_std))
                 continue
-            source = self.origins[tensor.source]
-            found.append(replace(tensor, source=source, original=tensor.original and source not in seen))
+            source = self.stored_names[tensor.source]
+            plans.append(replace(tensor, source=source, original=tensor.original and source not in seen))
             seen |= {source} if tensor.original else set()
-        return found
+        return plans
 
 
 def family_for(model_type: object) -> Family | None:
     """The family of mixtures that a dense model of this type can become; None if there is none."""
-    for fam in registry.families().values():
-        if fam.upcycled and model_type in fam.upcycled.dense:
-            return fam
+    for family in registry.families().values():
+        if family.upcycled and model_type in family.upcycled.dense:
+            return family
     return None
 
 
-def upcycle(source: Source, request: Growth) -> Upcycled:
-    """Show a dense source, whose tensors have been checked, as a mixture of `request.experts` experts.
+def upcycle(source: Source, growth: Growth) -> Upcycled:
+    """Present a dense source, whose tensors have been checked, as a mixture of `growth.experts` experts.
 
     Raises:
-        GrowthError: this model is not dense, or no known mixture of experts has a place for all that it has.
-        CheckpointError: its config gives no usable deviation for the router.
+        GrowthError: this model is not dense, or no known mixture of experts has all of its tensors.
+        CheckpointError: its config gives no usable standard deviation for the router.
     """
-    assert request.experts is not None
-    model_type = source.config.get("model_type")
-    fam, dense = family_for(model_type), source.family
-    if fam is None or fam.upcycled is None or dense.text:  # a family file of the user's own says nothing about mixtures
-        types = {t for fam in registry.families().values() if fam.upcycled for t in fam.upcycled.dense}
-        raise GrowthError(
-            "no mixture of experts is known that this model could become",
-            field="experts",
-            found=model_type,
-            expected="a dense model of type " + ", ".join(sorted(types)),
-        )
-    how = fam.upcycled
-    taken = how.dense[str(model_type)]
-    fields = dense.fields(source.config)
-    for condition, reason in taken.refuse.items():
+    assert growth.experts is not None
+    model_type = str(source.config.get("model_type"))
+    family, dense_family = family_for(model_type), source.family
+    if family is None or family.upcycled is None or dense_family.text:  # a user's family file knows no mixtures
+        raise _no_mixture(source.config.get("model_type"))
+    fields = dense_family.fields(source.config)
+    for condition, reason in family.upcycled.dense[model_type].refuse.items():
         if evaluate(condition, fields):
-            raise GrowthError(f"this model cannot become a {fam.name}: {reason}", field=condition)
-    sizes = {**dense.sizes(source.config), "experts": request.experts}
-    sizes |= {axis: sizes[spec.grows_with] for axis, spec in fam.axes.items() if axis not in sizes and spec.grows_with}
-    # Everything is said explicitly, since what this config leaves out means something else in the other class.
-    config = {field: value for field, value in fields.items() if field not in taken.leave}
-    config |= {lead: sizes[axis] for axis, spec in fam.axes.items() if (lead := lead_field(spec.size))}
-    config |= {field: evaluate(text, sizes) for field, text in fam.write.items()}
-    config |= {field: evaluate(text, {**fields, "top_k": request.top_k}) for field, text in how.write.items()}
-    config |= {"model_type": fam.model_types[0], "architectures": [how.architecture]}
-
-    origins, entries = {}, {}
-    beside = next(iter(how.tensors.values()))
-    for name, layout in fam.tensors(config).items():
-        if (index := family.indices(how.router, name)) is not None:
-            near, shape = source.entries[beside.format(**index)], layout.shape(sizes)
-            nbytes = math.prod(shape) * DTYPES[near.dtype][1]
-            entries[name] = replace(near, shape=shape, nbytes=nbytes)
-            continue
-        matches = ((p, family.indices(p, name)) for p in how.tensors)
-        origins[name] = next((how.tensors[p].format(**index) for p, index in matches if index is not None), name)
-        if origins[name] in source.entries:
-            entries[name] = source.entries[origins[name]]
-    if left := sorted(dense.tensors(source.config).keys() - set(origins.values())):
+            raise GrowthError(f"this model cannot become a {family.name}: {reason}", field=condition)
+    sizes = {**dense_family.sizes(source.config), "experts": growth.experts}
+    for axis, spec in family.axes.items():
+        if axis not in sizes and spec.grows_with:
+            sizes[axis] = sizes[spec.grows_with]
+    config = _mixture_config(family, family.upcycled, family.upcycled.dense[model_type], fields, sizes, growth.top_k)
+    stored_names, entries = _view(source, family, family.upcycled, config, sizes)
+    if left := sorted(dense_family.tensors(source.config).keys() - set(stored_names.values())):
         raise GrowthError(
-            f"this model cannot become a {fam.name}, which has no place for {len(left)} of its tensors",
+            f"this model cannot become a {family.name}, which has no counterpart for {len(left)} of its tensors",
             field="experts",
             tensor=left[0],
         )
-    return Upcycled(fam, config, entries, origins, _deviation(fields))
+    return Upcycled(family, config, entries, stored_names, _init_std(fields))
 
 
-def _deviation(fields: Mapping[str, Any]) -> float:
+def _no_mixture(model_type: object) -> GrowthError:
+    families = registry.families().values()
+    types = {dense_type for family in families if family.upcycled for dense_type in family.upcycled.dense}
+    return GrowthError(
+        "no mixture of experts is known that this model could become",
+        field="experts",
+        found=model_type,
+        expected="a dense model of type " + ", ".join(sorted(types)),
+    )
+
+
+def _mixture_config(
+    family: Family, how: Upcycling, dense: Dense, fields: Mapping[str, Any], sizes: Mapping[str, int], top_k: int
+) -> dict[str, Any]:
+    """Every field explicitly, since a field that is left out has another default in the other config class."""
+    config = {field: value for field, value in fields.items() if field not in dense.leave}
+    config |= {lead: sizes[axis] for axis, spec in family.axes.items() if (lead := lead_field(spec.size))}
+    config |= {field: evaluate(text, sizes) for field, text in family.write.items()}
+    config |= {field: evaluate(text, {**fields, "top_k": top_k}) for field, text in how.write.items()}
+    return {**config, "model_type": family.model_types[0], "architectures": [how.architecture]}
+
+
+def _view(
+    source: Source, family: Family, how: Upcycling, config: Mapping[str, Any], sizes: Mapping[str, int]
+) -> tuple[dict[str, str], dict[str, Entry]]:
+    """(stored name of every tensor of the mixture but routers, entry of every tensor)."""
+    stored_names, entries = {}, {}
+    neighbor = next(iter(how.tensors.values()))
+    for name, layout in family.tensors(config).items():
+        if (index := indices(how.router, name)) is not None:
+            entry, shape = source.entries[neighbor.format(**index)], layout.shape(sizes)
+            entries[name] = replace(entry, shape=shape, nbytes=math.prod(shape) * DTYPES[entry.dtype][1])
+            continue
+        matches = ((pattern, indices(pattern, name)) for pattern in how.tensors)
+        stored_names[name] = next((how.tensors[p].format(**index) for p, index in matches if index is not None), name)
+        if stored_names[name] in source.entries:
+            entries[name] = source.entries[stored_names[name]]
+    return stored_names, entries
+
+
+def _init_std(fields: Mapping[str, Any]) -> float:
     value = fields.get("initializer_range", _INITIALIZER_RANGE)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise CheckpointError(
-            "the config gives no usable deviation for the router's first weights",
+            "the config gives no usable standard deviation for the router's random weights",
             file="config.json",
             field="initializer_range",
             found=value,

@@ -35,6 +35,7 @@ from hyperclone.hf import logits, models
 from hyperclone.hf.memory import available_memory
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.streaming import Progress, digest, worker_pool
+from hyperclone.planning.recipe import Expansion, Noise
 
 if TYPE_CHECKING:
     from hyperclone.planning.plan import Plan
@@ -165,7 +166,7 @@ class _Comparing:
             ("KV cache", plain.steps[:shared], truth.steps[:shared], mine.steps[:shared]),
         ]
         factor, name = tolerated_factor(made), str(compute).removeprefix("torch.")
-        rounded = made.growth.noise == "gaussian" or made.rounds
+        rounded = made.growth.recipe.noise is Noise.GAUSSIAN or made.rounds
         largest = 0.0
         for i, (what, theirs, true, ours) in enumerate(rows):
             if "padding" in what and not bool((theirs.isfinite() & true.isfinite()).all()):
@@ -232,7 +233,7 @@ class _Comparing:
 def tolerated_factor(made: Plan) -> float:
     """4 a sqrt(n), times sqrt(k + 2) for several experts of a token, as derived at the head of this module."""
     n = max(tensor.inputs for tensor in made.tensors)
-    q = 0.0 if made.growth.noise == "none" else 10 ** (-made.growth.snr_db / 10)
-    spread = n if made.growth.expansion == "diagonal" else 1.0
+    q = 0.0 if made.growth.recipe.noise is Noise.NONE else 10 ** (-made.growth.snr_db / 10)
+    spread = n if made.growth.recipe.expansion is Expansion.DIAGONAL else 1.0
     k = made.growth.top_k if made.growth.experts is not None else 1
     return _SPREAD * math.sqrt(spread * (1 + q)) * math.sqrt(n) * (math.sqrt(k + 2) if k > 1 else 1.0)

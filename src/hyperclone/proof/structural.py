@@ -25,6 +25,7 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
 from hyperclone.planning.plan import Plan, TensorPlan
+from hyperclone.planning.recipe import Noise
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -89,13 +90,13 @@ def prove_structure(
     for tensor in present:
         result = results[tensor.name]
         found.tensors += 1
-        found.bit_equal += result.bit_equal and not tensor.rounds and not tensor.drawn
+        found.bit_equal += result.bit_equal and not tensor.rounds and not tensor.init_std
         found.rounded += tensor.rounds
-        found.drawn += bool(tensor.drawn)
+        found.drawn += bool(tensor.init_std)
         found.largest_error = max(found.largest_error, result.error)
         found.failures += result.failures
         found.output_sha256[tensor.name] = result.output_sha256
-        if not tensor.drawn:
+        if not tensor.init_std:
             found.source_sha256[tensor.source] = result.source_sha256
     return found
 
@@ -128,7 +129,7 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
     if tensor.zero:
         return _compare_zero(tensor, origin, output, meter)
     grown = grown_tensors.map_of(tensor, made)
-    exact = grown.exact_repeat or not (tensor.offset or made.growth.noise == "gaussian")
+    exact = grown.exact_repeat or not (tensor.offset or made.growth.recipe.noise is Noise.GAUSSIAN)
     mean = grown_tensors.mean_row(tensor, origin, grown) if grown.needs_mean else None
     loudest = math.inf if exact or tensor.offset else grown_tensors.loudest_noise(tensor, made, origin)
     hash_of_output = hashlib.sha256()

@@ -74,7 +74,7 @@ def _tensor_table(made: Plan) -> Table:
     for kind, (t, *others) in kinds.items():
         how = (
             "drawn"
-            if t.drawn
+            if t.init_std
             else ""
             if t.shape == t.source_shape
             else "repeat"
@@ -89,7 +89,7 @@ def _tensor_table(made: Plan) -> Table:
 def proposals_table(made: Proposals) -> RenderableType:
     """The proposed sizes with their numbers of parameters, and what the user should know."""
     title = f"Near {made.target:,} parameters ({made.model_type}, {made.source_parameters:,} now)"
-    widths = [p.plan.widths() for p in made.found]
+    widths = [p.plan.widths() for p in made.proposals]
     # By the names of the options. A size that no proposal changes says nothing; KV heads follow the query heads.
     short = {"hidden size": "hidden", "feed-forward size": "ffn", "attention heads": "heads",
              "head dimension": "head dim", "layers": "layers"}  # fmt: skip
@@ -97,7 +97,7 @@ def proposals_table(made: Proposals) -> RenderableType:
     each = ["tokens/p."] if made.tokens is not None else []
     table = _table("", "parameters", "off", *(short[name] for name in named), *each, "exact", title=title)
     table.padding = (0, 1, 0, 0)  # wide as it is
-    for number, (p, sizes) in enumerate(zip(made.found, widths, strict=True), 1):
+    for number, (p, sizes) in enumerate(zip(made.proposals, widths, strict=True), 1):
         cells = [f"{new} {new / old:.2g}x" if new != old else str(new) for old, new in map(sizes.__getitem__, named)]
         tokens = [f"{made.tokens / p.plan.parameters:.3g}"] if made.tokens is not None else []
         exact = "rounded" if p.rounds else "yes" if p.plan.keeps_function else "no"
@@ -105,15 +105,15 @@ def proposals_table(made: Proposals) -> RenderableType:
     for column in table.columns:
         column.no_wrap = True
     notes = list(made.notes)
-    if any(p.rounds for p in made.found):
+    if any(p.rounds for p in made.proposals):
         notes.append("Rounded: the stored type cannot hold some factors, which moves the logits by some 1e-3.")
     warnings: dict[str, list[str]] = {}
-    for number, p in enumerate(made.found, 1):
+    for number, p in enumerate(made.proposals, 1):
         for warning in p.warnings:
             warnings.setdefault(warning, []).append(str(number))
     parts: list[RenderableType] = [table, *(Text(f"- {note}", style="dim") for note in notes)]
     for text, of in warnings.items():
-        which = "all" if len(of) == len(made.found) else ", ".join(of)
+        which = "all" if len(of) == len(made.proposals) else ", ".join(of)
         parts.append(Text(f"WARNING ({which}): {text}", style="bold yellow"))
     return Group(*parts)
 
