@@ -1,9 +1,9 @@
-"""What a token and a FLOP of one study's arms are worth against the control of another, seed by seed.
+"""Token and FLOP efficiency of one study's arms relative to the control of another, seed by seed.
 
     python studies/across.py lengths recipes
 
 Both studies must have the same text in the same order. The control is read where it first comes to an arm's last loss,
-so in the middle of its schedule where that arm is short, which flatters the arm (docs/study.md, "Worth").
+so in the middle of its schedule where that arm is short, which flatters the arm (docs/study.md).
 """
 
 from __future__ import annotations
@@ -12,16 +12,9 @@ import argparse
 from pathlib import Path
 
 from hyperclone.report import load
-from hyperclone.report.load import Results
 from hyperclone.study import speedup
 
 HERE = Path(__file__).parent
-
-
-def curve(results: Results, arm: str, seed: int) -> speedup.Curve:
-    """One run."""
-    run = next(one for one in results.curves[arm] if one.seed == seed)
-    return speedup.Curve(run.tokens, run.loss, run.seconds, results.arms[arm]["flops_per_token"])
 
 
 def main() -> None:
@@ -32,13 +25,15 @@ def main() -> None:
     args = parser.parse_args()
     ours, theirs = (load.read(HERE / f"{name}.runs") for name in (args.study, args.other))
     assert theirs.control is not None
-    print("arm, seed, final loss, worth of a token, worth of a FLOP with the source charged")
-    for arm, runs in ours.curves.items():
+    controls = {run.seed: run.curve for run in theirs.runs[theirs.control]}
+    print("arm, seed, final loss, token efficiency, FLOP efficiency with the source charged")
+    for arm, runs in ours.runs.items():
         cost = speedup.charged(ours.arms[arm]["kind"], ours.study["sources"].get(ours.arms[arm]["source"]))
         for run in runs:
-            told = speedup.compare(curve(ours, arm, run.seed), curve(theirs, theirs.control, run.seed), cost=cost)
-            worth = (told.worth_tokens, told.worth_charged)
-            print(f"{arm}, {run.seed}, {told.final:.4f}, " + ", ".join("-" if w is None else f"{w:.2f}" for w in worth))
+            compared = speedup.compare(run.curve, controls[run.seed], cost=cost)
+            shown = (compared.token_efficiency, compared.charged_flop_efficiency)
+            figures = ", ".join("-" if value is None else f"{value:.2f}" for value in shown)
+            print(f"{arm}, {run.seed}, {compared.final:.4f}, {figures}")
 
 
 if __name__ == "__main__":

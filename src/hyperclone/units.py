@@ -36,6 +36,14 @@ def human_count(count: int) -> str:
     return str(count)
 
 
+def short_count(count: float) -> str:
+    """A count in a few characters, for axes and narrow tables: 4M, 250k, 1.5T, 2.74E."""
+    for unit, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(count) >= unit:
+            return f"{count / unit:.3g}{letter}"
+    return f"{count:.3g}"
+
+
 def parse_size(text: str) -> int:
     """`5GB`, `500MB`, `2GiB` or a plain number of bytes.
 

@@ -22,7 +22,7 @@ from hyperclone.cli.display import demo as demo_display
 from hyperclone.demo import demo
 from hyperclone.errors import DestinationError, StudyError
 from hyperclone.study import config
-from hyperclone.study.runner import Run
+from hyperclone.study.progress import Began, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, compare
 from hyperclone.training import metrics
 
@@ -85,7 +85,7 @@ def test_the_verdict_charges_seedling_whatever_comes_out() -> None:
     assert "4.0x fewer tokens" in usual  # 4.0 lies half-way to 50 tokens: 25 of 100
     assert f"{400 / (100 + 40):.2f}x in FLOPs" in usual
     never = " ".join(demo_display.sentences(against_random([8.0, 7.5, 7.0], [7.0, 6.0, 5.0], source=40.0)))
-    assert "does not come down" in never
+    assert "does not reach that" in never
     assert "fewer" not in never
 
 
@@ -99,7 +99,9 @@ def test_a_clone_of_another_seedling_is_grown_anew(tmp_path: Path) -> None:
     assert demo.grow(tmp_path) is None
 
 
-@pytest.mark.parametrize(("final", "said"), [(2.9, "0.100 nats above"), (3.1, "0.100 nats below"), (3.0, "ends with")])
+@pytest.mark.parametrize(
+    ("final", "said"), [(2.9, "0.100 nats above"), (3.1, "0.100 nats below"), (3.0, "ends level with")]
+)
 def test_the_verdict_says_on_which_side_of_seedling_the_clone_ends(final: float, said: str) -> None:
     arms = config.read(demo.DATA / "demo.toml").arms
     clone, continued = ([3.2, 3.1, end] for end in (3.0, final))
@@ -124,22 +126,22 @@ def running(place: Path, *, tokens: int, loss: float, seconds: float) -> Path:
 def test_time_left_counts_the_arms_that_wait(tmp_path: Path) -> None:
     told = demo.request("1k")
     for jobs, left in ((1, 15.0 + 20.0 + 20.0), (2, 27.5), (3, 20.0)):  # at 50 tokens a second
-        show = demo_display.Show(Console(file=io.StringIO(), width=100), told, 1000, jobs=jobs)
-        assert show.left() is None
+        view = demo_display.DemoView(Console(file=io.StringIO(), width=100), told, 1000, jobs=jobs)
+        assert view.left() is None
         place = running(tmp_path / f"random-{jobs}", tokens=250, loss=6.0, seconds=5.0)
-        show("begin", {"what": "random", "run": Run(told.arms["random"], 1), "path": place})
-        assert show.left() == pytest.approx(left)
+        view(Began("random", place, Run(told.arms["random"], 1)))
+        assert view.left() == pytest.approx(left)
 
 
 def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> None:
     told = demo.request("1k")
     for height in (24, 40):
         console = Console(width=100, height=height, force_terminal=True, record=True, file=io.StringIO())
-        show = demo_display.Show(console, told, 1000, jobs=2)
+        view = demo_display.DemoView(console, told, 1000, jobs=2)
         for arm, loss in (("random", 6.125), ("clone", 3.25)):
             place = running(tmp_path / f"{arm}-{height}", tokens=250, loss=loss, seconds=5.0)
-            show("begin", {"what": arm, "run": Run(told.arms[arm], 1), "path": place})
-        console.print(show._draw())
+            view(Began(arm, place, Run(told.arms[arm], 1)))
+        console.print(view._draw())
         screen = console.export_text()
         assert len(screen.splitlines()) <= height
         assert all(len(line) <= 100 for line in screen.splitlines())
@@ -155,8 +157,8 @@ def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> 
 def test_without_a_terminal_each_quarter_is_said_once(tmp_path: Path) -> None:
     told, heard = demo.request("8k"), io.StringIO()
     place = running(tmp_path / "clone", tokens=4096, loss=3.25, seconds=5.0)
-    with demo_display.Show(Console(file=heard, width=100), told, 8000) as show:
-        show("begin", {"what": "clone", "run": Run(told.arms["clone"], 1), "path": place})
+    with demo_display.DemoView(Console(file=heard, width=100), told, 8000) as view:
+        view(Began("clone", place, Run(told.arms["clone"], 1)))
         until = time.monotonic() + 60
         while "4k of 8k" not in heard.getvalue() and time.monotonic() < until:
             time.sleep(0.1)
@@ -171,7 +173,7 @@ def test_a_missing_extra_is_said_before_anything_is_made(tmp_path: Path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
-def test_it_runs_offline_to_a_report_goes_on_after_ctrl_c_and_reuses_what_is_done(tmp_path: Path) -> None:
+def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_done(tmp_path: Path) -> None:
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "HYPERCLONE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
         "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "100",
@@ -188,7 +190,7 @@ def test_it_runs_offline_to_a_report_goes_on_after_ctrl_c_and_reuses_what_is_don
     heard += begun.communicate(timeout=300)[0]
     assert begun.returncode == 130
     assert "PROVED" in heard
-    assert "the same command goes on" in heard
+    assert "rerun the same command to resume" in heard
     said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert said.returncode == 0, said.stderr
     assert "grown and proved before" in said.stdout

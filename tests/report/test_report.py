@@ -8,7 +8,8 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from hypothesis import strategies as st
 
 from hyperclone.errors import DestinationError, StudyError
 from hyperclone.report import canvas, figures, headline, html_page, load
+from hyperclone.report.load import Results
 from hyperclone.report.write import report
+from hyperclone.study.speedup import Speedup
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -33,62 +36,106 @@ ARMS = {
 STEPS = (0, 1, 2, 4, 10, 20, 30, 40)
 
 
-def study(place: Path, *, speedups: dict[str, list[float | None]] | None = None, seeds: int = 3) -> Path:
+def study(place: Path, *, seeds: int = 3) -> Path:
     """The directory of a study that was never run."""
     place.mkdir(exist_ok=True)
     told: dict[str, Any] = {
-        "name": "made <up>", "note": "For tests.", "date": "2026-11-25", "hyperclone": "0.1.0",
-        "versions": {"torch": "2.13.0"}, "hardware": [{"cpu": "one", "gpu": None, "cores": 2, "threads": 1}],
-        "reference": "random", "seeds": list(range(1, seeds + 1)), "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
-        "sources": {name: {"parameters": 5e5 * k, "tokens": 1e6 * k, "flops": 1e12, "seconds": 60.0, "loss": 3.5,
-                           "trained": True} for k, name in enumerate(("a", "b"), 1)},
-        "arms": {name: {**arm, "source": "b" if name == "plain" else "a", "growth": {"width": 2}, "state": None,
-                        "train": {}, "tuned": {"lr": 2e-3}, "parameters": 1_000_000, "flops_per_token": 6e6}
+        "name": "made <up>", "note": "For tests.", "hyperclone": "0.1.0", "control": "random", "headline": None,
+        "seeds": list(range(1, seeds + 1)), "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
+        "sources": {name: {"key": f"source-{name}", "train": None} for name in ("a", "b")},
+        "arms": {name: {**arm, "source": "b" if name == "plain" else "a", "growth": {"width": 2}, "moments": None,
+                        "train": {}, "tuned": {"lr": 2e-3}}
                  for name, arm in ARMS.items()},
-        "runs": [{"arm": arm, "seed": seed, "status": "finished", "error": None}
-                 for arm in ARMS for seed in range(1, seeds + 1)]
-        + [{"arm": "bad", "seed": 1, "status": "failed", "error": "exploded <script>alert(1)</script>"}],
     }  # fmt: skip
     (place / "study.json").write_text(json.dumps(told))
+    write(
+        place / "sources.csv",
+        ["key", "name", "parameters", "tokens", "flops", "seconds", "loss", "hardware"],
+        [[f"source-{name}", name, 500_000 * k, 1_000_000 * k, 1e12, 60.0, 3.5, ""] for k, name in enumerate("ab", 1)],
+    )
+    ran = [
+        "finished",
+        0.002,
+        "adamw",
+        40_000,
+        1_000_000,
+        6_000_000,
+        40.0,
+        "one, 2 cores, 1 thread a run",
+        "torch 2.13.0",
+    ]
+    write(
+        place / "runs.csv",
+        ["arm", "seed", "key", "status", "lr", "optimizer", "tokens", "parameters", "flops_per_token", "seconds",
+         "hardware", "versions", "date", "error"],
+        [[arm, seed, f"{arm}-{seed}", *ran, ""] for arm in ARMS for seed in range(1, seeds + 1)]
+        + [["bad", 1, "", "failed", *[""] * 9, "exploded <script>alert(1)</script>"]],
+    )  # fmt: skip
     fall = {"random": (7.0, 3.4), "clone": (3.6, 3.1), "plain": (3.6, 3.3), "source": (3.6, 3.35)}
-    with (place / "results.csv").open("w", newline="") as stream:
-        out = csv.writer(stream)
-        columns = ["arm", "seed", "step", "tokens", "flops", "seconds", "loss", "bits_per_byte"]
-        out.writerow([*columns, "task:sciq", "task:piqa"])
-        for arm, (start, end) in fall.items():
-            for seed in range(1, seeds + 1):
-                for step in STEPS:
-                    loss = end + (start - end) * math.exp(-step / 10) + 0.01 * seed * (step > 0)
-                    tokens = step * 1000
-                    out.writerow([arm, seed, step, tokens, tokens * 6e6, step, loss, loss / 2, 0.3, 0.5])
-    rows = speedups or {"random": [1.0] * seeds, "clone": [4.0, 5.0, 6.0][:seeds], "plain": [2.0, None, 2.2][:seeds]}
-    with (place / "speedup.csv").open("w", newline="") as stream:
-        names = ["speedup_tokens", "speedup_flops", "speedup_seconds", "charged_flops", "charged_seconds"]
-        names += ["difference_at_equal_tokens", "difference_to_target", "worth_tokens", "worth_charged", "forgetting"]
-        out = csv.writer(stream)
-        out.writerow(["arm", "seed", *names])
-        for arm, values in rows.items():
-            for seed, value in enumerate(values, 1):
-                shown = "" if value is None else value
-                charged = "" if value is None else 0.5 * min(value, 2.0)
-                out.writerow([arm, seed, shown, shown, shown, charged, charged, -0.1, -0.1, 1.5, 0.5, 0.02])
-    (place / "tuning.csv").write_text("arm,lr,loss\nclone,0.001,3.5\nclone,0.002,3.4\nclone,0.004,inf\n")
-    (place / "anatomy.csv").write_text(
-        "arm,seed,tokens,layer,kind,name,cosine,apart,effective_rank,source_effective_rank\n"
-        + "".join(f"clone,1,{t},{i},up,l.{i}.up_proj,{0.8 - t / 1e5},0.1,9,8\n" for t in (0, 40000) for i in range(2))
+    rows = [
+        [arm, seed, f"{arm}-{seed}", step, step * 1000, step, loss, loss / 2, 0.3, 0.5]
+        for arm, (start, end) in fall.items()
+        for seed in range(1, seeds + 1)
+        for step in STEPS
+        for loss in [end + (start - end) * math.exp(-step / 10) + 0.01 * seed * (step > 0)]
+    ]
+    columns = ["step", "tokens", "seconds", "loss", "bits_per_byte", "task:sciq", "task:piqa"]
+    write(place / "evaluations.csv", [*WHICH, *columns], rows)
+    write(
+        place / "tuning.csv",
+        ["arm", "lr", "loss", "seed", "key"],
+        [["clone", lr, loss, 0, f"trial-{lr}"] for lr, loss in ((0.001, 3.5), (0.002, 3.4), (0.004, "inf"))],
     )
-    (place / "symmetry.csv").write_text(
-        "arm,seed,step,tokens,name,cosine\n"
-        + "".join(
-            f"clone,1,{t // 1000},{t},model.layers.{i}.up_proj.weight,{0.8 - i * t / 1e5}\n"
-            for t in (0, 20000, 40000)
-            for i in range(2)
-        )
+    which = ["clone", 1, "clone-1"]
+    write(
+        place / "anatomy.csv",
+        [*WHICH, "tokens", "layer", "matrices", "cosine", "divergence", "effective_rank", "source_effective_rank"],
+        [[*which, t, i, 7, 0.8 - t / 1e5, 0.1, 9, 8] for t in (0, 40_000) for i in range(2)],
     )
-    spectra = [{"arm": "clone", "seed": 1, "tokens": t, "layer": 1, "kind": "up", "name": "l.1.up_proj",
-                "values": [1.0, 0.5, 0.2]} for t in (0, 40000)]  # fmt: skip
-    (place / "spectra.json").write_text(json.dumps(spectra))
+    write(
+        place / "symmetry.csv", [*WHICH, "tokens", "layer", "matrices", "cosine"],
+        [[*which, t, i, 7, 0.8 - i * t / 1e5] for t in (0, 20_000, 40_000) for i in range(2)],
+    )  # fmt: skip
+    write(
+        place / "spectra.csv",
+        [*WHICH, "tokens", "layer", "name", "values"],
+        [[*which, t, 1, "l.1.up_proj", "1 0.5 0.2"] for t in (0, 40_000)],
+    )
     return place
+
+
+WHICH = ("arm", "seed", "key")
+
+
+def write(file: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with file.open("w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
+
+
+def edited(file: Path, column: str, change: Callable[[dict[str, str]], object]) -> None:
+    """Change a column of a table."""
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    write(file, list(rows[0]), [[*{**row, column: change(row)}.values()] for row in rows])
+
+
+def compared(value: float | None, **other: float | None) -> Speedup:
+    """An arm that is so many times as fast as the control."""
+    charged = None if value is None else 0.5 * min(value, 2.0)
+    figures: dict[str, Any] = {
+        "target": 3.4, "tokens": None, "flops": None, "seconds": None, "speedup_tokens": value, "speedup_flops": value,
+        "speedup_seconds": value, "charged_flops": charged, "charged_seconds": charged,
+        "difference_at_equal_tokens": -0.1, "difference_to_target": -0.1, "token_efficiency": 1.5,
+        "charged_flop_efficiency": 0.5, "forgetting": 0.02, "start": 3.6, "final": 3.1,
+    }  # fmt: skip
+    return Speedup(**{**figures, **other})
+
+
+def results(runs: Path, speedups: dict[str, list[float | None]] | None = None, **other: float | None) -> Results:
+    """The results of a study, with speed-ups that suit the test."""
+    read = load.read(runs)
+    shown = speedups or {"random": [1.0] * 3, "clone": [4.0, 5.0, 6.0], "plain": [2.0, None, 2.2]}
+    return replace(read, speedups={arm: [compared(one, **other) for one in values] for arm, values in shown.items()})
 
 
 @pytest.fixture
@@ -96,13 +143,13 @@ def runs(tmp_path: Path) -> Path:
     return study(tmp_path / "study.runs")
 
 
-def answered(runs: Path) -> tuple[str, str]:
-    number, said = headline.answer(load.read(runs))
+def answered(found: Results) -> tuple[str, str]:
+    number, said = headline.answer(found)
     return number, " ".join(said)
 
 
 def test_the_answer_is_the_median_with_its_range_and_what_it_leaves_out(runs: Path) -> None:
-    number, said = answered(runs)
+    number, said = answered(results(runs))
     assert number == "5.00x"
     assert "5.00x (4.00x to 6.00x) fewer tokens (3 seeds)" in said
     assert "the final held-out loss of the control arm, “random weights”, with" in said
@@ -134,20 +181,21 @@ def test_the_answer_is_the_median_with_its_range_and_what_it_leaves_out(runs: Pa
 def test_other_endings_are_said_as_they_are(
     tmp_path: Path, values: list[float | None], number: str, words: str
 ) -> None:
-    place = study(tmp_path / "r", seeds=len(values), speedups={"random": [1.0] * len(values), "clone": values})
-    found, said = answered(place)
+    runs = study(tmp_path / "r", seeds=len(values))
+    found, said = answered(results(runs, {"random": [1.0] * len(values), "clone": values}))
     assert found == number
     assert words in said
 
 
 def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None:
-    for name in ("speedup.csv", "tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.json", "results.csv"):
+    for name in ("tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.csv", "evaluations.csv"):
         (runs / name).unlink()
         report(runs, runs.parent / "r.html")
-    told = json.loads((runs / "study.json").read_text())
-    told["runs"][0]["status"] = "running"
-    (runs / "study.json").write_text(json.dumps(told))
-    assert "not finished" in answered(runs)[1]
+    edited(runs / "runs.csv", "status", lambda row: "waiting" if row["key"] == "random-1" else row["status"])
+    assert "not finished" in answered(load.read(runs))[1]
+    for name in ("runs.csv", "sources.csv"):
+        (runs / name).unlink()
+        report(runs, runs.parent / "r.html")
 
 
 def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
@@ -155,7 +203,7 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
     assert names == [
         "loss-tokens", "loss-tokens-log", "loss-flops", "loss-flops-log", "loss-seconds", "loss-seconds-log", "early",
         "accuracy", "tasks", "speedup", "group-0",
-        "source-quality", "parting", "symmetry", "spectra", "tuning",
+        "source-quality", "divergence", "symmetry", "spectra", "tuning",
     ]  # fmt: skip
 
 
@@ -202,7 +250,7 @@ def test_images_are_written_for_papers(runs: Path) -> None:
     assert (runs.parent / "images/loss-tokens.png").stat().st_size > 10_000
 
 
-def test_what_is_no_study_and_what_is_torn_is_named(runs: Path) -> None:
+def test_what_is_no_study_is_named(runs: Path) -> None:
     with pytest.raises(StudyError, match="no results"):
         report(runs.parent, runs.parent / "r.html")
     with pytest.raises(DestinationError):
@@ -212,17 +260,17 @@ def test_what_is_no_study_and_what_is_torn_is_named(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("results.csv", "arm,seed,step\nclone,1\n", "no column"),
-        ("results.csv", "arm,seed,step,tokens,flops,seconds,loss,bits_per_byte\nclone,1,0,0\n", "line 2"),
-        ("results.csv", "arm,seed,step,tokens,flops,seconds,loss,bits_per_byte\nclone,1,0,0,0,0,3.,x\n", "'x'"),
-        ("tuning.csv", "arm,lr,loss\nclone,,3\n", "''"),
-        ("speedup.csv", 'arm,seed\n"clone', "unexpected end of data"),
+        ("evaluations.csv", "key,step\nclone-1,1\n", "no column"),
+        ("evaluations.csv", "key,step,tokens,seconds,loss,bits_per_byte\nclone-1,1,0,0\n", "line 2"),
+        ("evaluations.csv", "key,step,tokens,seconds,loss,bits_per_byte\nclone-1,0,0,0,3.,x\n", "'x'"),
+        ("tuning.csv", "arm,lr,loss,seed,key\nclone,,3,0,k\n", "''"),
+        ("runs.csv", 'arm,seed\n"clone', "unexpected end of data"),
         ("study.json", "{", "Expecting"),
         ("study.json", '{"name": "a", "train": {}, "arms": {"clone": {"kind": "clone"}}}', "kind, label and train"),
-        ("spectra.json", '[{"arm": "clone"}]', "spectra.json"),
+        ("spectra.csv", "key,name\nclone-1,l.1.up_proj\n", "no column"),
     ],
 )
-def test_a_torn_file_is_named_with_what_is_wrong(runs: Path, name: str, text: str, said: str) -> None:
+def test_a_corrupt_file_is_named_with_what_is_wrong(runs: Path, name: str, text: str, said: str) -> None:
     (runs / name).write_text(text)
     with pytest.raises(StudyError) as caught:
         report(runs, runs.parent / "r.html")
@@ -230,65 +278,62 @@ def test_a_torn_file_is_named_with_what_is_wrong(runs: Path, name: str, text: st
     assert said in str(caught.value)
 
 
-def test_rows_of_arms_that_the_study_no_longer_has_are_left_out(runs: Path) -> None:
-    for name in ("results.csv", "speedup.csv", "tuning.csv", "anatomy.csv", "symmetry.csv"):
+def test_rows_of_runs_that_the_study_no_longer_asks_for_are_left_out(runs: Path) -> None:
+    edited(runs / "runs.csv", "status", lambda row: "former" if row["key"] == "clone-1" else row["status"])
+    edited(runs / "tuning.csv", "arm", lambda row: "" if row["lr"] == "0.001" else row["arm"])
+    found = load.read(runs)
+    assert [run.key for run in found.runs["clone"]] == ["clone-2", "clone-3"]
+    assert found.tuning == {"clone": [(0.002, 3.4), (0.004, math.inf)]}
+    for name in ("runs.csv", "evaluations.csv", "tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.csv"):
         (runs / name).write_text((runs / name).read_text().replace("plain", "gone"))
-    spectra = json.loads((runs / "spectra.json").read_text())
-    (runs / "spectra.json").write_text(json.dumps([{**one, "arm": "gone"} for one in spectra]))
     assert "gone" not in report(runs, runs.parent / "r.html")[0].read_text()
 
 
 def test_runs_that_are_missing_are_counted_beside_the_answer(runs: Path) -> None:
-    told = json.loads((runs / "study.json").read_text())
-    told["runs"][0]["status"] = "interrupted"
-    (runs / "study.json").write_text(json.dumps(told))
-    number, said = answered(runs)
+    edited(runs / "runs.csv", "status", lambda row: "interrupted" if row["key"] == "plain-1" else row["status"])
+    number, said = answered(results(runs))
     assert number == "5.00x"
     assert "1 of 13 runs is not finished; 1 of 13 runs failed." in said
 
 
 def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
-    results = load.read(runs)
-    rows = re.findall(r"<tr>(.*?)</tr>", html_page.arms(results))
+    found = results(runs)
+    rows = re.findall(r"<tr>(.*?)</tr>", html_page.arms(found))
     head = re.findall(r"<th>(.*?)</th>", rows[0])
-    cells = dict(zip(head, re.findall(r"<td>(.*?)</td>", rows[1 + list(results.arms).index("plain")]), strict=True))
+    cells = dict(zip(head, re.findall(r"<td>(.*?)</td>", rows[1 + list(found.arms).index("plain")]), strict=True))
     assert cells["speed-up, tokens"] == "2.00x<br><span>never to 2.20</span>"
     assert cells["forgetting"] == "0.020"
-    assert cells["loss less control, equal tokens"] == "-0.100"
+    assert cells["loss minus control, equal tokens"] == "-0.100"
     assert cells["learning rate"] == "0.002"
     assert cells["parameters"] == "1M"
 
 
 def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
-    text = (runs / "speedup.csv").read_text().splitlines()
-    rows = [line.split(",") for line in text]
-    at = rows[0].index("charged_flops")
-    (runs / "speedup.csv").write_text(
-        "\n".join(",".join([*row[:at], "0.5" if n else row[at], *row[at + 1 :]]) for n, row in enumerate(rows)) + "\n"
-    )
-    assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in answered(runs)[1]
+    said = answered(results(runs, charged_flops=0.5))[1]
+    assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in said
 
 
 def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Path) -> None:
     """The study that is committed: its own control gives its own table; the published recipe as control, another."""
     runs = Path(__file__).parents[2] / "studies/recipes.runs"
-    results = load.read(runs)
-    again = load.against(replace(results, study={**results.study, "reference": None}), "random")
-    for arm, rows in results.speedups.items():
-        for row, other in zip(rows, again.speedups[arm], strict=True):
-            assert {name for name in row if row[name] is None} == {name for name in other if other[name] is None}
-            told = {name: value for name, value in row.items() if value is not None}
-            assert {name: other[name] for name in told} == pytest.approx(told, rel=1e-4, abs=1e-6)
+    found = load.read(runs)
+    with (runs / "speedup.csv").open() as stream:
+        rows = {(row.pop("arm"), int(row.pop("seed"))): row for row in csv.DictReader(stream)}
+    for arm, speedups in found.speedups.items():
+        for run, one in zip(found.runs[arm], speedups, strict=True):
+            told = {name: float(cell) for name, cell in rows[arm, run.seed].items() if cell}
+            known = {name: value for name, value in asdict(one).items() if value is not None}
+            assert known == pytest.approx(told, rel=1e-6, abs=1e-7)
     report(runs, tmp_path / "report.html", control="published")
     assert "2.18x" in (tmp_path / "report.html").read_text()
-    ours = load.against(results, "published").speedups["rotated"]
+    ours = load.against(found, "published").speedups["rotated"]
     # Source and control are charged with the same 12M tokens of the source, so what is charged is nearer to 1.
-    assert all(1 < row["charged_flops"] < row["speedup_flops"] for row in ours)
+    assert all(1 < row.charged_flops < row.speedup_flops for row in ours)  # type: ignore[operator]
     with pytest.raises(StudyError, match="published"):
         report(runs, tmp_path / "report.html", control="publish")
-    number, said = headline.answer(load.against(results, "rotated"))  # the study's headline itself
+    number, said = headline.answer(load.against(found, "rotated"))  # the study's headline itself
     assert number != "1.00x"
-    assert "split noise, the law”" in said[0]
+    assert "split noise, scaling rule”" in said[0]
 
 
 def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with(
@@ -308,8 +353,8 @@ def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with
     assert "plain" in few["early-0"]
 
 
-def test_copies_part_by_arm_and_by_layer(runs: Path) -> None:
-    canvas = next(canvas for canvas in figures.every(load.read(runs)) if canvas.name == "parting")
+def test_copies_diverge_by_arm_and_by_layer(runs: Path) -> None:
+    canvas = next(canvas for canvas in figures.every(load.read(runs)) if canvas.name == "divergence")
     shown = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]
     tokens = [0, 20000, 40000]
     assert shown[0] == {"clone": (tokens, pytest.approx([0.8, 0.7, 0.6]))}  # the mean of two layers
@@ -320,42 +365,30 @@ def test_copies_part_by_arm_and_by_layer(runs: Path) -> None:
 
 
 def test_a_cost_that_is_not_known_is_said_to_be_left_out(runs: Path) -> None:
-    head, *rows = [line.split(",") for line in (runs / "speedup.csv").read_text().splitlines()]
-    costs = [at for at, name in enumerate(head) if "charged" in name]
-    kept = [",".join("" if at in costs else cell for at, cell in enumerate(row)) for row in rows]
-    (runs / "speedup.csv").write_text("\n".join([",".join(head), *kept]) + "\n")
-    assert "What the source's own training took is not known, so it is not charged." in answered(runs)[1]
+    edited(runs / "sources.csv", "flops", lambda row: "")
+    head = results(runs, charged_flops=None)
+    assert "What the source's own training took is not known, so it is not charged." in answered(head)[1]
+    assert all(one.charged_flops is None for one in load.read(runs).speedups["clone"])
 
 
 def test_names_of_arms_are_no_formulas(runs: Path) -> None:
-    for name in (
-        "study.json",
-        "results.csv",
-        "speedup.csv",
-        "tuning.csv",
-        "anatomy.csv",
-        "symmetry.csv",
-        "spectra.json",
-    ):
-        text = (runs / name).read_text()
-        text = re.sub(r"(?<!kind\": \")(?<=[\"\n])clone(?=[\",])", "2$x$", text)
-        (runs / name).write_text(text)
+    for file in runs.iterdir():
+        text = re.sub(r"(?<!kind\": \")(?<=[\"\n])clone(?=[\",])", "2$x$", file.read_text())
+        file.write_text(text)
     drawn = {one.name: one.svg() for one in figures.every(load.read(runs))}
     for name in ("loss-tokens", "speedup", "group-0"):
         assert "2$x$</text>" in drawn[name]
 
 
 def test_a_fall_from_a_bad_start_does_not_flatten_the_early_figure(runs: Path) -> None:
-    lines = (runs / "results.csv").read_text().splitlines()
     shift = {"0": 9.0, "1": 6.0, "2": 4.0}
-    rows = [line.split(",") for line in lines]
-    at = rows[0].index("loss")
-    for row in rows:
-        if row[0] == "plain" and row[2] in shift:
-            row[at] = str(float(row[at]) + shift[row[2]])
-    (runs / "results.csv").write_text("\n".join(map(",".join, rows)) + "\n")
+    edited(
+        runs / "evaluations.csv",
+        "loss",
+        lambda row: float(row["loss"]) + shift.get(row["step"], 0.0) * (row["arm"] == "plain"),
+    )
     drawn = next(one for one in figures.every(load.read(runs)) if one.name == "early")
-    assert "leaves the figure" in drawn.caption
+    assert "outside of the figure" in drawn.caption
     assert drawn.numbers()[0]["y"][0] > -2
 
 

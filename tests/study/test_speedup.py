@@ -10,7 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hyperclone.study.speedup import Cost, Curve, compare, forgetting, over_seeds, reach, smooth
+from hyperclone.study.speedup import (
+    Contender,
+    Cost,
+    Curve,
+    Spread,
+    compare,
+    compare_with_control,
+    forgetting,
+    reach,
+    smooth,
+)
 
 losses = st.lists(st.floats(0.5, 10), min_size=2, max_size=12)
 
@@ -56,15 +66,15 @@ def test_an_arm_that_never_gets_there_has_no_speedup() -> None:
     assert found.difference_to_target == 4
 
 
-def test_tokens_are_worth_what_the_control_needs_to_the_same_loss() -> None:
+def test_token_efficiency_is_what_the_control_needs_to_the_same_loss() -> None:
     control = curve([8, 7, 6, 5, 4], flops=6.0)
     short = curve([6.5, 6, 5.5], flops=3.0)  # ends, after 200 tokens, where the control is after 250
     found = compare(short, control, source=6.5, cost=Cost(900.0, 0.0))
-    assert (found.speedup_tokens, found.worth_tokens) == (None, 1.25)
-    assert found.worth_charged == 250 * 6 / (200 * 3 + 900)
+    assert (found.speedup_tokens, found.token_efficiency) == (None, 1.25)
+    assert found.charged_flop_efficiency == 250 * 6 / (200 * 3 + 900)
     below = compare(curve([5, 3]), control, source=5.0, cost=Cost())
-    assert (below.worth_tokens, below.worth_charged) == (None, None)
-    assert compare(control, control).worth_tokens == 1
+    assert (below.token_efficiency, below.charged_flop_efficiency) == (None, None)
+    assert compare(control, control).token_efficiency == 1
 
 
 def test_an_arm_that_starts_there_is_infinitely_fast_but_not_when_its_source_is_charged() -> None:
@@ -136,4 +146,20 @@ def test_forgetting_is_the_highest_point_after_the_start(loss: list[float], sour
 def test_over_seeds_a_run_that_never_arrives_counts_as_zero(
     values: list[float | None], expected: tuple[float, float, float]
 ) -> None:
-    assert over_seeds(values) == expected
+    assert Spread.over(values) == Spread(*expected)
+
+
+def contender(arm: str, kind: str, loss: list[float], *, seed: int = 1) -> Contender:
+    cost = None if kind == "random" else Cost(0.0, 0.0)
+    return Contender(arm=arm, seed=seed, kind=kind, source="small", curve=curve(loss), cost=cost)
+
+
+def test_runs_are_compared_with_the_control_of_their_seed_and_forget_what_their_source_knew() -> None:
+    control = contender("random", "random", [8, 6, 4])
+    source, stacked = contender("continued", "source", [5, 4.5, 4.4]), contender("stack", "clone", [7, 5.25, 4])
+    alone = contender("stack", "clone", [7, 5, 4], seed=2)
+    found = {run.arm: speedup for run, speedup in compare_with_control([control, source, stacked, alone], "random")}
+    assert {*found} == {"random", "continued", "stack"}  # of the second seed there is no control
+    assert found["stack"].forgetting == 0.25  # above the source itself, not above where the clone starts
+    assert found["random"].forgetting is None
+    assert found["stack"].speedup_tokens == 1.0

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,9 +28,11 @@ from hyperclone import grow
 from hyperclone.cli.display import study as study_display
 from hyperclone.errors import StudyError
 from hyperclone.planning.growth import Growth
-from hyperclone.study import commands, config, paths, results, run_keys
-from hyperclone.study.commands import Interrupted
-from hyperclone.study.runner import Progress, Runner
+from hyperclone.study import commands, config, records, results, run_keys
+from hyperclone.study import run as studies
+from hyperclone.study.commands import Diverged, Interrupted
+from hyperclone.study.progress import Event, Progress, SourceRemade
+from hyperclone.study.runner import Runner
 from hyperclone.training.config import Training
 from tests.helpers.models import build, save_tokenizer
 from tests.helpers.training_text import documents
@@ -139,17 +142,27 @@ def kinds(stand_in: Commands) -> list[str]:
     return [command[0] for command in stand_in.run_commands]
 
 
-def go(file: Path, stand_in: Any, watch: Callable[..., None] = lambda kind, told: None) -> Progress:
+def go(file: Path, stand_in: Any, watch: Callable[[Event], None] = lambda event: None) -> Progress:
     """Run a study with stand-ins for its commands."""
     global CONFIG
     CONFIG = (file.parent / "blank/config.json").read_bytes()
-    told = config.read(file)
-    output = file.parent / "runs-of-study"
-    output.mkdir(exist_ok=True)
-    runner = Runner(told, output, stand_in, watch, lambda: None)
+    runner = runner_of(file, stand_in, watch)
     asyncio.run(runner.run())
     runner.progress.speedups = results.write(runner.progress)
     return runner.progress
+
+
+def remake(file: Path, stand_in: Any, watch: Callable[[Event], None] = lambda event: None) -> records.SourceRecord:
+    """Train the source of a study again, with stand-ins for its commands."""
+    runner = runner_of(file, stand_in, watch)
+    return asyncio.run(runner.remake(runner.progress.study.sources["small"]))
+
+
+def runner_of(file: Path, stand_in: Any, watch: Callable[[Event], None]) -> Runner:
+    output = file.parent / "runs-of-study"
+    output.mkdir(exist_ok=True)
+    runner = Runner(config.read(file), output, stand_in, watch, lambda: results.write(runner.progress) and None)
+    return runner
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -248,7 +261,7 @@ def test_no_command_outlives_a_study_that_breaks(place: Path) -> None:
     def broken() -> None:
         raise RuntimeError("a bug of ours")
 
-    runner = Runner(config.read(written(place, STUDY)), output, stand_in, lambda kind, figures: None, broken)  # type: ignore[arg-type]
+    runner = Runner(config.read(written(place, STUDY)), output, stand_in, lambda event: None, broken)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="a bug of ours"):
         asyncio.run(runner.run())
     assert stand_in.stopped
@@ -275,43 +288,118 @@ def test_weights_are_not_needed_to_reuse_what_is_finished(place: Path) -> None:
     assert kinds(again) == []  # neither the source, nor runs, nor clones
 
 
-class Again(Commands):
-    """As Commands. What is known of a source has to stay while it is trained again: results are written meanwhile."""
-
-    def _train(self, command: list[str]) -> None:
-        output = option(command, "output")
-        if "/sources/" in output:
-            assert paths.ended(Path(output.removesuffix(".again"))) is not None
-        super()._train(command)
-
-
 def forget_weights(runs: Path) -> None:
     for kept in runs.rglob("*.safetensors"):
         kept.unlink()
+
+
+MORE_SEEDS = STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")
+
+
+def test_a_finished_study_is_found_again_in_its_tables_alone(place: Path) -> None:
+    file, runs = written(place, STUDY + TUNE.replace("lr = [", "extend = 0\nlr = [")), place / "runs-of-study"
+    file.write_text(file.read_text().replace("lr = 1e-3\n", "", 1))
+    before = go(file, Commands())
+    tables = {kept.name: kept.read_bytes() for kept in runs.iterdir() if kept.is_file()}
+    for gone in runs.iterdir():
+        if gone.is_dir():
+            shutil.rmtree(gone)
+    again = Commands()
+    after = go(file, again)
+    assert kinds(again) == []
+    assert after.chosen == before.chosen
+    assert {run.status for run in after.runs} == {"finished"}
+    assert {kept.name: kept.read_bytes() for kept in runs.iterdir() if kept.is_file()} == tables
+
+
+def test_what_has_finished_is_known_without_running_or_writing_anything(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    assert studies.finished(config.read(file), output=runs) is None
+    go(file, Commands())
+    shutil.rmtree(runs / "runs")
+    before = {kept: kept.stat().st_mtime_ns for kept in runs.rglob("*")}
+    found = studies.finished(config.read(written(place, MORE_SEEDS)), output=runs)
+    assert found is not None
+    assert {run.seed: run.status for run in found.runs} == {1: "finished", 2: "finished", 3: "interrupted"}
+    assert {kept: kept.stat().st_mtime_ns for kept in runs.rglob("*")} == before
+    printed = Console(width=160, file=io.StringIO())
+    printed.print(study_display.outlook(config.read(file), found))
+    (clone,) = (line for line in printed.file.getvalue().splitlines() if "--width 2" in line and "clone" in line)  # type: ignore[attr-defined]
+    assert [cell.strip() for cell in clone.strip("│ ").split("│")][4:6] == ["3", "2"]
+    (place / "train.txt").unlink()  # now the keys cannot be known
+    found = studies.finished(config.read(file), output=runs)
+    assert "train.txt" in " ".join(study_display.obstacles(found))
+
+
+def test_rows_of_runs_that_a_study_no_longer_asks_for_are_kept_and_found_again(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    everything = {tuple(row.values()) for row in rows(runs / "evaluations.csv")}
+    go(written(place, STUDY[: STUDY.index("[arms.clone]")]), Commands())
+    assert {row["status"] for row in rows(runs / "runs.csv") if row["arm"] == "clone"} == {"former"}
+    assert {tuple(row.values()) for row in rows(runs / "evaluations.csv")} == everything
+    shutil.rmtree(runs / "runs")
+    again = Commands()
+    go(written(place, STUDY), again)
+    assert kinds(again) == []
+
+
+def test_a_source_whose_weights_are_gone_is_named_with_the_command_that_makes_them_again(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    forget_weights(runs)
+    again = Commands()
+    done = go(written(place, MORE_SEEDS), again)
+    assert {run.arm.name for run in done.runs if run.status == "failed"} == {"continued", "clone"}  # of the third seed
+    assert all(f"hyperclone study {file} --source small" in str(run.error) for run in done.runs if run.error)
+    assert not any("/sources/" in " ".join(command) for command in again.run_commands)
+    named = MORE_SEEDS.replace("[arms.random]", 'remake = "make small"\n\n[arms.random]', 1)
+    done = go(written(place, named), Commands())
+    assert all("make small" in str(run.error) for run in done.runs if run.error)
+    assert remake(file, Commands()).loss == 3.0
+    assert {run.status for run in go(file, Commands()).runs} == {"finished"}
 
 
 def test_a_source_that_comes_out_otherwise_when_it_is_trained_again_is_told(place: Path) -> None:
     file, runs = written(place, STUDY), place / "runs-of-study"
     go(file, Commands())
     forget_weights(runs)
-    more = written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
-    said, again = Console(file=io.StringIO(), width=1000), Again(lambda command: 2.875)
-    go(more, again, study_display.Show(said))
-    assert kinds(again).count("grow") == 1
-    assert (
-        len([one for one in again.run_commands if "--from-scratch" in one]) == 2
-    )  # source, and the control's new seed
+    said = Console(file=io.StringIO(), width=1000)
+    remake(file, Commands(lambda command: 2.875), study_display.StudyView(said))
     assert "ends at 2.8750 instead of 3.0000" in said.file.getvalue()  # type: ignore[attr-defined]
-    assert len(list((runs / "clones").iterdir())) == 1  # the others were of the source before
+    assert not list((runs / "clones").iterdir())  # they were of the source before
     assert not list((runs / "sources").glob("*.again"))
+    go(written(place, MORE_SEEDS), Commands())
     forget_weights(runs)
-    told: list[str] = []
-    go(written(place, STUDY.replace("[1, 2]", "[1, 2, 3, 4]")), again, lambda kind, _: told.append(kind))
-    assert set(told) == {"begin", "end"}  # the source has come out as before
-    assert len(list((runs / "clones").iterdir())) == 2
+    told: list[Event] = []
+    remake(file, Commands(lambda command: 2.875), told.append)
+    assert [(one.before, one.now) for one in told if isinstance(one, SourceRemade)] == [(2.875, 2.875)]
+    assert len(list((runs / "clones").iterdir())) == 1  # of the source as it is
 
 
-def test_a_source_that_has_its_checkpoint_goes_on_from_there(place: Path) -> None:
+def test_a_source_keeps_its_weights_while_it_is_trained_again_for_its_optimizer_state(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
+    go(file, Commands())
+    (weights,) = (runs / "sources").glob("*/*.safetensors")
+    weights.write_bytes(b"as they were")
+    with_moments = STUDY.replace("[arms.clone]", '[arms.clone]\nmoments = "copy"')
+    done = go(written(place, with_moments), Commands())
+    assert all("--source small" in str(run.error) for run in done.runs if run.arm.name == "clone")
+
+    class Keeping(Commands):
+        def _train(self, command: list[str]) -> None:
+            assert weights.read_bytes() == b"as they were"
+            super()._train(command)
+            (Path(option(command, "output")) / "checkpoint-8").mkdir()
+
+    remake(file, Keeping())
+    assert weights.read_bytes() == b""
+    again = Commands()
+    assert {run.status for run in go(written(place, with_moments), again).runs} == {"finished"}
+    assert kinds(again).count("grow") == 2
+
+
+def test_a_source_that_has_its_checkpoint_resumes_from_there(place: Path) -> None:
     file, runs = written(place, STUDY), place / "runs-of-study"
     go(file, Commands())
     forget_weights(runs)
@@ -319,22 +407,51 @@ def test_a_source_that_has_its_checkpoint_goes_on_from_there(place: Path) -> Non
     (source / "checkpoint-8").mkdir()
     again = Commands()
     again.existing = True
-    go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), again)
+    remake(file, again)
     assert (source / "checkpoint-8").is_dir()
-    assert any(option(one, "output") == str(source) for one in again.run_commands if one[0] == "train")
+    assert [option(one, "output") for one in again.run_commands] == [str(source)]
 
 
-def test_what_version_control_kept_of_a_run_that_did_not_end_is_in_nobodys_way(place: Path) -> None:
-    file = written(place, STUDY)
+def test_a_study_can_begin_from_the_source_of_another(place: Path) -> None:
+    other = place / "other.toml"
+    other.write_text(STUDY)
+    file = written(place, re.sub(r"\[sources.small\]\n.*\n.*\n", '[sources.small]\nstudy = "other.toml"\n', STUDY))
+    first = Commands()
+    done = go(file, first)
+    assert {run.arm.name for run in done.runs if run.status == "failed"} == {"continued", "clone"}
+    assert all(f"hyperclone study {other} --source small" in str(run.error) for run in done.runs if run.error)
+    with pytest.raises(StudyError, match="does not train this source"):
+        remake(file, Commands())
+    go(other, Commands())
+    (place / "runs-of-study").rename(place / "other.runs")
+    again = Commands()
+    assert {run.status for run in go(file, again).runs} == {"finished"}
+    assert not any("/sources/" in option(one, "output") for one in again.run_commands if one[0] == "train")
+    ours, theirs = (records.load(place / name) for name in ("runs-of-study", "other.runs"))
+    assert {*ours.runs} == {*theirs.runs}  # the same runs, whichever study makes them
+    assert ours.sources == theirs.sources  # so that speed-ups can be charged with it
+    forget_weights(place / "other.runs")
+    shutil.rmtree(place / "runs-of-study/clones")
+    assert kinds_of(go(file, Commands())) == {"finished"}
+
+
+def kinds_of(progress: Progress) -> set[str]:
+    return {run.status for run in progress.runs}
+
+
+def test_a_directory_without_anything_to_resume_is_in_nobodys_way(place: Path) -> None:
+    file, runs = written(place, STUDY), place / "runs-of-study"
     before = go(file, Commands())
     left = before.runs[0].path
     assert left is not None
     for gone in left.iterdir():
         if gone.name != "metrics.jsonl":
             gone.unlink()
+    (runs / "runs.csv").unlink()
     again = Commands()
+    again.existing = True
     after = go(file, again)
-    assert kinds(again) == ["train"]
+    assert kinds(again).count("train") == 6
     assert after.runs[0].status == "finished"
 
 
@@ -359,8 +476,8 @@ def test_one_failing_arm_does_not_take_the_others_with_it(place: Path) -> None:
     done = go(written(place, STUDY + "\n[arms.bad]\ngrowth = { width = 3 }\n"), stand_in)
     assert {run.arm.name for run in done.runs if run.status == "failed"} == {"bad"}
     assert all(run.status == "finished" for run in done.runs if run.arm.name != "bad")
-    told = json.loads((place / "runs-of-study/study.json").read_text())
-    assert all("as it was told to" in run["error"] for run in told["runs"] if run["arm"] == "bad")
+    told = rows(place / "runs-of-study/runs.csv")
+    assert all("as it was told to" in run["error"] for run in told if run["arm"] == "bad")
 
 
 def test_a_failing_source_fails_its_arms_only(place: Path) -> None:
@@ -372,7 +489,7 @@ def test_a_failing_source_fails_its_arms_only(place: Path) -> None:
     assert {run.arm.name for run in done.runs if run.status == "finished"} == {"random"}
 
 
-def test_a_stopped_study_says_what_was_interrupted_and_goes_on(place: Path) -> None:
+def test_a_stopped_study_says_what_was_interrupted_and_is_resumed(place: Path) -> None:
     stopping = Commands()
     file = written(place, STUDY)
     stopping._loss = lambda command: (stopping.stop(), 3.0)[1] if "continued-s1" in " ".join(command) else 3.0  # type: ignore[func-returns-value]
@@ -439,12 +556,12 @@ def test_tuning_looks_at_losses_only(place: Path) -> None:
     assert {"--task" in c for c in trained if "/runs/" in option(c, "output")} == {True}
 
 
-def test_rates_that_all_blow_up_are_no_choice(place: Path) -> None:
+def test_rates_at_which_all_training_diverges_are_no_choice(place: Path) -> None:
     class Diverging(Commands):
         async def run(self, command: Sequence[str], log: Path, *, begin: Callable[[], None] | None = None) -> str:
             if "/tuning/clone-" in " ".join(command):
                 Path(option(list(command), "output")).mkdir(parents=True)
-                raise StudyError("the loss is no longer a number")
+                raise Diverged("a loss that is no number")
             return await super().run(command, log, begin=begin)
 
     done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE), Diverging(best_at(2e-3)))
@@ -490,17 +607,19 @@ def test_the_table_shows_every_arm_that_has_ended_whatever_the_control_does(plac
 
 def test_results_have_every_evaluation_and_costs_add_up(place: Path) -> None:
     go(written(place, STUDY), Commands(lambda command: 2.0 if "clone-" in " ".join(command) else 4.0))
-    table = rows(place / "runs-of-study/results.csv")
+    table = rows(place / "runs-of-study/evaluations.csv")
     assert len(table) == 12  # three arms, two seeds, two evaluations
     end = next(row for row in table if (row["arm"], row["seed"], row["step"]) == ("clone", "2", "8"))
     assert (float(end["tokens"]), float(end["loss"]), float(end["seconds"])) == (4096, 2.0, 8.0)
-    told = json.loads((place / "runs-of-study/study.json").read_text())
-    assert float(end["flops"]) == pytest.approx(4096 * told["arms"]["clone"]["flops_per_token"], rel=1e-6)
+    spent_by = {row["arm"]: row for row in rows(place / "runs-of-study/runs.csv") if row["seed"] == "2"}
+    clone = spent_by["clone"]
+    assert clone["key"] == end["key"]
+    assert float(clone["flops"]) == pytest.approx(4096 * float(clone["flops_per_token"]), rel=1e-6)
     fast = next(row for row in rows(place / "runs-of-study/speedup.csv") if row["arm"] == "clone")
     assert float(fast["speedup_tokens"]) == pytest.approx(3.0)  # from 5 to 4 in a third of the way from 5 to 2
-    source = told["sources"]["small"]
-    control, spent = (4096 * told["arms"][arm]["flops_per_token"] for arm in ("random", "clone"))
-    assert float(fast["charged_flops"]) == pytest.approx(control / (spent / 3 + source["flops"]), rel=1e-6)
+    (source,) = rows(place / "runs-of-study/sources.csv")
+    control, spent = (float(spent_by[arm]["flops"]) for arm in ("random", "clone"))
+    assert float(fast["charged_flops"]) == pytest.approx(control / (spent / 3 + float(source["flops"])), rel=1e-6)
 
 
 def test_a_study_that_was_begun_on_one_machine_and_ended_on_another_names_both(place: Path) -> None:
@@ -508,17 +627,15 @@ def test_a_study_that_was_begun_on_one_machine_and_ended_on_another_names_both(p
     other = Commands()
     other.where = {"versions": {"torch": "2.11.0"}, "hardware": [{"gpu": "a large one"}]}
     go(written(place, STUDY.replace("seeds = [1, 2]", "seeds = [1, 2, 3]")), other)
-    told = json.loads((place / "runs-of-study/study.json").read_text())
-    assert told["hardware"] == [{"gpu": "a small one"}, {"gpu": "a large one"}]
-    assert told["versions"] == {"torch": "2.11.0, 2.13.0"}
-    own = {run["seed"]: paths.ended(place / "runs-of-study" / run["path"]) or {} for run in told["runs"]}
-    assert [own[seed]["hardware"][0]["gpu"] for seed in (1, 2, 3)] == ["a small one", "a small one", "a large one"]
+    own = {row["seed"]: (row["hardware"], row["versions"]) for row in rows(place / "runs-of-study/runs.csv")}
+    small, large = ("a small one", "torch 2.13.0"), ("a large one", "torch 2.11.0")
+    assert own == {"1": small, "2": small, "3": large}
 
 
 def test_places_of_the_machine_are_in_no_result(place: Path) -> None:
     go(written(place, STUDY), Commands())
     output = place / "runs-of-study"
-    for file in [*output.glob("*.json"), *output.glob("*.csv"), *output.glob("runs/*/run.json")]:
+    for file in (file for file in output.iterdir() if file.is_file()):
         assert str(place) not in file.read_text(), file.name
 
 
@@ -530,7 +647,9 @@ WRONG = [
     ("[arms.x]\ntrain = { output = 'there' }\n", "arms.x.train.output"),
     ("[arms.x]\nlabels = 'x'\n", "arms.x.labels"),
     ("[arms.x]\nlike = 'clone'\n", "arms.x.like"),
-    ("[arms.x]\nstate = 'grow'\n", "arms.x.state"),
+    ("[arms.x]\nmoments = 'copy'\n", "arms.x.moments"),
+    ("[sources.x]\nstudy = 'none.toml'\n", None),
+    ("[sources.x]\nmodel = 'blank'\nremake = 3\n", "sources.x.remake"),
     ("[arms.x]\nmodel = 'blank'\nrandom = true\n", "arms.x"),
     ("[arms.'../x']\n", "arms.../x"),
     ("[tune]\nlr = [1e-3]\n", "tune.lr"),
@@ -546,11 +665,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "field"), WRONG, ids=[field for _, field in WRONG])
-def test_what_a_study_file_gets_wrong_is_named(place: Path, text: str, field: str) -> None:
+def test_what_a_study_file_gets_wrong_is_named(place: Path, text: str, field: str | None) -> None:
     with pytest.raises(StudyError) as caught:
         config.read(written(place, text + STUDY if text.startswith("headline") else STUDY + text))
-    assert caught.value.details["field"] == field
-    assert caught.value.details["file"].endswith("study.toml")
+    assert caught.value.details.get("field") == field
+    assert caught.value.details["file"].endswith("study.toml" if field else "none.toml")
 
 
 def test_a_file_that_is_not_there_and_one_that_is_not_toml_are_named(place: Path) -> None:
@@ -577,7 +696,7 @@ def test_commands_mean_their_requests() -> None:
     read = {name: () if value is None and name in ("report",) else value for name, value in read.items()}
     assert Training(**read) == Training(model="model", output="out", seed=7, resume=True, **given)
     growth = Growth(hidden="1.5x", heads=2, noise="gaussian", snr_db=20.0, untie=True)
-    command = commands.grow(Path("a"), Path("b"), growth, state=Path("c"), mode="asymmetric")
+    command = commands.grow(Path("a"), Path("b"), growth, optimizer_state=Path("c"), moments="first-copy")
     context = parser.commands["grow"].make_context("grow", list(command[1:]))
     told = {"hidden": "1.5x", "heads": "2", "noise": "gaussian", "snr_db": "20.0", "untie": "True"}
     told["moments"] = "first-copy"
@@ -595,8 +714,10 @@ def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
             stream.write(b"the same" * 99)
     assert run_keys.text(str(tmp_path / "1.txt.gz")) == run_keys.text(str(tmp_path / "9.txt.gz"))
     assert run_keys.training({"tokens": "1k", "keep": 3}) == run_keys.training({"tokens": 1000})
-    assert run_keys.training({"optimizer": "adamw"}) == run_keys.training({})  # keys from before there was another
-    assert run_keys.training({"optimizer": "rotated"}) != run_keys.training({})
+    assert run_keys.training({"optimizer": "rotated"}) != run_keys.training({"optimizer": "adamw"})
+    assert run_keys.clone("a", Growth(width=2), None) == run_keys.clone("a", Growth(width=2, noise="split"), None)
+    assert run_keys.clone("a", Growth(width=2), None) != run_keys.clone("a", Growth(width=2, seed=1), None)
+    assert run_keys.clone("a", Growth(width=2), None) != run_keys.clone("a", Growth(width=2), "copy")
 
 
 def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path) -> None:
@@ -611,8 +732,8 @@ def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path
     wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw", difference_lr = 1e-3 }\n'
     with pytest.raises(StudyError, match="only the rotated optimizer"):
         config.read(written(place, wrong))
-    wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\nstate = "asymmetric"\ntrain = { optimizer = "rotated" }\n'
-    with pytest.raises(StudyError, match="asymmetric moments"):
+    wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\nmoments = "first-copy"\ntrain = { optimizer = "rotated" }\n'
+    with pytest.raises(StudyError, match="moments of the first copy"):
         config.read(written(place, wrong))
 
 
@@ -631,15 +752,15 @@ train = { optimizer = "adamw" }
 
 [arms.reset]
 growth = { width = 2 }
-state = "reset"
+moments = "reset"
 
 [arms.with-state]
 growth = { width = 2 }
-state = "grow"
+moments = "copy"
 
 [arms.asymmetric]
 growth = { width = 2 }
-state = "asymmetric"
+moments = "first-copy"
 
 [arms.deeper]
 growth = { layers = "2x" }
@@ -698,7 +819,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_a_real_study_is_interrupted_goes_on_and_ends_with_tables(real: Path) -> None:
+def test_a_real_study_is_interrupted_resumed_and_ends_with_tables(real: Path) -> None:
     process = hyperclone("study", "study.toml", "--jobs", "2", "--threads", "1", place=real)
     deadline = time.monotonic() + 300
     while not list((real / "study.runs").glob("runs/*/training.json")) and time.monotonic() < deadline:
@@ -707,15 +828,46 @@ def test_a_real_study_is_interrupted_goes_on_and_ends_with_tables(real: Path) ->
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=300)
     if process.returncode == 130:  # else it was quicker than the signal
-        assert "the same command goes on" in said
+        assert "rerun the same command to resume" in said
     process = hyperclone("study", "study.toml", "--jobs", "2", "--threads", "1", place=real)
     said, complained = process.communicate(timeout=600)
     assert process.returncode == 0, complained
-    table = rows(real / "study.runs/results.csv")
+    table = rows(real / "study.runs/evaluations.csv")
     assert {row["arm"] for row in table} == {"random", "continued", "clone"}
     start = {row["arm"]: float(row["loss"]) for row in table if row["step"] == "0"}
     assert start["clone"] == pytest.approx(start["continued"], rel=1e-5)  # the clone computes its source's function
     assert start["random"] != pytest.approx(start["continued"], rel=1e-3)
-    assert paths.ended(next(iter((real / "study.runs/runs").glob("clone-*/")))) is not None
+    assert {row["status"] for row in rows(real / "study.runs/runs.csv")} == {"finished"}
     assert rows(real / "study.runs/anatomy.csv")
     assert "speed" in said
+
+
+def test_a_source_that_is_made_again_has_the_recorded_loss_and_its_clones_the_recorded_start(real: Path) -> None:
+    """After the test above: everything but the tables is gone, as it is in a fresh copy of a repository."""
+    runs = real / "study.runs"
+    if not (runs / "runs.csv").exists():
+        pytest.skip("the study above has not run")
+    recorded = records.load(runs)
+    for directory in ("sources", "clones", "runs", "shapes"):
+        shutil.rmtree(runs / directory)
+    more = real / "study.toml"
+    more.write_text(REAL.replace("seeds = [1]", "seeds = [1, 2]"))
+    try:
+        process = hyperclone("study", "study.toml", "--threads", "1", place=real)
+        said, complained = process.communicate(timeout=600)
+        assert process.returncode == 1
+        assert "hyperclone study study.toml --source small" in said + complained
+        process = hyperclone("study", "study.toml", "--source", "small", "--threads", "1", place=real)
+        said, complained = process.communicate(timeout=600)
+        assert process.returncode == 0, complained
+        (before,), (again,) = recorded.sources.values(), records.load(runs).sources.values()
+        assert again.loss == pytest.approx(before.loss, abs=1e-6)
+        assert "as recorded" in complained
+        process = hyperclone("study", "study.toml", "--threads", "1", place=real)
+        _, complained = process.communicate(timeout=600)
+        assert process.returncode == 0, complained
+        start = {(row["arm"], row["seed"]): float(row["loss"]) for row in rows(runs / "evaluations.csv")
+                 if row["step"] == "0"}  # fmt: skip
+        assert start["continued", "2"] == pytest.approx(start["continued", "1"], rel=1e-6)
+    finally:
+        more.write_text(REAL)

@@ -27,25 +27,42 @@ def study(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [one for each GPU, or one].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run and stop.")] = False,
+    source: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Train this source only, again if its weights were deleted, and stop."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be run, and what has finished, and stop.")
+    ] = False,
 ) -> None:
     """Train arms x seeds on the same data in the same order, and compare them.
 
-    Finished runs are reused, interrupted ones go on, a failed one does not stop the others. Exit code 1: some failed.
+    Finished runs are reused, interrupted ones resumed; a failed one does not stop the others. Exit code 1: some failed.
     """
     from hyperclone.cli.display import study as study_display
     from hyperclone.study import run as studies
 
     if dry_run:
-        make_console().print(study_display.outlook(studies.read(file)), highlight=False)
+        asked = studies.read(file)
+        before = studies.finished(asked, output=output)
+        make_console().print(study_display.outlook(asked, before), highlight=False)
+        for obstacle in study_display.obstacles(before):
+            print(f"\nWhat has finished is not known for some arms: {obstacle}", file=sys.stderr)
         return
-    with study_display.Show(make_console(error=True)) as show:
-        done = studies.run(file, output=output, jobs=jobs, threads=threads, watch=show)
+    with study_display.StudyView(make_console(error=True)) as view:
+        if source is not None:
+            record = studies.remake(file, source, output=output, threads=threads, watch=view)
+        else:
+            done = studies.run(file, output=output, jobs=jobs, threads=threads, watch=view)
+    if source is not None:
+        loss = "" if record.loss is None else f", held-out loss {record.loss:.4f}"
+        print(f"Source {source}: {units.human_count(record.parameters)} parameters{loss}")
+        return
     make_console().print(study_display.table(done, done.speedups), highlight=False)
     print(f"Results in {done.output}; `hyperclone report {done.output}` draws them.")
     states = [run.status for run in done.runs]
     if "interrupted" in states:
-        print("Interrupted: the same command goes on.")
+        print("Interrupted: rerun the same command to resume.")
         raise typer.Exit(130)
     if "failed" in states:
         raise typer.Exit(1)
@@ -98,14 +115,14 @@ def demo(
         if done is not None and done.proof is not None:
             show_proof(done.proof)
     jobs = jobs or min(os.cpu_count() or 1, len(study.arms))
-    with demo.Show(console, study, units.parse(study.train["tokens"], "tokens"), jobs=jobs) as show:
-        ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, watch=show)
+    with demo.DemoView(console, study, units.parse(study.train["tokens"], "tokens"), jobs=jobs) as view:
+        ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, watch=view)
     if any(run.status == "interrupted" for run in ran.runs):
-        print("Interrupted: the same command goes on.")
+        print("Interrupted: rerun the same command to resume.")
         raise typer.Exit(130)
     if any(run.status == "failed" for run in ran.runs):
-        print("Not every arm has ended. The same command tries again what failed.", file=sys.stderr)
+        print("Some arms failed. Rerun the same command to try them again.", file=sys.stderr)
         raise typer.Exit(1)
     page = demonstration.report(output)
-    demo.closing(console, show, demonstration.write_on(ran), demonstration.PROMPT)
+    demo.closing(console, view, demonstration.write_on(ran), demonstration.PROMPT)
     print(f"\n{demo.verdict(ran.speedups)}\n\nEverything is in {output}; the report: {page}")

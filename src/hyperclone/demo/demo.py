@@ -23,8 +23,8 @@ from hyperclone.hf import models
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import Study
 from hyperclone.study.config import read as read_study
+from hyperclone.study.progress import Event, Progress
 from hyperclone.study.run import run as run_study
-from hyperclone.study.runner import Progress
 
 DATA = Path(str(resources.files("hyperclone.demo")))
 PROMPT = "The people of the United States"
@@ -79,7 +79,7 @@ def grow(output: Path, *, progress: Any = None) -> Grown | None:
 
 def train(
     output: Path, *, tokens: str | int | None = None, jobs: int | None = None, threads: int | None = None,
-    watch: Callable[[str, dict[str, Any]], None] | None = None,
+    watch: Callable[[Event], None] | None = None,
 ) -> Progress:  # fmt: skip
     """The arms, or what is left of them."""
     return run_study(request(tokens), output=output / "runs", jobs=jobs, threads=threads, watch=watch)

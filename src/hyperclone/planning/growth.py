@@ -14,6 +14,7 @@ from typing import get_args
 
 from hyperclone.errors import GrowthError
 from hyperclone.planning.depth import layer_map
+from hyperclone.planning.flags import flags
 from hyperclone.planning.recipe import DepthMode, Expansion, ExpansionName, Noise, NoiseName, OutputDtype, Recipe
 
 Width = str | int | float
@@ -100,13 +101,11 @@ class Growth:
 
     def flags(self) -> str:
         """The request as it is typed on a command line: every option that is not at its default."""
-        typed = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                flag = f"--{field.name.replace('_', '-')}"
-                typed.append(flag if value is True else f"{flag} {value}")
-        return " ".join(typed)
+        return " ".join(self.options())
+
+    def options(self) -> list[str]:
+        """The parts of `flags`, as a process gets them."""
+        return flags(Growth, {field.name: getattr(self, field.name) for field in fields(self)})
 
     def _check_experts(self) -> None:
         experts, most = self.experts, 2 if self.experts is None else self.experts

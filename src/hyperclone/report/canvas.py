@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
+from hyperclone.units import short_count
 
 INK, GRID = "#010203", "#040506"  # sentinels
 _LIGHT = {INK: "#1f2328", GRID: "#d0d7de"}
@@ -120,7 +121,7 @@ class Canvas:
         for axis, scale in ((plot.xaxis, plot.get_xscale()), (plot.yaxis, plot.get_yscale())):
             low, high = sorted(axis.get_view_interval())
             if high >= 10_000:
-                axis.set_major_formatter(FuncFormatter(lambda value, _: human(value)))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
                 axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
             elif scale == "log" and low >= 0.5 and high < 10_000:
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -215,14 +216,6 @@ def on_page(colour: str) -> str:
 def literal(text: str) -> str:
     """Text in which matplotlib finds no formula."""
     return text.replace("$", r"\$")
-
-
-def human(count: float) -> str:
-    """A count in a few characters: 4M, 250k, 1.5T."""
-    for unit, letter in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= unit:
-            return f"{count / unit:.3g}{letter}"
-    return f"{count:.3g}"
 
 
 def _small(svg: str, name: str) -> str:

@@ -73,7 +73,7 @@ def speedups(results: Results) -> Canvas:
     arms = [arm for arm in results.speedups if arm != results.control]
 
     def without(arm: str) -> str:
-        found = [row["speedup_tokens"] for row in results.speedups[arm]]
+        found = [row.speedup_tokens for row in results.speedups[arm]]
         never, at_start = sum(one is None for one in found), sum(one == math.inf for one in found)
         told = [f"{words} in {count} of {len(found)} seeds" if count < len(found) else words
                 for words, count in (("not reached", never), ("at the start", at_start)) if count]  # fmt: skip
@@ -82,12 +82,12 @@ def speedups(results: Results) -> Canvas:
     canvas = Canvas(
         "speedup", "Speed-up in tokens",
         "Tokens of the control arm's whole training over those that an arm needs to the same held-out loss. "
-        "Points are seeds, strokes the medians of those that have a point: an arm that never gets there, or starts "
-        "there, has none.",
+        "Points are seeds, strokes their medians. An arm that never reaches that loss, or starts below it, has no "
+        "point.",
         height=1.2 + 0.34 * len(arms),
     )  # fmt: skip
     _dots(canvas, results, arms,
-          lambda arm: [math.nan if (one := row["speedup_tokens"]) is None else one for row in results.speedups[arm]],
+          lambda arm: [math.nan if (one := row.speedup_tokens) is None else one for row in results.speedups[arm]],
           "speed-up in tokens", without=without)  # fmt: skip
     canvas.axes[0].plot.axvline(1, color=INK, linewidth=1)
     return canvas

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from hyperclone.report.canvas import INK, Axes, Canvas
-from hyperclone.report.load import Curve, Results
-from hyperclone.report.styles import CONTROL, colour, over_seeds, stroke, table
+from hyperclone.report.load import Results
+from hyperclone.report.styles import CONTROL, colour, mean_over_seeds, stroke, table
+from hyperclone.study.speedup import Curve
 
 _MOST = 8  # arms that one figure can hold
 _ELSEWHERE = " Other arms are drawn in their groups below."
@@ -53,7 +54,7 @@ def lines(
     """Held-out loss of some arms, zoomed to where they end: (arm, places, means) of what was drawn."""
     rows = []
     for arm in arms:
-        x, y, low, high = over_seeds(results.curves[arm], cost, lambda curve: curve.loss)
+        x, y, low, high = mean_over_seeds(results.curves[arm], cost, lambda curve: curve.loss)
         if log:
             x, y, low, high = ([v for v, at in zip(one, x, strict=True) if at > 0] for one in (x, y, low, high))
         if x:
@@ -73,7 +74,7 @@ def early(
 ) -> Canvas | None:
     """The first tenth of each run that does not start from random weights, at least four evaluations."""
     canvas = Canvas(
-        name, title, "Held-out loss less the arm's own at the start, against steps. Above zero is what was forgotten."
+        name, title, "Held-out loss minus the arm's own at the start, against steps. Above zero is what was forgotten."
         + (_ELSEWHERE if name == "early" and len(arms) < len(results.curves) else ""),
     )  # fmt: skip
     axes, rows = canvas.axes[0], []
@@ -81,7 +82,7 @@ def early(
         curves = results.curves[arm]
         if results.arms[arm]["kind"] == "random":
             continue
-        x, y, low, high = over_seeds(curves, "step", lambda curve: [value - curve.loss[0] for value in curve.loss])
+        x, y, low, high = mean_over_seeds(curves, "step", lambda curve: [value - curve.loss[0] for value in curve.loss])
         after = [i for i, step in enumerate(x) if step > 0]
         kept = [i for number, i in enumerate(after) if number < 4 or x[i] <= 0.1 * x[-1]]
         if kept:
@@ -97,10 +98,12 @@ def early(
     highest = max(0.0, *(max(y) for _, _, y in rows))
     if lowest < (floor := 3 * usual - highest - 0.01):
         lowest = floor  # a fall from a bad start would flatten what the figure is for
-        canvas.caption += " An arm that falls far at once, having started far from its source, leaves the figure."
+        canvas.caption += (
+            " An arm that falls far at once, having started far from its source, is partly outside of the figure."
+        )
     room = 0.08 * (highest - lowest) + 1e-3
     axes.plot.set_ylim(lowest - room, highest + room)
-    canvas.label(axes, "steps", "loss less that at the start (nats)")
+    canvas.label(axes, "steps", "loss minus that at the start (nats)")
     canvas.table = table(rows, ["arm", "step", "difference"])
     return canvas
 
@@ -117,7 +120,7 @@ def accuracy(results: Results) -> Canvas | None:
         return [statistics.mean(at) if len(at) == len(columns) else None for at in told]
 
     for arm, curves in results.curves.items():
-        x, y, low, high = over_seeds(curves, "tokens", mean)
+        x, y, low, high = mean_over_seeds(curves, "tokens", mean)
         if x:
             axes.band(colour(results, arm), x, low, high)
             axes.line(arm, colour(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
@@ -130,10 +133,10 @@ def accuracy(results: Results) -> Canvas | None:
 
 
 def tuning(results: Results) -> Canvas | None:
-    """Loss against learning rate, of the arms that were tuned; rates at which training blew up have no point."""
+    """Loss against learning rate, of the arms that were tuned; rates at which training diverged have no point."""
     canvas = Canvas("tuning", "How learning rates were chosen",
-                    "Loss on the validation text after a short training with a seed of its own, less the arm's lowest. "
-                    "Rates at which training blew up have no point, and far from the lowest they leave the figure.",
+                    "Loss on the validation text after a short training with a seed of its own, minus the arm's "
+                    "lowest. Rates at which training diverged have no point; those far from the lowest are outside.",
                     )  # fmt: skip
     axes, rows, above = canvas.axes[0], [], []
     for arm, tried in results.tuning.items():

@@ -11,21 +11,21 @@ COSTS = (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of train
 
 def every(results: Results) -> list[Canvas]:
     """All figures that the results allow, in the order of the page."""
-    made: list[Canvas | None] = []
-    if results.curves:
-        made += [curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)]
-        made.append(curve_figures.early(results, curve_figures.principal(results)))
+    drawn: list[Canvas | None] = []
+    if results.runs:
+        drawn += [curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)]
+        drawn.append(curve_figures.early(results, curve_figures.principal(results)))
     if results.tasks:
-        made += [curve_figures.accuracy(results), comparison_figures.tasks(results)]
+        drawn += [curve_figures.accuracy(results), comparison_figures.tasks(results)]
     others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
-    if any(row["speedup_tokens"] is not None for row in others):
-        made.append(comparison_figures.speedups(results))
-    made += comparison_figures.groups(results)
-    made += comparison_figures.sources(results)
-    made += [
-        copy_figures.parting(results),
+    if any(row.speedup_tokens is not None for row in others):
+        drawn.append(comparison_figures.speedups(results))
+    drawn += comparison_figures.groups(results)
+    drawn += comparison_figures.sources(results)
+    drawn += [
+        copy_figures.divergence(results),
         copy_figures.symmetry(results),
         copy_figures.spectra(results),
         curve_figures.tuning(results),
     ]
-    return [canvas for canvas in made if canvas is not None]
+    return [canvas for canvas in drawn if canvas is not None]

@@ -6,12 +6,15 @@ import html
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
 from hyperclone.report import figures, headline, styles
-from hyperclone.report.canvas import Canvas, human, on_page
+from hyperclone.report.canvas import Canvas, on_page
 from hyperclone.report.load import Results
+from hyperclone.study.speedup import Speedup, Spread
+from hyperclone.units import short_count
 
 _COLUMNS = (
     ("speed-up, tokens", "speedup_tokens"),
@@ -19,15 +22,19 @@ _COLUMNS = (
     ("seconds", "speedup_seconds"),
     ("FLOPs, source charged", "charged_flops"),
 )
-_WORTH = (("worth of a token", "worth_tokens"), ("of a FLOP, source charged", "worth_charged"))
+_EFFICIENCIES = (
+    ("token efficiency", "token_efficiency"),
+    ("FLOP efficiency, source charged", "charged_flop_efficiency"),
+)
 _ENDS = (
-    ("loss less control, at the end", "difference_to_target"),
-    ("loss less control, equal tokens", "difference_at_equal_tokens"),
+    ("loss minus control, at the end", "difference_to_target"),
+    ("loss minus control, equal tokens", "difference_at_equal_tokens"),
 )
 _DEFINITIONS = (
     "Speed-up: tokens (FLOPs, seconds) of the control arm's whole training over those that an arm needs until its "
     "held-out loss, smoothed by a median of three, first is at the control's last; medians over seeds, with the range. "
-    "Worth: what the control needs to an arm's last loss, over what the arm took; none where the arm ends lower. "
+    "Token and FLOP efficiency, relative to the control: what the control needs to an arm's last loss, over what the "
+    "arm took; undefined where the arm ends lower. "
     "Source charged: with the FLOPs of its own training, the control's likewise if it began from one. "
     "Forgetting: the highest held-out loss after the start above the source's own. The HyperCloning paper "
     "(arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the source not charged."
@@ -55,7 +62,7 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
         _switch(costs) if costs else "",
         *(_figure(canvas) for canvas in drawn if canvas not in costs),
         f"<section><h2>What was run</h2>{_configuration(results)}</section>",
-        f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(study.get('date', ''))}. "
+        f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(_last_date(results))}. "
         f"{_DEFINITIONS}</footer>",
     ]
     data = json.dumps({canvas.name: canvas.numbers() for canvas in drawn}, allow_nan=False).replace("<", "\\u003c")
@@ -69,24 +76,29 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
     )
 
 
+def _last_date(results: Results) -> str:
+    return max((run.date for runs in results.runs.values() for run in runs), default="")
+
+
 def arms(results: Results) -> str:
     """The table of arms."""
     rows = []
     for name, arm in results.arms.items():
-        curves, told = results.curves.get(name, []), results.speedups.get(name, [])
+        curves = results.curves.get(name, [])
+        column = partial(_column, results.speedups.get(name, []))
         rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
         other, given = name != results.control, "<br><span>given</span>"
         mark = f'<i style="background:{on_page(styles.colour(results, name))}"></i><b>{_text(name)}</b>'
         mark += "" if other else " <span>control</span>"
         rows.append({
             "arm": f"{mark}<br><span>{_text(arm['label'])}</span>",
-            **{title: _factor([row[key] for row in told]) if other else "" for title, key in _COLUMNS},
+            **{title: _factor(column(key)) if other else "" for title, key in _COLUMNS},
             "final loss": _range([curve.loss[-1] for curve in curves], ".3f"),
-            **{title: _range([row[key] for row in told], "+.3f") if other else "" for title, key in _ENDS},
-            **{title: _range([row[key] for row in told], ".2f") if other else "" for title, key in _WORTH},
-            "forgetting": _range([row["forgetting"] for row in told], ".3f"),
-            "parameters": human(arm["parameters"]) if arm.get("parameters") else "",
-            "tokens": human(curves[0].tokens[-1]) if curves else "",
+            **{title: _range(column(key), "+.3f") if other else "" for title, key in _ENDS},
+            **{title: _range(column(key), ".2f") if other else "" for title, key in _EFFICIENCIES},
+            "forgetting": _range(column("forgetting"), ".3f"),
+            "parameters": short_count(arm["parameters"]) if arm.get("parameters") else "",
+            "tokens": short_count(curves[0].tokens[-1]) if curves else "",
             "learning rate": "" if rate is None else _text(rate) + ("" if arm.get("tuned") else given),
             "seeds": str(len(curves)),
         })  # fmt: skip
@@ -98,6 +110,10 @@ def arms(results: Results) -> str:
         skipped.add(end)
     head = [title for title in (rows[0] if rows else {}) if title not in skipped and any(row[title] for row in rows)]
     return _table(head, [[row[title] for title in head] for row in rows], raw=True)
+
+
+def _column(compared: Sequence[Speedup], name: str) -> list[float | None]:
+    return [getattr(row, name) for row in compared]
 
 
 def _range(values: Iterable[float | None], form: str) -> str:
@@ -114,10 +130,15 @@ def _factor(values: Sequence[float | None]) -> str:
     """A speed-up over seeds; nothing where there is none, or where the source's cost is not known."""
     if not values or (len(values) > 1 and all(value is None for value in values)):
         return "not reached" if values else ""
-    told = headline.spread(values)
-    middle, _, rest = told.partition(" (")
-    rest = rest.replace("not reached", "never").replace("at the start", "start").replace("x", "")
-    return _text(middle) + (f"<br><span>{_text(rest.rstrip(')'))}</span>" if rest else "")
+    over = Spread.over(values)
+    if over.low == over.high:
+        return _text(headline.factor(over.median))
+    return f"{_text(headline.factor(over.median))}<br><span>{_bound(over.low)} to {_bound(over.high)}</span>"
+
+
+def _bound(value: float) -> str:
+    """An end of a range of speed-ups."""
+    return "never" if value == 0 else "start" if value == math.inf else f"{value:.2f}"
 
 
 def _switch(costs: Sequence[Canvas]) -> str:
@@ -149,20 +170,12 @@ def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
 
 def _configuration(results: Results) -> str:
     study = results.study
-    known = study.get("hardware") or []
-    machines = [
-        ", ".join(
-            str(part)
-            for part in (machine.get("gpu") or machine.get("cpu"), _count(machine.get("cores"), "core"),
-                         _count(machine.get("threads"), "thread", " a run"))
-            if part
-        )
-        for machine in (known if isinstance(known, list) else [known])  # one, before each run told its own
-    ]  # fmt: skip
-    versions = ", ".join(f"{name} {version}" for name, version in study.get("versions", {}).items())
+    runs = [run for done in results.runs.values() for run in done]
+    machines = dict.fromkeys(machine for run in runs for machine in run.hardware.split("; ") if machine)
+    versions = dict.fromkeys(run.versions for run in runs if run.versions)
     seeds = f"seeds {', '.join(map(str, study.get('seeds', [])))}"
-    told = [f"<p>{_text('; '.join(part for part in (*machines, versions, seeds) if part))}.</p>"]
-    failed = [run for run in study.get("runs", []) if run["status"] == "failed"]
+    told = [f"<p>{_text('; '.join((*machines, *versions, seeds)))}.</p>"]
+    failed = [run for run in results.standings if run["status"] == "failed"]
     if failed:
         rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
         told.append(f"<h3>Runs that failed</h3><div class=words>{_table(['arm', 'seed', 'error'], rows)}</div>")
@@ -175,10 +188,6 @@ def _configuration(results: Results) -> str:
         given = {key: value for key, value in arm.items() if value not in (None, {}, [])}
         told.append(f"<details><summary>arm {_text(name)}</summary>{_settings(given)}</details>")
     return "".join(told)
-
-
-def _count(number: int | None, what: str, rest: str = "") -> str:
-    return "" if number is None else f"{number} {what}" + ("" if number == 1 else "s") + rest
 
 
 def _settings(told: dict[str, Any]) -> str:

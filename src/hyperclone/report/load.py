@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
-from hyperclone.study import speedup
-
-_EVALUATED = ("step", "tokens", "flops", "seconds", "loss", "bits_per_byte")
-_COMPARED = (
-    "speedup_tokens", "speedup_flops", "speedup_seconds", "charged_flops", "charged_seconds",
-    "difference_at_equal_tokens", "difference_to_target", "worth_tokens", "worth_charged", "forgetting",
-)  # fmt: skip
+from hyperclone.study import records, results, speedup
+from hyperclone.study.records import FINISHED, RunRecord
+from hyperclone.study.speedup import Contender, Cost, Curve, Speedup
 
 AXES = {  # groups that are drawn against something: a field of the source, and what it is
     "source quality": ("tokens", "tokens that the source was trained on"),
@@ -25,52 +20,39 @@ AXES = {  # groups that are drawn against something: a field of the source, and 
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Evaluations of one run: (evaluations,) each; `tasks` by name, None where a task was not run."""
-
-    seed: int
-    step: tuple[float, ...]
-    tokens: tuple[float, ...]
-    flops: tuple[float, ...]
-    seconds: tuple[float, ...]
-    loss: tuple[float, ...]
-    bits_per_byte: tuple[float, ...]
-    tasks: Mapping[str, tuple[float | None, ...]]
-
-
-@dataclass(frozen=True)
 class Results:
     """Everything that a report is made from.
 
     Attributes:
-        study: study.json.
-        curves: finished runs by arm.
-        speedups: rows of speedup.csv by arm; None where a field is empty.
+        study: study.json, its sources and arms with what runs.csv and sources.csv say of them.
+        standings: of every run of the study: arm, seed, status, key and error.
+        runs: finished runs by arm.
+        speedups: by arm, of the seeds that the control has too.
         tuning: (learning rate, loss) by arm.
-        anatomy: rows of anatomy.csv; None where a field is empty.
-        symmetry: rows of symmetry.csv.
-        spectra: spectra.json.
     """
 
     study: Mapping[str, Any]
-    curves: Mapping[str, Sequence[Curve]]
-    speedups: Mapping[str, Sequence[Mapping[str, float | None]]]
+    standings: Sequence[Mapping[str, Any]]
+    runs: Mapping[str, Sequence[RunRecord]]
+    speedups: Mapping[str, Sequence[Speedup]]
     tuning: Mapping[str, Sequence[tuple[float, float]]]
-    anatomy: Sequence[Mapping[str, Any]]
-    symmetry: Sequence[Mapping[str, Any]]
-    spectra: Sequence[Mapping[str, Any]]
+
+    @property
+    def curves(self) -> dict[str, list[Curve]]:
+        """Evaluations of the finished runs by arm."""
+        return {arm: [run.curve for run in runs] for arm, runs in self.runs.items()}
 
     @property
     def arms(self) -> Mapping[str, Mapping[str, Any]]:
         """What each arm is, in the study's order."""
-        found: Mapping[str, Mapping[str, Any]] = self.study["arms"]
-        return found
+        arms: Mapping[str, Mapping[str, Any]] = self.study["arms"]
+        return arms
 
     @property
     def control(self) -> str | None:
         """The arm that speed-ups are measured against."""
-        found: str | None = self.study.get("reference")
-        return found
+        control: str | None = self.study.get("control")
+        return control
 
     @property
     def headline(self) -> str | None:
@@ -82,7 +64,7 @@ class Results:
     def groups(self) -> dict[str, list[str]]:
         """Arms with results that are to be drawn together; those whose group has an axis have a figure of their own."""
         found: dict[str, list[str]] = {}
-        for name in self.curves:
+        for name in self.runs:
             for group in in_groups(self.arms[name]):
                 found.setdefault(group, []).append(name)
         return {group: arms for group, arms in found.items() if len(arms) > 1 and group not in AXES}
@@ -90,112 +72,105 @@ class Results:
     @property
     def tasks(self) -> list[str]:
         """Tasks that some run was evaluated on."""
-        return sorted(
-            {
-                name
-                for curves in self.curves.values()
-                for curve in curves
-                for name, found in curve.tasks.items()
-                if any(value is not None for value in found)
-            }
-        )
+        return sorted({name for runs in self.runs.values() for run in runs for name in run.curve.tasks})
 
 
 def in_groups(arm: Mapping[str, Any]) -> list[str]:
     """The groups of an arm."""
-    told = arm.get("group") or []
-    return [told] if isinstance(told, str) else list(told)
+    groups = arm.get("group") or []
+    return [groups] if isinstance(groups, str) else list(groups)
 
 
-def read(runs: Path) -> Results:
+def read(directory: Path) -> Results:
     """Results of a study, also of one that is still running.
 
     Raises:
-        StudyError: this is no directory of a study, or a file in it is torn.
+        StudyError: this is no directory of a study, or a file in it is corrupt or truncated.
     """
-    if not (runs / "study.json").is_file():
-        raise StudyError("no results of a study are here", file=runs, expected="study.json",
+    if not (directory / results.STUDY).is_file():
+        raise StudyError("no results of a study are here", file=directory, expected=results.STUDY,
                          cure="hyperclone study STUDY.toml makes them, beside the file as STUDY.runs")  # fmt: skip
-    study = _study(runs / "study.json")
-    curves: dict[str, list[Curve]] = {}
-    rows = _rows(runs / "results.csv", numbers=("seed", *_EVALUATED))
+    study = _study(directory / results.STUDY)
+    known, standings = records.load(directory), records.standings(directory)
+    runs: dict[str, list[RunRecord]] = {}
     for arm in study["arms"]:
-        for seed in sorted({int(row["seed"]) for row in rows if row["arm"] == arm}):
-            own = [row for row in rows if row["arm"] == arm and int(row["seed"]) == seed]
-            columns = {name: tuple(row[name] for row in own) for name in _EVALUATED}
-            tasks = {name.removeprefix("task:"): tuple(row[name] for row in own)
-                     for name in own[0] if name.startswith("task:")}  # fmt: skip
-            curves.setdefault(arm, []).append(Curve(seed=seed, tasks=tasks, **columns))
-    speedups: dict[str, list[dict[str, float | None]]] = {}
-    for row in _rows(runs / "speedup.csv", optional=_COMPARED):
-        speedups.setdefault(row["arm"], []).append({name: row[name] for name in _COMPARED})
+        rows = sorted((row for row in standings if row["arm"] == arm), key=lambda row: row["seed"])
+        done = [replace(known.runs[row["key"]], arm=arm, seed=row["seed"]) for row in rows
+                if row["status"] == FINISHED and row["key"] in known.runs]  # fmt: skip
+        if done:
+            runs[arm] = done
     tuning: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(runs / "tuning.csv", numbers=("lr", "loss")):
-        tuning.setdefault(row["arm"], []).append((row["lr"], row["loss"]))
-    anatomy = _rows(runs / "anatomy.csv", numbers=("tokens",), optional=("cosine", "layer"))
-    symmetry = _rows(runs / "symmetry.csv", texts=("name",), numbers=("tokens", "cosine"))
-    spectra = _json(runs / "spectra.json") if (runs / "spectra.json").is_file() else []
-    if not isinstance(spectra, list) or not all(
-        isinstance(one, dict) and {"arm", "seed", "tokens", "layer", "name", "values"} <= {*one} for one in spectra
-    ):
-        raise StudyError("this file is not a study's", file=runs / "spectra.json")
-
-    def own_arms(by_arm: dict[str, Any]) -> dict[str, Any]:  # an older study's rows may name arms that are no more
-        return {arm: by_arm[arm] for arm in study["arms"] if arm in by_arm}
-
-    return Results(
-        study, curves, own_arms(speedups), own_arms(tuning),
-        [row for row in anatomy if row["arm"] in study["arms"]],
-        [row for row in symmetry if row["arm"] in study["arms"]],
-        [one for one in spectra if one["arm"] in study["arms"]],
-    )  # fmt: skip
+    for row in records.trials(directory):
+        if row.arm in study["arms"]:
+            tuning.setdefault(row.arm, []).append((row.lr, row.loss))
+    found = Results(_with_results(study, known, runs), standings, runs, {}, tuning)
+    return replace(found, speedups=_speedups(found))
 
 
-def against(results: Results, control: str) -> Results:
+def against(found: Results, control: str) -> Results:
     """The same results, with speed-ups over another arm than the study's control.
 
     Raises:
         StudyError: it is none of the arms, or no run of it is finished.
     """
-    if control == results.control:
-        return results
-    if control not in results.curves:
+    if control == found.control:
+        return found
+    if control not in found.runs:
         raise StudyError("no finished run of this arm", field="control", found=control,
-                         expected=", ".join(results.curves) or "wait for one")  # fmt: skip
-    sources = results.study.get("sources", {})
+                         expected=", ".join(found.runs) or "wait for one")  # fmt: skip
+    others = [arm for arm, about in found.arms.items() if about["kind"] == "clone" and arm != control]
+    headline = found.headline if found.headline != control else next(iter(others), None)
+    note = f"Speed-ups on this page are over “{found.arms[control]['label']}”, not over the study's own control."
+    about = {"control": control, "headline": headline, "note": f"{found.study.get('note') or ''}\n\n{note}"}
+    found = replace(found, study={**found.study, **about})
+    return replace(found, speedups=_speedups(found))
 
-    def curve(arm: str, one: Curve) -> speedup.Curve:
-        return speedup.Curve(one.tokens, one.loss, one.seconds, results.arms[arm]["flops_per_token"])
 
-    def has_source(arm: str) -> bool:
-        return results.arms[arm]["kind"] in ("clone", "source")
+def _speedups(found: Results) -> dict[str, list[Speedup]]:
+    """Every finished run against the control with its seed, by arm."""
+    if found.control is None:
+        return {}
+    sources = found.study.get("sources", {})
 
-    def cost(arm: str) -> speedup.Cost | None:
-        return speedup.charged(results.arms[arm]["kind"], sources.get(results.arms[arm].get("source")))
+    def cost(arm: Mapping[str, Any]) -> Cost | None:
+        spent = sources.get(arm.get("source"))
+        return speedup.charged(arm["kind"], spent if spent and "flops" in spent else None)
 
-    controls = {one.seed: curve(control, one) for one in results.curves[control]}
-    found: dict[str, list[dict[str, float | None]]] = {}
-    for arm, curves in results.curves.items():
-        before = {
-            one.seed: one.loss[0] for other, theirs in results.curves.items() for one in theirs
-            if results.arms[other]["kind"] == "source" and results.arms[other]["source"] == results.arms[arm]["source"]
-        }  # fmt: skip
-        for one in curves:
-            if one.seed in controls:
-                base = before.get(one.seed, one.loss[0]) if has_source(arm) else None
-                told = speedup.compare(
-                    curve(arm, one), controls[one.seed], source=base, cost=cost(arm), control_cost=cost(control)
-                )
-                found.setdefault(arm, []).append({name: asdict(told)[name] for name in _COMPARED})
-    others = [arm for arm, about in results.arms.items() if about["kind"] == "clone" and arm != control]
-    headline = results.headline if results.headline != control else next(iter(others), None)
-    note = f"Speed-ups on this page are over “{results.arms[control]['label']}”, not over the study's own control."
-    about = {"reference": control, "headline": headline, "note": f"{results.study.get('note') or ''}\n\n{note}"}
-    return replace(results, study={**results.study, **about}, speedups=found)
+    contenders = [
+        Contender(
+            arm=arm, seed=run.seed, kind=found.arms[arm]["kind"], source=found.arms[arm].get("source"),
+            curve=run.curve, cost=cost(found.arms[arm]),
+        )
+        for arm, runs in found.runs.items() for run in runs
+    ]  # fmt: skip
+    compared: dict[str, list[Speedup]] = {}
+    for one, its_speedup in speedup.compare_with_control(contenders, found.control):
+        compared.setdefault(one.arm, []).append(its_speedup)
+    return compared
+
+
+def _with_results(
+    study: dict[str, Any], known: records.Records, runs: Mapping[str, Sequence[RunRecord]]
+) -> dict[str, Any]:
+    """study.json with what is known of its sources and arms since."""
+    arms = {
+        name: {**arm, "optimizer": runs[name][0].optimizer, "parameters": runs[name][0].parameters,
+               "flops_per_token": runs[name][0].flops_per_token}
+        if name in runs else arm
+        for name, arm in study["arms"].items()
+    }  # fmt: skip
+    sources = {
+        name: {**(asdict(known.sources[key]) if (key := source.get("key")) in known.sources else {}), **source}
+        for name, source in study.get("sources", {}).items()
+    }
+    return {**study, "arms": arms, "sources": sources}
 
 
 def _study(file: Path) -> dict[str, Any]:
-    study = _json(file)
+    try:
+        study = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise StudyError("this file is corrupt or truncated", file=file, found=error) from None
     wanted: tuple[tuple[str, type], ...] = (("name", str), ("train", dict), ("arms", dict))
     for field, kind in wanted:
         if not isinstance(study, dict) or not isinstance(study.get(field), kind):
@@ -205,47 +180,3 @@ def _study(file: Path) -> dict[str, Any]:
             raise StudyError("this file is not a study's", file=file, field=f"arms.{name}",
                              expected="kind, label and train")  # fmt: skip
     return study  # type: ignore[no-any-return]
-
-
-def _rows(
-    file: Path, *, texts: Collection[str] = (), numbers: Collection[str] = (), optional: Collection[str] = ()
-) -> list[dict[str, Any]]:
-    """Rows of a table that has `arm` and the columns named here; numbers, optional ones and those of tasks as numbers.
-
-    No file: no rows.
-    """
-    if not file.is_file():
-        return []
-    try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            rows: list[dict[str, Any]] = list(reader)
-            columns = reader.fieldnames or []
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise StudyError("this table is torn", file=file, found=error) from None
-    if absent := [name for name in ("arm", *texts, *numbers, *optional) if name not in columns]:
-        raise StudyError("this table is torn", file=file, found="no column " + ", ".join(absent))
-    for line, row in enumerate(rows, 2):
-        if None in row or None in row.values():
-            raise StudyError("this table is torn", file=file, found=f"line {line} has another length than the first")
-        for name in columns:
-            if name in numbers or name in optional or name.startswith("task:"):
-                row[name] = _number(file, line, name, row[name], needed=name in numbers)
-    return rows
-
-
-def _number(file: Path, line: int, name: str, text: str, *, needed: bool) -> float | None:
-    if not text and not needed:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise StudyError("this table is torn", file=file, field=f"{name}, line {line}", found=repr(text),
-                         expected="a number") from None  # fmt: skip
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise StudyError("this file is torn", file=file, found=error) from None

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from hyperclone.report.canvas import COLOURS
-from hyperclone.report.load import Curve, Results
+from hyperclone.report.load import Results
+from hyperclone.study.speedup import Curve
 
 CONTROL = "#7F7F7F"
 _STROKES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1, 1.5)))
@@ -27,7 +28,7 @@ def _place(results: Results, arm: str) -> int:
     return [name for name in results.arms if name != results.control].index(arm)
 
 
-def over_seeds(curves: Sequence[Curve], cost: str, values: Callable[[Curve], Sequence[float | None]]) -> tuple[
+def mean_over_seeds(curves: Sequence[Curve], cost: str, values: Callable[[Curve], Sequence[float | None]]) -> tuple[
     list[float], list[float], list[float], list[float]
 ]:  # fmt: skip
     """(places, means, lowest, highest) at the evaluations that all seeds have."""

@@ -1,6 +1,6 @@
 """The report of a study: one page without a network, and its figures for papers.
 
-reading.py -> sentence.py (the answer in words), figures.py (drawn through canvas.py) -> page.py
+load.py -> headline.py (the answer in words), figures.py (drawn through canvas.py) -> html_page.py
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from hyperclone.errors import DestinationError
+from hyperclone.io.files import write_text
 from hyperclone.report import figures, html_page, load
 
 __all__ = ["report"]
@@ -21,7 +22,7 @@ def report(
     images: str | os.PathLike[str] | None = None,
     control: str | None = None,
 ) -> list[Path]:
-    """Write the report of a study that has run, or of what there is of one that still runs.
+    """Write the report of a study, or of what has finished of one that is still running.
 
     Args:
         runs: the directory of a study's runs.
@@ -45,13 +46,12 @@ def report(
     drawn = figures.every(results)
     text = html_page.render(results, drawn)
     try:
-        partial = target.with_name(f".{target.name}")
-        partial.write_text(text, "utf-8")
-        os.replace(partial, target)
+        write_text(target, text)
         files = [target]
         if images is not None:
             Path(images).mkdir(parents=True, exist_ok=True)
             files += [file for canvas in drawn for file in canvas.save(Path(images))]
     except OSError as error:
-        raise DestinationError("this cannot be written", file=error.filename or target, found=error.strerror) from None
+        raise DestinationError("the report cannot be written", file=error.filename or target,
+                               found=error.strerror) from None  # fmt: skip
     return files

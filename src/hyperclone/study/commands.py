@@ -11,48 +11,31 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from hyperclone.errors import StudyError
+from hyperclone.errors import NonFiniteLossError, StudyError
+from hyperclone.planning.flags import flags
 from hyperclone.planning.growth import Growth
 from hyperclone.training.config import Training
 
-_FLAGS = {"tasks": "--task"}  # others are spelled like their field
+_SPELLED = {"tasks": "--task"}  # others are spelled like their field
 
 
-def options(request: type[Any], given: Mapping[str, Any]) -> list[str]:
-    """Options of a command from the fields of its request; defaults are left out."""
-    defaults = {field.name: field.default for field in fields(request)}
-    typed: list[str] = []
-    for name, value in given.items():
-        default = defaults[name]
-        if value is None or (default is not MISSING and value == default):
-            continue
-        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-        if isinstance(value, bool):
-            typed.append(flag if value else flag.replace("--", "--no-", 1))
-        else:
-            several = value if isinstance(value, list | tuple) else [value]
-            typed += [part for one in several for part in (flag, str(one))]
-    return typed
-
-
-def train(model: Path, output: Path, given: Mapping[str, Any], *, seed: int, scratch: bool) -> list[str]:
+def train(model: Path, output: Path, options: Mapping[str, Any], *, seed: int, scratch: bool) -> list[str]:
     """`hyperclone train`."""
-    told = {**given, "output": str(output), "seed": seed, "from_scratch": scratch, "resume": True}
-    return ["train", str(model), *options(Training, told)]
+    given = {**options, "output": str(output), "seed": seed, "from_scratch": scratch, "resume": True}
+    return ["train", str(model), *flags(Training, given, spelled=_SPELLED)]
 
 
-_MOMENTS = {"grow": "copy", "asymmetric": "first-copy", "reset": "reset"}  # a study's word -> the command line's
-
-
-def grow(source: Path, target: Path, growth: Growth, *, state: Path | None, mode: str | None) -> list[str]:
+def grow(source: Path, target: Path, growth: Growth, *, optimizer_state: Path | None, moments: str | None) -> list[str]:
     """`hyperclone grow`."""
-    told = {field.name: getattr(growth, field.name) for field in fields(Growth)}
-    extra = [] if state is None else ["--optimizer-state", str(state), "--moments", _MOMENTS[str(mode)]]
-    return ["grow", str(source), str(target), *options(Growth, told), *extra]
+    extra = [] if optimizer_state is None else ["--optimizer-state", str(optimizer_state), "--moments", str(moments)]
+    return ["grow", str(source), str(target), *growth.options(), *extra]
+
+
+class Diverged(StudyError):
+    """A training ended because its loss was no longer a number."""
 
 
 class Processes:
@@ -88,7 +71,8 @@ class Processes:
 
         Raises:
             Interrupted: the study is being stopped.
-            StudyError: the command failed; the message is its own.
+            Diverged: it was a training whose loss was no longer a number.
+            StudyError: the command failed otherwise; the message is its own.
         """
         slot = await self._slots.get()
         try:
@@ -129,7 +113,8 @@ class Processes:
             raise Interrupted
         complained = log.read_bytes()[before:].decode("utf-8", "replace")
         lines = [line.strip() for line in complained.splitlines() if line.strip()]
-        raise StudyError(
+        failure = Diverged if process.returncode == NonFiniteLossError.exit_code else StudyError
+        raise failure(
             f"`hyperclone {command[0]}` failed with exit code {process.returncode}",
             file=log,
             found="; ".join(lines[-5:])[-600:],

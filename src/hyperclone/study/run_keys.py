@@ -1,7 +1,7 @@
 """What a run is, as a short key: two runs with the same key would compute the same, so a finished one is reused.
 
 A key is a hash of the model's files, the growth, the options that change results, and the bytes of the data. Names of
-arms, places of files, and how often a run logs or saves are no part of it.
+arms, paths of files, and how often a run logs or saves are no part of it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hyperclone import units
 from hyperclone.conversion import receipt
+from hyperclone.planning.growth import Growth
 from hyperclone.training import data_sources
 
-_TOLD = ("cache", "log_every", "save_every", "keep", "report", "micro_batch", "anatomy")  # these change no result
+_UNRELATED = ("cache", "log_every", "save_every", "keep", "report", "micro_batch", "anatomy")  # these change no result
 _MODEL = ("config.json", "tokenizer.json", "*.safetensors")
 
 
@@ -28,40 +29,54 @@ def of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def model(place: Path) -> str:
+def clone(source: str, growth: Growth, moments: str | None) -> str:
+    """A key of a model that is grown from the one with the key `source`."""
+    asked = {field.name: value for field in fields(Growth) if (value := getattr(growth, field.name)) != field.default}
+    return of("clone", source, asked, moments)
+
+
+def model(directory: Path) -> str:
     """A key of a model directory: config, tokenizer, weights (or none if it has none), and of a grown one what training
     takes from its receipt.
     """
-    told = receipt.read(place)
-    family = told.family.text if told is not None and told.family is not None else None
-    grown = (
-        [] if told is None else [asdict(told.growth), told.source_config, family, told.training, told.optimizer_state]
+    grown = receipt.read(directory)
+    if grown is None:
+        return of(_model_digests(directory))
+    family = None if grown.family is None else grown.family.text
+    return of(
+        _model_digests(directory),
+        asdict(grown.growth),
+        grown.source_config,
+        family,
+        grown.training,
+        grown.optimizer_state,
     )
-    return of(_digests(file for pattern in _MODEL for file in sorted(place.glob(pattern))), *grown)
+
+
+def _model_digests(directory: Path) -> list[str]:
+    return _digests(file for pattern in _MODEL for file in sorted(directory.glob(pattern)))
 
 
 def training(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a training as plain data that says what it computes."""
-    told: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, value in sorted(options.items()):
         if name in ("data", "eval_data"):
-            told[name] = text(value)
+            settings[name] = text(value)
         elif name in ("tokens", "batch_tokens"):
-            told[name] = units.parse(value, name)
-        elif name == "optimizer" and value == "adamw":
-            continue  # keys of runs from before there was another
-        elif name not in _TOLD:
-            told[name] = list(value) if isinstance(value, tuple) else value
-    return told
+            settings[name] = units.parse(value, name)
+        elif name not in _UNRELATED:
+            settings[name] = list(value) if isinstance(value, tuple) else value
+    return settings
 
 
 def text(spelled: str | Iterable[str]) -> list[str]:
     """Digests of the files that `--data` means; of a Hub dataset, its name."""
-    told: list[str] = []
+    digests: list[str] = []
     for one in [spelled] if isinstance(spelled, str) else spelled:
         for source in data_sources.find(one):
-            told += _digests(source.files) if source.files else [source.spelled]
-    return told
+            digests += _digests(source.files) if source.files else [source.spelled]
+    return digests
 
 
 def _digests(files: Iterable[Path]) -> list[str]:

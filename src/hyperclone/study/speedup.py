@@ -4,9 +4,9 @@ A run is a curve: the held-out loss L (nats per token, on one fixed text) at eva
 t_0 = 0 < t_1 < ... tokens.
 
 **Smoothing.** L~_i is the median of L_{i-1}, L_i, L_{i+1}; the first and the last stay as they are. It takes out a
-single spike and leaves a monotone curve alone, so that it favours nobody.
+single spike and leaves a monotone curve alone, so that it favors nobody.
 
-**Target.** L* is the last L~ of the control arm (random initialisation) with the same seed and data order.
+**Target.** L* is the last L~ of the control arm (random initialization) with the same seed and data order.
 
 **Reach.** t* is where the arm's L~ first comes to L* or below, on the straight line between evaluations; 0 if it starts
 there; none if it never does.
@@ -18,18 +18,19 @@ there; none if it never does.
     in seconds   the same with the time that steps took,       charged with the source's
 
 f is the cost of a token (training/flops.py), F_source that of the source's own training. A control that began from a
-source is charged with it as well. Tokens are not charged: those
-of a smaller model are not the same thing. Uncharged figures answer "I have a small model already"; charged ones "I have
-nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are uncharged, in tokens, of single runs and task accuracy.
+source is charged with it as well. Tokens are not charged: a small model's tokens cost less. Uncharged figures answer
+"I have a small model already"; charged ones "I have nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are
+uncharged, in tokens, of single runs and task accuracy.
 
-**Worth.** An arm that got fewer tokens than the control may end above the target. Its tokens were worth those that the
-control needed until its L~ first is at the arm's last, over the arm's own:
+**Token efficiency relative to the control.** An arm that got fewer tokens than the control may end above the target.
+Its token efficiency is the number of tokens that the control needs until its L~ first is at the arm's last, over the
+arm's own; FLOP efficiency likewise, with the source charged:
 
-    in tokens    t_match / t_arm,                     in FLOPs, charged    t_match f_control / (t_arm f_arm + F_source)
+    tokens    t_match / t_arm,                     FLOPs, charged    t_match f_control / (t_arm f_arm + F_source)
 
-None where the control never comes so low: there, the speed-up says more.
+Undefined where the control never comes so low: there, the speed-up says more.
 
-**Forgetting** is the highest L after the start above the source's own loss, not smoothed, at least 0.
+**Forgetting** is the highest L after the start minus the source's own loss, not smoothed, at least 0.
 
 Between seeds: the median, and the range from lowest to highest. A seed that never reaches the target counts as 0.
 """
@@ -39,7 +40,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -48,20 +49,31 @@ class Curve:
     """Evaluations of one run.
 
     Attributes:
-        tokens: trained on before each; the first is 0, ascending.
-        loss: held-out, nats per token.
-        seconds: of training steps before each.
-        flops: of a token.
+        tokens: (evaluations,) trained on before each; the first is 0, ascending.
+        loss: (evaluations,) held-out, nats per token.
+        seconds: (evaluations,) of training steps before each.
+        flops_per_token: operations for each token of training.
+        step: (evaluations,) optimizer steps before each; empty where nobody asks.
+        bits_per_byte: (evaluations,) held-out; empty where nobody asks.
+        tasks: (evaluations,) accuracies by task, None where a task was not run.
     """
 
     tokens: Sequence[float]
     loss: Sequence[float]
     seconds: Sequence[float]
-    flops: float
+    flops_per_token: float
+    step: Sequence[int] = ()
+    bits_per_byte: Sequence[float] = ()
+    tasks: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.loss) == len(self.seconds) > 0
         assert all(a < b for a, b in zip(self.tokens, self.tokens[1:], strict=False))
+
+    @property
+    def flops(self) -> list[float]:
+        """(evaluations,) operations before each."""
+        return [tokens * self.flops_per_token for tokens in self.tokens]
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,10 @@ class Speedup:
         tokens, flops, seconds: until the arm reaches it; None if it never does.
         speedup_tokens, speedup_flops, speedup_seconds: the control's whole training over these; infinite at the start.
         charged_flops, charged_seconds: with the source's training; None where its cost is not known.
-        difference_at_equal_tokens: final loss less the control's; None if they were not trained equally long.
-        difference_to_target: final smoothed loss less the target, however long the arm was trained.
-        worth_tokens: tokens of the control to the arm's final loss, over the arm's; None if it never gets there.
-        worth_charged: the same in FLOPs, the source's training charged.
+        difference_at_equal_tokens: final loss minus the control's; None if they were not trained equally long.
+        difference_to_target: final smoothed loss minus the target, however long the arm was trained.
+        token_efficiency: tokens of the control to the arm's final loss, over the arm's; None if it never gets there.
+        charged_flop_efficiency: the same in FLOPs, the source's training charged.
         forgetting: highest loss above the source's after the start; None without a source.
         start, final: first and last loss.
     """
@@ -112,8 +124,8 @@ class Speedup:
     charged_seconds: float | None
     difference_at_equal_tokens: float | None
     difference_to_target: float
-    worth_tokens: float | None
-    worth_charged: float | None
+    token_efficiency: float | None
+    charged_flop_efficiency: float | None
     forgetting: float | None
     start: float
     final: float
@@ -162,8 +174,8 @@ def compare(
     tokens = reach(arm, target)
     cost = Cost(0.0, 0.0) if cost is None else cost
     base = Cost(0.0, 0.0) if control_cost is None else control_cost
-    whole = (control.tokens[-1], control.tokens[-1] * control.flops, control.seconds[-1])
-    needed = None if tokens is None else (tokens, tokens * arm.flops, _at(arm.tokens, arm.seconds, tokens))
+    whole = (control.tokens[-1], control.tokens[-1] * control.flops_per_token, control.seconds[-1])
+    needed = None if tokens is None else (tokens, tokens * arm.flops_per_token, _at(arm.tokens, arm.seconds, tokens))
     plain = [None if needed is None else _ratio(a, b) for a, b in zip(whole, needed or whole, strict=True)]
     charged = [
         None if needed is None or extra is None or own is None else _ratio(a + own, b + extra)
@@ -185,34 +197,81 @@ def compare(
         charged_seconds=charged[1],
         difference_at_equal_tokens=arm.loss[-1] - control.loss[-1] if alike else None,
         difference_to_target=smooth(arm.loss)[-1] - target,
-        worth_tokens=None if matched is None or not spent else matched / spent,
-        worth_charged=None
+        token_efficiency=None if matched is None or not spent else matched / spent,
+        charged_flop_efficiency=None
         if matched is None or cost.flops is None or base.flops is None or not spent
-        else (matched * control.flops + base.flops) / (spent * arm.flops + cost.flops),
+        else (matched * control.flops_per_token + base.flops) / (spent * arm.flops_per_token + cost.flops),
         forgetting=None if source is None else forgetting(arm.loss, source),
         start=arm.loss[0],
         final=arm.loss[-1],
     )
 
 
-def over_seeds(values: Sequence[float | None]) -> tuple[float, float, float]:
-    """(median, lowest, highest); None counts as 0.
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds."""
 
-    Raises:
-        ValueError: there are no values.
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Sequence[float | None]) -> Spread:
+        """Of a speed-up or an efficiency: None, a seed that never reaches the target, counts as 0.
+
+        Raises:
+            ValueError: there are no values.
+        """
+        known = [0.0 if value is None else value for value in values]
+        return cls(statistics.median(known), min(known), max(known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A finished run, as far as comparing it with others goes.
+
+    Attributes:
+        arm, seed: which.
+        kind: of the arm: "random", "source", "clone" or "model" (made elsewhere).
+        source: name of its source; None for a model made elsewhere.
+        curve: its evaluations.
+        cost: what it is charged with for its source (`charged`).
     """
-    known = [0.0 if value is None else value for value in values]
-    return statistics.median(known), min(known), max(known)
+
+    arm: str
+    seed: int
+    kind: str
+    source: str | None
+    curve: Curve
+    cost: Cost | None
+
+
+def compare_with_control(runs: Sequence[Contender], control: str) -> list[tuple[Contender, Speedup]]:
+    """Every run whose seed the control has too, against the control of that seed."""
+    controls = {run.seed: run for run in runs if run.arm == control}
+    trained = {(run.source, run.seed): run for run in reversed(runs) if run.kind == "source"}
+    compared = []
+    for run in runs:
+        if (base := controls.get(run.seed)) is None:
+            continue
+        # Forgetting is above the source itself where that was trained on: a stacked clone does not start there.
+        start = trained.get((run.source, run.seed), run).curve.loss[0]
+        speedup = compare(
+            run.curve, base.curve, source=start if run.kind in ("clone", "source") else None, cost=run.cost,
+            control_cost=base.cost,
+        )  # fmt: skip
+        compared.append((run, speedup))
+    return compared
 
 
 def _ratio(whole: float, needed: float) -> float:
     return whole / needed if needed else math.inf
 
 
-def _at(places: Sequence[float], values: Sequence[float], place: float) -> float:
-    """The straight line between points, at a place within them."""
-    for i in range(1, len(places)):
-        if place <= places[i]:
-            share = (place - places[i - 1]) / (places[i] - places[i - 1])
+def _at(x: Sequence[float], values: Sequence[float], at: float) -> float:
+    """The straight line between points, at an x within them."""
+    for i in range(1, len(x)):
+        if at <= x[i]:
+            share = (at - x[i - 1]) / (x[i] - x[i - 1])
             return values[i - 1] + share * (values[i] - values[i - 1])
     return values[-1]

@@ -11,6 +11,8 @@ from itertools import pairwise
 
 from rich.text import Text
 
+from hyperclone.units import short_count
+
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Unicode's bits, by row and column
 _BLANK = 0x2800
 
@@ -91,7 +93,7 @@ def chart(
         for column in range(columns):
             drawn.append(chr(cells[row][column]), style=colours[row][column] or None)
         drawn.append(ends.get(row, Text())).append("\n")
-    first, last = _count(x[0]), f"{_count(x[1])} {label}"
+    first, last = short_count(x[0]), f"{short_count(x[1])} {label}"
     drawn.append(" " * left + "└" + "─" * columns + "\n", style="dim")
     drawn.append(" " * (left + 1) + first + last.rjust(columns - len(first)), style="dim")
     return drawn
@@ -106,10 +108,3 @@ def _path(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
         dots += [(round(x0 + (x1 - x0) * i / steps), round(y0 + (y1 - y0) * i / steps)) for i in range(steps + 1)]
     return dots
-
-
-def _count(count: float) -> str:
-    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return f"{count / unit:.3g}{letter}"
-    return f"{count:.0f}"

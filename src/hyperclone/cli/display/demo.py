@@ -1,8 +1,8 @@
 """What people see of the demonstration: the curves as they grow, and in the end what they say.
 
-A terminal gets a picture that is drawn anew while the arms train: all arms in one frame, and below it, where there is
-room, a frame without random weights, since next to their fall the others cannot be told apart. Elsewhere each arm
-says a line at every quarter of its tokens. Both read the runs' own metrics.jsonl.
+A terminal gets a picture that is redrawn while the arms train: all arms in one frame, and below it, if the terminal is
+high enough, a frame without random weights, since next to their fall the others cannot be told apart. Elsewhere a line
+is printed for each quarter of an arm's tokens. Both read the runs' own metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,13 +22,13 @@ from rich.text import Text
 from hyperclone.cli.display.chart import Line, chart
 from hyperclone.cli.display.study import ended
 from hyperclone.study.config import Study
-from hyperclone.study.runner import Run
+from hyperclone.study.progress import Began, Event, Run, RunEnded
 from hyperclone.study.speedup import Speedup
 from hyperclone.training import metrics
 
 TITLE = "Held-out loss, nats per token (lower is better)"
 _COLOURS = {"random": "bright_black", "clone": "dark_orange", "continued": "dodger_blue1"}
-_ROOM = 31  # rows of a terminal that both frames fit into
+_BOTH_FRAMES = 31  # rows of a terminal that both frames fit into
 _QUARTER = 0.25
 
 
@@ -48,7 +47,7 @@ class Standing:
     pace: float | None
 
 
-class Show:
+class DemoView:
     """Watches the study of the demonstration. To be used as a context."""
 
     def __init__(self, console: Console, study: Study, tokens: int, *, jobs: int = 1) -> None:
@@ -61,7 +60,7 @@ class Show:
             jobs: arms that train at a time, for the time left.
         """
         self._console, self._tokens, self._jobs = console, tokens, jobs
-        self._places: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
         self._labels = {arm.name: arm.label for arm in study.arms.values()}
         self._said: dict[str, int] = {}
         self._over: set[str] = set()
@@ -72,7 +71,7 @@ class Show:
         self._done = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> Show:
+    def __enter__(self) -> DemoView:
         if self._watching:
             self._live.start()
         else:
@@ -86,19 +85,19 @@ class Show:
         else:
             self._reader.join()
 
-    def __call__(self, kind: str, told: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Something has happened."""
-        if kind == "begin" and "run" in told:
-            self._places[told["run"].arm.name] = told["path"]
-            if not self._watching:
-                self._say(f"{told['run'].arm.name}: training ({told['run'].arm.label}) ...")
-        elif kind == "end":
-            run = told["run"]
-            self._over.add(run.arm.name)
-            self._stopping = self._stopping or run.status == "interrupted"
-            if run.path is not None:
-                self._places[run.arm.name] = run.path
-            self._say(ended(run))
+        match event:
+            case Began(path=path, run=Run(arm=arm)):
+                self._paths[arm.name] = path
+                if not self._watching:
+                    self._say(f"{arm.name}: training ({arm.label}) ...")
+            case RunEnded(run):
+                self._over.add(run.arm.name)
+                self._stopping = self._stopping or run.status == "interrupted"
+                if run.path is not None:
+                    self._paths[run.arm.name] = run.path
+                self._say(ended(run))
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -106,7 +105,7 @@ class Show:
     def _read(self) -> None:
         """A line for each quarter of an arm that has passed."""
         while not self._done.wait(1.0):
-            for arm in list(self._places):
+            for arm in list(self._paths):
                 now = self._standing(arm)
                 quarter = int(now.tokens / self._tokens / _QUARTER)
                 if now.loss is not None and self._said.get(arm, 0) < quarter < 1 / _QUARTER:
@@ -114,25 +113,25 @@ class Show:
                     self._say(f"{arm}: {self._count(now.tokens)}, held-out loss {now.loss:.4f}")
 
     def _standing(self, arm: str) -> Standing:
-        told = metrics.read(self._places[arm]) if arm in self._places else []
-        if not told:
+        lines = metrics.read(self._paths[arm]) if arm in self._paths else []
+        if not lines:
             return Standing(0.0, None, None)
-        loss = next((float(line["eval_loss"]) for line in reversed(told) if "eval_loss" in line), None)
-        tokens = float(told[-1]["tokens"])
-        return Standing(tokens, loss, told[-1]["seconds"] / tokens if tokens else None)
+        loss = next((float(line["eval_loss"]) for line in reversed(lines) if "eval_loss" in line), None)
+        tokens = float(lines[-1]["tokens"])
+        return Standing(tokens, loss, lines[-1]["seconds"] / tokens if tokens else None)
 
     def _count(self, tokens: float) -> str:
         return f"{tokens / 1e3:.0f}k of {self._tokens / 1e3:.0f}k tokens"
 
     def lines(self) -> list[Line]:
         """Held-out losses so far."""
-        found = []
+        lines = []
         for arm in self._labels:
-            if arm in self._places:
-                told = [line for line in metrics.read(self._places[arm]) if "eval_loss" in line]
-                points = ([float(line["tokens"]) for line in told], [float(line["eval_loss"]) for line in told])
-                found.append(Line(arm, _COLOURS.get(arm, "white"), *points))
-        return found
+            if arm in self._paths:
+                evaluated = [line for line in metrics.read(self._paths[arm]) if "eval_loss" in line]
+                x, y = [float(line["tokens"]) for line in evaluated], [float(line["eval_loss"]) for line in evaluated]
+                lines.append(Line(arm, _COLOURS.get(arm, "white"), x, y))
+        return lines
 
     def picture(self, *, width: int, height: int, near: int = 0) -> Text:
         """The curves.
@@ -152,10 +151,10 @@ class Show:
 
     def table(self) -> Table:
         """A row for each arm: how far, its loss, the time left."""
-        made = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 2))
         for arm, label in self._labels.items():
             now = self._standing(arm)
-            if arm not in self._places:
+            if arm not in self._paths:
                 rest = "waiting"
             elif arm in self._over:
                 rest = "done"
@@ -163,11 +162,11 @@ class Show:
                 rest = "starting" if now.pace is None else clock((self._tokens - now.tokens) * now.pace) + " left"
             loss = "" if now.loss is None else f"{now.loss:.3f}"
             name = Text(arm, style=f"bold {_COLOURS.get(arm, 'white')}")
-            made.add_row(name, label, self._count(now.tokens), loss, rest)
-        return made
+            table.add_row(name, label, self._count(now.tokens), loss, rest)
+        return table
 
     def left(self) -> float | None:
-        """Seconds until all arms are done, at the pace so far; None while nothing is known of it."""
+        """Seconds until all arms are done, at the pace so far; None before any arm has a pace."""
         standings = [self._standing(arm) for arm in self._labels if arm not in self._over]
         paces = [one.pace for one in standings if one.pace is not None]
         if not paces:
@@ -177,10 +176,10 @@ class Show:
         return max(*each, sum(each) / self._jobs)
 
     def _draw(self) -> Group:
-        both = self._console.height >= _ROOM
+        both = self._console.height >= _BOTH_FRAMES
         left = self.left()
         figures = "" if left is None else f"about {clock(left)} left; "
-        hint = "stopping; what is there is saved" if self._stopping else "Ctrl-C stops, the same command goes on"
+        hint = "stopping; progress is saved" if self._stopping else "Ctrl-C stops; rerun the same command to resume"
         spent = f"{clock(time.monotonic() - self._began)} spent; {figures}{hint}"
         height = 12 if both else max(6, min(16, self._console.height - 7))
         picture = self.picture(width=min(self._console.width, 100), height=height, near=10 if both else 0)
@@ -193,10 +192,10 @@ def clock(seconds: float) -> str:
     return f"{whole} s" if whole < 60 else f"{whole // 60}:{whole % 60:02d} min"
 
 
-def closing(console: Console, show: Show, texts: list[tuple[str, str]], prompt: str) -> None:
+def closing(console: Console, view: DemoView, texts: list[tuple[str, str]], prompt: str) -> None:
     """Curves and texts, to stay on the screen."""
     console.print(f"\n{TITLE}", style="bold", highlight=False)
-    console.print(show.picture(width=min(console.width, 100), height=13, near=10))
+    console.print(view.picture(width=min(console.width, 100), height=13, near=10))
     if texts:
         table = Table(title=f"\n“{prompt} …” (greedy, repetition penalty 1.3)", title_justify="left",
                       title_style="bold", show_header=False, box=None, width=min(console.width, 100))  # fmt: skip
@@ -206,34 +205,34 @@ def closing(console: Console, show: Show, texts: list[tuple[str, str]], prompt: 
 
 
 def verdict(speedups: Sequence[tuple[Run, Speedup]]) -> str:
-    """What the demonstration says, in words; empty if the clone or its control did not end."""
-    found = {run.arm.name: one for run, one in speedups}
-    clone, continued = found.get("clone"), found.get("continued")
+    """What the demonstration shows, in words; empty if the clone or its control did not end."""
+    by_arm = {run.arm.name: speedup for run, speedup in speedups}
+    clone, continued = by_arm.get("clone"), by_arm.get("continued")
     if clone is None:
         return ""
     said = [*sentences(clone)]
     if continued is not None:
         gap = clone.final - continued.final
-        side = "with" if abs(gap) < 5e-4 else f"{abs(gap):.3f} nats {'below' if gap < 0 else 'above'}"
+        side = "level with" if abs(gap) < 5e-4 else f"{abs(gap):.3f} nats {'below' if gap < 0 else 'above'}"
         said.append(f"The clone ends {side} Seedling itself trained further ({continued.final:.3f}).")
     said.append("One seed and a few minutes are a demonstration, not evidence; docs/findings.md has studies.")
     return "\n".join(said)
 
 
-def sentences(found: Speedup) -> list[str]:
+def sentences(clone: Speedup) -> list[str]:
     """The clone against random weights: plain, then with Seedling's own training charged."""
-    said = f"Random weights end at a held-out loss of {found.target:.3f}. "
-    speed, charged = found.speedup_tokens, found.charged_flops
+    said = f"Random weights end at a held-out loss of {clone.target:.3f}. "
+    speed, charged = clone.speedup_tokens, clone.charged_flops
     if speed is None:
-        return [f"{said}The clone does not come down to that; it ends at {found.final:.3f}."]
+        return [f"{said}The clone does not reach that; it ends at {clone.final:.3f}."]
     if math.isinf(speed):
-        said += f"The clone starts below that, at {found.start:.3f}, and ends at {found.final:.3f}."
+        said += f"The clone starts below that, at {clone.start:.3f}, and ends at {clone.final:.3f}."
     else:
-        said += f"The clone is there with {speed:.1f}x fewer tokens, and ends at {found.final:.3f}."
+        said += f"The clone is there with {speed:.1f}x fewer tokens, and ends at {clone.final:.3f}."
     if charged is None:
-        return [said, "That leaves Seedling's own training out, whose cost is not known here."]
+        return [said, "That excludes Seedling's own training, whose cost is not known here."]
     if charged >= 1:
         return [said, f"With Seedling's own training charged it is {charged:.2f}x in FLOPs."]
-    return [said, "That leaves Seedling's own training out. With it charged, random weights come out cheaper here: the "
-            f"clone's way\nto their final loss takes {1 / charged:.0f}x the FLOPs of their whole training "
-            f"(speed-up {charged:.2g}x), which is this short."]  # fmt: skip
+    return [said, "That excludes Seedling's own training. With it included, random weights are cheaper here: "
+            f"reaching their final loss\ntakes the clone {1 / charged:.0f}x the FLOPs of their whole training, which "
+            f"is this short (speed-up {charged:.2g}x)."]  # fmt: skip

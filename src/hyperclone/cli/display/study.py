@@ -1,73 +1,66 @@
-"""What people see of a study: a bar for each run that is going on, a line for each that has ended, a table."""
+"""What people see of a study: a bar for each training that is running, a line for each that has ended, a table."""
 
 from __future__ import annotations
 
 import json
 import statistics
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hyperclone import units
 from hyperclone.planning.growth import Growth
 from hyperclone.study import results
-from hyperclone.study.config import Study
-from hyperclone.study.runner import Progress as State
-from hyperclone.study.runner import Run
-from hyperclone.study.speedup import Speedup, over_seeds
+from hyperclone.study.config import Arm, Study
+from hyperclone.study.progress import Began, Event, Progress, RateChosen, Run, RunEnded, SourceRemade
+from hyperclone.study.speedup import Speedup, Spread
 from hyperclone.training import metrics, run_record
 from hyperclone.training.config import Training
 from hyperclone.units import human_count
 
 
-class Show:
+class StudyView:
     """Watches a study and tells the console. To be used as a context."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
+        self._bars = Bars(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
-        self._going: dict[Path, tuple[TaskID, float]] = {}
+        self._running: dict[Path, TaskID] = {}
         self._over = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
-    def __enter__(self) -> Show:
-        self._bar.start()
+    def __enter__(self) -> StudyView:
+        self._bars.start()
         self._reader.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._reader.join()
-        self._bar.stop()
+        self._bars.stop()
 
-    def __call__(self, kind: str, told: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Something has happened."""
-        match kind:
-            case "begin":
-                task = self._bar.add_task(told["what"], total=None, figures="")
-                self._going[told["path"]] = (task, time.monotonic())
+        match event:
+            case Began(what, path):
+                self._running[path] = self._bars.add_task(what, total=None, figures="")
                 if not self._console.is_terminal:
-                    self._say(f"{told['what']} ...")
-            case "tuned":
-                tried = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in told["tried"])
-                self._say(f"{told['arm'].name}: learning rate {told['lr']:g} (validation loss by rate: {tried})")
-            case "end":
-                self._say(ended(told["run"]))
-            case "other source":
-                self._say(
-                    f"source {told['source'].name} was trained again, since its weights are not here, and ends at "
-                    f"{told['now']:.4f} instead of {told['before']:.4f}: arithmetic differs between machines. Runs "
-                    "of it and of its clones that were begun before are of that one; delete them to have all from one."
-                )
+                    self._say(f"{what} ...")
+            case RateChosen(arm, lr, tried):
+                losses = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in tried)
+                self._say(f"{arm.name}: learning rate {lr:g} (validation loss by rate: {losses})")
+            case RunEnded(run):
+                self._say(ended(run))
+            case SourceRemade():
+                self._say(remade(event))
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -75,94 +68,142 @@ class Show:
     def _read(self) -> None:
         """Follow the runs' own files."""
         while not self._over.wait(1.0):
-            for place, (task, _) in list(self._going.items()):
+            for path, task in list(self._running.items()):
                 try:
-                    lines = metrics.read(place)
-                    steps = json.loads((place / run_record.FILE).read_text())["curve"]["steps"]
+                    lines = metrics.read(path)
+                    steps = json.loads((path / run_record.FILE).read_text())["curve"]["steps"]
                 except (OSError, ValueError, KeyError):
                     continue
                 if not lines:
                     continue
                 loss = next((line["loss"] for line in reversed(lines) if "loss" in line), None)
                 step = lines[-1]["step"]
-                self._bar.update(task, completed=step, total=steps, figures="" if loss is None else f"loss {loss:.4f}")
+                self._bars.update(task, completed=step, total=steps, figures="" if loss is None else f"loss {loss:.4f}")
                 if step >= steps:
-                    self._bar.remove_task(task)
-                    self._going.pop(place, None)
+                    self._bars.remove_task(task)
+                    self._running.pop(path, None)
 
 
 def ended(run: Run) -> str:
     """How a run ended, in a line."""
-    if run.status != "finished" or run.path is None:
-        return f"{run.arm.name}, seed {run.seed}: {run.status}" + (f"\n{run.error}" if run.error else "")
-    losses = [line["eval_loss"] for line in metrics.read(run.path) if "eval_loss" in line]
-    came = f": held-out loss {losses[0]:.4f} -> {losses[-1]:.4f}" if losses else ": finished"
-    return f"{run.arm.name}, seed {run.seed}{came}"
+    which = f"{run.arm.name}, seed {run.seed}"
+    if run.record is None:
+        return f"{which}: {run.status}" + (f"\n{run.error}" if run.error else "")
+    losses = run.record.curve.loss
+    return f"{which}: held-out loss {losses[0]:.4f} -> {losses[-1]:.4f}"
 
 
-def outlook(study: Study) -> Table:
-    """What a study would run: its arms, and how many tokens they take in all."""
-    made = Table(title=study.name, caption=f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}")
-    made.add_column("arm")
-    made.add_column("starts from")
-    for column in ("tokens", "learning rate", "runs", "tokens in all"):
-        made.add_column(column, justify="right")
+def remade(event: SourceRemade) -> str:
+    """What came of training a source again."""
+    name, before, now = event.source.name, event.before, event.now
+    if f"{before:.4f}" == f"{now:.4f}":
+        return f"source {name} was trained again and ends at {now:.4f}, as recorded"
+    return (
+        f"source {name} was trained again and ends at {now:.4f} instead of {before:.4f}: arithmetic differs between "
+        "machines. Its finished runs, and those of its clones, are of the earlier one; delete their rows in runs.csv "
+        "to have all from one source."
+    )
+
+
+def outlook(study: Study, progress: Progress | None) -> Table:
+    """What a study would run: its arms, how many tokens they take in all, and how many runs have finished.
+
+    Args:
+        study: the request.
+        progress: what of it has finished (study.finished); None if nothing has.
+    """
+    table = Table(title=study.name, caption=f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}")
+    table.add_column("arm")
+    table.add_column("starts from")
+    for column in ("tokens", "learning rate", "runs", "finished", "tokens in all"):
+        table.add_column(column, justify="right")
     whole = 0
     for source in study.sources.values():
-        if source.train is not None:
+        if source.train is not None and source.study is None:
             tokens = units.parse(source.train["tokens"], "tokens")
             whole += tokens
-            rate = f"{source.train.get('lr', Training.lr):g}"
-            made.add_row(f"source {source.name}", "random weights", human_count(tokens), rate, "1", human_count(tokens))
+            lr = f"{source.train.get('lr', Training.lr):g}"
+            done = "" if progress is None else str(int(source.name in progress.sources))
+            row = ("random weights", human_count(tokens), lr, "1", done, human_count(tokens))
+            table.add_row(f"source {source.name}", *row)
     for arm in study.arms.values():
         tokens, runs = units.parse(arm.train["tokens"], "tokens"), len(study.seeds)
         total = tokens * runs
-        rate = f"as {arm.like}" if arm.like else f"{arm.train.get('lr', Training.lr):g}"
+        lr = f"as {arm.like}" if arm.like else f"{arm.train.get('lr', Training.lr):g}"
         if arm.tuning is not None:
             tried = arm.tuning.lr
             total += len(tried) * units.parse({**arm.train, **arm.tuning.train}["tokens"], "tokens")
-            rate, runs = "one of " + ", ".join(f"{one:g}" for one in tried), runs + len(tried)
+            lr, runs = "one of " + ", ".join(f"{rate:g}" for rate in tried), runs + len(tried)
         whole += total
-        origin = arm.model or (arm.source.name if arm.source else "")
-        how = f"{origin} {Growth(**arm.growth).flags()}" if arm.growth else origin
-        start = f"random weights ({how})" if arm.kind == "random" else how
-        made.add_row(arm.label, start, human_count(tokens), rate, str(runs), human_count(total))
-    made.add_section()
-    made.add_row("in all", "", "", "", "", human_count(whole))
-    return made
+        row = (_start(arm), human_count(tokens), lr, str(runs), _finished(arm, progress), human_count(total))
+        table.add_row(arm.label, *row)
+    table.add_section()
+    table.add_row("in all", "", "", "", "", "", human_count(whole))
+    return table
 
 
-def table(state: State, found: Sequence[tuple[Run, Speedup]]) -> Table:
+def _start(arm: Arm) -> str:
+    """What an arm starts from, in words."""
+    source = arm.model or (arm.source.name if arm.source else "")
+    grown = f"{source} {Growth(**arm.growth).flags()}" if arm.growth else source
+    return f"random weights ({grown})" if arm.kind == "random" else grown
+
+
+def _finished(arm: Arm, progress: Progress | None) -> str:
+    """How many of an arm's runs have finished, the short ones that choose its learning rate included."""
+    if progress is None:
+        return ""
+    runs = [run for run in progress.runs if run.arm.name == arm.name]
+    if any(run.status == "failed" for run in runs):
+        return "?"  # its text or its model is not on this machine, so that its key is not known
+    trials = {key for (name, _), key in progress.trials.items() if name == arm.name}
+    return str(sum(run.status == "finished" for run in runs) + len(trials & {*progress.records.trials}))
+
+
+def obstacles(progress: Progress | None) -> list[str]:
+    """Why it is not known what has finished, each reason once."""
+    if progress is None:
+        return []
+    return list(dict.fromkeys(run.error for run in progress.runs if run.status == "failed" and run.error))
+
+
+def table(progress: Progress, speedups: Sequence[tuple[Run, Speedup]]) -> Table:
     """Arms with their median over seeds (lowest to highest); compared with the control as far as that has ended."""
-    control = state.study.control
-    compared = ("less\ncontrol", "forgets", "faster:\ntokens", "\nFLOPs", "with\nsource")
-    made = Table(title=state.study.name, caption="median over seeds, lowest - highest"
-                 + ("; speed-ups as in docs/study.md" if control else ""))  # fmt: skip
-    made.add_column("arm")
+    control = progress.study.control
+    compared = ("minus\ncontrol", "forgets", "faster:\ntokens", "\nFLOPs", "with\nsource")
+    table = Table(title=progress.study.name, caption="median over seeds, lowest - highest"
+                  + ("; speed-ups as in docs/study.md" if control else ""))  # fmt: skip
+    table.add_column("arm")
     for column in ("lr", "loss", *(compared if control else ())):
-        made.add_column(column, justify="right")
-    for arm in state.study.arms.values():
-        done = [run.path for run in state.runs if run.arm is arm and run.status == "finished" and run.path]
-        losses = [rows[-1]["loss"] for place in done if (rows := results.evaluations(place))]
+        table.add_column(column, justify="right")
+    for arm in progress.study.arms.values():
+        losses = results.losses([run for run in progress.runs if run.arm is arm])
         if not losses:
             continue
-        rate = state.chosen.get(arm.like or arm.name, arm.train.get("lr"))
-        row = [arm.name, "" if rate is None else f"{rate:g}", f"{statistics.median(losses):.4f}"]
-        if ours := [one for run, one in found if run.arm is arm]:
+        lr = progress.chosen.get(arm.like or arm.name, arm.train.get("lr"))
+        row = [arm.name, "" if lr is None else f"{lr:g}", f"{statistics.median(losses):.4f}"]
+        if ours := [speedup for run, speedup in speedups if run.arm is arm]:
             forgot = [one.forgetting for one in ours if one.forgetting is not None]
-            less = f"{statistics.median(one.difference_to_target for one in ours):+.4f}"
-            row += ["control" if arm.name == control else less, f"{max(forgot):.4f}" if forgot else ""]
+            difference = f"{statistics.median(one.difference_to_target for one in ours):+.4f}"
+            row += ["control" if arm.name == control else difference, f"{max(forgot):.4f}" if forgot else ""]
             if arm.name != control:
-                fields = ("speedup_tokens", "speedup_flops", "charged_flops")
-                row += [times([getattr(one, field) for one in ours]) for field in fields]
-        made.add_row(*row)
-    return made
+                row += [
+                    times([one.speedup_tokens for one in ours]),
+                    times([one.speedup_flops for one in ours]),
+                    times([one.charged_flops for one in ours]),
+                ]
+        table.add_row(*row)
+    return table
 
 
 def times(values: Sequence[float | None]) -> str:
     """A speed-up over seeds: median (lowest to highest)."""
-    median, low, high = over_seeds(values)
-    if not high:
+    over = Spread.over(values)
+    if not over.high:
         return "not reached"
-    shown = [("at once" if one == float("inf") else f"{one:.2f}x" if one else "not") for one in (median, low, high)]
-    return shown[0] if shown[1] == shown[2] else f"{shown[0]}\n{shown[1]} - {shown[2]}"
+    median, low, high = (_factor(one) for one in (over.median, over.low, over.high))
+    return median if low == high else f"{median}\n{low} - {high}"
+
+
+def _factor(value: float) -> str:
+    return "at once" if value == float("inf") else f"{value:.2f}x" if value else "not"
