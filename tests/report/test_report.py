@@ -53,17 +53,8 @@ def study(place: Path, *, seeds: int = 3) -> Path:
         ["key", "name", "parameters", "tokens", "flops", "seconds", "loss", "hardware"],
         [[f"source-{name}", name, 500_000 * k, 1_000_000 * k, 1e12, 60.0, 3.5, ""] for k, name in enumerate("ab", 1)],
     )
-    ran = [
-        "finished",
-        0.002,
-        "adamw",
-        40_000,
-        1_000_000,
-        6_000_000,
-        40.0,
-        "one, 2 cores, 1 thread a run",
-        "torch 2.13.0",
-    ]
+    machine = ["one, 2 cores, 1 thread a run", "torch 2.13.0"]
+    ran = ["finished", 0.002, "adamw", 40_000, 1_000_000, 6_000_000, 40.0, *machine, "2026-11-25"]
     write(
         place / "runs.csv",
         ["arm", "seed", "key", "status", "lr", "optimizer", "tokens", "parameters", "flops_per_token", "seconds",
