@@ -71,7 +71,7 @@ CASES = (
 
 def planned(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
     """The figures of one case."""
-    plan = planner.make_plan(Headers.imagined(case.config, dtype="BF16"), case.growth)
+    plan = planner.make_plan(Headers.from_config(case.config, dtype="BF16"), case.growth)
     a = {axis: new for axis, (_, new) in plan.sizes.items()}
     heads = a["heads"] if "heads" in a else a["kv_heads"] * a["group"]
     kv = a.get("kv_heads", heads)

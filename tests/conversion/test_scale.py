@@ -34,7 +34,7 @@ def test_its_flops_and_sizes_are_those_of_the_stock_model() -> None:
     finally:
         sys.path.pop(0)
     for case in scale.CASES:
-        plan = planner.make_plan(Headers.imagined(case.config, dtype="BF16"), case.growth)
+        plan = planner.make_plan(Headers.from_config(case.config, dtype="BF16"), case.growth)
         kwargs = {key: value for key, value in plan.config.items() if key != "model_type"}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.config["model_type"], **kwargs))

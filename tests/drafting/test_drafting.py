@@ -191,7 +191,7 @@ def test_weights_that_the_draft_has_no_place_for_are_named(model_dir: ModelDir, 
         (
             {"model_type": "llama", **_SMALL, "quantization_config": {"quant_method": "gptq"}},
             CheckpointError,
-            "quantised",
+            "quantized",
         ),
     ],
     ids=lambda value: value.get("model_type", "none") if isinstance(value, dict) else "",

@@ -14,4 +14,4 @@ def headers(name: str) -> Headers:
 
     model_type, fields = MODELS[name]
     config = json.loads(AutoConfig.for_model(model_type, **fields).to_json_string(use_diff=False))
-    return Headers.imagined(config, dtype="F32")
+    return Headers.from_config(config, dtype="F32")

@@ -1,4 +1,4 @@
-"""Promise 5: the destination is either complete or absent, whatever happens, and a rerun continues.
+"""Promise 5: the destination is either complete or absent, whatever happens, and a rerun resumes.
 
 Every disk operation of a run is made to fail, and a run is killed before every one of them.
 """
@@ -90,8 +90,8 @@ def test_a_destination_that_exists_is_left_alone(source: Path, tmp_path: Path) -
         ("file-link", True, "is a file"),
         ("full", False, "pass --overwrite"),
         ("full-link", False, "pass --overwrite"),
-        ("full", True, "not made by hyperclone"),
-        ("full-link", True, "not made by hyperclone"),
+        ("full", True, "not written by hyperclone"),
+        ("full-link", True, "not written by hyperclone"),
         ("file/below", False, "cannot create"),
     ):
         with pytest.raises(DestinationError, match=words) as caught:
@@ -122,7 +122,7 @@ def test_the_source_is_never_written_into_whatever_way_it_is_called(
     assert content(here) == before
 
 
-def test_a_place_that_cannot_be_is_refused_with_the_reason(source: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_refused_with_the_reason(source: Path, tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     for target in (tmp_path / ("x" * 300), tmp_path / ("x" * 250), tmp_path / "a", tmp_path / "nul\0"):
@@ -132,7 +132,7 @@ def test_a_place_that_cannot_be_is_refused_with_the_reason(source: Path, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["new", "deep", "empty", "relative", "dangling link", "link to empty"])
-def test_a_place_that_is_free_is_taken_and_nothing_is_left_beside_it(
+def test_a_path_that_is_free_is_taken_and_nothing_is_left_beside_it(
     kind: str, source: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "grown"
@@ -224,14 +224,14 @@ def test_a_source_that_lies_where_the_output_would_be_built_is_not_destroyed(
 # --- Room on the disk
 
 
-def test_too_little_room_is_found_before_anything_is_written(
+def test_too_little_space_is_found_before_anything_is_written(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = hyperclone.plan(source, TWICE, shard_size="40KB")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=plan.nbytes - 1))
     monkeypatch.setattr(os, "pwrite", None)
-    with pytest.raises(DestinationError, match="not enough room") as caught:
+    with pytest.raises(DestinationError, match="not enough space") as caught:
         run(source, tmp_path / "grown")
     for word in ("found:", "expected:", "cure:", str(tmp_path)):
         assert word in str(caught.value)
@@ -241,14 +241,14 @@ def test_too_little_room_is_found_before_anything_is_written(
     run(source, tmp_path / "grown")
 
 
-def test_finished_shards_count_as_room_and_survive_a_full_disk(
+def test_finished_shards_count_as_space_and_survive_a_full_disk(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partial = interrupted(source, tmp_path / "grown")
     done = finished_shards(partial)
     usage, nbytes = shutil.disk_usage(tmp_path), hyperclone.plan(source, TWICE, shard_size="40KB").nbytes
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(DestinationError, match="not enough room"):
+    with pytest.raises(DestinationError, match="not enough space"):
         run(source, tmp_path / "grown")
     assert finished_shards(partial) == done
     there = sum((partial / name).stat().st_size for name in done)
@@ -259,7 +259,7 @@ def test_finished_shards_count_as_room_and_survive_a_full_disk(
 # --- Interrupted, failed and killed runs
 
 
-def test_a_rerun_continues_and_gives_the_same_files(
+def test_a_rerun_resumes_and_gives_the_same_files(
     source: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "grown"
@@ -286,7 +286,7 @@ def test_a_run_that_fails_at_the_very_end_has_nothing_to_write_again(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "rename", refuse)
-        with pytest.raises(DestinationError, match="cannot be given its name"):
+        with pytest.raises(DestinationError, match="cannot be renamed to its target"):
             run(source, tmp_path / "grown")
     monkeypatch.setattr(os, "pwrite", None)
     run(source, tmp_path / "grown")
@@ -391,7 +391,7 @@ def test_a_shard_that_is_not_as_the_journal_says_is_written_again(
     assert content(target) == whole
 
 
-def test_a_finished_shard_that_has_rotted_fails_the_proof_and_is_made_anew_by_the_next_run(
+def test_a_finished_shard_that_is_corrupted_fails_the_proof_and_is_written_again_by_the_next_run(
     source: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     target = tmp_path / "grown"
@@ -427,7 +427,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_whichever_disk_operation_fails_it_is_told_and_a_rerun_succeeds(
+def test_whichever_disk_operation_fails_it_is_reported_and_a_rerun_succeeds(
     overwrite: bool, source: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     old_output = content(run(source, tmp_path / "old", Growth(width=3)))
@@ -447,12 +447,12 @@ def test_whichever_disk_operation_fails_it_is_told_and_a_rerun_succeeds(
         number = (errno.ENOSPC, errno.EIO, errno.EDQUOT)[at % 3]
         with pytest.MonkeyPatch.context() as monkeypatch:
             Failing(monkeypatch, at, fail)
-            told = ""
+            message = ""
             try:
                 run(source, target, overwrite=overwrite)
             except DestinationError as error:
-                told = str(error)
-            assert not told or all(word in told for word in ("file:", os.strerror(number), "cure:"))
+                message = str(error)
+            assert not message or all(word in message for word in ("file:", os.strerror(number), "cure:"))
             # The last ones only tidy up what is complete; not being able to must not hurt.
             if target.exists():
                 assert {k: v for k, v in content(target).items() if k != "journal.jsonl"} in (whole, old_output)
@@ -586,7 +586,7 @@ def test_the_command_killed_at_random_moments_leaves_nothing_and_a_rerun_complet
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grown", "whole"]
 
 
-def test_ctrl_c_ends_with_130_without_a_traceback_and_the_next_run_continues(
+def test_ctrl_c_ends_with_130_without_a_traceback_and_the_next_run_resumes(
     source: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     target, partial = tmp_path / "grown", tmp_path / ".grown.partial"

@@ -68,7 +68,7 @@ def test_a_growth_names_the_hub_id_in_card_and_receipt(hub: list[str], tmp_path:
 
 
 def test_what_is_neither_here_nor_there_is_refused(hub: list[str]) -> None:
-    with pytest.raises(CheckpointError, match="neither a local directory nor a model"):
+    with pytest.raises(CheckpointError, match="neither a local directory nor an accessible model"):
         hyperclone.plan("someone/else", Growth(width=2))
 
 

@@ -1,4 +1,4 @@
-"""Bad input is refused with an error of ours that says where, what was found, what was expected and what to do.
+"""Bad input is refused with one of our errors: where, what was found, what was expected, and the cure.
 
 Never a bare traceback, never a silent success, and nothing of what is refused is ever executed.
 """
@@ -37,13 +37,13 @@ MANY = settings(
 
 @pytest.fixture
 def victim(model_dir: ModelDir, tmp_path: Path) -> Path:
-    """A sound model that a test may damage."""
+    """A valid model that a test may damage."""
     return shutil.copytree(model_dir(NAME), tmp_path / "victim")
 
 
 @pytest.fixture
 def sharded(model_dir: ModelDir, tmp_path: Path) -> Path:
-    """A sound model in several files that a test may damage."""
+    """A valid model in several files that a test may damage."""
     return shutil.copytree(model_dir(NAME, shard="40KB"), tmp_path / "sharded")
 
 
@@ -94,7 +94,7 @@ class Bomb:
 # --- Not a model directory
 
 
-def test_a_place_that_is_no_model_directory_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_model_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "nowhere", "no such directory", "nowhere", "config.json and *.safetensors")
@@ -158,11 +158,11 @@ def test_pickles_are_refused_and_never_read(file: str, victim: Path, tmp_path: P
 
 def test_a_pickle_under_another_name_is_refused_and_never_read(victim: Path, tmp_path: Path) -> None:
     (victim / "model.safetensors").write_bytes(pickle.dumps(Bomb(tmp_path / "marker")))
-    refused(victim, "not a sound safetensors file", "model.safetensors")
+    refused(victim, "not a valid safetensors file", "model.safetensors")
     shutil.move(victim / "model.safetensors", victim / "pytorch_model.bin")
     index = {"weight_map": {"model.norm.weight": "pytorch_model.bin"}}
     (victim / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(victim, "not a sound safetensors file", "pytorch_model.bin")
+    refused(victim, "not a valid safetensors file", "pytorch_model.bin")
     assert not (tmp_path / "marker").exists()
 
 
@@ -199,12 +199,12 @@ def test_no_weights_at_all_and_shards_without_an_index_are_refused(victim: Path)
     ],
     ids=str,
 )
-def test_quantised_checkpoints_are_refused(field: str, value: Any, found: str, victim: Path) -> None:
+def test_quantized_checkpoints_are_refused(field: str, value: Any, found: str, victim: Path) -> None:
     edit_json(victim / "config.json", **{field: value})
-    refused(victim, "quantised", "config.json", field, found, "grow the original")
+    refused(victim, "quantized", "config.json", field, found, "grow the original")
 
 
-def test_a_null_where_quantisation_would_be_means_none(victim: Path) -> None:
+def test_a_null_where_quantization_would_be_means_none(victim: Path) -> None:
     config = {**json.loads((victim / "config.json").read_text()), "quantization_config": None}
     (victim / "config.json").write_text(json.dumps(config))
     hyperclone.plan(victim, TWICE)
@@ -230,7 +230,7 @@ def test_tensors_that_are_no_plain_floating_point_are_refused_by_name(
     refused(victim, name, "model.safetensors", found, "BF16, F16, F32, F64", "grow the original")
 
 
-def test_the_scales_of_a_quantised_tensor_are_refused_as_well(victim: Path) -> None:
+def test_the_scales_of_a_quantized_tensor_are_refused_as_well(victim: Path) -> None:
     name = "model.layers.1.mlp.down_proj.weight_scale_inv"
     edit_weights(victim, lambda tensors: tensors.update({name: torch.ones(1, 1)}))
     refused(victim, name, "no place in this architecture", "model.safetensors")
@@ -256,9 +256,9 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(victim: Path) -> None:
     cuts = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(content) - 1, *range(0, len(content), 4999)}
     for cut in sorted(cuts):
         file.write_bytes(content[:cut])
-        refused(victim, "not a sound safetensors file", "model.safetensors", "download it again")
+        refused(victim, "not a valid safetensors file", "model.safetensors", "download it again")
     file.write_bytes(content + b"\0")
-    refused(victim, "not a sound safetensors file")
+    refused(victim, "not a valid safetensors file")
     file.write_bytes(content)
     hyperclone.plan(victim, TWICE)
 
@@ -290,12 +290,12 @@ NORM = "model.norm.weight"
     ],
     ids=str,
 )
-def test_a_header_that_lies_about_one_tensor_is_refused(lie: dict[str, Any], victim: Path) -> None:
+def test_a_header_that_is_wrong_about_one_tensor_is_refused(lie: dict[str, Any], victim: Path) -> None:
     file = victim / "model.safetensors"
     header = header_of(file)
     header[NORM].update(lie)
     write_header(file, header)
-    refused(victim, "not a sound safetensors file", "model.safetensors")
+    refused(victim, "not a valid safetensors file", "model.safetensors")
 
 
 @pytest.mark.parametrize("shape", [[], [0], [32, 0], [1, 32], [32, 1], [2**32, 2**32, 0]], ids=str)
@@ -305,7 +305,7 @@ def test_scalars_empty_tensors_and_reshaped_ones_are_refused(shape: list[int], v
     if 2**32 in shape:
         file = victim / "model.safetensors"
         write_header(file, {**header_of(file), NORM: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}})
-        refused(victim, "not a sound safetensors file")
+        refused(victim, "not a valid safetensors file")
         return
     tensors[NORM] = torch.ones(shape)
     save_file(tensors, victim / "model.safetensors")
@@ -313,10 +313,10 @@ def test_scalars_empty_tensors_and_reshaped_ones_are_refused(shape: list[int], v
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 2**20, 10**9, 2**63, 2**64 - 1], ids=str)
-def test_a_header_length_that_lies_is_refused_without_reading_that_much(size: int, victim: Path) -> None:
+def test_a_wrong_header_length_is_refused_without_reading_that_much(size: int, victim: Path) -> None:
     file = victim / "model.safetensors"
     write_header(file, header_of(file), size=size)
-    refused(victim, "not a sound safetensors file", "model.safetensors")
+    refused(victim, "not a valid safetensors file", "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_name_that_a_header_holds_twice_is_refused(old: bytes, new: bytes, vic
     text = json.dumps(header_of(file)).encode()
     assert text.count(old) == 1
     write_header(file, text.replace(old, new.replace(b"%s", old.strip(b'"'))))
-    message = refused(victim, "not a sound safetensors file", "model.safetensors")
+    message = refused(victim, "not a valid safetensors file", "model.safetensors")
     assert "twice" in message or "duplicate" in message
 
 
@@ -343,7 +343,7 @@ def test_an_entry_that_is_a_list_is_refused_although_safetensors_takes_it(victim
     header = header_of(file)
     header[NORM] = [header[NORM][key] for key in ("dtype", "shape", "data_offsets")]
     write_header(file, header)
-    refused(victim, "not a sound safetensors file", "model.safetensors")
+    refused(victim, "not a valid safetensors file", "model.safetensors")
 
 
 def test_headers_that_are_no_text_or_no_object_are_refused(victim: Path) -> None:
@@ -361,7 +361,7 @@ def test_headers_that_are_no_text_or_no_object_are_refused(victim: Path) -> None
         b"",
     ):
         write_header(file, header)
-        refused(victim, "not a sound safetensors file", "model.safetensors")
+        refused(victim, "not a valid safetensors file", "model.safetensors")
 
 
 def seen(path: Path) -> Any:
@@ -495,7 +495,7 @@ def test_an_index_without_a_map_is_refused(weight_map: Any, sharded: Path) -> No
 
 def test_an_index_that_names_what_no_file_holds_is_refused(sharded: Path) -> None:
     edit_index(sharded, lambda index: index["weight_map"].update(ghost=next(iter(index["weight_map"].values()))))
-    refused(sharded, "ghost", "does not hold", "cure")
+    refused(sharded, "ghost", "does not contain", "cure")
 
 
 def test_an_index_that_leaves_a_tensor_out_is_refused(sharded: Path) -> None:

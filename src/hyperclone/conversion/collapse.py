@@ -209,7 +209,7 @@ def _apart(name: str, why: str) -> CollapseError:
 def _source_headers(told: receipt.Receipt, output: Checkpoint) -> hub.Headers:
     """The source as the receipt remembers it, in the types that the output has."""
     # Which output tensor each goes into is the plan's to say, and does not depend on types.
-    bare = hub.Headers.imagined(told.source_config, own_family=told.family)
+    bare = hub.Headers.from_config(told.source_config, user_family=told.family)
     entries = {}
     for tensor in planner.make_plan(bare, replace(told.growth, dtype="fp64")).tensors:
         if tensor.original and not tensor.init_std:

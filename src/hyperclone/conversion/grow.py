@@ -12,7 +12,7 @@ from hyperclone.architectures import family_file
 from hyperclone.errors import OptionError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
-from hyperclone.io.destination import Destination, check_place
+from hyperclone.io.destination import Destination, check_target
 from hyperclone.io.files import digests, to_json
 from hyperclone.io.streaming import Progress
 from hyperclone.planning import planner
@@ -114,7 +114,7 @@ def grow(
             expected="full, or structural",
         )  # fmt: skip
     place = hub.resolve(source, revision=revision)
-    check_place(Path(destination), source=place, overwrite=overwrite)
+    check_target(Path(destination), source=place, overwrite=overwrite)
     origin = Checkpoint.open(place, family=own)
     made = planner.make_plan(origin, growth, shard_size=shard_size)
     for head, embedding in made.ties_to_check:

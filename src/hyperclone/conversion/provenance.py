@@ -24,7 +24,8 @@ def plan_of(
     if told is not None:
         # In fp64: the output may have been trained in another type, and every growth can be had in this one.
         return planner.make_plan(
-            hub.Headers.imagined(told.source_config, own_family=own or told.family), replace(told.growth, dtype="fp64")
+            hub.Headers.from_config(told.source_config, user_family=own or told.family),
+            replace(told.growth, dtype="fp64"),
         )
     if origin is None or output is None:
         raise GrowthError(

@@ -30,7 +30,7 @@ from hyperclone.drafting.toml_text import Architecture, Hypothesis
 from hyperclone.errors import HypercloneError
 from hyperclone.hf import models, tiny_models
 from hyperclone.io import hub
-from hyperclone.io.checkpoint import Checkpoint, refuse_quantised
+from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
 from hyperclone.planning import checks, planner
 from hyperclone.planning.growth import Growth
 from hyperclone.proof import family_validation
@@ -90,7 +90,7 @@ def draft(source: str | os.PathLike[str]) -> Draft:
         HypercloneError: transformers makes no language model of this config, or its sizes cannot be made out at all.
     """
     config = hub.config(source)
-    refuse_quantised(config, Path("config.json"))
+    refuse_quantized(config, Path("config.json"))
     with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
         place = Path(scratch) / "source"
         known, own = _look(config, place)
@@ -135,7 +135,7 @@ def _look(config: Mapping[str, Any], place: Path) -> tuple[Architecture, dict[st
 
 
 def _read(found: ConfigFields, last: frozenset[str]) -> tuple[DraftedAxes, dict[str, TensorLayouts]]:
-    """Axes and candidate layouts. A head size that the config leaves out had better stay so where some tensors ignore it."""
+    """Axes and candidate layouts. A head size that the config leaves out stays so where some tensors ignore it."""
     axes = dimensions.axes(found)
     reads = dimensions.read(found, axes, last)
     if (

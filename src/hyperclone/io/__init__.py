@@ -1,1 +1,1 @@
-"""Files: reading checkpoints, Hub ids, output directories that are complete or absent, shards, threads."""
+"""Files: checkpoints, the Hub, output directories that are complete or absent, shards, threads."""

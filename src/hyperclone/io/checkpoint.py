@@ -1,7 +1,6 @@
 """Reading a Hugging Face model directory: safetensors and JSON only, never pickle, never remote code.
 
-Headers are validated before any weight is read; weights are read with plain `pread` into buffers of our own. A
-memory map would be simpler, but its touched pages count as resident memory, up to the size of the checkpoint.
+Headers are validated before any weight is read (tensor_files.py).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from hyperclone.io.files import exists, read_json
 from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-# Carried over to the grown directory. Everything else (other formats' weights, code, training state) is left behind.
+# Copied to the grown directory. Everything else (weights in other formats, code, optimizer state) is left behind.
 _CARRIED = re.compile(
     r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|.*\.model(\.v\d+)?|tekken\.json|merges\.txt|vocab\.txt|.*\.jinja|.*\.tiktoken|LICENSE.*|NOTICE.*|.*USE_POLICY.*",
@@ -44,16 +43,16 @@ class Checkpoint(TensorFiles):
         config: dict[str, Any],
         files: list[str],
         entries: dict[str, Entry],
-        own_family: Family | None = None,
+        user_family: Family | None = None,
     ) -> None:
         """Store what has been read and checked.
 
         Args:
             path, config, files, entries: the attributes.
-            own_family: the user's family file; None for the family that ships for the config's model type.
+            user_family: the user's family file; None for the family that ships for the config's model type.
         """
         super().__init__(path, entries)
-        self.config, self.files, self._own_family = config, files, own_family
+        self.config, self.files, self._user_family = config, files, user_family
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, family: Family | None = None) -> Checkpoint:
@@ -61,53 +60,54 @@ class Checkpoint(TensorFiles):
 
         Args:
             path: the directory.
-            family: the user's own; by default the one that ships for the config's model type.
+            family: the user's family file; by default the one that ships for the config's model type.
 
         Raises:
-            CheckpointError: anything about the directory that would make its weights unreliable.
+            CheckpointError: the directory is incomplete, inconsistent, corrupt, quantized, pickled or an adapter.
         """
         directory = Path(path)
         _check_directory(directory)
         config = read_json(directory / "config.json", missing="not a model directory: it has no config.json")
-        refuse_quantised(config, directory / "config.json")
+        refuse_quantized(config, directory / "config.json")
         weight_map = _read_index(directory)
         files = [_single_file(directory)] if weight_map is None else sorted(set(weight_map.values()))
         entries = _read_headers(directory, files)
         if weight_map is not None:
             _check_index(directory, weight_map, entries)
         entries = full_names(config, entries, own=family)
-        return cls(directory, config=config, files=files, entries=entries, own_family=family)
+        return cls(directory, config=config, files=files, entries=entries, user_family=family)
 
     @property
     def family(self) -> Family:
-        """What is known about the architecture.
+        """The architecture.
 
         Raises:
-            FamilyError: nothing is.
+            FamilyError: it is unknown.
         """
-        return of_config(self.config, own=self._own_family)
+        return of_config(self.config, own=self._user_family)
 
     @property
     def carried_files(self) -> list[Path]:
-        """Files besides config and weights that belong to the model: tokenizer, templates, licence."""
+        """Files besides config and weights that belong to the model: tokenizer, templates, license."""
         return carried_files(self.path)
 
     @property
     def identity(self) -> str:
-        """Changes when the files change: their place, names, sizes and times."""
+        """Changes when the files change: their path, names, sizes or times."""
         # The change time as well: copying tools set the modification time back, and nobody can set this one.
         stats = [(self.path / file).stat() for file in ("config.json", *self.files)]
         return f"{self.path.resolve()}:{self.files}:{[(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]}"
 
 
 def _check_directory(directory: Path) -> None:
+    """Raise unless there is a directory, and no adapter in it."""
     if not exists(directory) or not directory.is_dir():
         raise CheckpointError(
             "not a model directory" if exists(directory) else "no such directory",
             file=directory,
             expected="a directory with config.json and *.safetensors",
         )
-    # transformers would load an adapter that lies beside a whole model too, so that is not the model either.
+    # transformers would also load an adapter that lies beside a whole model, so that is not the model either.
     if (directory / "adapter_config.json").exists():
         raise CheckpointError(
             "this is an adapter, not a model, or a model with an adapter beside it",
@@ -117,7 +117,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:
-    """The index's file for each tensor, every file there; None without an index."""
+    """The index: the file of each tensor, every one of which exists; None without an index."""
     index = directory / _INDEX
     if not index.exists():
         return None
@@ -169,7 +169,7 @@ def _single_file(directory: Path) -> str:
         )
     shards = [n for n in names if n.endswith(".safetensors")]
     raise CheckpointError(
-        "shards without an index: which of them make the model is not known"
+        "shards without an index: it is unknown which of them make up the model"
         if shards
         else "no safetensors weights in this directory",
         file=directory,
@@ -197,11 +197,11 @@ def _read_headers(directory: Path, files: list[str]) -> dict[str, Entry]:
 
 
 def _check_index(directory: Path, weight_map: Mapping[str, str], entries: Mapping[str, Entry]) -> None:
-    """The index and the files name the same tensors in the same places."""
+    """Raise unless the index and the files name the same tensors in the same files."""
     for name, file in weight_map.items():
         if name not in entries:
             raise CheckpointError(
-                "the index names a tensor that its file does not hold",
+                "the index names a tensor that its file does not contain",
                 file=directory / file,
                 tensor=name,
                 cure="download both again, or save the model again with save_pretrained into an empty directory",
@@ -215,7 +215,7 @@ def _check_index(directory: Path, weight_map: Mapping[str, str], entries: Mappin
             )
     if extra := [name for name in entries if name not in weight_map]:
         raise CheckpointError(
-            "a file holds a tensor that the index does not name",
+            "a file contains a tensor that the index does not name",
             file=directory / entries[extra[0]].file,
             tensor=extra[0],
             cure="download both again, or save the model again with save_pretrained into an empty directory",
@@ -223,22 +223,22 @@ def _check_index(directory: Path, weight_map: Mapping[str, str], entries: Mappin
 
 
 def carried_files(path: Path) -> list[Path]:
-    """Files of a model directory besides config and weights that belong to the model: tokenizer, templates, licence."""
-    found = [p for p in sorted(path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
+    """Files of a model directory besides config and weights that belong to the model: tokenizer, templates, license."""
+    files = [p for p in sorted(path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
     for templates in (path / "chat_templates", path / "additional_chat_templates"):
         if templates.is_dir():
-            found += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
-    return found
+            files += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
+    return files
 
 
-def refuse_quantised(config: Mapping[str, Any], file: Path) -> None:
-    """Raises CheckpointError if a config speaks of quantised weights."""
+def refuse_quantized(config: Mapping[str, Any], file: Path) -> None:
+    """Raise CheckpointError if a config says that the weights are quantized."""
     for field in ("quantization_config", "compression_config"):
-        if (how := config.get(field)) is not None:
+        if (method := config.get(field)) is not None:
             raise CheckpointError(
-                "quantised checkpoints cannot be grown: their integers are not the weights",
+                "quantized checkpoints cannot be grown: their integers are not the weights",
                 file=file,
                 field=field,
-                found=how.get("quant_method", "a method without a name") if isinstance(how, dict) else how,
-                cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantise the result",
+                found=method.get("quant_method", "a method without a name") if isinstance(method, dict) else method,
+                cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantize the result",
             )

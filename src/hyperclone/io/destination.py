@@ -1,8 +1,8 @@
-"""The output directory: complete or absent, whatever happens, and a rerun continues.
+"""The output directory: complete or absent, whatever happens, and a rerun resumes.
 
-Everything is written to a hidden directory beside the target, synced, and renamed at the end, which on one file
-system is a single step. A journal in it names the shards that are finished and safely on disk; a rerun with the same
-plan and the same source skips them.
+Everything is written to a hidden directory beside the target, synced, and renamed at the end, which is a single step
+within a file system. A journal in it names the shards that are complete and synced; a rerun with the same plan and the
+same source resumes after them.
 """
 
 from __future__ import annotations
@@ -28,26 +28,34 @@ class Destination:
     """A directory being built at `partial`, to become `target`.
 
     Attributes:
-        target: where it will be.
-        partial: where it is built.
+        target: its final path.
+        partial: its path while it is being built.
         finished: shard files that an earlier run with the same fingerprint has completed.
     """
 
     def __init__(self, target: Path, *, source: Path, fingerprint: str, nbytes: int, overwrite: bool) -> None:
-        """Check the place and open (or take up again) the partial directory.
+        """Check the target, and create the partial directory or resume the one of an earlier run.
+
+        Args:
+            target: the output directory.
+            source: the source's directory, which is never written to.
+            fingerprint: what the output's bytes depend on; only shards written under the same one are kept.
+            nbytes: bytes that the output will take.
+            overwrite: replace an earlier output of hyperclone.
 
         Raises:
-            DestinationError: exists, is the source or inside it, is being written by another run, or does not fit.
+            DestinationError: the target exists, is the source or inside it, is being written by another run, or does
+                not fit on the disk.
         """
-        self._check: Callable[[], None] = partial(check_place, target, source=source, overwrite=overwrite)
+        self._check: Callable[[], None] = partial(check_target, target, source=source, overwrite=overwrite)
         self._check()
-        self.target = target.resolve()  # of a link, what it points to: the link stays, and renaming stays on one disk
+        self.target = target.resolve()  # a link itself stays; renaming stays within one file system
         self.partial, self._replaced = _beside(self.target)
-        with _refusals("cannot create the output here", self.partial):
+        with _os_errors("cannot create the output here", self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             if not (self.partial / _JOURNAL).exists() and any(self.partial.iterdir()):
                 raise DestinationError(
-                    "a directory without a journal is where this output is to be built",
+                    "the directory in which this output would be built exists, and has no journal",
                     file=self.partial,
                     cure="remove it yourself if it is not needed",
                 )
@@ -58,9 +66,9 @@ class Destination:
             self._journal.close()
             raise
         try:
-            self._check()  # again: a run that had the lock until now may have finished
-            with _refusals("cannot create the output here", self.partial):
-                self.finished = self._take_up(fingerprint)
+            self._check()  # again: another run may have held the lock until now, and finished
+            with _os_errors("cannot create the output here", self.partial):
+                self.finished = self._resume(fingerprint)
                 self._check_space(nbytes)
         except BaseException:
             self.close()
@@ -69,7 +77,7 @@ class Destination:
     def _lock(self) -> None:
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that ended just now has taken away the journal that we opened: the lock on it is worth nothing.
+            # A run that ended just now has removed the journal that we opened, so that a lock on it locks nothing.
             locked = os.path.samestat(os.fstat(self._journal.fileno()), os.stat(self.partial / _JOURNAL))
         except (BlockingIOError, FileNotFoundError):
             locked = False
@@ -80,7 +88,7 @@ class Destination:
                 "another run is writing this output", file=self.partial, cure="wait for it, or choose another name"
             )
 
-    def _take_up(self, fingerprint: str) -> frozenset[str]:
+    def _resume(self, fingerprint: str) -> frozenset[str]:
         """Keep the finished shards of an earlier run with this fingerprint; remove everything else."""
         self._journal.seek(0)
         lines = []
@@ -88,7 +96,7 @@ class Destination:
             try:
                 lines.append(json.loads(line))
             except (ValueError, RecursionError):
-                break  # the run was cut off while writing this line; what it spoke of is not finished
+                break  # the run was killed while it wrote this line, so the shard is not finished
         kept = []
         if lines and lines[0] == {"fingerprint": fingerprint}:
             kept = [line for line in lines[1:] if self._is_finished(line)]
@@ -113,19 +121,19 @@ class Destination:
         self._journal.seek(0)
         self._journal.truncate()
         for line in lines:
-            self._log(line)
+            self._append(line)
 
-    def _log(self, line: dict[str, Any]) -> None:
+    def _append(self, line: dict[str, Any]) -> None:
         self._journal.write(json.dumps(line) + "\n")
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
     def _check_space(self, nbytes: int) -> None:
-        there = sum((self.partial / file).stat().st_blocks * 512 for file in self.finished)
-        free = shutil.disk_usage(self.partial).free + there
+        kept = sum((self.partial / file).stat().st_blocks * 512 for file in self.finished)
+        free = shutil.disk_usage(self.partial).free + kept
         if nbytes > free:
             raise DestinationError(
-                "not enough room on the disk",
+                "not enough space on the disk",
                 file=self.target.parent,
                 found=f"{free / 1e9:.2f} GB free",
                 expected=f"{nbytes / 1e9:.2f} GB",
@@ -134,7 +142,7 @@ class Destination:
 
     @contextmanager
     def shard(self, file: str, *, nbytes: int) -> Iterator[int]:
-        """A file descriptor to write a shard of known size; on leaving it is synced and noted as finished."""
+        """A file descriptor to write a shard of known size with; on exit it is synced and recorded as finished."""
         descriptor = os.open(self.partial / file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -144,22 +152,22 @@ class Destination:
             yield descriptor
             os.fsync(descriptor)
         except BaseException:
-            (self.partial / file).unlink()  # half a shard is of no use to a rerun and may be large
+            (self.partial / file).unlink()  # a rerun cannot use half a shard, and it may be large
             raise
         finally:
             os.close(descriptor)
-        self._log({"shard": file, "bytes": nbytes})
+        self._append({"shard": file, "bytes": nbytes})
 
     def write_text(self, file: str, text: str) -> None:
         """Write and sync a small file."""
-        with _refusals("writing the output failed", self.partial / file):
+        with _os_errors("writing the output failed", self.partial / file):
             files.write_text(self.partial / file, text)
 
     def carry(self, paths: list[Path], *, root: Path) -> None:
-        """Copy files of the source, keeping their relative places."""
+        """Copy files of the source, keeping their relative paths."""
         for file in paths:
             copy = self.partial / file.relative_to(root)
-            with _refusals("copying a file of the source failed", file), file.open("rb") as original:
+            with _os_errors("copying a file of the source failed", file), file.open("rb") as original:
                 copy.parent.mkdir(exist_ok=True)
                 with copy.open("wb") as stream:
                     shutil.copyfileobj(original, stream)
@@ -167,14 +175,14 @@ class Destination:
                     os.fsync(stream.fileno())
 
     def publish(self) -> None:
-        """Give the finished directory its name. An old output with that name is removed only afterwards."""
-        self._check()  # again: hours may have passed, and what is there now may be somebody's work
+        """Rename the finished directory to its target. An old output there is removed only afterwards."""
+        self._check()  # again: hours may have passed, and somebody may have created the target
         old = self._replaced
-        with _refusals("the finished output cannot be given its name", self.target):
+        with _os_errors("the finished output cannot be renamed to its target", self.target):
             _sync_directory(self.partial)
             if self.target.exists():
                 if old.exists():
-                    shutil.rmtree(old)  # left by a run that was killed while it removed this
+                    shutil.rmtree(old)  # left by a run that was killed while it removed it
                 self.target.rename(old)
             try:
                 self.partial.rename(self.target)
@@ -182,7 +190,7 @@ class Destination:
                 if old.exists():
                     old.rename(self.target)
                 raise
-            # Only now: had the run been killed before, a rerun would have found all shards finished.
+            # Only now: had the run been killed before, a rerun would still find every shard finished.
             (self.target / _JOURNAL).unlink()
             _sync_directory(self.target)
             _sync_directory(self.target.parent)
@@ -190,11 +198,11 @@ class Destination:
         shutil.rmtree(old, ignore_errors=True)
 
     def forget(self) -> None:
-        """Finished shards count as unfinished from now on: a rerun starts anew."""
+        """Count every finished shard as unfinished: a rerun starts over."""
         self._restart_journal([])
 
     def close(self) -> None:
-        """Let go of the lock. What was built stays for a rerun; if nothing was, nothing stays."""
+        """Release the lock. Finished shards stay for a rerun; without any, the partial directory is removed."""
         if self._journal.closed:
             return
         with suppress(OSError):
@@ -204,31 +212,33 @@ class Destination:
         self._journal.close()
 
 
-def check_place(target: Path, *, source: Path, overwrite: bool) -> None:
-    """The target may be written.
+def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
+    """Raise unless the target may be written.
 
     Raises:
-        DestinationError: it exists, or it and the source are one or inside each other.
+        DestinationError: it exists, or it and the source are the same or inside each other.
     """
     try:
         target, source = target.resolve(), source.resolve()
         exists = target.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, not ours to look into, links in a circle
-        raise DestinationError("no output can be made here", file=target, found=error) from None
+    except (OSError, RuntimeError, ValueError) as error:  # too long, not accessible, a circle of links
+        raise DestinationError("no output can be written here", file=target, found=error) from None
     if target == source:
         raise DestinationError("the destination is the source", file=target, cure="choose another directory")
     if source in target.parents:
         raise DestinationError("the destination is inside the source", file=target, cure="choose another directory")
     if target in source.parents:
         raise DestinationError("the source is inside the destination", file=target, cure="choose another directory")
-    if any(place == source or place in source.parents for place in _beside(target)):
+    if any(path == source or path in source.parents for path in _beside(target)):
         raise DestinationError(
-            "the source is where this output would be built", file=source, cure="choose another directory"
+            "the source is in the directory in which this output would be built",
+            file=source,
+            cure="choose another directory",
         )
     if not exists:
         return
     if not target.is_dir():
-        raise DestinationError("the destination is a file", file=target, expected="a directory to be made")
+        raise DestinationError("the destination is a file", file=target, expected="a directory")
     if not any(target.iterdir()):
         return
     if not overwrite:
@@ -237,7 +247,7 @@ def check_place(target: Path, *, source: Path, overwrite: bool) -> None:
         )
     if not (target / RECEIPT).is_file():
         raise DestinationError(
-            "the destination was not made by hyperclone, so it is not replaced",
+            "the destination was not written by hyperclone, so it is not replaced",
             file=target,
             expected=f"a directory with {RECEIPT}",
             cure="remove it yourself if it is not needed",
@@ -245,13 +255,13 @@ def check_place(target: Path, *, source: Path, overwrite: bool) -> None:
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
-    """Where an output is built, and where an old one waits until the new one has its name."""
+    """Where an output is built, and where an old one is kept until the new one has replaced it."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.replaced")
 
 
 @contextmanager
-def _refusals(problem: str, file: Path) -> Iterator[None]:
-    """What the operating system refuses is told as an error of ours."""
+def _os_errors(problem: str, file: Path) -> Iterator[None]:
+    """Raise DestinationError for what the operating system refuses."""
     try:
         yield
     except OSError as error:
@@ -259,7 +269,7 @@ def _refusals(problem: str, file: Path) -> Iterator[None]:
             problem,
             file=file,
             found=error.strerror or error,
-            cure="mend that and run the same command again: finished files are kept",
+            cure="fix that, then rerun the same command to resume: finished files are kept",
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Small files: JSON read and written, text that is replaced whole or not at all, hashes."""
+"""Small files: reading and writing JSON, replacing text in one step, hashes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]
 
 
 def exists(path: Path) -> bool:
-    """Whether something is there that we may look at."""
+    """Whether the path exists and is accessible."""
     try:
         return path.exists()
-    except OSError:  # the name is too long, or the place is not ours to look into
+    except OSError:  # the name is too long, or a directory on the way is not accessible
         return False
 
 
 def digests(root: Path, files: list[Path]) -> dict[str, str]:
-    """SHA-256 of some small files, by their place below `root`."""
+    """SHA-256 of some small files, by their path below `root`."""
     return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -1,4 +1,4 @@
-"""Sources by name: a local directory, or a model on the Hub, of which a plan reads headers only."""
+"""Sources by name: a local directory, or a model on the Hub, of which a plan fetches the headers only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import full_names, of_config
 from hyperclone.errors import CheckpointError
-from hyperclone.io.checkpoint import Checkpoint, refuse_quantised
+from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
 from hyperclone.io.files import exists, read_json
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
 
-# What belongs to a model at the top of its repository; other formats and subfolders are left where they are.
+# The files of a model at the top of its repository; other formats and subfolders are not downloaded.
 _FILES = (
     "*.json", "model*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*chat_templates/*.jinja",
     "*.tiktoken", "LICENSE*", "NOTICE*", "README.md",
@@ -28,51 +28,59 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Headers:
-    """A source of which only the config and the headers are known."""
+    """A source known by its config and headers only.
+
+    Attributes:
+        config: config.json.
+        entries: its tensors by name.
+        user_family: the user's family file; None for the family that ships for the config's model type.
+    """
 
     config: dict[str, Any]
     entries: Mapping[str, Entry]
-    own_family: Family | None = None
+    user_family: Family | None = None
 
     @property
     def family(self) -> Family:
-        """What is known about the architecture."""
-        return of_config(self.config, own=self.own_family)
+        """The architecture."""
+        return of_config(self.config, own=self.user_family)
 
     @classmethod
-    def imagined(cls, config: dict[str, Any], *, dtype: str = "F64", own_family: Family | None = None) -> Headers:
-        """The headers that a checkpoint with this config must have, all of one type (by its name in safetensors)."""
-        fam = of_config(config, own=own_family)
-        sizes = fam.sizes(config)
-        shapes = {name: layout.shape(sizes) for name, layout in fam.tensors(config).items()}
-        entries = {name: Entry("", dtype, s, 0, math.prod(s) * DTYPES[dtype][1]) for name, s in shapes.items()}
-        return cls(config, entries, own_family)
+    def from_config(cls, config: dict[str, Any], *, dtype: str = "F64", user_family: Family | None = None) -> Headers:
+        """The headers that a checkpoint with this config has, all of one type (by its name in safetensors)."""
+        family = of_config(config, own=user_family)
+        sizes = family.sizes(config)
+        shapes = {name: layout.shape(sizes) for name, layout in family.tensors(config).items()}
+        entries = {
+            name: Entry("", dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1]) for name, shape in shapes.items()
+        }
+        return cls(config, entries, user_family)
 
 
 def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:
     """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
 
     Raises:
-        CheckpointError: neither, or not a model that can be grown.
+        CheckpointError: neither is accessible, or it is not a model that can be grown.
     """
     if _is_local(source, revision):
         return Checkpoint.open(source, family=family)
     from huggingface_hub import HfApi
 
-    told = config(source, revision=revision)
-    with _refusals(source):
-        found = HfApi().get_safetensors_metadata(str(source), revision=revision)
-    refuse_quantised(told, Path("config.json"))
+    source_config = config(source, revision=revision)
+    with _hub_errors(source):
+        repository = HfApi().get_safetensors_metadata(str(source), revision=revision)
+    refuse_quantized(source_config, Path("config.json"))
     entries = {}
-    for file, metadata in sorted(found.files_metadata.items()):
+    for file, metadata in sorted(repository.files_metadata.items()):
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
-    return Headers(told, full_names(told, entries, own=family), family)
+    return Headers(source_config, full_names(source_config, entries, own=family), family)
 
 
 def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
-    """config.json of a local directory or a Hub id, or a file of that kind.
+    """The config.json of a local directory or a Hub id, or the JSON file at the path given.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
@@ -84,26 +92,26 @@ def config(source: str | os.PathLike[str], *, revision: str | None = None) -> di
         return read_json(path / "config.json", missing="not a model directory: it has no config.json")
     from huggingface_hub import hf_hub_download
 
-    with _refusals(source):
+    with _hub_errors(source):
         return read_json(Path(hf_hub_download(str(source), "config.json", revision=revision)))
 
 
 def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
-    """A local directory, or a Hub id downloaded to the Hub's own cache.
+    """The path of a local directory, or of a Hub id's snapshot downloaded to the Hub's cache.
 
     Raises:
-        CheckpointError: neither.
+        CheckpointError: neither is accessible.
     """
     if _is_local(source, revision):
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    with _refusals(source):
+    with _hub_errors(source):
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES)))
 
 
 def public_name(source: str | os.PathLike[str]) -> str:
-    """How receipts and cards call a source: its Hub id, or a local directory's name without its place."""
+    """The name of a source in receipts and model cards: its Hub id, or a local directory's name without its path."""
     path = Path(source)
     return path.resolve().name if exists(path) else str(source)
 
@@ -111,14 +119,12 @@ def public_name(source: str | os.PathLike[str]) -> str:
 def _is_local(source: str | os.PathLike[str], revision: str | None) -> bool:
     local = exists(Path(source)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith(".")
     if local and revision is not None:
-        raise CheckpointError(
-            "a local directory has no revisions", field="revision", found=revision, cure="leave it out"
-        )
+        raise CheckpointError("a local directory has no revisions", field="revision", found=revision, cure="omit it")
     return local
 
 
 @contextmanager
-def _refusals(source: str | os.PathLike[str]) -> Iterator[None]:
+def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
 
     try:
@@ -132,7 +138,7 @@ def _refusals(source: str | os.PathLike[str]) -> Iterator[None]:
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
-            "neither a local directory nor a model that the Hub gives out",
+            "neither a local directory nor an accessible model on the Hub",
             file=source,
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             cure="check the spelling, the network, and access to gated models (`hf auth login`)",

@@ -17,7 +17,7 @@ from hyperclone.units import parse_size
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A tensor to be stored: what a safetensors header says about it."""
+    """A tensor in a safetensors header, before its offset is known."""
 
     name: str
     dtype: str
@@ -43,13 +43,15 @@ class Shard:
 
     @property
     def largest_first(self) -> list[str]:
-        """Tensor names by size, so that no thread is left alone with a large one at the end."""
+        """Tensor names by size, so that no thread is left with a large one at the end."""
         ends = dict(zip(sorted(self.offsets.values()), [*sorted(self.offsets.values())[1:], self.nbytes], strict=True))
         return sorted(self.offsets, key=lambda name: self.offsets[name] - ends[self.offsets[name]])
 
 
 def lay_out(tensors: Sequence[TensorHeader], *, shard_size: str | int, stem: str = "model") -> list[Shard]:
-    """Fill files `stem`... up to `shard_size` bytes in the given order; a tensor is never cut in two.
+    """Lay tensors out in files named `stem`..., in the given order, each up to `shard_size` bytes of tensors.
+
+    A tensor is never split: one that is larger than `shard_size` has a file of its own.
 
     Raises:
         OptionError: the size is not a positive number of bytes.
@@ -59,13 +61,13 @@ def lay_out(tensors: Sequence[TensorHeader], *, shard_size: str | int, stem: str
     if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
         raise OptionError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
     groups: list[list[TensorHeader]] = [[]]
-    room = shard_size
+    remaining = shard_size
     for tensor in tensors:
-        if groups[-1] and tensor.nbytes > room:
+        if groups[-1] and tensor.nbytes > remaining:
             groups.append([])
-            room = shard_size
+            remaining = shard_size
         groups[-1].append(tensor)
-        room -= tensor.nbytes
+        remaining -= tensor.nbytes
     if len(groups) == 1:
         return [_shard(f"{stem}.safetensors", groups[0])]
     return [_shard(f"{stem}-{i:05}-of-{len(groups):05}.safetensors", g) for i, g in enumerate(groups, start=1)]

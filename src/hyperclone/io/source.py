@@ -1,4 +1,4 @@
-"""What the rest of the package needs of a model, whether it is a directory, on the Hub, or in memory."""
+"""Protocols of a model that is read, whether it is a directory, on the Hub, or in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """What a plan needs of a model: its config, the headers of its tensors, and what is known of the architecture."""
+    """What a plan needs: the config, the headers of the tensors, and the architecture."""
 
     @property
     def config(self) -> dict[str, Any]: ...

@@ -1,7 +1,7 @@
-"""Threads, slices and bytes: everything that moves weights between disk and memory in bounded pieces.
+"""Threads, slices and bytes: moving weights between disk and memory in bounded pieces.
 
-A thread takes one tensor at a time and works through it in slices of rows, so what is in memory is a few slices for
-each thread, whatever the model's size.
+A thread takes one tensor at a time and works through it in slices of rows, so only a few slices for each thread are
+in memory, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def digest(model: Weights | TensorFiles, name: str) -> str:
 
 
 class Meter:
-    """Counts work done by several threads and tells a progress callback."""
+    """Adds up the work of several threads for a progress callback."""
 
     def __init__(self, stage: str, total: int, progress: Progress | None) -> None:
         self.stage, self.total, self.progress = stage, total, progress
@@ -62,7 +62,7 @@ class Meter:
         self.add(0)
 
     def add(self, units: int) -> None:
-        """Note some more work."""
+        """Report more work done."""
         with self._lock:
             self.done += units
             if self.progress:
@@ -84,7 +84,7 @@ def write_shards(
         files: the shards, laid out.
         target: where they go.
         pieces: the content of a tensor by name, in stored order; called in several threads at once.
-        stage: what to tell `progress`.
+        stage: the name of this work for `progress`.
 
     Raises:
         DestinationError: the disk refused a write.
@@ -118,17 +118,17 @@ def write_shards(
                     "writing the output failed",
                     file=target.partial / shard.file,
                     found=error.strerror or error,
-                    cure="mend that and run the same command again: finished files are kept",
+                    cure="fix that, then rerun the same command to resume: finished files are kept",
                 ) from None
 
 
 @contextmanager
 def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Threads that each run torch on one processor; torch's own setting is put back afterwards."""
+    """Threads that each run torch on one core; torch's own setting is restored afterwards."""
     import torch
 
     if threads is not None and threads < 1:
-        raise OptionError("no work can be done without a thread", field="threads", found=threads, expected="1 or more")
+        raise OptionError("too few threads", field="threads", found=threads, expected="1 or more")
     count = threads or min(8, max(2, os.cpu_count() or 1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -141,9 +141,9 @@ def worker_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
 
 
 def run_all(pool: ThreadPoolExecutor, job: Callable[[_T], None], items: Iterable[_T]) -> None:
-    """Run a job for every item, side by side; the first error stops those that have not started.
+    """Run a job for every item in parallel; the first error cancels those that have not started.
 
-    Whatever happens, an interruption included, no job is running any more afterwards: their files can be closed.
+    When this returns or raises, also for an interruption, no job is running any more: their files can be closed.
     """
     futures = [pool.submit(job, item) for item in items]
     try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
 
 
-# safetensors name -> (torch name, bytes). What can be grown; everything else is refused by name.
+# safetensors name -> (torch name, bytes) of the types that can be grown; all others are refused by name.
 DTYPES: dict[str, tuple[str, int]] = {
     "BF16": ("bfloat16", 2),
     "F16": ("float16", 2),
@@ -59,7 +59,7 @@ class TensorFiles:
         """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
 
         Raises:
-            CheckpointError: the file ended early.
+            CheckpointError: the file is truncated or cannot be read.
         """
         import torch
 
@@ -72,12 +72,14 @@ class TensorFiles:
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
             try:
-                got = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
+                count = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
             except OSError as error:
-                raise CheckpointError("reading failed", file=self.path / entry.file, tensor=name, found=error) from None
-            if not got:
-                raise CheckpointError("the file ended early", file=self.path / entry.file, tensor=name)
-            done += got
+                raise CheckpointError(
+                    "the file cannot be read", file=self.path / entry.file, tensor=name, found=error
+                ) from None
+            if not count:
+                raise CheckpointError("the file is truncated", file=self.path / entry.file, tensor=name)
+            done += count
         return tensor
 
     def _descriptor(self, file: str) -> int:
@@ -92,10 +94,10 @@ class TensorFiles:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """Every tensor of a safetensors file, in file order. The safetensors library judges the header first.
+    """Every tensor of a safetensors file, in file order. The safetensors library validates the header first.
 
     Raises:
-        CheckpointError: truncated, lying about sizes or offsets, or a dtype that cannot be grown.
+        CheckpointError: corrupt, truncated, or not a safetensors file.
     """
     try:
         with safe_open(path, framework="np"):
@@ -110,7 +112,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         }
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            "not a sound safetensors file",
+            "not a valid safetensors file",
             file=path,
             found=error,
             cure="download it again, or save the model again; nothing was read from it",
@@ -119,16 +121,16 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; safetensors itself would silently take the last of two tensors with one name."""
-    if len(found := dict(pairs)) != len(pairs):
+    if len(content := dict(pairs)) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the header names {next(n for n in names if names.count(n) > 1)!r} twice")
-    return found
+    return content
 
 
 def _entry(file: str, name: str, info: dict[str, Any], *, start: int) -> Entry:
     begin, end = info["data_offsets"]
     shape = tuple(info["shape"])
-    # safetensors checks this too; a wrong size here would silently shear every row that follows.
+    # safetensors checks this too; a wrong size here would silently shift every row that follows.
     if info["dtype"] in DTYPES and end - begin != math.prod(shape) * DTYPES[info["dtype"]][1]:
         raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {info['dtype']}")
     return Entry(file, info["dtype"], shape, start + begin, end - begin)

@@ -244,7 +244,7 @@ class Runner:
         target = self._output / "shapes" / self._key(arm, seed)
         if not target.is_dir():
             sizes = replace(self._growth(arm, seed), noise="none", allow_rounding=True)  # no weight is made from it
-            config = planner.make_plan(hub.Headers.imagined(hub.config(source)), sizes).config
+            config = planner.make_plan(hub.Headers.from_config(hub.config(source)), sizes).config
             partial_target = target.with_name(f".{target.name}")
             partial_target.mkdir(parents=True, exist_ok=True)
             carry(source, partial_target, config=False, grown=False)

@@ -15,7 +15,7 @@ from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf import models
 from hyperclone.io import hub
-from hyperclone.io.destination import check_place
+from hyperclone.io.destination import check_target
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, run_record, task_callback
 from hyperclone.training.budget import Budget
@@ -98,7 +98,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     _check_launched(training)
     directory, output = hub.resolve(training.model), Path(training.output)
     if not output.exists():
-        check_place(output, source=directory, overwrite=False)
+        check_target(output, source=directory, overwrite=False)
     config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)
     grown = _receipt(training, directory)
     optimizer_state = _optimizer_state(training, grown)
