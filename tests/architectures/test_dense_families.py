@@ -197,7 +197,7 @@ def patterned(name: str, path: Path) -> Path:
     lists = ("layer_types", "no_rope_layers")
     config = {key: value for key, value in config.items() if key not in lists} | {"num_hidden_layers": 3, **fields}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**config))
-    models.randomise(model, seed=0).save_pretrained(path)
+    models.randomize_parameters(model, seed=0).save_pretrained(path)
     written = config_of(path)
     (path / "config.json").write_text(json.dumps({k: v for k, v in written.items() if k not in lists} | fields))
     return path
@@ -244,7 +244,7 @@ def test_a_config_that_transformers_cannot_read_says_so_where_its_lists_are_want
 def test_mistral_without_a_number_of_kv_heads_has_eight(heads: int, tmp_path: Path) -> None:
     sizes = {**models.MODELS["mistral-window"][1], "num_attention_heads": heads, "head_dim": 4}
     del sizes["num_key_value_heads"]
-    model = models.randomise(AutoModelForCausalLM.from_config(CONFIG_MAPPING["mistral"](**sizes)), seed=0)
+    model = models.randomize_parameters(AutoModelForCausalLM.from_config(CONFIG_MAPPING["mistral"](**sizes)), seed=0)
     model.save_pretrained(tmp_path / "source")
     config = {key: value for key, value in config_of(tmp_path / "source").items() if key != "num_key_value_heads"}
     (tmp_path / "source/config.json").write_text(json.dumps(config))

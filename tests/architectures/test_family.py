@@ -1,4 +1,4 @@
-"""Families as data: every shipped file says what stock transformers does, and a wrong file is refused by place."""
+"""Families as data: every shipped file says what unmodified transformers does, and a wrong file is refused by place."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_
         "eos_token_id": 102399, "rms_norm_eps": 1e-5,
     }  # fmt: skip
     fam = registry.families()["exaone4"]
-    small = next(tiny_models.configs(config, fam))
+    small = next(tiny_models.small_configs(config, fam))
     assert fam.sizes(small) == {
         "hidden": 32, "ffn": 48, "kv_heads": 2, "group": 2, "head_dim": 8, "vocab": 304,
     }  # fmt: skip

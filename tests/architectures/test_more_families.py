@@ -77,7 +77,7 @@ def test_query_heads_with_keys_of_their_own_stay_so(model_dir: ModelDir) -> None
 
 
 def layers_with_experts(path: Path) -> list[bool]:
-    """Of the model that stock transformers builds from a directory's config."""
+    """Of the model that unmodified transformers builds from a directory's config."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
     return [hasattr(layer.mlp, "experts") for layer in model.model.layers]

@@ -1,4 +1,4 @@
-"""Trained models, not random ones: SmolLM2-135M and Gemma 3 270M, grown from disk and compared by stock transformers.
+"""Trained models, not random ones: SmolLM2-135M and Gemma 3 270M, grown from disk and compared in transformers.
 
 `make real` fetches both (demo/get_model.py) and runs this. Elsewhere it is skipped, unless HYPERCLONE_CACHE names a
 directory that holds them. Logits are compared in fp32: trained weights and real text, as a user would see them.
@@ -55,7 +55,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @cache
 @torch.inference_mode()
 def read(path: Path) -> tuple[torch.Tensor, str]:
-    """Logits (tokens, vocab) of TEXT, and PROMPT continued greedily by 16 tokens: fp32, stock transformers only."""
+    """Logits (tokens, vocab) of TEXT, and PROMPT continued greedily by 16 tokens: fp32, transformers only."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet():

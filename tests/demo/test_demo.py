@@ -40,7 +40,7 @@ def test_seedling_is_small_whole_and_says_where_it_comes_from() -> None:
 
 
 def test_seedlings_loss_on_its_held_out_text_is_the_one_on_record() -> None:
-    """By stock transformers, on windows cut by hand; bf16 weights, so not to the last digit."""
+    """By unmodified transformers, on windows cut by hand; bf16 weights, so not to the last digit."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(SEEDLING)

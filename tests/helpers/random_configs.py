@@ -1,6 +1,6 @@
 """Random small models of every known architecture, and random growths of them.
 
-A config starts as that of stock transformers' config class. Sizes go to the fields that the family file names for its
+A config starts as that of its config class in transformers. Sizes go to the fields that the family file names for its
 axes; every yes-or-no field of the class is drawn, and so is every other field that FIELDS knows by name. A new family,
 or a new field of `Growth`, is drawn without a change here.
 """

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 import hyperclone
-from hyperclone.hf import models, parameter_names
+from hyperclone.hf import parameter_names
+from hyperclone.hf.models import attention_implementation, build_like, load_without_weights, quiet
 from hyperclone.hf.trainer import decayed_names, use_one_device
 from tests.helpers.models import build
 
@@ -94,9 +95,9 @@ def test_a_model_like_another_has_its_class_its_attention_and_its_name(tmp_path:
     model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     model.generation_config.max_length = 17
     tensors = {name: tensor + 1 for name, tensor in parameter_names.saved_tensors(model).items()}
-    new = models.build_like(model, config=model.config.to_dict(), tensors=tensors, dtype=torch.float32)
+    new = build_like(model, config=model.config.to_dict(), tensors=tensors, dtype=torch.float32)
     assert type(new) is type(model)
-    assert models.attention(new) == models.attention(model) == "eager"
+    assert attention_implementation(new) == attention_implementation(model) == "eager"
     assert new.name_or_path == model.name_or_path == str(tmp_path)
     assert new.generation_config.max_length == 17
     assert all(tensor.equal(tensors[name]) for name, tensor in parameter_names.saved_tensors(new).items())
@@ -105,7 +106,7 @@ def test_a_model_like_another_has_its_class_its_attention_and_its_name(tmp_path:
 def test_a_model_without_weights_has_the_parameters_of_the_loaded_one_in_the_same_order(tmp_path: Path) -> None:
     model = build("llama-grouped-tied")
     model.save_pretrained(tmp_path)
-    empty = models.load_without_weights(tmp_path)
+    empty = load_without_weights(tmp_path)
     assert all(parameter.is_meta for parameter in empty.parameters())
     assert [(name, p.shape) for name, p in empty.named_parameters()] == [
         (name, p.shape) for name, p in model.named_parameters()
@@ -116,7 +117,7 @@ def test_quiet_puts_the_settings_of_transformers_back() -> None:
     logging = transformers.logging
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
     for errors, level in ((False, logging.ERROR), (True, logging.CRITICAL)):
-        with models.quiet(errors=errors):
+        with quiet(errors=errors):
             assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (level, False)
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 

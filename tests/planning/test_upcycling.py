@@ -18,7 +18,7 @@ from hyperclone.architectures import family, registry
 from hyperclone.architectures.family_file import load
 from hyperclone.errors import CheckpointError, CollapseError, FamilyError, GrowthError
 from hyperclone.expansion import noise
-from hyperclone.hf import models
+from hyperclone.hf.models import load_model
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
 from tests.helpers.models import build
@@ -58,7 +58,7 @@ def edit(path: Path, **fields: Any) -> None:
 
 def logits(path: Path) -> torch.Tensor:
     """In fp64 (the routers of transformers give their weights in fp32 all the same)."""
-    model, wrong = models.load_model(path, torch.float64)
+    model, wrong = load_model(path, torch.float64)
     assert not wrong
     with torch.inference_mode():
         result: torch.Tensor = model(torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(7))).logits
@@ -310,7 +310,7 @@ def test_the_receipt_speaks_of_the_dense_source(model_dir: ModelDir, tmp_path: P
     stored = load_file(tmp_path / "grown/model.safetensors")
     assert receipt["sha256"]["output"].keys() == receipt["training"]["parameters"].keys() == stored.keys()
     assert (receipt["growth"]["experts"], receipt["growth"]["top_k"]) == (4, 2)
-    # As stock transformers counts: the dense model, the mixture, and the mixture with two of four experts.
+    # As unmodified transformers counts: the dense model, the mixture, and the mixture with two of four experts.
     count = [
         sum(w.numel() for w in load_file(path / "model.safetensors").values()) for path in (source, tmp_path / "grown")
     ]
@@ -322,7 +322,7 @@ def test_the_receipt_speaks_of_the_dense_source(model_dir: ModelDir, tmp_path: P
 
 def test_training_separates_experts_that_start_equal(model_dir: ModelDir, tmp_path: Path) -> None:
     hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(experts=4), proof="none")
-    model, _ = models.load_model(tmp_path / "grown", torch.float32)
+    model, _ = load_model(tmp_path / "grown", torch.float32)
     ids = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
     model(input_ids=ids, labels=ids).loss.backward()
     gradient = model.model.layers[0].mlp.experts.down_proj.grad
@@ -334,7 +334,7 @@ def test_one_expert_for_each_token_leaves_routers_untrained_and_warns(model_dir:
         model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(experts=4, top_k=1), proof="none"
     )
     assert any("--top-k 2" in warning for warning in done.plan.warnings)
-    model, _ = models.load_model(tmp_path / "grown", torch.float32)
+    model, _ = load_model(tmp_path / "grown", torch.float32)
     with torch.no_grad():  # experts that differ
         for layer in model.model.layers:
             layer.mlp.experts.down_proj.add_(0.1 * torch.randn(layer.mlp.experts.down_proj.shape))

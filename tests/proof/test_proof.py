@@ -33,7 +33,7 @@ GROWTHS = {
 
 
 def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
-    """Logits in float64 through stock transformers, with nothing of ours involved."""
+    """Logits in float64 through unmodified transformers, with nothing of ours involved."""
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(

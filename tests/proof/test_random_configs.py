@@ -1,6 +1,6 @@
-"""Whatever the architecture, its sizes and the growth: the same logits, the same model in stock transformers, and back.
+"""Whatever the architecture, its sizes and the growth: the same logits, the same model in transformers, and back.
 
-hypothesis draws models and growths (random_configs.py). The reference is stock transformers in float64 and the bytes
+hypothesis draws models and growths (random_configs.py). The reference is transformers in float64 and the bytes
 of the source's safetensors; hyperclone's own proof takes no part. A growth may be refused, with a reason; that not too
 many are is checked for every architecture. HYPERCLONE_EXAMPLES=200 draws as many random examples of each, where by
 default there are a few, always the same.
@@ -23,7 +23,7 @@ import hyperclone
 from hyperclone import Growth, HypercloneError
 from hyperclone.architectures import registry
 from hyperclone.hf.models import quiet
-from tests.helpers.models import randomise
+from tests.helpers.models import randomize_parameters
 from tests.helpers.random_configs import Case, cases
 
 _ASKED = os.environ.get("HYPERCLONE_EXAMPLES")
@@ -107,18 +107,18 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _make(case: Case, path: Path) -> None:
-    """The model of a case, saved by stock transformers; a case that these refuse is none."""
+    """The model of a case, saved by unmodified transformers; a case that these refuse is none."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         with quiet():
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.model_type, **case.config))
-            randomise(model, seed=case.seed).to(getattr(torch, case.dtype)).save_pretrained(path)
+            randomize_parameters(model, seed=case.seed).to(getattr(torch, case.dtype)).save_pretrained(path)
             if case.bare:
                 _strip(path / "config.json", case)
             _answers(path)
     except Exception as error:
-        event(f"stock transformers refuses it: {type(error).__name__}: {str(error)[:60]}")
+        event(f"unmodified transformers refuses it: {type(error).__name__}: {str(error)[:60]}")
         reject()
 
 
@@ -162,7 +162,7 @@ def _answers(path: Path, rounded_to: torch.dtype = torch.float64, moved: float =
         mask[0, :5] = 0
         padded = model(input_ids=ids[:, :12], attention_mask=mask, use_cache=False).logits[mask.bool()]
     found = [plain.logits, cached.logits]
-    # Gemma 2 in stock transformers gives NaN where a window holds nothing but padding.
+    # Gemma 2 in unmodified transformers gives NaN where a window holds nothing but padding.
     return [*found, padded] if bool(padded.isfinite().all()) else found
 
 

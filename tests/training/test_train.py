@@ -1,4 +1,4 @@
-"""`hyperclone.train` end to end on small models, against plain torch and stock transformers."""
+"""`hyperclone.train` end to end on small models, against plain torch and unmodified transformers."""
 
 from __future__ import annotations
 

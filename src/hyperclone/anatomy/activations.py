@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from hyperclone.anatomy.weights import CopyComparison, compare_copies
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.grown_tensors import map_of
-from hyperclone.hf import logits, models, parameter_names
+from hyperclone.hf import logits, parameter_names
 from hyperclone.hf.memory import available_memory
+from hyperclone.hf.models import load_model, load_tokenizer, max_positions, model_errors
 from hyperclone.planning.plan import Plan
 
 TOKENS = 256
 
 
 def of_directory(path: Path, made: Plan) -> tuple[dict[str, CopyComparison], str]:
-    """(copies in what each matrix reads, by its name on disk; on which text), by stock transformers in fp32.
+    """(copies in what each matrix reads, by its name on disk; on which text), by unmodified transformers in fp32.
 
     Nothing, and the reason, where the model does not fit into memory.
 
@@ -37,15 +38,15 @@ def of_directory(path: Path, made: Plan) -> tuple[dict[str, CopyComparison], str
     needed, there = 4.5 * made.parameters + 2e9, available_memory()
     if needed > there:
         return {}, f"not measured: running it takes {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are free"
-    model, _ = models.load_model(path, torch.float32)
+    model, _ = load_model(path, torch.float32)
     probes, _ = logits.make_probes(
-        models.load_tokenizer(path),
+        load_tokenizer(path),
         vocab=made.sizes["vocab"][0],
-        context=min(TOKENS, models.positions(model.config) or TOKENS),
+        context=min(TOKENS, max_positions(model.config) or TOKENS),
         small=False,
     )
-    with models.running(path):
-        return of_model(model, made, probes[0].ids[: max(1, TOKENS // probes[0].ids.shape[1])]), probes[0].what
+    with model_errors(path):
+        return of_model(model, made, probes[0].ids[: max(1, TOKENS // probes[0].ids.shape[1])]), probes[0].name
 
 
 @torch.inference_mode()
@@ -60,10 +61,10 @@ def of_model(model: Any, made: Plan, ids: Tensor) -> dict[str, CopyComparison]:
         for t in made.tensors
         if t.layout.reads is not None and (columns := map_of(t, made).columns).grown and len(t.shape) <= 2
     }
-    inner = parameter_names.bare(model)
+    inner = parameter_names.unwrap(model)
     handles = []
-    for name, parameter in parameter_names.parameters(inner):
-        stored = [key for key in parameter_names.disk_names(inner, name, parameter.shape) if key in readers]
+    for name, parameter in parameter_names.named_parameters(inner):
+        stored = [key for key in parameter_names.disk_shapes(inner, name, parameter.shape) if key in readers]
         if stored and parameter.dim() <= 2:
             owner = inner.get_submodule(name.rpartition(".")[0])
             handles.append(owner.register_forward_pre_hook(_watch(found, stored, readers[stored[0]]), with_kwargs=True))

@@ -19,7 +19,7 @@ from hyperclone.conversion.grow import Grown
 from hyperclone.conversion.grow import grow as grow_model
 from hyperclone.conversion.verify import verify
 from hyperclone.errors import DestinationError, HypercloneError, StudyError
-from hyperclone.hf import models
+from hyperclone.hf.models import quiet
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import Study
 from hyperclone.study.config import read as read_study
@@ -103,7 +103,7 @@ def _continue(place: Path, length: int) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with models.quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]

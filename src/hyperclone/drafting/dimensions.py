@@ -250,7 +250,7 @@ def _points(found: ConfigFields, skeleton: Family) -> Iterator[tuple[dict[str, i
                 sizes = skeleton.sizes(made)
             except GrowthError:
                 continue
-            if (model := probe.build(tiny_models.plain(made, vocab=new["vocab"]))) is not None:
+            if (model := probe.build(tiny_models.fit_token_ids(made, vocab=new["vocab"]))) is not None:
                 built += 1
                 yield sizes, _by_pattern(model)
         if built >= 2:

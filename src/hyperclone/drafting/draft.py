@@ -28,7 +28,8 @@ from hyperclone.drafting.dimensions import DraftedAxes, TensorLayouts, toml
 from hyperclone.drafting.probe import ConfigFields, ProbedModel
 from hyperclone.drafting.toml_text import Architecture, Hypothesis
 from hyperclone.errors import HypercloneError
-from hyperclone.hf import models, tiny_models
+from hyperclone.hf import tiny_models
+from hyperclone.hf.models import load_model, model_errors, quiet
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
 from hyperclone.planning import checks, planner
@@ -125,8 +126,8 @@ def _look(config: Mapping[str, Any], place: Path) -> tuple[Architecture, dict[st
         known.axes.defaults["tie_word_embeddings"] = bool(probe.filled_in(without).get("tie_word_embeddings"))
     if known.unread:
         return known, own
-    tiny_models.save(place, own, family_file.own(toml_text.write(known, Hypothesis()), file="draft"))
-    last, norm, known.rms = _order(models.load_model(place, torch.float32)[0])
+    tiny_models.save_tiny_model(place, own, family_file.own(toml_text.write(known, Hypothesis()), file="draft"))
+    last, norm, known.rms = _order(load_model(place, torch.float32)[0])
     known.reads = dimensions.read(found, known.axes, last)
     # A norm with a number in its name belongs to a layer: then none stands in front of the head.
     in_front = [t.name for t in found.base.tensors.values() if t.module == norm and t.name == t.pattern]
@@ -154,7 +155,7 @@ def _order(model: Any) -> tuple[frozenset[str], str, bool]:
     leaves = {name: module for name, module in model.named_modules() if not list(module.children())}
     calls: list[str] = []
     hooks = [leaf.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, leaf in leaves.items()]
-    with models.quiet(), torch.inference_mode():
+    with quiet(), torch.inference_mode():
         model(input_ids=torch.arange(8)[None], use_cache=False)
     for hook in hooks:
         hook.remove()
@@ -166,14 +167,14 @@ def _order(model: Any) -> tuple[frozenset[str], str, bool]:
 
 def _search(known: Architecture, own: Mapping[str, Any], place: Path) -> tuple[Hypothesis, dict[str, str]]:
     """The candidate that passes most trials, and what went wrong in each ("" if nothing did)."""
-    model, _ = models.load_model(place, torch.float32)
+    model, _ = load_model(place, torch.float32)
     trials = [(what, model, growth) for what, growth in _GROWTHS.items()]
     if known.head:  # the other way round: a tie changes what the last norm carries
         tie = not model.config.tie_word_embeddings
         with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
             family = family_file.own(toml_text.write(known, Hypothesis()), file="draft")
-            tiny_models.save(Path(scratch), {**own, "tie_word_embeddings": tie}, family)
-            other, _ = models.load_model(Path(scratch), torch.float32)
+            tiny_models.save_tiny_model(Path(scratch), {**own, "tie_word_embeddings": tie}, family)
+            other, _ = load_model(Path(scratch), torch.float32)
         trials.append(("with the head tied" if tie else "with a head of its own", other, _GROWTHS[_FIRST]))
     best: tuple[Hypothesis, dict[str, str]] | None = None
     for candidate in itertools.islice(_candidates(known), _MOST_CANDIDATES):
@@ -212,7 +213,7 @@ def _try(model: Any, text: str, growth: Growth) -> str:
         origin = in_memory.InMemory(model, family=family_file.own(text, file="draft"))
         made = planner.make_plan(origin, growth)
         ids = torch.randint(model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
-        with models.running(Path("draft")), torch.inference_mode():
+        with model_errors(Path("draft")), torch.inference_mode():
             grown = in_memory.realise(model, origin, made)
             before, after = (one(input_ids=ids, use_cache=False).logits.double() for one in (model, grown))
     except HypercloneError as error:
@@ -231,8 +232,8 @@ def _any_width(known: Architecture, candidate: Hypothesis, own: Mapping[str, Any
     known.residual = f'hidden = {{ padding = "{"zero" if known.rms else "mean"}", eps = {toml(eps[0])} }}'
     family = family_file.own(toml_text.write(known, candidate), file="draft")
     with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
-        tiny_models.save(Path(scratch), own, family)  # with an eps that shows
-        model, _ = models.load_model(Path(scratch), torch.float32)
+        tiny_models.save_tiny_model(Path(scratch), own, family)  # with an eps that shows
+        model, _ = load_model(Path(scratch), torch.float32)
     if _try(model, family.text, Growth(width=1.5)):
         known.residual = ""
     return bool(known.residual)

@@ -1,6 +1,6 @@
 """What the fields of a config do to the tensors of a model: seen by building it, with no weights, again and again.
 
-Models are built on torch's meta device by stock transformers, from a config alone, with few layers. A *stored* tensor
+Models are built on torch's meta device by transformers, from a config alone, with few layers. A *stored* tensor
 carries the name it has on disk (transformers 5 renames and fuses some in memory), its shape, and the kind of module
 that owns it. Every integer field of the config is set to another value; by how much the dimensions then move, for each
 unit of the field, says what it counts:
@@ -24,7 +24,7 @@ import torch
 from hyperclone.errors import CheckpointError, HypercloneError
 from hyperclone.hf import tiny_models
 from hyperclone.hf.models import quiet
-from hyperclone.hf.parameter_names import on_disk, tied_names
+from hyperclone.hf.parameter_names import tied_names, to_disk
 
 Shape = tuple[int, ...]
 
@@ -76,7 +76,7 @@ def build(config: Mapping[str, Any]) -> ProbedModel | None:
     """The model of a config, on the meta device; None where transformers finds fault with the config."""
     try:
         with quiet(errors=True):  # what a config refuses is what we want to find out
-            model = tiny_models.build(config, device="meta")
+            model = tiny_models.build_model(config, device="meta")
     except HypercloneError:
         raise
     except Exception:  # whatever a config class or a model finds wrong with these sizes
@@ -87,7 +87,7 @@ def build(config: Mapping[str, Any]) -> ProbedModel | None:
         module = name.rpartition(".")[0]
         parents = [module, *(module[: dot.start()] for dot in re.finditer(r"\.", module))]
         attention = any("attention" in type(modules[parent]).__name__.lower() for parent in parents)
-        for stored, tensor in on_disk(model, name, parameter).items():
+        for stored, tensor in to_disk(model, name, parameter).items():
             tensors[stored] = ProbedTensor(stored, tuple(tensor.shape), kind(modules[module]), module, attention)
     return ProbedModel(tensors, tied_names(model))
 
@@ -186,7 +186,7 @@ def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], se
             raise CheckpointError("transformers cannot read this config", file="config.json",
                                   found=f"{type(error).__name__}: {error}".splitlines()[0]) from error  # fmt: skip
     else:
-        tiny_models.build(config)  # says why not
+        tiny_models.build_model(config)  # says why not
         raise AssertionError(kind)
     names = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
     standard = {name: read.attribute_map.get(name, name) for name in names}

@@ -21,7 +21,7 @@ import torch
 from hyperclone.errors import CheckpointError, GrowthError, HypercloneError
 from hyperclone.evaluation import scores, wheel_data
 from hyperclone.evaluation.scores import Row, TaskAnswers
-from hyperclone.hf import models
+from hyperclone.hf.models import load_model, load_tokenizer, quiet
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import DTYPES
@@ -218,10 +218,10 @@ def _load(place: Path, dtype: str | None, device: torch.device) -> tuple[Any, An
     entries = Checkpoint.open(place).entries.values()
     stored = max(entries, key=lambda entry: entry.nbytes).dtype
     wanted = OUTPUT_DTYPES[dtype] if dtype else "F32" if device.type == "cpu" else stored
-    model, wrong = models.load_model(place, getattr(torch, DTYPES[wanted][0]))
+    model, wrong = load_model(place, getattr(torch, DTYPES[wanted][0]))
     if wrong:
         raise CheckpointError("these weights are not those of the model", file=place, found="; ".join(wrong[:3]))
-    tokenizer = models.load_tokenizer(place)
+    tokenizer = load_tokenizer(place)
     if tokenizer is None:
         raise CheckpointError("no tokenizer that can be used without remote code", file=place,
                               cure="copy the tokenizer's files into the directory")  # fmt: skip
@@ -241,7 +241,7 @@ def _quietly() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        with models.quiet():
+        with quiet():
             yield
     finally:
         log.setLevel(level)

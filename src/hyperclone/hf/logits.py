@@ -1,4 +1,4 @@
-"""Run a causal language model on fixed inputs, and say in numbers how far two sets of logits are apart."""
+"""Run a causal language model on fixed inputs, and measure how much two sets of logits differ."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _ROWS = 64  # logits compared at once: vocabularies are large
 
 @dataclass(frozen=True)
 class Probe:
-    """Inputs: (B, S) token ids, and a (B, S) mask that is true at real tokens."""
+    """Named inputs: (B, S) token ids, and a (B, S) mask that is true at real tokens."""
 
-    what: str
+    name: str
     ids: Tensor
     mask: Tensor
 
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """What a model gave: logits (positions, vocab) for each probe; greedy tokens (T,) and their logits (T, vocab)."""
+    """Logits (positions, vocab) for each probe; a continuation's tokens (T,) and their logits (T, vocab)."""
 
     logits: list[Tensor]
     tokens: Tensor
@@ -36,14 +36,14 @@ class ModelOutputs:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far logits are from the true ones.
+    """How much logits differ from a reference.
 
     Attributes:
         positions: token positions compared.
-        relative: |mine - truth|_2 / |truth|_2 over all logits.
-        maximum: largest |mine - truth|.
-        kl: mean KL(truth || mine) in nats.
-        top1: share of positions where both prefer the same token.
+        relative: |logits - reference|_2 / |reference|_2 over all logits.
+        maximum: largest |logits - reference|.
+        kl: mean KL(reference || logits) in nats.
+        top1: share of positions where both have the same most likely token.
     """
 
     positions: int
@@ -54,13 +54,13 @@ class Distance:
 
 
 def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool) -> tuple[list[Probe], Tensor]:
-    """Inputs that every architecture can take, and a prompt (P,) to be continued.
+    """Inputs that every architecture can take, and a prompt (P,) to continue.
 
     Args:
         tokenizer: for real text; without one, all tokens are random (seed 0).
         vocab: size of the vocabulary.
         context: longest sequence the model can take.
-        small: a few tokens only, for types that a CPU multiplies slowly.
+        small: only a few tokens, for types in which a CPU is slow.
     """
     rows, length, random_length, padded = (1, 64, 32, 16) if small else (4, 128, 64, 48)
     random = torch.randint(vocab, (2, min(random_length, context)), generator=torch.Generator().manual_seed(0))
@@ -76,14 +76,14 @@ def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool)
         probes.insert(0, _unpadded(REAL_TEXT, flow[: rows * length].view(rows, length)))
     padded = min(padded, context, len(flow) // 2)
     short = torch.arange(padded) < padded - padded // 3
-    for what, mask in (("right padding", short), ("left padding", short.flip(0))):
+    for name, mask in (("right padding", short), ("left padding", short.flip(0))):
         both = torch.stack([torch.ones(padded, dtype=torch.bool), mask])
-        probes.append(Probe(what, flow[: 2 * padded].view(2, padded), both))
+        probes.append(Probe(name, flow[: 2 * padded].view(2, padded), both))
     return probes, prompt[: max(1, (context - 1) // 2)]
 
 
-def _unpadded(what: str, ids: Tensor) -> Probe:
-    return Probe(what, ids, torch.ones_like(ids, dtype=torch.bool))
+def _unpadded(name: str, ids: Tensor) -> Probe:
+    return Probe(name, ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 @torch.inference_mode()
@@ -96,15 +96,15 @@ def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> M
         do_sample=False, use_cache=True, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, eos_token_id=None,
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
-    model.generation_config = GenerationConfig()  # the directory's own (beams, stop strings, ...) is not our matter
+    model.generation_config = GenerationConfig()  # instead of the directory's, which may ask for beams or stop strings
     ids = prompt[None]
     output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     return ModelOutputs(logits, output.sequences[0, len(prompt) :], torch.cat(output.logits))
 
 
 @torch.inference_mode()
-def run_along(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
-    """The same inputs, with the continuation given and read in one pass: no cache is involved."""
+def run_teacher_forced(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
+    """The same inputs, and a given continuation (T,) in one pass, without a cache."""
     whole = torch.cat([prompt, tokens])[None]
     output = model(input_ids=whole, use_cache=False, return_dict=True)
     steps = output.logits[0, len(prompt) - 1 : -1]
@@ -112,25 +112,25 @@ def run_along(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tenso
 
 
 def _on_probes(model: Any, probes: Sequence[Probe]) -> list[Tensor]:
-    found = []
+    logits = []
     for probe in probes:
         mask = None if bool(probe.mask.all()) else probe.mask.long()
         output = model(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
-        found.append(output.logits[probe.mask])
-    return found
+        logits.append(output.logits[probe.mask])
+    return logits
 
 
-def distance(mine: Tensor, truth: Tensor) -> Distance:
-    """How far `mine` is from `truth`, both (positions, vocab), computed in fp64."""
+def distance(logits: Tensor, reference: Tensor) -> Distance:
+    """How much `logits` differ from `reference`, both (positions, vocab), computed in fp64."""
     gap = size = maximum = kl = same = 0.0
-    for a, b in zip(_pieces(mine), _pieces(truth), strict=True):
+    for a, b in zip(_pieces(logits), _pieces(reference), strict=True):
         a, b = a.double(), b.double()
         gap += float((a - b).square().sum())
         size += float(b.square().sum())
         maximum = max(maximum, float((a - b).abs().max()))
         kl += float((b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum())
         same += float((a.argmax(-1) == b.argmax(-1)).sum())
-    count = len(mine)
+    count = len(logits)
     relative = math.sqrt(gap / size) if size else math.inf
     return Distance(count, relative, maximum, max(kl / count, 0.0), same / count)
 
@@ -141,7 +141,7 @@ def _pieces(logits: Tensor) -> Iterator[Tensor]:
 
 
 def perplexity(logits: Tensor, ids: Tensor) -> float:
-    """Of each row's next tokens; logits (B * S, vocab) for ids (B, S)."""
+    """Perplexity of each row's next tokens; logits (B * S, vocab) for ids (B, S)."""
     rows = logits.view(*ids.shape, -1)
     losses = [torch.nn.functional.cross_entropy(r[:-1].double(), t[1:]) for r, t in zip(rows, ids, strict=True)]
     loss = float(torch.stack(losses).mean())

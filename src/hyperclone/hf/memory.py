@@ -1,4 +1,4 @@
-"""How much memory a model may take."""
+"""How much memory is available."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available_memory() -> float:
-    """Bytes that can be had without swapping (all there are, where the system does not tell)."""
+    """Bytes available without swapping; all of them where the system does not say."""
     total = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:  # a container's limit
         limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))

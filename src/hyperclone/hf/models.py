@@ -20,7 +20,7 @@ from hyperclone.errors import CheckpointError, HypercloneError
 
 @contextmanager
 def quiet(*, errors: bool = False) -> Iterator[None]:
-    """Silence transformers' progress bars, log lines and warnings; put its settings back afterwards.
+    """Silence transformers' progress bars, log lines and warnings; restore its settings afterwards.
 
     Args:
         errors: silence what transformers logs as an error too, for trying configs of which some must fail.
@@ -41,7 +41,11 @@ def quiet(*, errors: bool = False) -> Iterator[None]:
 
 
 def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """A causal language model in evaluation mode, and what was wrong with its weights (nothing, when all is well).
+    """Load a causal language model.
+
+    Returns:
+        The model in evaluation mode, and what is wrong with its weights: "name: missing keys" and the like; empty if
+        every tensor was found and used.
 
     Raises:
         CheckpointError: transformers cannot load it at all.
@@ -56,16 +60,16 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                experts_implementation="eager",  # the grouped kernels of mixtures of experts know no fp64
+                experts_implementation="eager",  # the grouped kernels of mixtures of experts have no fp64
             )
-        except Exception as error:  # whatever a config can provoke in there, it is the directory that cannot be loaded
+        except Exception as error:  # a config can make transformers raise anything
             raise CheckpointError("transformers cannot load this model", file=path, found=_first_line(error)) from error
     wrong = [f"{name}: {kind.replace('_', ' ')}" for kind, names in info.items() for name in sorted(map(str, names))]
     return model.eval(), wrong
 
 
 def load_without_weights(path: Path) -> Any:
-    """A directory's causal language model on device meta: its parameters in their order, and how they are saved.
+    """A directory's causal language model on device meta: it has the parameters and their order, but no weights.
 
     Raises:
         CheckpointError: transformers cannot build it.
@@ -77,7 +81,7 @@ def load_without_weights(path: Path) -> Any:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
                 return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except Exception as error:  # whatever a config can provoke in there
+        except Exception as error:  # a config can make transformers raise anything
             raise CheckpointError("transformers cannot build this model", file=path, found=error) from error
 
 
@@ -93,20 +97,24 @@ def build_like(model: Any, *, config: Mapping[str, Any], tensors: Mapping[str, T
     with quiet():
         new_config = type(model.config).from_dict(dict(config))
         new = type(model).from_pretrained(
-            None, config=new_config, state_dict=tensors, dtype=dtype, attn_implementation=attention(model)
+            None,
+            config=new_config,
+            state_dict=tensors,
+            dtype=dtype,
+            attn_implementation=attention_implementation(model),
         )
     new.name_or_path = new_config._name_or_path = model.config._name_or_path
     new.generation_config = copy.deepcopy(model.generation_config)
     return new
 
 
-def attention(model: Any) -> str:
-    """The attention that a model computes with: "sdpa", "eager", "flash_attention_2", ..."""
+def attention_implementation(model: Any) -> str:
+    """The attention kernels that a model uses: "sdpa", "eager", "flash_attention_2", ..."""
     return str(model.config._attn_implementation)
 
 
 def load_tokenizer(path: Path) -> Any | None:
-    """The directory's tokenizer; None when it has none that can be used without remote code."""
+    """The directory's tokenizer; None if it has none that works without remote code."""
     if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         return None
     from transformers import AutoTokenizer
@@ -114,12 +122,12 @@ def load_tokenizer(path: Path) -> Any | None:
     with quiet():
         try:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except Exception:  # a tokenizer of any kind of brokenness is no reason not to prove the weights
+        except Exception:  # the weights can be proved without it, whatever is wrong with it
             return None
 
 
-def positions(config: Any) -> int | None:
-    """The longest sequence of a model, by a config of transformers or a config.json; None if it says nothing."""
+def max_positions(config: Any) -> int | None:
+    """The longest sequence a model takes, from its transformers config or config.json; None if neither says."""
     for field in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if size := config.get(field) if isinstance(config, Mapping) else getattr(config, field, None):
             return int(size)
@@ -127,8 +135,11 @@ def positions(config: Any) -> int | None:
 
 
 @contextmanager
-def running(path: Path) -> Iterator[None]:
-    """What a model raises while it runs becomes an error of ours.
+def model_errors(path: Path) -> Iterator[None]:
+    """Run a model quietly; whatever it raises becomes a CheckpointError.
+
+    Args:
+        path: of the model, for the message.
 
     Raises:
         CheckpointError: transformers cannot run this model.

@@ -1,8 +1,8 @@
-"""A tiny random instance of an architecture: a source's own config with small sizes, built by stock transformers.
+"""A tiny random instance of an architecture: the source's config with small sizes, built by unmodified transformers.
 
-Which config fields hold sizes is read from the family, so that every axis shrinks and every flag stays. Two layers are
-kept, or as many as it takes to have every kind of layer. Where an architecture wants more than that (rotary factors
-for each frequency, the best eight of its experts), the source's own head size, experts or layers are kept.
+The family says which config fields hold sizes, so every axis shrinks and every flag stays. Two layers are kept, or as
+many as it takes to have every kind of layer. Where an architecture needs more (rotary factors for each frequency, the
+best eight of its experts), the source's head_dim, number of experts or number of layers is kept.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import torch
 from hyperclone.architectures.expression import lead_field
 from hyperclone.architectures.family import Family
 from hyperclone.errors import FamilyError, HypercloneError
-from hyperclone.hf import models
+from hyperclone.hf.models import quiet
 
 _VOCAB = 304
-_EPS = 0.1  # for fillers the norms' eps changes (fill.py): it must show which other norms it belongs to
-_WINDOW = 8  # short enough for the proof's inputs to reach beyond it
+_EPS = 0.1  # padding channels change the norms' eps (padding.py): large enough to show in every norm that uses it
+_WINDOW = 8  # shorter than the proof's inputs
 
 
-def save(path: Path, config: Mapping[str, Any], family: Family) -> None:
+def save_tiny_model(path: Path, config: Mapping[str, Any], family: Family) -> None:
     """Write a tiny random model of this architecture to `path`, in fp32.
 
     Raises:
-        FamilyError: no small config gives a model that runs.
+        FamilyError: no small config makes a model that runs.
     """
     reason: Exception | None = None
-    for small in configs(config, family):
+    for small in small_configs(config, family):
         try:
-            with models.quiet():
-                model = randomise(build(small), seed=0)
+            with quiet():
+                model = randomize_parameters(build_model(small), seed=0)
                 with torch.inference_mode():
                     logits = model(input_ids=torch.arange(12)[None], use_cache=False).logits
                 if bool(logits.isfinite().all()):
@@ -42,18 +42,22 @@ def save(path: Path, config: Mapping[str, Any], family: Family) -> None:
                     return
         except HypercloneError:
             raise
-        except Exception as error:  # whatever a config class or a model finds wrong with these sizes: try others
+        except Exception as error:  # a config class or a model may refuse these sizes in any way: try others
             reason = reason or error
     raise FamilyError(
-        "no tiny instance of this architecture could be made to prove the family file on",
+        "no tiny instance of this architecture could be built to prove the family file on",
         file=family.file,
         found=f"{type(reason).__name__}: {reason}".splitlines()[0] if reason else "logits that are not finite",
         cure="the sizes in [axes] may name the wrong config fields",
     )
 
 
-def build(config: Mapping[str, Any], *, device: str = "cpu") -> Any:
-    """A causal language model of stock transformers with this config, in evaluation mode and fp32.
+def build_model(config: Mapping[str, Any], *, device: str = "cpu") -> Any:
+    """A causal language model of unmodified transformers with this config, in evaluation mode and fp32.
+
+    Args:
+        config: as config.json has it; fields that ask for remote code or a type are ignored.
+        device: "meta" for a model without weights.
 
     Raises:
         FamilyError: transformers has none of this model type.
@@ -67,31 +71,31 @@ def build(config: Mapping[str, Any], *, device: str = "cpu") -> Any:
             file="config.json",
             field="model_type",
             found=kind,
-            cure="a newer transformers may have it" if kind else None,
+            cure="try a newer transformers" if kind else None,
         )
-    plain = {key: value for key, value in config.items() if key not in ("auto_map", "dtype", "torch_dtype")}
+    fields = {key: value for key, value in config.items() if key not in ("auto_map", "dtype", "torch_dtype")}
     with torch.device(device):
-        made = CONFIG_MAPPING[kind].from_dict(plain)
-        return AutoModelForCausalLM.from_config(made, dtype=torch.float32).eval()
+        model_config = CONFIG_MAPPING[kind].from_dict(fields)
+        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32).eval()
 
 
-def randomise(model: Any, *, seed: int) -> Any:
-    """The model in evaluation mode, every parameter drawn: a bias or gain that is forgotten must show in the logits."""
+def randomize_parameters(model: Any, *, seed: int) -> Any:
+    """The model in evaluation mode, every parameter random: a bias or gain that is forgotten changes the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            # Norms go by other names too (ln_1); nothing else has a weight of one dimension.
+            # Norms have other names too (ln_1); nothing else has a weight of one dimension.
             gain = name.endswith("weight") and ("norm" in name.lower() or parameter.dim() == 1)
             parameter.copy_(1 + 0.3 * noise if gain else (0.2 if parameter.dim() > 1 else 0.3) * noise)
     return model.eval()
 
 
-def configs(config: Mapping[str, Any], family: Family) -> Iterator[dict[str, Any]]:
+def small_configs(config: Mapping[str, Any], family: Family) -> Iterator[dict[str, Any]]:
     """Small configs of the same architecture, the smallest first.
 
     Raises:
-        GrowthError: the family's expressions cannot say small sizes.
+        GrowthError: the family's expressions do not allow small sizes.
     """
     sizes = family.sizes(config)
     heads = [8, sizes["head_dim"]] if sizes["head_dim"] > 8 else [sizes["head_dim"]]
@@ -102,11 +106,11 @@ def configs(config: Mapping[str, Any], family: Family) -> Iterator[dict[str, Any
                 new = _sizes(config, family, head_dim=head_dim, experts=count)
                 small = family.grown_config(config, {axis: (sizes[axis], size) for axis, size in new.items()})
                 small |= {spec.eps: _EPS for spec in family.residual.values()}
-                yield plain(_cut(small, family, layers), vocab=new.get("vocab", _VOCAB))
+                yield fit_token_ids(_cut(small, family, layers), vocab=new.get("vocab", _VOCAB))
 
 
 def _sizes(config: Mapping[str, Any], family: Family, *, head_dim: int, experts: int) -> dict[str, int]:
-    """A small size for every axis. Sizes that are equal by construction stay so; others are told apart."""
+    """A small size for every axis. Sizes that are equal by construction stay so; others differ."""
     old = family.sizes(config)
     new = dict(old)
     if "heads" in old:
@@ -119,7 +123,7 @@ def _sizes(config: Mapping[str, Any], family: Family, *, head_dim: int, experts:
     new["head_dim"] = head_dim
     new["hidden"] = count * (head_dim if old["hidden"] == heads * old["head_dim"] else head_dim + 8)
     new["ffn"] = new["hidden"] * 3 // 2
-    if lead_field(family.axes["ffn"].size) is None:  # a multiple of hidden, which no field could change
+    if lead_field(family.axes["ffn"].size) is None:  # a multiple of hidden, without a field of its own
         new["ffn"] = max(1, new["hidden"] * old["ffn"] // old["hidden"])
     if "vocab" in old:
         new["vocab"] = min(_VOCAB, old["vocab"])
@@ -133,20 +137,20 @@ def _sizes(config: Mapping[str, Any], family: Family, *, head_dim: int, experts:
 
 
 def _cut(config: Mapping[str, Any], family: Family, layers: int) -> dict[str, Any]:
-    """The config of the first layers; lists with an entry for each layer are cut with them."""
+    """The config with the first layers only; lists with an entry for each layer are cut to them."""
     depth = family.depth(config)
     cut = {k: v[:layers] if isinstance(v, list) and len(v) == depth else v for k, v in config.items()}
     return {**cut, family.layers: layers}
 
 
 def _layers(config: Mapping[str, Any], family: Family) -> int:
-    """The fewest first layers, two or more, that have every kind of tensor and every entry of the config's lists."""
+    """The smallest number of first layers, two or more, with every kind of tensor and every entry of config lists."""
     depth = family.depth(config)
     lists = [value for value in config.values() if isinstance(value, list) and len(value) == depth]
-    every = _kinds(config, family)
+    kinds = _kinds(config, family)
     for layers in range(min(2, depth), depth):
-        seen = all(str(entry) in map(str, value[:layers]) for value in lists for entry in value)
-        if seen and _kinds(_cut(config, family, layers), family) == every:
+        complete = all(str(entry) in map(str, value[:layers]) for value in lists for entry in value)
+        if complete and _kinds(_cut(config, family, layers), family) == kinds:
             return layers
     return depth
 
@@ -155,13 +159,13 @@ def _kinds(config: Mapping[str, Any], family: Family) -> set[tuple[str, str]]:
     return {(re.sub(r"\d+", "#", name), layout.text) for name, layout in family.tensors(config).items()}
 
 
-def plain(config: dict[str, Any], *, vocab: int) -> dict[str, Any]:
-    """Token ids within the vocabulary, and a window short enough to matter."""
+def fit_token_ids(config: dict[str, Any], *, vocab: int) -> dict[str, Any]:
+    """The config, changed in place: token ids within the vocabulary, and a sliding window shorter than the inputs."""
     for key, value in config.items():
         if key.endswith("_token_id") and isinstance(value, int):
             config[key] = value % vocab
         elif key.endswith("_token_id") and isinstance(value, list):
-            config[key] = [one % vocab for one in value if isinstance(one, int)]
+            config[key] = [token % vocab for token in value if isinstance(token, int)]
     if isinstance(config.get("sliding_window"), int):
         config["sliding_window"] = min(config["sliding_window"], _WINDOW)
     return config

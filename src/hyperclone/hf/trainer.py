@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyperclone.hf.parameter_names import clean
+from hyperclone.hf.parameter_names import unwrapped_name
 
 
 def decayed_names(model: Any) -> set[str]:
     """Names of the parameters that Trainer applies weight decay to: neither biases nor norms."""
     from transformers import Trainer
 
-    return {clean(name) for name in Trainer.get_decay_parameter_names(None, model)}  # it does not look at the trainer
+    return {unwrapped_name(name) for name in Trainer.get_decay_parameter_names(None, model)}  # which does not use self
 
 
 def use_one_device(arguments: Any) -> None:

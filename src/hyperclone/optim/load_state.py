@@ -62,9 +62,9 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
                               cure="grow with --optimizer-state CHECKPOINT")  # fmt: skip
     state = told.optimizer_state
     _check_kind(optimizer, str(state["optimizer"]), str(state["moments"]))
-    inner = parameter_names.bare(model)
-    named = {parameter: name for name, parameter in parameter_names.parameters(model)}
-    on_disk = {name: parameter_names.disk_names(inner, name, parameter.shape) for parameter, name in named.items()}
+    inner = parameter_names.unwrap(model)
+    named = {parameter: name for name, parameter in parameter_names.named_parameters(model)}
+    on_disk = {name: parameter_names.disk_shapes(inner, name, parameter.shape) for parameter, name in named.items()}
     _check_known(there, {key for stored in on_disk.values() for key in stored})
     filled, fresh = 0, []
     for group in optimizer.param_groups:
@@ -82,7 +82,7 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
             found |= _PAIR if found & _PAIR else set()  # AdamW cannot go on with one of them
             kinds = [kind for kind in MOMENTS if kind in found]
             values = {
-                kind: _like(parameter, parameter_names.in_memory(inner, name, parameter.shape, {
+                kind: _like(parameter, parameter_names.from_disk(inner, name, parameter.shape, {
                     key: _moment(there, f"{key}.{kind}", shape) for key, shape in stored.items()
                 }))
                 for kind in kinds

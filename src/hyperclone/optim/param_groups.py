@@ -74,12 +74,12 @@ def param_groups(
     if optimizer == "muon" and part != "hidden":
         raise GrowthError("Muon trains hidden matrices only", field="part", found=part, expected="hidden",
                           cure='give an AdamW the groups of part="rest"')  # fmt: skip
-    inner = parameter_names.bare(model)
+    inner = parameter_names.unwrap(model)
     told = _settings(inner, receipt)
     decayed = decayed_names(inner)
     eps = _EPS.get(optimizer) if eps is None else eps
     groups: dict[tuple[float, ...], dict[str, Any]] = {}
-    for name, parameter in parameter_names.parameters(model):
+    for name, parameter in parameter_names.named_parameters(model):
         if not parameter.requires_grad:
             continue
         entry = _entry(inner, name, parameter, told)
@@ -135,7 +135,7 @@ def _settings(model: Any, where: str | os.PathLike[str] | Plan | None) -> Mappin
 
 def _entry(model: Any, name: str, parameter: nn.Parameter, told: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The settings of a parameter; those of all tensors that it holds, which must agree."""
-    stored = list(parameter_names.disk_names(model, name, parameter.shape))
+    stored = list(parameter_names.disk_shapes(model, name, parameter.shape))
     if unknown := next((key for key in stored if key not in told), None):
         raise GrowthError("the receipt does not know this parameter", tensor=name, found=unknown,
                           cure="train what was added to the model in param groups of its own")  # fmt: skip

@@ -12,8 +12,8 @@ from hyperclone.hf.trainer import decayed_names
 
 def plain_groups(model: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """One learning rate everywhere; norms and biases do not decay, as in Trainer."""
-    decayed = decayed_names(parameter_names.bare(model))
-    named = [(name, p) for name, p in parameter_names.parameters(model) if p.requires_grad]
+    decayed = decayed_names(parameter_names.unwrap(model))
+    named = [(name, p) for name, p in parameter_names.named_parameters(model) if p.requires_grad]
     return [
         {
             "name": label,

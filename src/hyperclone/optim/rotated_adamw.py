@@ -300,12 +300,12 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
     Raises:
         GrowthError: no receipt.
     """
-    inner = parameter_names.bare(model)
+    inner = parameter_names.unwrap(model)
     made = plan_behind(inner, receipt)
     planned = {tensor.name: tensor for tensor in made.tensors}
     found = {}
-    for name, parameter in parameter_names.parameters(model):
-        stored = parameter_names.disk_names(inner, name, parameter.shape)
+    for name, parameter in parameter_names.named_parameters(model):
+        stored = parameter_names.disk_shapes(inner, name, parameter.shape)
         if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
             continue
         grown = grown_tensors.map_of(tensor, made)

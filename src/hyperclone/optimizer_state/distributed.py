@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from hyperclone.errors import CheckpointError
-from hyperclone.hf.parameter_names import clean
+from hyperclone.hf.parameter_names import unwrapped_name
 
 METADATA = ".metadata"
 _KEY = re.compile(r"(?:.*?\.)?state\.(?P<name>.+)\.(?P<kind>\w+)")
@@ -128,7 +128,7 @@ class DistributedState:
         self._tensors = DistributedTensors(path)
         self.file = self._tensors.file
         self._keys = {
-            (clean(match["name"]), match["kind"]): key
+            (unwrapped_name(match["name"]), match["kind"]): key
             for key in self._tensors.entries
             if (match := _KEY.fullmatch(key))
         }

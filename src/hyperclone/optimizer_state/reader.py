@@ -80,7 +80,7 @@ class SourceState:
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  # the experts of one fused parameter ask for it in turn
     def _saved(self, parameter: str, kind: str) -> dict[str, Tensor]:
-        return parameter_names.on_disk(self._model, parameter, self._stored.tensor(parameter, kind))
+        return parameter_names.to_disk(self._model, parameter, self._stored.tensor(parameter, kind))
 
 
 def read(path: Path, origin: Checkpoint) -> SourceState:
@@ -90,7 +90,7 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
         CheckpointError: it cannot be found, cannot be read, or belongs to another model.
     """
     model = load_without_weights(origin.path)
-    wanted = {name: parameter.shape for name, parameter in parameter_names.parameters(model)}
+    wanted = {name: parameter.shape for name, parameter in parameter_names.named_parameters(model)}
     stored = _open(path, model, wanted)
     kinds = {kind for moments in stored.moments.values() for kind in moments}
     if not kinds:
@@ -113,7 +113,7 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
             if str(like.dtype) not in _TYPES:
                 raise CheckpointError("moments of this type cannot be grown", file=stored.file, tensor=name,
                                       found=like.dtype, expected=", ".join(sorted(_TYPES)))  # fmt: skip
-            for key, part in parameter_names.on_disk(model, name, like).items():
+            for key, part in parameter_names.to_disk(model, name, like).items():
                 if key not in origin.entries or part.shape != origin.entries[key].shape:
                     raise _foreign(stored.file, key, list(part.shape), "a tensor of the source")
                 parameter[key] = name
@@ -180,9 +180,9 @@ def _numbered(file: Path, model: Any, wanted: Mapping[str, torch.Size], groups: 
     """Key in the state -> name of the parameter in memory."""
     keys = [key for group in groups for key in group["params"]]
     if all("param_names" in group for group in groups):
-        order = [parameter_names.clean(name) for group in groups for name in group["param_names"]]
+        order = [parameter_names.unwrapped_name(name) for group in groups for name in group["param_names"]]
     elif all(isinstance(key, str) for key in keys):
-        order = [parameter_names.clean(key) for key in keys]
+        order = [parameter_names.unwrapped_name(key) for key in keys]
     else:
         decayed = decayed_names(model)
         parts = [name for name in wanted if name in decayed], [name for name in wanted if name not in decayed]

@@ -31,8 +31,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hyperclone.expansion.grown_tensors import stored_type
-from hyperclone.hf import logits, models
+from hyperclone.hf import logits
 from hyperclone.hf.memory import available_memory
+from hyperclone.hf.models import load_model, load_tokenizer, max_positions, model_errors, quiet
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.streaming import Progress, digest, worker_pool
 from hyperclone.planning.recipe import Expansion, Noise
@@ -120,7 +121,7 @@ class _Comparing:
 
     def __init__(self, origin: Checkpoint, path: Path, made: Plan, found: Behaviour, progress: Progress | None) -> None:
         self.origin, self.path, self.made, self.found, self.progress = origin, path, made, found, progress
-        self.tokenizer = models.load_tokenizer(origin.path)
+        self.tokenizer = load_tokenizer(origin.path)
         self.mixed = len({tensor.dtype for tensor in made.tensors}) > 1
         self.stored = stored_type(max(made.tensors, key=lambda t: t.nbytes))
         self.narrow = self.stored in (torch.bfloat16, torch.float16)
@@ -136,24 +137,24 @@ class _Comparing:
         """Add the measurements in one computing type; returns the largest `own`."""
         made, found = self.made, self.found
         small = compute != torch.float32
-        context = models.positions(made.config) or 1 << 30
+        context = max_positions(made.config) or 1 << 30
         probes, prompt = logits.make_probes(self.tokenizer, vocab=made.sizes["vocab"][0], context=context, small=small)
         steps = max(1, min(8 if small else 24, context - len(prompt)))
-        if not any(probe.what == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
+        if not any(probe.name == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
             self.tokenizer = None
             found.skipped.append("real text: the tokenizer does not fit the model; random tokens only")
         source = self.load_source(compute)
-        with models.running(self.origin.path):
+        with model_errors(self.origin.path):
             plain = logits.run(source, probes, prompt, steps=steps)
             self.advance()
             source = source.to(wide)
-            truth = logits.run_along(source, probes, prompt, plain.tokens)
+            truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
         del source
         gc.collect()
         self.advance()
-        grown, wrong = models.load_model(self.path, compute)
+        grown, wrong = load_model(self.path, compute)
         found.failures += wrong
-        with models.running(self.path):
+        with model_errors(self.path):
             mine = logits.run(grown, probes, prompt, steps=steps)
         del grown
         gc.collect()
@@ -162,7 +163,7 @@ class _Comparing:
         # Greedy paths may part where two tokens are equally likely; up to and at that step the inputs are the same.
         shared = int((mine.tokens == plain.tokens).long().cumprod(0).sum()) + 1
         rows = [
-            *zip([p.what for p in probes], plain.logits, truth.logits, mine.logits, strict=True),
+            *zip([p.name for p in probes], plain.logits, truth.logits, mine.logits, strict=True),
             ("KV cache", plain.steps[:shared], truth.steps[:shared], mine.steps[:shared]),
         ]
         factor, name = tolerated_factor(made), str(compute).removeprefix("torch.")
@@ -193,7 +194,7 @@ class _Comparing:
 
     def load_source(self, compute: torch.dtype) -> Any:
         """The source as the growth saw it: rounded to the output's type, where --dtype asked for another one."""
-        source, wrong = models.load_model(self.origin.path, compute)
+        source, wrong = load_model(self.origin.path, compute)
         self.found.failures += [f"source, {line}" for line in wrong if "unexpected" not in line]
         if self.made.growth.dtype is not None and self.stored != compute:
             with torch.no_grad():
@@ -211,9 +212,9 @@ class _Comparing:
         elif shutil.disk_usage(scratch_in).free < 1.1 * self.made.nbytes:
             self.found.skipped.append("save and reload: not enough disk for a second copy")
         else:
-            model, _ = models.load_model(self.path, self.stored)
+            model, _ = load_model(self.path, self.stored)
             with tempfile.TemporaryDirectory(prefix=".hyperclone-", dir=scratch_in) as scratch:
-                with models.quiet():
+                with quiet():
                     model.save_pretrained(scratch)
                 del model
                 first, second = Checkpoint.open(self.path), Checkpoint.open(scratch)

@@ -52,7 +52,7 @@ def check(made: Plan) -> str:
 def prove(made: Plan) -> Proof:
     """The full proof of a tiny instance of the plan's source, grown in the plan's way."""
     with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
-        tiny_models.save(Path(scratch) / "source", made.source_config, made.family)
+        tiny_models.save_tiny_model(Path(scratch) / "source", made.source_config, made.family)
         origin = Checkpoint.open(Path(scratch) / "source", family=made.family)
         small = planner.make_plan(origin, growth_like(made))
         place = Path(scratch) / "grown"

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hyperclone.hf import models
+from hyperclone.hf.models import quiet
 from hyperclone.study import paths
 from hyperclone.study.records import (
     LayerAnatomy,
@@ -115,7 +115,7 @@ def sizes(config: Path, seq_len: int) -> tuple[int, float]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with models.quiet(), torch.device("meta"):
+    with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.parent, local_files_only=True))
     return sum(p.numel() for p in model.parameters()), float(flops.per_token(model, seq_len))
 

@@ -113,7 +113,7 @@ def measure_model(
     Raises:
         GrowthError: no receipt, nothing matches, or parameters that are flattened (FSDP1).
     """
-    inner = parameter_names.bare(model)
+    inner = parameter_names.unwrap(model)
     plan = plan_behind(inner, grown)
     wanted, measured = _wanted(plan, tensors, layers), []
     ranks = sum(map(_cost, wanted.values())) <= _QUICK
@@ -133,7 +133,7 @@ def take_part(
 ) -> None:
     """What other processes do during `measure_model`: contribute their shards, if they have any."""
     if any(isinstance(parameter.data, DTensor) for parameter in model.parameters()):
-        inner = parameter_names.bare(model)
+        inner = parameter_names.unwrap(model)
         plan = plan_behind(inner, grown)
         for _ in _matrices(inner, _wanted(plan, tensors, layers)):
             pass
@@ -157,12 +157,12 @@ def _cost(tensor: TensorPlan) -> float:
 
 def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[TensorPlan, Tensor]]:
     """Each of the wanted matrices with its value."""
-    for name, parameter in parameter_names.parameters(inner):
-        if not any(key in wanted for key in parameter_names.disk_names(inner, name, parameter.shape)):
+    for name, parameter in parameter_names.named_parameters(inner):
+        if not any(key in wanted for key in parameter_names.disk_shapes(inner, name, parameter.shape)):
             continue
         value = parameter.detach()
         whole = value.full_tensor() if isinstance(value, DTensor) else value
-        for key, part in parameter_names.on_disk(inner, name, whole).items():
+        for key, part in parameter_names.to_disk(inner, name, whole).items():
             if key in wanted:
                 yield wanted[key], part
 

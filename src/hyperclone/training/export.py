@@ -46,7 +46,7 @@ def export(trainer: Any, prepared: PreparedRun, dtype: torch.dtype, *, card: str
     output = prepared.output
     if bool(trainer.args.should_save):
         with checkpoints.writing(output, main=True) as partial:
-            model = parameter_names.bare(trainer.model)
+            model = parameter_names.unwrap(trainer.model)
             if trainer.is_fsdp_enabled:
                 saved = output / f"checkpoint-{trainer.state.global_step}" / SHARDS
                 write_shards(model, DistributedTensors(saved), partial, dtype)
@@ -83,18 +83,18 @@ def write_shards(
     keys = {
         name: key
         for key in saved.entries
-        if (name := parameter_names.clean(key.removeprefix(_PREFIX))) not in _ties(model)
+        if (name := parameter_names.unwrapped_name(key.removeprefix(_PREFIX))) not in _ties(model)
     }
     holder: dict[str, str] = {}  # tensor on disk -> parameter in memory
     likes: dict[str, Tensor] = {}
     for name, key in keys.items():
-        parts = parameter_names.on_disk(model, name, _cast(saved.like(key), dtype))
+        parts = parameter_names.to_disk(model, name, _cast(saved.like(key), dtype))
         holder |= dict.fromkeys(parts, name)
         likes |= parts
 
     @functools.lru_cache(maxsize=1)  # the experts of one fused parameter are asked for in turn
     def parts_of(name: str) -> dict[str, Tensor]:
-        return parameter_names.on_disk(model, name, _cast(saved.read(keys[name]), dtype))
+        return parameter_names.to_disk(model, name, _cast(saved.read(keys[name]), dtype))
 
     plan = split_torch_state_dict_into_shards(
         likes, filename_pattern="model{suffix}.safetensors", max_shard_size=file_size
@@ -112,8 +112,8 @@ def write_shards(
 
 def _ties(model: Any) -> set[str]:
     """Names that a parameter has besides its first."""
-    every = {parameter_names.clean(name) for name, _ in model.named_parameters(remove_duplicate=False)}
-    return every - {name for name, _ in parameter_names.parameters(model)}
+    every = {parameter_names.unwrapped_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    return every - {name for name, _ in parameter_names.named_parameters(model)}
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import TrainingError
-from hyperclone.hf.models import attention
+from hyperclone.hf.models import attention_implementation
 from hyperclone.training.token_cache import Corpus
 
 IGNORED = -100  # a label that is not predicted
@@ -114,6 +114,6 @@ def check_isolated(model: Any, *, precision: str) -> None:
         raise TrainingError(
             "this model's attention does not stay inside the documents of a window",
             field="documents",
-            found=f"isolated, {model.config.model_type} with {attention(model)} attention",
+            found=f"isolated, {model.config.model_type} with {attention_implementation(model)} attention",
             cure="--documents packed, or another --attention",
         )

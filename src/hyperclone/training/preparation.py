@@ -13,7 +13,7 @@ import torch
 from hyperclone.conversion import receipt
 from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate
-from hyperclone.hf import models
+from hyperclone.hf.models import max_positions
 from hyperclone.io import hub
 from hyperclone.io.destination import check_target
 from hyperclone.optimizer_state import writer
@@ -103,7 +103,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     grown = _receipt(training, directory)
     optimizer_state = _optimizer_state(training, grown)
     training = _with_optimizer(training, output, grown, moments=optimizer_state is not None)
-    seq_len = budget.sequence_length(training.seq_len, models.positions(config))
+    seq_len = budget.sequence_length(training.seq_len, max_positions(config))
     text, held_out = inputs.load_texts(training, config, tokenizer, seq_len=seq_len, watch=watch)
     isolated = training.documents == "isolated"
     windows = Windows(text, seq_len, isolated=isolated)

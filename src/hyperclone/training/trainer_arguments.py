@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
-from hyperclone.hf import models
+from hyperclone.hf.models import quiet
 from hyperclone.hf.trainer import use_one_device
 from hyperclone.training.config import Training
 from hyperclone.training.preparation import PreparedRun
@@ -85,5 +85,5 @@ def _recompute_option() -> str:
 def quiet_logging() -> Iterator[None]:
     """Without the warnings and log lines of transformers and accelerate about their own code."""
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    with models.quiet():
+    with quiet():
         yield
