@@ -70,7 +70,9 @@ def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(
     drafted = family_file.own(draft.text, file="draft")
     monkeypatch.undo()
     shipped = registry.families()[config["model_type"]]
-    mine, theirs = ({key: meaning(line) for key, line in fam.tensors(config).items()} for fam in (drafted, shipped))
+    mine, theirs = (
+        {key: meaning(line) for key, line in family.tensors(config).items()} for family in (drafted, shipped)
+    )
     assert mine == theirs
     assert drafted.sizes(config) | {"positions": 0} == shipped.sizes(config) | {"positions": 0}
     assert drafted.tied(config) == shipped.tied(config)
@@ -111,7 +113,7 @@ def test_what_shapes_cannot_tell_is_found_by_the_proof_and_marked(tmp_path: Path
     assert "kv_heads group head_dim + 2 kv_heads head_dim" in line.split("#")[1]
 
 
-def test_gains_stored_less_one_are_found_by_trying_the_head_tied(tmp_path: Path) -> None:
+def test_gains_stored_minus_one_are_found_by_trying_the_head_tied(tmp_path: Path) -> None:
     """Nemotron: in the untied model itself nothing shows it; folded into a tied head's norm it would be wrong."""
     draft = drafting.draft(config_file(tmp_path / "config.json", "nemotron", tie_word_embeddings=False))
     assert draft.proved, draft.failures
@@ -120,7 +122,7 @@ def test_gains_stored_less_one_are_found_by_trying_the_head_tied(tmp_path: Path)
 
 
 def test_an_eps_that_other_norms_share_is_not_drafted_as_free(tmp_path: Path) -> None:
-    """Qwen 3's q and k norms have the eps of the others, which fillers would change."""
+    """Qwen 3's q and k norms have the eps of the others, which padding would change."""
     draft = drafting.draft(config_file(tmp_path / "config.json", "qwen3", head_dim=8))
     assert draft.proved
     assert "[residual]" not in draft.text
@@ -157,20 +159,20 @@ def test_tensors_that_only_some_layers_have_are_named(tmp_path: Path) -> None:
     assert "model.layers.{i}.mlp.gate_proj.weight: not understood" in draft.failures
 
 
-def test_a_wrong_reading_is_not_called_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_candidate_layout_is_not_called_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict is the logits', not the search's."""
     source = config_file(tmp_path / "config.json", "gpt_neox")
     right = drafting.draft(source)
     assert right.proved
     assert '"(heads 3 head_dim) <- hidden"' in right.text
-    monkeypatch.setattr(drafting, "_candidates", lambda known: iter([toml_text.Hypothesis()]))
+    monkeypatch.setattr(drafting, "_hypotheses", lambda architecture: iter([toml_text.Hypothesis()]))
     wrong = drafting.draft(source)
     assert '"(3 heads head_dim) <- hidden"' in wrong.text
     assert not wrong.proved
     assert "# NOT PROVED" in wrong.text
 
 
-def test_weights_that_the_draft_has_no_place_for_are_named(model_dir: ModelDir, tmp_path: Path) -> None:
+def test_weights_that_the_draft_does_not_describe_are_named(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("llama-grouped-untied")
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
     tensors = load_file(source / "model.safetensors") | {"model.mystery.weight": torch.ones(3)}

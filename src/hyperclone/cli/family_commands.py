@@ -42,31 +42,31 @@ def draft(
         Path | None, typer.Option("--output", "-o", metavar="TOML", help="File to write; by default it is printed.")
     ] = None,
 ) -> None:
-    """Propose a family file for an architecture that is not known, and prove it on a tiny random instance.
+    """Draft a family file for an unknown architecture, and prove it on a tiny random instance.
 
-    Reads the config only. Every guess is marked in the file. Exit code 1 if the proposal could not be proved.
+    Reads the config only. Every guess is marked in the file. Exit code 1 if the draft could not be proved.
     """
     from hyperclone.drafting import draft
 
     if output is not None and output.exists():
         raise DestinationError("this file exists already", file=output, cure="choose another name, or remove it")
-    with make_console(error=True).status("Building the model at several sizes, and trying what fits"):
-        found = draft.draft(src)
+    with make_console(error=True).status("Building the model at several sizes, and trying candidate layouts"):
+        drafted = draft.draft(src)
     if output is None:
-        print(found.text, end="")
+        print(drafted.text, end="")
     else:
         try:
-            output.write_text(found.text, "utf-8")
+            output.write_text(drafted.text, "utf-8")
         except OSError as error:
             raise DestinationError("the file cannot be written", file=output, found=error.strerror) from None
         print(f"Wrote {output}")
-    lines = [f"PROVED on a tiny random instance. Equal logits with: {', '.join(found.passed)}."]
-    if found.guesses:
-        lines.append(f"Places in the file that are marked as guesses: {found.guesses}. The proof speaks for them.")
-    if not found.proved:
-        lines = ["NOT PROVED: " + "; ".join(found.failures), *draft.HINTS]
+    lines = [f"PROVED on a tiny random instance. Equal logits for: {', '.join(drafted.passed)}."]
+    if drafted.guesses:
+        lines.append(f"Lines marked as guesses: {drafted.guesses}; the proof confirms them.")
+    if not drafted.proved:
+        lines = ["NOT PROVED: " + "; ".join(drafted.failures), *draft.HINTS]
     elif output is not None:
         lines.append(f"Next: hyperclone plan {src} --width 2 --family {output}")
     print("\n".join(lines), file=sys.stdout if output is not None else sys.stderr)
-    if not found.proved:
+    if not drafted.proved:
         raise typer.Exit(1)

@@ -1,10 +1,10 @@
-"""What each dimension of a tensor may mean: the axes of an unlisted architecture, and its shapes read in them.
+"""Axes of an unknown architecture, and candidate layouts of each dimension of its tensors.
 
-The axes' sizes are set to several combinations, in which no two products of interest are equal unless the architecture
-makes them equal, and the model is built at each. A dimension *may be* what has its size every time. What shapes cannot
-tell remains as several readings: the order inside a fused dimension; and hidden against heads x head_dim, where one is
-always the other, which the module's place decides (an attention module's last matrix writes hidden, what stands outside
-of attention knows no heads).
+The model is built with several combinations of sizes, in which no two products of interest are equal unless the
+architecture makes them equal. A layout is a *candidate* for a dimension if it has the dimension's size in every model.
+Shapes leave some dimensions with several candidates. The order inside a fused dimension is decided by trying. Where
+hidden always equals heads x head_dim, the module decides: the last matrix of an attention module writes hidden, and
+outside of attention there are no heads.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.architectures import family_file, layout
+from hyperclone.architectures.expression import evaluate
 from hyperclone.architectures.family import Family
 from hyperclone.drafting import probe
 from hyperclone.drafting.probe import ConfigFields, ProbedTensor
-from hyperclone.errors import FamilyError, GrowthError
+from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.hf import tiny_models
 
-Layouts = tuple[str, ...]  # readings of one dimension, the likeliest first
-_MULTIPLES = ("(2 hidden)", "(3 hidden)", "(4 hidden)")  # where nothing else has this size
+Layouts = tuple[str, ...]  # candidates for one dimension, the likeliest first
+_MULTIPLES = ("(2 hidden)", "(3 hidden)", "(4 hidden)")  # only where nothing else has this size
 
 
 @dataclass(frozen=True)
 class DraftedAxes:
-    """The [axes] of a family file, with what they rest on.
+    """The [axes] of a family file, and the sections that they need.
 
     Attributes:
         sizes: axis -> expression of its size.
         follows: axis -> axis that it grows with.
-        guesses: axis -> why it is a guess.
-        defaults: fields that the config leaves out, with the values of transformers' config class.
-        write: [write].
+        guesses: axis -> the reason why it is a guess.
+        defaults: [defaults]: fields that the config leaves out, with the values of transformers' config class.
+        write: [write]: fields of a grown config that follow from axes.
     """
 
     sizes: dict[str, str]
@@ -49,123 +50,129 @@ class DraftedAxes:
         return "heads" if "heads" in self.sizes else "kv_heads group"
 
     @property
-    def keys(self) -> str:
+    def kv_heads(self) -> str:
         """The axis that counts key-value heads."""
         return "heads" if "heads" in self.sizes else "kv_heads"
 
     def skeleton(self, model_type: str, layers: str) -> Family:
         """A family with these axes and no tensors."""
-        lines = [f"model_types = [{toml(model_type)}]", f"layers = {toml(layers)}", *self.text(), "[tensors]"]
+        lines = [
+            f"model_types = [{toml_value(model_type)}]",
+            f"layers = {toml_value(layers)}",
+            *self.text(),
+            "[tensors]",
+        ]
         return family_file.load("\n".join(lines), name=model_type, file="draft")
 
     def text(self) -> list[str]:
-        """The tables of a family file that speak of axes."""
+        """The lines of [defaults], [axes] and [write]."""
         lines = []
         if self.defaults:
             lines += ["", "[defaults]    # for fields that config.json leaves out; as in the transformers config class"]
-            lines += [f"{key} = {toml(value)}" for key, value in self.defaults.items()]
+            lines += [f"{key} = {toml_value(value)}" for key, value in self.defaults.items()]
         lines += ["", "[axes]"]
         for name, size in self.sizes.items():
             lead = self.follows.get(name)
-            value = f"{{ size = {toml(size)}, grows_with = {toml(lead)} }}" if lead else toml(size)
+            value = f"{{ size = {toml_value(size)}, grows_with = {toml_value(lead)} }}" if lead else toml_value(size)
             lines.append(f"{name} = {value}" + (f"    # guess: {self.guesses[name]}" if name in self.guesses else ""))
         if self.write:
-            lines += ["", "[write]", *(f"{key} = {toml(value)}" for key, value in self.write.items())]
+            lines += ["", "[write]", *(f"{key} = {toml_value(value)}" for key, value in self.write.items())]
         return lines
 
 
-def toml(value: Any) -> str:
-    """A string, number or truth value as TOML writes it."""
+def toml_value(value: Any) -> str:
+    """A string, number or boolean as TOML writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def axes(found: ConfigFields) -> DraftedAxes:
-    """The axes of an architecture, from what its fields do.
+def draft_axes(fields: ConfigFields) -> DraftedAxes:
+    """The axes of an architecture, from the effects of its fields.
 
     Raises:
-        FamilyError: no feed-forward size can be made out.
+        FamilyError: no feed-forward size can be found.
     """
-    hidden, heads = found.hidden, found.heads
+    hidden, heads = fields.hidden, fields.heads
     sizes, follows, guesses = {"hidden": hidden}, {}, {}
     defaults = {}
 
     def size(key: str, implied: Sequence[str]) -> str:
-        """A field, with the expression that holds where it is left out."""
-        value = found.config.get(key)
-        if value is None and (constant := _constant(key, found)) is not None:
+        """A field, with the expression that gives its value where a config leaves it out."""
+        value = fields.config.get(key)
+        if value is None and (constant := _constant(key, fields)) is not None:
             defaults[key] = constant
         elif value is None:
-            (name, dim), rate = next(iter(found.moved[key].items()))
-            shape = next(t.shape for t in found.base.tensors.values() if t.pattern == name)
+            (name, dim), rate = next(iter(fields.effects[key].items()))
+            shape = next(tensor.shape for tensor in fields.base.tensors.values() if tensor.pattern == name)
             for text in implied:
-                if family_value(text, found.full) == shape[dim] / rate:
+                if _value(text, fields.full) == shape[dim] / rate:
                     return f"{key} | {text}"
         return key
 
     multiples = [f"{k} * {hidden}" for k in range(1, 17)]
-    first, *more = sorted(found.ffn, key=lambda key: -len(found.moved[key])) or [""]
+    first, *more = sorted(fields.ffn, key=lambda key: -len(fields.effects[key])) or [""]
     if first:
         sizes["ffn"] = size(first, multiples)
-    elif (k := _implied_ffn(found)) is not None:
+    elif (k := _implied_ffn(fields)) is not None:
         sizes["ffn"], follows["ffn"] = f"{k} * {hidden}", "hidden"
     else:
-        raise FamilyError("no field of this config is a feed-forward size, and no matrix has a multiple of hidden",
-                          file="config.json")  # fmt: skip
+        raise FamilyError(
+            "no field of this config is a feed-forward size, and no matrix has a multiple of hidden as a dimension",
+            file="config.json",
+        )
     for key in more:
         sizes[key], follows[key], guesses[key] = size(key, multiples), "ffn", "another feed-forward size"
     write = {}
-    if found.kv_heads:
-        keys = size(found.kv_heads, [heads])
+    if fields.kv_heads:
+        keys = size(fields.kv_heads, [heads])
         sizes["kv_heads"] = keys
         sizes["group"] = f"{heads} / ({keys})" if "|" in keys else f"{heads} / {keys}"
         write[heads] = "kv_heads * group"
     else:
         sizes["heads"] = heads
     implied = f"{hidden} / {heads}"
-    sizes["head_dim"] = size(found.head_dim, [implied]) if found.head_dim else implied
-    sizes["vocab"] = found.vocab
-    if found.experts:
-        sizes["experts"] = size(found.experts, [])
-    if found.positions:
-        rows = next(t.shape[0] for t in found.base.tensors.values() if (t.pattern, 0) in found.moved[found.positions])
-        text = size(found.positions, [])
-        extra = rows - found.full[found.positions]
+    sizes["head_dim"] = size(fields.head_dim, [implied]) if fields.head_dim else implied
+    sizes["vocab"] = fields.vocab
+    if fields.experts:
+        sizes["experts"] = size(fields.experts, [])
+    if fields.positions:
+        effects = fields.effects[fields.positions]
+        rows = next(tensor.shape[0] for tensor in fields.base.tensors.values() if (tensor.pattern, 0) in effects)
+        text = size(fields.positions, [])
+        extra = rows - fields.full[fields.positions]
         sizes["positions"] = f"{text} + {extra}" if extra else text
-    for key in found.others:
+    for key in fields.others:
         sizes[key] = size(key, [hidden])
-        guesses[key] = "what it counts is not known, so it never grows"
-        if found.full.get(key) == found.full[hidden]:
-            follows[key], guesses[key] = "hidden", f"grows with hidden, since it equals {hidden}"
+        guesses[key] = "it is unknown what it counts, so it never grows"
+        if fields.full.get(key) == fields.full[hidden]:
+            follows[key], guesses[key] = "hidden", f"grows with hidden because it equals {hidden}"
     return DraftedAxes(sizes, follows, guesses, defaults, write)
 
 
-def family_value(text: str, config: Mapping[str, Any]) -> Any:
+def _value(text: str, config: Mapping[str, Any]) -> Any:
     """An expression's value; None where it has none."""
-    from hyperclone.architectures.expression import evaluate
-    from hyperclone.errors import CheckpointError
-
     try:
         return evaluate(text, config)
     except CheckpointError:
         return None
 
 
-def _constant(key: str, found: ConfigFields) -> Any | None:
+def _constant(key: str, fields: ConfigFields) -> Any | None:
     """The value of a left-out field that the config class fills in, unless it computes it from other sizes."""
-    value = found.full.get(key)
-    for other, factor in ((found.heads, 2), (found.hidden, 2)):
-        if value is None or probe.filled_in({**found.config, other: factor * found.full[other]}).get(key) != value:
+    value = fields.full.get(key)
+    for other, factor in ((fields.heads, 2), (fields.hidden, 2)):
+        if value is None or probe.full_config({**fields.config, other: factor * fields.full[other]}).get(key) != value:
             return None
     return value
 
 
-def _implied_ffn(found: ConfigFields) -> int | None:
-    hidden = found.full[found.hidden]
+def _implied_ffn(fields: ConfigFields) -> int | None:
+    """The multiple of hidden that most matrices outside of attention have; None if there is none."""
+    hidden = fields.full[fields.hidden]
     ratios = [
         size // hidden
-        for tensor in found.base.tensors.values()
+        for tensor in fields.base.tensors.values()
         if not tensor.attention and tensor.kind in ("linear", "conv1d")
         for size in tensor.shape
         if size % hidden == 0 and size > hidden
@@ -175,43 +182,41 @@ def _implied_ffn(found: ConfigFields) -> int | None:
 
 @dataclass(frozen=True)
 class TensorLayouts:
-    """One tensor pattern: readings of each dimension, in stored order; empty where there is none."""
+    """One tensor pattern: candidate layouts of each dimension, in stored order; empty where there is none."""
 
     tensor: ProbedTensor
     dims: tuple[Layouts, ...]
 
     @property
     def complete(self) -> bool:
-        """Every dimension has a reading, and there are not more than a layout line can hold."""
+        """Whether a layout line can describe it: one or two dimensions, each with a candidate."""
         return 1 <= len(self.dims) <= 2 and all(self.dims)
 
 
-def read(found: ConfigFields, axes: DraftedAxes, last: frozenset[str]) -> dict[str, TensorLayouts]:
-    """The readings of every tensor pattern.
+def candidate_layouts(fields: ConfigFields, axes: DraftedAxes, last: frozenset[str]) -> dict[str, TensorLayouts]:
+    """The candidate layouts of every tensor pattern, but for patterns that only some layers have.
 
     Args:
-        found: the fields.
-        axes: the axes.
-        last: modules that are the last to run among the matrices of an attention module.
-
-    Patterns that not every layer has are left out: what decides about them is not known.
+        fields: the config's.
+        axes: drafted from them.
+        last: the module whose matrix runs last in each attention module.
 
     Raises:
         FamilyError: the model cannot be built at other sizes.
     """
-    skeleton = axes.skeleton(found.config["model_type"], found.layers)
-    points = list(_points(found, skeleton))
+    skeleton = axes.skeleton(fields.config["model_type"], fields.layers)
+    points = list(_points(fields, skeleton))
     patterns: dict[str, ProbedTensor] = {}
     layers: dict[str, set[str]] = {}
-    for tensor in found.base.tensors.values():
+    for tensor in fields.base.tensors.values():
         patterns.setdefault(tensor.pattern, tensor)
         layers.setdefault(tensor.pattern, set()).update(re.findall(r"\.(\d+)\.", tensor.name)[:1])
-    depth = found.config.get(found.layers, found.full[found.layers])
+    depth = fields.config.get(fields.layers, fields.full[fields.layers])
     return {
         name: TensorLayouts(
             tensor,
             tuple(
-                _options(found, axes, tensor, dim, [(sizes, shapes[name][dim]) for sizes, shapes in points], last)
+                _fitting(fields, axes, tensor, dim, [(sizes, shapes[name][dim]) for sizes, shapes in points], last)
                 for dim in range(len(tensor.shape))
             ),
         )
@@ -221,23 +226,23 @@ def read(found: ConfigFields, axes: DraftedAxes, last: frozenset[str]) -> dict[s
     }
 
 
-def _points(found: ConfigFields, skeleton: Family) -> Iterator[tuple[dict[str, int], dict[str, tuple[int, ...]]]]:
-    """(axis sizes, shape of each pattern) at several sizes, and at the config's own."""
-    old, config = skeleton.sizes(found.config), found.config
-    yield old, _by_pattern(found.base)
+def _points(fields: ConfigFields, skeleton: Family) -> Iterator[tuple[dict[str, int], dict[str, tuple[int, ...]]]]:
+    """(axis sizes, shape of each pattern) of the config, and of several other sizes."""
+    old, config = skeleton.sizes(fields.config), fields.config
+    yield old, _by_pattern(fields.base)
     square = old["hidden"] == old["head_dim"] * (old["heads"] if "heads" in old else old["kv_heads"] * old["group"])
     built = 0
-    # Free head sizes first: they tell more apart. Where the config binds them, or a model insists on its own, less do.
-    for apart, free in ((True, True), (False, True), (True, False), (False, False)):
-        if apart and not found.head_dim and square:
+    # A free head_dim distinguishes more layouts, so it comes first. Some configs or models allow fewer combinations.
+    for separate, free in ((True, True), (False, True), (True, False), (False, False)):
+        if separate and not fields.head_dim and square:
             continue
         for step, (keys, group, head_dim) in enumerate(((2, 3, 8), (3, 2, 12), (5, 4, 16))):
             new = {**old, "head_dim": head_dim if free else old["head_dim"]}
             new |= {"heads": keys * 2} if "heads" in old else {"kv_heads": keys, "group": group}
             count = keys * 2 if "heads" in old else keys * group
-            new["hidden"] = count * (new["head_dim"] + (4 if apart else 0))
+            new["hidden"] = count * (new["head_dim"] + (4 if separate else 0))
             new["ffn"] = 2 * new["hidden"] + 10 + 6 * step
-            if not found.ffn:
+            if not fields.ffn:
                 new["ffn"] = new["hidden"] * old["ffn"] // old["hidden"]
             new["vocab"] = 304 + 16 * step
             if "experts" in old:
@@ -246,16 +251,16 @@ def _points(found: ConfigFields, skeleton: Family) -> Iterator[tuple[dict[str, i
                 if (lead := skeleton.grows_with(axis, config)) != axis:
                     new[axis] = old[axis] * new[lead] // old[lead] or 1
             try:
-                made = skeleton.grown_config(config, {axis: (old[axis], size) for axis, size in new.items()})
-                sizes = skeleton.sizes(made)
+                varied = skeleton.grown_config(config, {axis: (old[axis], size) for axis, size in new.items()})
+                sizes = skeleton.sizes(varied)
             except GrowthError:
                 continue
-            if (model := probe.build(tiny_models.fit_token_ids(made, vocab=new["vocab"]))) is not None:
+            if (model := probe.build(tiny_models.fit_token_ids(varied, vocab=new["vocab"]))) is not None:
                 built += 1
                 yield sizes, _by_pattern(model)
         if built >= 2:
             return
-    raise FamilyError("transformers makes no model of this config with other sizes, so its shapes cannot be compared",
+    raise FamilyError("transformers makes no model of this config with other sizes, so that shapes cannot be compared",
                       file="config.json")  # fmt: skip
 
 
@@ -263,52 +268,52 @@ def _by_pattern(model: probe.ProbedModel) -> dict[str, tuple[int, ...]]:
     return {tensor.pattern: tensor.shape for tensor in model.tensors.values()}
 
 
-def _options(
-    found: ConfigFields,
+def _fitting(
+    fields: ConfigFields,
     axes: DraftedAxes,
     tensor: ProbedTensor,
     dim: int,
     points: Sequence[tuple[Mapping[str, int], int]],
     last: frozenset[str],
 ) -> Layouts:
-    """Everything that has this dimension's size at every point."""
-    options = []
-    for text in _candidates(found, axes, tensor, dim):
+    """The layouts that have this dimension's size at every point."""
+    fitting = []
+    for text in _candidates(fields, axes, tensor, dim):
         (parsed,) = layout.parse(text).dims
         if all(layout.Layout(text, (parsed,), None).shape(sizes) == (size,) for sizes, size in points):
-            options.append(text)
+            fitting.append(text)
     size = points[0][1]
-    if not options and all(other == size for _, other in points):
-        options.append(str(size))
+    if not fitting and all(other == size for _, other in points):
+        fitting.append(str(size))
     heads = _product(axes.heads, "head_dim")
-    if "hidden" in options and heads in options:
+    if "hidden" in fitting and heads in fitting:
         writes = len(tensor.shape) == 1 or dim == (1 if tensor.kind == "conv1d" else 0)
         inner = tensor.attention and (tensor.module in last) != writes
-        options.remove("hidden" if inner else heads)
-    plain = [text for text in options if text not in _MULTIPLES]
-    return tuple(plain or options)
+        fitting.remove("hidden" if inner else heads)
+    plain = [text for text in fitting if text not in _MULTIPLES]
+    return tuple(plain or fitting)
 
 
-def _candidates(found: ConfigFields, axes: DraftedAxes, tensor: ProbedTensor, dim: int) -> Iterator[str]:
-    """What a dimension may be, the likeliest first."""
-    h, k = axes.heads, axes.keys
-    # Axes that no point changes are named only where their own field was seen to move this dimension.
-    unmoved = {key: found.moved.get(key, {}) for key in found.others}
-    if found.positions:
-        unmoved["positions"] = found.moved[found.positions]
+def _candidates(fields: ConfigFields, axes: DraftedAxes, tensor: ProbedTensor, dim: int) -> Iterator[str]:
+    """Layouts that a dimension may have, the likeliest first."""
+    heads, kv_heads = axes.heads, axes.kv_heads
+    # Axes that have the same size at every point are candidates only where their field changes this dimension.
+    constant = {key: fields.effects.get(key, {}) for key in fields.others}
+    if fields.positions:
+        constant["positions"] = fields.effects[fields.positions]
     for axis in axes.sizes:
-        varied = axis in ("hidden", "ffn", "vocab", "experts") or axis in found.ffn
-        if varied or (tensor.pattern, dim) in unmoved.get(axis, {}):
+        varied = axis in ("hidden", "ffn", "vocab", "experts") or axis in fields.ffn
+        if varied or (tensor.pattern, dim) in constant.get(axis, {}):
             yield axis
-    single = list(dict.fromkeys((_product(h, "head_dim"), _product(k, "head_dim"), "head_dim", _product(h), k)))
-    yield from single
+    head_products = (_product(heads, "head_dim"), _product(kv_heads, "head_dim"), "head_dim", _product(heads), kv_heads)
+    yield from dict.fromkeys(head_products)
     if "heads" in axes.sizes:
         yield from ("(3 heads head_dim)", "(heads 3 head_dim)", "(heads head_dim + 2 head_dim)")
     else:
         yield from ("(kv_heads group head_dim + 2 kv_heads head_dim)", "(kv_heads (group + 2) head_dim)")
         yield from ("(2 kv_heads head_dim)", "(kv_heads 2 head_dim)")
-    yield from (f"(2 {h} head_dim)", f"({h} 2 head_dim)")
-    for axis in ("ffn", *(key for key in found.ffn if key in axes.sizes)):
+    yield from (f"(2 {heads} head_dim)", f"({heads} 2 head_dim)")
+    for axis in ("ffn", *(key for key in fields.ffn if key in axes.sizes)):
         yield from (f"(2 {axis})", f"({axis} 2)")
     yield from _MULTIPLES
 

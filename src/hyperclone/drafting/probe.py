@@ -1,15 +1,15 @@
-"""What the fields of a config do to the tensors of a model: seen by building it, with no weights, again and again.
+"""What the fields of a config do to a model's tensors, found by building the model without weights many times.
 
-Models are built on torch's meta device by transformers, from a config alone, with few layers. A *stored* tensor
-carries the name it has on disk (transformers 5 renames and fuses some in memory), its shape, and the kind of module
-that owns it. Every integer field of the config is set to another value; by how much the dimensions then move, for each
-unit of the field, says what it counts:
+Models are built by transformers on torch's meta device, from a config alone, with few layers. A *probed* tensor has the
+name it has on disk (transformers 5 renames and fuses some in memory), its shape, and the kind of module that owns it.
+Every integer field of the config is set to another value. How much dimensions change for each unit of the field says
+what it counts:
 
-    names come and go               experts                    (layers, where the first index runs)
+    names appear and disappear      experts                    (layers, for the first index)
     rows of a second embedding      positions
-    heads units for each            head dimension
-    head_dim units for each         key-value heads
-    one or two units for each       a feed-forward size
+    by the number of heads          head_dim
+    by head_dim                     key-value heads
+    by one or two                   a feed-forward size
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class ProbedTensor:
 
     Attributes:
         name, shape: on disk.
-        kind: of the module that owns it: "linear", "conv1d", "embedding", "norm", or the class's own name.
+        kind: of the module that owns it: "linear", "conv1d", "embedding", "norm", or the name of its class.
         module: that module's name in the model.
-        attention: it stands in an attention module.
+        attention: whether it is inside an attention module.
     """
 
     name: str
@@ -61,7 +61,7 @@ def pattern(name: str) -> str:
 
 @dataclass(frozen=True)
 class ProbedModel:
-    """A model without weights: its stored tensors by name, and which tensors of it are tied to which (on disk)."""
+    """A model without weights: its tensors by name on disk, and its tied tensors (not saved -> saved)."""
 
     tensors: dict[str, ProbedTensor]
     tied: dict[str, str]
@@ -73,13 +73,17 @@ class ProbedModel:
 
 
 def build(config: Mapping[str, Any]) -> ProbedModel | None:
-    """The model of a config, on the meta device; None where transformers finds fault with the config."""
+    """The model of a config, without weights; None if transformers refuses the config.
+
+    Raises:
+        FamilyError: transformers has no causal language model of this type.
+    """
     try:
-        with quiet(errors=True):  # what a config refuses is what we want to find out
+        with quiet(errors=True):  # which configs are refused is what we want to know
             model = tiny_models.build_model(config, device="meta")
     except HypercloneError:
         raise
-    except Exception:  # whatever a config class or a model finds wrong with these sizes
+    except Exception:  # a config class or a model may refuse these sizes in any way
         return None
     modules = dict(model.named_modules())
     tensors = {}
@@ -87,17 +91,18 @@ def build(config: Mapping[str, Any]) -> ProbedModel | None:
         module = name.rpartition(".")[0]
         parents = [module, *(module[: dot.start()] for dot in re.finditer(r"\.", module))]
         attention = any("attention" in type(modules[parent]).__name__.lower() for parent in parents)
-        for stored, tensor in to_disk(model, name, parameter).items():
-            tensors[stored] = ProbedTensor(stored, tuple(tensor.shape), kind(modules[module]), module, attention)
+        for disk_name, tensor in to_disk(model, name, parameter).items():
+            kind = module_kind(modules[module])
+            tensors[disk_name] = ProbedTensor(disk_name, tuple(tensor.shape), kind, module, attention)
     return ProbedModel(tensors, tied_names(model))
 
 
 def _persistent_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
-    stored = model.state_dict().keys()
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in stored]
+    saved = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
 
 
-def kind(module: torch.nn.Module) -> str:
+def module_kind(module: torch.nn.Module) -> str:
     """ "linear", "conv1d", "embedding", "norm", or the name of its class."""
     for kind, name in ((torch.nn.Linear, "linear"), (torch.nn.Embedding, "embedding")):
         if isinstance(module, kind):
@@ -112,14 +117,14 @@ class ConfigFields:
 
     Attributes:
         config: the config, with few layers.
-        layers, hidden, heads, vocab: their fields.
+        layers, hidden, heads, vocab: names of their fields.
         head_dim, kv_heads, experts, positions: likewise; None where no field counts them.
         ffn: fields of feed-forward sizes.
-        others: further fields that change the tensors; what they count is not known.
+        others: further fields that change shapes or names; what they count is unknown.
         lists: fields with an entry for each layer.
-        full: every field with its value, as transformers fills them in.
-        base: the model.
-        moved: field -> (pattern, dimension) that it moves -> by how much for each unit of it.
+        full: every field with its value, as transformers' config class fills them in.
+        base: the model of `config`.
+        effects: field -> (pattern, dimension) that it changes -> the change for each unit of the field.
     """
 
     config: dict[str, Any]
@@ -136,121 +141,126 @@ class ConfigFields:
     ffn: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
-    moved: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
+    effects: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
+
+    def value(self, name: str) -> Any:
+        """A field's value in the config, or the one that the config class fills in."""
+        return self.config.get(name, self.full.get(name))
 
 
-def probe(config: Mapping[str, Any]) -> ConfigFields:
-    """Find out which fields hold which sizes.
+def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
+    """Find out which fields of a config hold which sizes.
 
     Raises:
-        CheckpointError: the config gives no model, or none whose sizes stand in fields of its own.
+        CheckpointError: transformers makes no model of the config, or its sizes are not fields at the top level.
         FamilyError: transformers has no causal language model of this type.
     """
-    full, standard, aliased = _read(config)
+    full, standard, aliased = _standard_fields(config)
     depth = full[standard["num_hidden_layers"]]
     whole = build(config)
     if whole is None:
         raise CheckpointError("transformers makes no model of this config", file="config.json")
-    kinds = {tensor.pattern for tensor in whole.tensors.values()}
+    patterns = {tensor.pattern for tensor in whole.tensors.values()}
     lists = [key for key, value in config.items() if isinstance(value, list) and len(value) == depth > 1]
-    for few in range(min(2, depth), depth + 1):
-        cut = {k: v[:few] if k in lists else v for k, v in config.items()} | {standard["num_hidden_layers"]: few}
-        every = all(str(one) in map(str, cut[key]) for key in lists for one in config[key])
-        base = build(cut) if every or few == depth else None
-        if base is not None and {tensor.pattern for tensor in base.tensors.values()} == kinds:
+    for layers in range(min(2, depth), depth + 1):
+        cut = {key: value[:layers] if key in lists else value for key, value in config.items()}
+        cut[standard["num_hidden_layers"]] = layers
+        complete = all(str(entry) in map(str, cut[key]) for key in lists for entry in config[key])
+        base = build(cut) if complete or layers == depth else None
+        if base is not None and {tensor.pattern for tensor in base.tensors.values()} == patterns:
             break
     assert base is not None
-    found = ConfigFields(cut, standard["num_hidden_layers"], standard["hidden_size"], standard["num_attention_heads"],
-                   standard["vocab_size"], full, base)  # fmt: skip
-    found.lists = [
+    fields = ConfigFields(cut, standard["num_hidden_layers"], standard["hidden_size"], standard["num_attention_heads"],
+                          standard["vocab_size"], full, base)  # fmt: skip
+    fields.lists = [
         key for key, value in {**full, **config}.items() if isinstance(value, list) and len(value) == depth > 1
     ]
     # Many models read a head_dim that their config class does not list. An alias stands for its field.
-    for key in dict.fromkeys([*config, *full, "head_dim"]):
-        if key not in standard.values() and key not in aliased and not key.endswith("_token_id"):
-            _place(key, found)
-    return found
+    for name in dict.fromkeys([*config, *full, "head_dim"]):
+        if name not in standard.values() and name not in aliased and not name.endswith("_token_id"):
+            _probe_field(name, fields)
+    return fields
 
 
-def _read(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
-    """Every field as transformers fills it in, the names of those that all language models have, and fields that the
-    config calls by another name."""
+def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+    """Every field as the config class fills it in; this class's names of the fields that all language models have;
+    and the fields that the config gives under an alias.
+    """
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
     if kind in CONFIG_MAPPING:
         try:
             with quiet():
-                read = CONFIG_MAPPING[kind].from_dict(dict(config))
+                parsed = CONFIG_MAPPING[kind].from_dict(dict(config))
         except Exception as error:
             raise CheckpointError("transformers cannot read this config", file="config.json",
                                   found=f"{type(error).__name__}: {error}".splitlines()[0]) from error  # fmt: skip
     else:
-        tiny_models.build_model(config)  # says why not
+        tiny_models.build_model(config)  # raises the reason
         raise AssertionError(kind)
     names = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
-    standard = {name: read.attribute_map.get(name, name) for name in names}
-    full = read.to_dict()
+    standard = {name: parsed.attribute_map.get(name, name) for name in names}
+    full = parsed.to_dict()
     for name in standard.values():
         if isinstance(full.get(name), bool) or not isinstance(full.get(name), int):
             raise CheckpointError(
-                "only text models whose sizes stand at the top of config.json can be drafted", file="config.json",
-                field=name, found=repr(full.get(name)), expected="a whole number",
+                "a family file can be drafted only for text models with their sizes at the top level of config.json",
+                file="config.json", field=name, found=repr(full.get(name)), expected="a whole number",
             )  # fmt: skip
-    return full, standard, {name for alias, name in read.attribute_map.items() if alias in config}
+    return full, standard, {name for alias, name in parsed.attribute_map.items() if alias in config}
 
 
-def filled_in(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field as transformers fills it in; nothing where it finds fault with the config."""
+def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field as transformers' config class fills it in; empty if it refuses the config."""
     try:
-        return _read(config)[0]
+        return _standard_fields(config)[0]
     except CheckpointError:
         return {}
 
 
-def _place(key: str, found: ConfigFields) -> None:
-    """Set one field to other values, see what moves, and note what the field counts."""
-    value = found.config.get(key, found.full.get(key))
-    heads, hidden = found.full[found.heads], found.full[found.hidden]
+def _probe_field(name: str, fields: ConfigFields) -> None:
+    """Set one field to other values, see which dimensions change, and classify the field by that."""
+    value = fields.value(name)
+    heads, hidden = fields.full[fields.heads], fields.full[fields.hidden]
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        trials = [(value, 2 * value), (value, 1)] if value > 1 else [(1, 2), (1, heads)]
+        pairs = [(value, 2 * value), (value, 1)] if value > 1 else [(1, 2), (1, heads)]
     elif value is None:
-        trials = [(1, max(2, heads // 2)), (hidden, 2 * hidden)]
+        pairs = [(1, max(2, heads // 2)), (hidden, 2 * hidden)]
     else:
         return
-    for one, two in trials:
+    for first, second in pairs:
         before, after = (
-            found.base if n == found.config.get(key, found.full.get(key)) else build({**found.config, key: n})
-            for n in (one, two)
+            fields.base if size == value else build({**fields.config, name: size}) for size in (first, second)
         )
         if before is None or after is None or before.shapes == after.shapes:
             continue
         if before.shapes.keys() != after.shapes.keys():
-            if any(name.count("{e}") for name in map(pattern, before.shapes)):
-                found.experts = key
+            if any(tensor.count("{e}") for tensor in map(pattern, before.shapes)):
+                fields.experts = name
             elif value is not None:  # else a switch
-                found.others.append(key)
+                fields.others.append(name)
             return
-        found.moved[key] = {
-            (pattern(name), dim): (new - old) / (two - one)
-            for name, shape in before.shapes.items()
-            for dim, (old, new) in enumerate(zip(shape, after.shapes[name], strict=True))
+        fields.effects[name] = {
+            (pattern(tensor), dim): (new - old) / (second - first)
+            for tensor, shape in before.shapes.items()
+            for dim, (old, new) in enumerate(zip(shape, after.shapes[tensor], strict=True))
             if old != new
         }
-        _note(key, value, found)
+        _classify(name, value, fields)
         return
 
 
-def _note(key: str, value: int | None, found: ConfigFields) -> None:
-    heads, rates = found.full[found.heads], set(found.moved[key].values())
-    kinds = {tensor.pattern: tensor.kind for tensor in found.base.tensors.values()}
-    if all(kinds[name] == "embedding" and dim == 0 for name, dim in found.moved[key]):
-        found.positions = key
-    elif heads in rates and heads > 3 and found.head_dim is None:
-        found.head_dim = key
+def _classify(name: str, value: int | None, fields: ConfigFields) -> None:
+    heads, rates = fields.full[fields.heads], set(fields.effects[name].values())
+    kinds = {tensor.pattern: tensor.kind for tensor in fields.base.tensors.values()}
+    if all(kinds[tensor] == "embedding" and dim == 0 for tensor, dim in fields.effects[name]):
+        fields.positions = name
+    elif heads in rates and heads > 3 and fields.head_dim is None:
+        fields.head_dim = name
     elif rates <= {1, 2, 3}:
-        found.ffn.append(key)
-    elif (value is None or heads % value == 0) and found.kv_heads is None:
-        found.kv_heads = key
+        fields.ffn.append(name)
+    elif (value is None or heads % value == 0) and fields.kv_heads is None:
+        fields.kv_heads = name
     else:
-        found.others.append(key)
+        fields.others.append(name)

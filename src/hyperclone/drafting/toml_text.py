@@ -1,23 +1,23 @@
-"""The text of a drafted family file: what is known of an architecture, one way to read the rest, every guess marked."""
+"""The text of a drafted family file, with every guess marked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hyperclone.drafting.dimensions import DraftedAxes, Layouts, TensorLayouts, toml
+from hyperclone.drafting.dimensions import DraftedAxes, Layouts, TensorLayouts, toml_value
 from hyperclone.drafting.probe import ConfigFields
 
-_PLAIN = ("linear", "conv1d", "embedding", "norm")  # modules whose weights are stored as everybody stores them
+_PLAIN = ("linear", "conv1d", "embedding", "norm")  # modules that store their weights in a known orientation
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One way to read what shapes do not tell.
+    """A guess at everything that shapes leave open.
 
     Attributes:
-        chosen: readings of a dimension -> the one that is taken; where it is left out, the likeliest.
-        multiplied: the model multiplies its embedding by the root of hidden.
+        chosen: candidate layouts of a dimension -> the one chosen; the likeliest where it is not given.
+        multiplied: the model multiplies its embedding by the square root of hidden.
         gain_offset: the model adds 1 to stored gains.
     """
 
@@ -28,19 +28,20 @@ class Hypothesis:
 
 @dataclass
 class Architecture:
-    """Everything about an architecture that candidates share.
+    """What is known about an architecture, whatever the hypothesis.
 
     Attributes:
-        found, axes, reads: its fields, axes and tensors.
-        head, embedding: on disk, where tie_word_embeddings decides whether they are one; "" where it does not.
+        fields, axes: of its config.
+        layouts: candidate layouts of its tensors by pattern.
+        head, embedding: their names on disk, if tie_word_embeddings decides whether they are tied; else "".
         fold: tensors of the norm in front of the head.
-        rms: that norm is an RMSNorm.
-        residual: the line of [residual], once it has been tried.
+        rms: whether that norm is an RMSNorm.
+        residual: the line of [residual], if it has been tried and holds.
     """
 
-    found: ConfigFields
+    fields: ConfigFields
     axes: DraftedAxes
-    reads: dict[str, TensorLayouts]
+    layouts: dict[str, TensorLayouts]
     head: str = ""
     embedding: str = ""
     fold: tuple[str, ...] = ()
@@ -48,44 +49,52 @@ class Architecture:
     residual: str = ""
 
     @property
-    def unread(self) -> list[str]:
+    def not_understood(self) -> list[str]:
         """Tensors that the layout language cannot describe."""
-        patterns = dict.fromkeys(tensor.pattern for tensor in self.found.base.tensors.values())
-        return [name for name in patterns if name not in self.reads or not self.reads[name].complete]
+        patterns = dict.fromkeys(tensor.pattern for tensor in self.fields.base.tensors.values())
+        return [name for name in patterns if name not in self.layouts or not self.layouts[name].complete]
 
 
-def write(known: Architecture, candidate: Hypothesis, *, heading: Sequence[str] = ()) -> str:
-    """The family file; what is not understood stands in it as comments."""
-    found, kind = known.found, known.found.config["model_type"]
-    lines = [f"# {kind}, drafted from one config by `hyperclone family draft`. Read what is marked as a guess.",
-             *heading, f"model_types = [{toml(kind)}]", f"layers = {toml(found.layers)}"]  # fmt: skip
-    if found.lists:
-        lines.append(f"per_layer = [{', '.join(map(toml, found.lists))}]")
-    if candidate.gain_offset:
+def family_text(architecture: Architecture, hypothesis: Hypothesis, *, heading: Sequence[str] = ()) -> str:
+    """The family file; tensors that are not understood are comments in it.
+
+    Args:
+        architecture: what is known.
+        hypothesis: the guess at the rest.
+        heading: comment lines on what was proved.
+    """
+    fields, kind = architecture.fields, architecture.fields.config["model_type"]
+    lines = [f"# {kind}, drafted from one config by `hyperclone family draft`. Check the lines marked as guesses.",
+             *heading, f"model_types = [{toml_value(kind)}]", f"layers = {toml_value(fields.layers)}"]  # fmt: skip
+    if fields.lists:
+        lines.append(f"per_layer = [{', '.join(map(toml_value, fields.lists))}]")
+    if hypothesis.gain_offset:
         lines.append("gain_offset = 1    # guess: norms multiply by 1 + weight")
-    lines += known.axes.text()
-    if known.residual:
-        lines += ["", "[residual]    # guess: tried at 1.5x widths", known.residual]
-    if candidate.multiplied:
-        lines += ["", "[multiplied]    # guess: the model multiplies it by the root of this size",
-                  f'{toml(known.embedding)} = "hidden"']  # fmt: skip
+    lines += architecture.axes.text()
+    if architecture.residual:
+        lines += ["", "[residual]    # guess: equal logits at 1.5x widths", architecture.residual]
+    if hypothesis.multiplied:
+        lines += ["", "[multiplied]    # guess: the model multiplies it by the square root of this size",
+                  f'{toml_value(architecture.embedding)} = "hidden"']  # fmt: skip
     lines += ["", "[tensors]"]
-    for name, read in known.reads.items():
-        if read.complete:
-            line = toml(_line(read, candidate))
-            value = f'{{ line = {line}, when = "not tie_word_embeddings" }}' if name == known.head else line
-            lines.append(f"{toml(name)} = {value}{_guess(read)}")
-    lines += [f"# not understood: {name}" for name in known.unread]
-    if known.head:
-        lines += ["", "[tie]", 'when      = "tie_word_embeddings"', f"head      = {toml(known.head)}",
-                  f"embedding = {toml(known.embedding)}",
-                  f"fold      = [{', '.join(map(toml, known.fold))}]    # guess: the norm that runs last"]  # fmt: skip
+    for name, layouts in architecture.layouts.items():
+        if layouts.complete:
+            line = toml_value(_line(layouts, hypothesis))
+            value = f'{{ line = {line}, when = "not tie_word_embeddings" }}' if name == architecture.head else line
+            lines.append(f"{toml_value(name)} = {value}{_guess(layouts)}")
+    lines += [f"# not understood: {name}" for name in architecture.not_understood]
+    if architecture.head:
+        fold = ", ".join(map(toml_value, architecture.fold))
+        lines += ["", "[tie]", 'when      = "tie_word_embeddings"', f"head      = {toml_value(architecture.head)}",
+                  f"embedding = {toml_value(architecture.embedding)}",
+                  f"fold      = [{fold}]    # guess: the norm that runs last"]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _line(read: TensorLayouts, candidate: Hypothesis) -> str:
-    dims = [candidate.chosen.get(options, options[0]) for options in read.dims]
-    kind = read.tensor.kind
+def _line(layouts: TensorLayouts, hypothesis: Hypothesis) -> str:
+    """A tensor's layout line."""
+    dims = [hypothesis.chosen.get(candidates, candidates[0]) for candidates in layouts.dims]
+    kind = layouts.tensor.kind
     if kind == "norm" and len(dims) == 1:
         return f"norm{dims[0]}" if dims[0].startswith("(") else f"norm({dims[0]})"
     if len(dims) == 1 or kind in ("embedding", "norm"):
@@ -93,8 +102,11 @@ def _line(read: TensorLayouts, candidate: Hypothesis) -> str:
     return f"{dims[0]} {'->' if kind == 'conv1d' else '<-'} {dims[1]}"
 
 
-def _guess(read: TensorLayouts) -> str:
-    reasons = [" or ".join(options) for options in read.dims if len(options) > 1]
-    if read.tensor.kind not in _PLAIN:
-        reasons.append(f"stored by {read.tensor.kind} as a Linear would" if len(read.dims) > 1 else read.tensor.kind)
+def _guess(layouts: TensorLayouts) -> str:
+    """The comment on a layout line that is a guess; else ""."""
+    reasons = [" or ".join(candidates) for candidates in layouts.dims if len(candidates) > 1]
+    if layouts.tensor.kind not in _PLAIN:
+        reasons.append(
+            f"{layouts.tensor.kind} stores it like a Linear" if len(layouts.dims) > 1 else layouts.tensor.kind
+        )
     return f"    # guess: {'; '.join(reasons)}" if reasons else ""
