@@ -15,9 +15,21 @@ from hyperclone.conversion.in_memory import InMemory
 from hyperclone.errors import GrowthError
 from hyperclone.planning import planner, scaling_rule
 from hyperclone.planning.plan import Plan
-from tests.helpers import law_steps
-from tests.helpers.law_steps import CORE, DECAY, FAMILIES, LR, MAKE, batches, grow, in_float64, plain, source, train
+from tests.helpers import training_steps
 from tests.helpers.models import build
+from tests.helpers.training_steps import (
+    CORE,
+    DECAY,
+    FAMILIES,
+    LR,
+    MAKE,
+    batches,
+    grow,
+    in_float64,
+    plain,
+    source,
+    train,
+)
 
 ModelDir = Callable[..., Path]
 STEPS = 50
@@ -181,7 +193,7 @@ def test_every_trained_parameter_is_in_one_group_under_its_name(name: str, model
     assert all(named[name] is p for name, p in expected.items())
     assert len(groups) <= 8
     torch.optim.AdamW(groups)
-    decayed = {id(p) for p in law_steps.in_trainers_groups(model)[0]}
+    decayed = {id(p) for p in training_steps.in_trainers_groups(model)[0]}
     assert {id(p) for group in groups if group["weight_decay"] for p in group["params"]} == decayed
     everything = hyperclone.param_groups(model, lr=1e-3, weight_decay=0.1, decay_norms_and_biases=True)
     assert all(group["weight_decay"] > 0 for group in everything)

@@ -17,7 +17,7 @@ from hyperclone.expansion import copy_map
 from hyperclone.optim.rotated_adamw import RotatedAdamW, rotated_adamw
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning.plan import Plan
-from tests.helpers.law_steps import DECAY, FAMILIES, LR, batches, grow, in_float64, plain, source, train
+from tests.helpers.training_steps import DECAY, FAMILIES, LR, batches, grow, in_float64, plain, source, train
 
 __all__ = ["in_float64"]
 STEPS = 12

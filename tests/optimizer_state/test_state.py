@@ -17,8 +17,8 @@ from torch import Tensor
 import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CheckpointError, GrowthError, OptionError
-from tests.helpers import law_steps
-from tests.helpers.law_steps import CORE, DECAY, LR, MAKE, batches, in_double, in_float64, plain, source, train
+from tests.helpers import training_steps
+from tests.helpers.training_steps import CORE, DECAY, LR, MAKE, batches, in_double, in_float64, plain, source, train
 
 ModelDir = Callable[..., Path]
 __all__ = ["in_float64"]
@@ -504,7 +504,7 @@ def test_the_receipt_remembers_step_treatment_and_the_sources_settings(tmp_path:
     told = json.loads((tmp_path / "grown/hyperclone.json").read_text())["optimizer_state"]
     figures = [told[field] for field in ("optimizer", "moments", "step", "steps", "fresh")]
     assert figures == ["adamw", "copy", 2, {}, []]
-    assert [group["lr"] for group in told["settings"]] == [law_steps.LR["adamw"]] * 2
+    assert [group["lr"] for group in told["settings"]] == [training_steps.LR["adamw"]] * 2
     assert [group["weight_decay"] for group in told["settings"]] == [DECAY, 0]
     assert set(told["sha256"]) == set(load_file(tmp_path / "grown/optimizer_state.safetensors"))
     assert str(tmp_path) not in json.dumps(told)

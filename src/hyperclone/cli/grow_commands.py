@@ -21,13 +21,17 @@ from hyperclone.cli.arguments import (
     show_plan,
     show_proof,
 )
-from hyperclone.cli.options import takes_growth
+from hyperclone.cli.grouped_help import GroupedCommand
+from hyperclone.cli.options import takes
 from hyperclone.planning.growth import Growth
 from hyperclone.units import human_bytes
 
 
-@app.command(epilog="Example: hyperclone plan HuggingFaceTB/SmolLM2-135M --width 2  |  or --params 400M --tokens 8B")
-@takes_growth
+@app.command(
+    cls=GroupedCommand,
+    epilog="Example: hyperclone plan HuggingFaceTB/SmolLM2-135M --width 2  |  or --params 400M --tokens 8B",
+)
+@takes(Growth)
 def plan(
     src: Source,
     growth: Growth,
@@ -61,10 +65,11 @@ def plan(
 
 
 @app.command(
+    cls=GroupedCommand,
     epilog="Example: hyperclone grow HuggingFaceTB/SmolLM2-135M smollm2-480m --width 2"
-    "  |  as the paper does OLMo: --hidden 2 --heads 2 --ffn 1x"
+    "  |  as the paper does OLMo: --hidden 2 --heads 2 --ffn 1x",
 )
-@takes_growth
+@takes(Growth)
 def grow(
     src: Source,
     dst: Annotated[Path, typer.Argument(metavar="DST", help="Directory to create.")],

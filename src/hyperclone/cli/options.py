@@ -1,89 +1,78 @@
-"""Requests as options, each spelled once: a command that takes a `growth: Growth` gets one option for each field."""
+"""A request's fields as options of a command: `takes(Growth)` gives one for each field, with its help and default."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
 from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
-from hyperclone.planning.growth import Growth
+from hyperclone.options import choices_of, flag_of, hints_of, option_of
 
 Command = Callable[..., None]
-_Size = str | None
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY  # in any order, whatever has a default
 
-OPTIONS: dict[str, Any] = {
-    "width": Annotated[_Size, typer.Option(help="Factor for hidden, feed-forward and heads together: 2, 1.5, ...")],
-    "hidden": Annotated[_Size, typer.Option(help="Hidden size: a factor (2x) or a size (1152).")],
-    "ffn": Annotated[_Size, typer.Option(help="Feed-forward size: a factor or a size.")],
-    "heads": Annotated[_Size, typer.Option(help="Attention heads: a factor or a number.")],
-    "kv_heads": Annotated[_Size, typer.Option(help="Key-value heads; by default they follow --heads.")],
-    "head_dim": Annotated[
-        _Size,
-        typer.Option(
-            help="Head dimension, where positions allow it (OPT, GPT-2, BLOOM, MPT); --width leaves heads then."
-        ),
-    ],
-    "layers": Annotated[_Size, typer.Option(help="Layers: a factor (1.5x) or a number.")],
-    "depth_mode": Annotated[
-        str, typer.Option(help="identity (new layers add nothing yet: exact) or stack (not exact).")
-    ],
-    "experts": Annotated[
-        int | None,
-        typer.Option(help="Make a dense model a mixture of this many experts (Llama, Mistral: Mixtral; Qwen 3)."),
-    ],
-    "top_k": Annotated[int, typer.Option(help="Experts for each token, with --experts.")],
-    "expansion": Annotated[str, typer.Option(help="symmetric, or diagonal.")],
-    "noise": Annotated[
-        str, typer.Option(help="What tells the copies apart: split (exact), gaussian (the paper's), none.")
-    ],
-    "snr_db": Annotated[float, typer.Option(help="Weights over noise, in dB of power.")],
-    "seed": Annotated[int, typer.Option(help="Seed of the noise: same seed, same bytes.")],
-    "untie": Annotated[bool, typer.Option("--untie", help="Write the head as a tensor of its own.")],
-    "dtype": Annotated[str | None, typer.Option(help="bf16, fp16, fp32 or fp64; by default the source's.")],
-    "allow_rounding": Annotated[
-        bool, typer.Option("--allow-rounding", help="Accept growths that bf16 or fp16 cannot hold exactly.")
-    ],
-}
 
+def takes(request: type[Any]) -> Callable[[Command], Command]:
+    """Decorate a command that has one parameter of type `request`: it then takes an option for each field instead.
 
-def takes(request: type[Any], options: Mapping[str, Any]) -> Callable[[Command], Command]:
-    """A command whose one parameter of type `request`, a dataclass, is read from options, with its defaults.
-
-    An empty tuple, the default of fields that hold several values, is None at the command line.
+    Args:
+        request: a dataclass whose fields are options (`hyperclone.options`).
     """
-    defaults = {field.name: field.default for field in fields(request)}
-    assert list(options) == list(defaults)
+    hints = hints_of(request)
+    options = [_parameter(field, hints[field.name]) for field in fields(request)]
+    several = {field.name for field in fields(request) if field.default == ()}
 
     def replaced(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
-        parameters: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
-            if parameter.annotation is not request:
-                parameters.append(parameter)
-                continue
-            taken = parameter.name
-            for name, option in options.items():
-                default = defaults[name]
-                default = inspect.Parameter.empty if default is MISSING else None if default == () else default
-                parameters.append(inspect.Parameter(name, _KEYWORD, annotation=option, default=default))
+        (taken,) = (name for name, parameter in signature.parameters.items() if parameter.annotation is request)
+        parameters = [
+            replacement
+            for name, parameter in signature.parameters.items()
+            for replacement in (options if name == taken else [parameter.replace(kind=_KEYWORD)])
+        ]
 
         @wraps(command)
         def run(**values: Any) -> None:
-            given = {name: values.pop(name) for name in options}
-            several = {name: () for name, value in given.items() if value is None and defaults[name] == ()}
-            command(**{taken: request(**given | several)}, **values)
+            given = {option.name: values.pop(option.name) for option in options}
+            given |= {name: () for name in several if given[name] is None}  # how the command line says "none given"
+            command(**{taken: request(**given)}, **values)
 
-        ordered = [parameter.replace(kind=_KEYWORD) for parameter in parameters]
-        run.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
     return replaced
 
 
-takes_growth = takes(Growth, OPTIONS)
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    """The parameter that typer makes an option of."""
+    default = inspect.Parameter.empty if field.default is MISSING else None if field.default == () else field.default
+    return inspect.Parameter(
+        field.name, _KEYWORD, annotation=Annotated[_type(field, hint), _typer_option(field, hint)], default=default
+    )
+
+
+def _typer_option(field: Field[Any], hint: Any) -> Any:
+    described, flag = option_of(field), flag_of(field)
+    metavar = described.metavar or "|".join(choices_of(hint)) or None
+    if described.positional:
+        return typer.Argument(metavar=metavar, help=described.help)
+    if hint == bool | None:
+        flag = f"{flag}/{flag.replace('--', '--no-', 1)}"
+    return typer.Option(flag, metavar=metavar, help=described.help, rich_help_panel=described.group)
+
+
+def _type(field: Field[Any], hint: Any) -> Any:
+    """What typer makes of the words on the command line: it knows no unions, and lists instead of sequences."""
+    if get_origin(hint) is Sequence:
+        listed: Any = list[str]
+        return listed if field.default is MISSING else listed | None
+    union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if str in union or choices_of(hint):  # a number that may have a unit, or words that the request itself checks
+        return str | None if type(None) in union else str
+    return hint

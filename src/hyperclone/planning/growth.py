@@ -8,75 +8,113 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import get_args
 
 from hyperclone.errors import GrowthError
+from hyperclone.options import check, flags, option
 from hyperclone.planning.depth import layer_map
-from hyperclone.planning.flags import flags
 from hyperclone.planning.recipe import DepthMode, Expansion, ExpansionName, Noise, NoiseName, OutputDtype, Recipe
 
 Width = str | int | float
 OUTPUT_DTYPES: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
 
 
+_GROUP = "Growth"  # heading of the command line's help
+_SIZE = "FACTOR|SIZE"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Growth:
-    """A request. A size of None follows `width`, and stays as it is if that is None too.
+    """A request. The metadata of each field says what it means; `hyperclone grow --help` prints the same.
 
-    Attributes:
-        width: factor for hidden, ffn and heads together.
-        hidden, ffn, heads, kv_heads: a factor or an absolute size each; KV heads follow heads by default.
-        head_dim: likewise (where positions allow it, head_scaling.py); `width` then leaves the number of heads.
-        layers: a factor or a number of layers.
-        depth_mode: "identity" (copied blocks add nothing yet: exact) or "stack" (the model repeated: not exact).
-        experts, top_k: the feed-forward blocks of a dense model become this many experts each, of which every token
-            is routed to top_k (upcycling.py).
-        expansion: "symmetric" or "diagonal".
-        noise: "split" (exact), "gaussian" (the paper's), "none".
-        snr_db: power of the noise-free weights over the power of the noise, in dB.
-        seed: of the noise.
-        untie: write the head as a tensor of its own.
-        dtype: "bf16", "fp16", "fp32", "fp64", or None for the source's.
-        allow_rounding: accept factors that bf16 or fp16 cannot hold exactly, so that weights are rounded.
+    A size that is None follows `width`; if that is None too, it stays as it is.
+
+    Raises:
+        GrowthError: a value that cannot be.
     """
 
-    width: Width | None = None
-    hidden: Width | None = None
-    ffn: Width | None = None
-    heads: Width | None = None
-    kv_heads: Width | None = None
-    head_dim: Width | None = None
-    layers: Width | None = None
-    depth_mode: DepthMode = "identity"
-    experts: int | None = None
-    top_k: int = 2
-    expansion: ExpansionName = "symmetric"
-    noise: NoiseName = "split"
-    snr_db: float = 10.0
-    seed: int = 0
-    untie: bool = False
-    dtype: OutputDtype | None = None
-    allow_rounding: bool = False
+    width: Width | None = field(
+        default=None,
+        metadata=option(
+            "Factor for hidden size, feed-forward size and heads together: 2, 1.5, ...", metavar="FACTOR", group=_GROUP
+        ),
+    )
+    hidden: Width | None = field(
+        default=None, metadata=option("Hidden size: a factor (2x) or a size (1152).", metavar=_SIZE, group=_GROUP)
+    )
+    ffn: Width | None = field(default=None, metadata=option("Feed-forward size.", metavar=_SIZE, group=_GROUP))
+    heads: Width | None = field(
+        default=None, metadata=option("Attention heads.", metavar="FACTOR|NUMBER", group=_GROUP)
+    )
+    kv_heads: Width | None = field(
+        default=None, metadata=option("Key-value heads [they follow the heads].", metavar="FACTOR|NUMBER", group=_GROUP)
+    )
+    head_dim: Width | None = field(
+        default=None,
+        metadata=option(
+            "Head dimension, where position encodings allow it (OPT, GPT-2, BLOOM, MPT). The "
+            "number of heads then stays, unless it is given.",
+            metavar=_SIZE,
+            group=_GROUP,
+        ),
+    )
+    layers: Width | None = field(
+        default=None, metadata=option("Layers: a factor (1.5x) or a number.", metavar="FACTOR|NUMBER", group=_GROUP)
+    )
+    depth_mode: DepthMode = field(
+        default="identity",
+        metadata=option(
+            "New layers: identity (copied blocks that add nothing yet: exact) or stack (repeated blocks: not exact).",
+            group=_GROUP,
+        ),
+    )
+    experts: int | None = field(
+        default=None,
+        metadata=option(
+            "Each feed-forward block of a dense model becomes this many experts (Llama and Mistral: Mixtral; Qwen 3).",
+            group=_GROUP,
+        ),
+    )
+    top_k: int = field(default=2, metadata=option("With experts: each token is routed to this many.", group=_GROUP))
+    expansion: ExpansionName = field(
+        default="symmetric",
+        metadata=option(
+            "How copies of a matrix are laid out: symmetric (in every block), or diagonal (in the diagonal blocks).",
+            group=_GROUP,
+        ),
+    )
+    noise: NoiseName = field(
+        default="split",
+        metadata=option(
+            "What distinguishes the copies: split (noise that cancels exactly), gaussian (the paper's), or none.",
+            group=_GROUP,
+        ),
+    )
+    snr_db: float = field(
+        default=10.0, metadata=option("Power of the weights over that of the noise, in dB.", group=_GROUP)
+    )
+    seed: int = field(default=0, metadata=option("Seed of the noise: the same seed, the same bytes.", group=_GROUP))
+    untie: bool = field(
+        default=False, metadata=option("Write the output head as a tensor of its own, not tied.", group=_GROUP)
+    )
+    dtype: OutputDtype | None = field(
+        default=None,
+        metadata=option("Type of the grown weights [the source's].", group=_GROUP),
+    )
+    allow_rounding: bool = field(
+        default=False,
+        metadata=option("Accept growths that bf16 or fp16 cannot hold exactly (irrational factors).", group=_GROUP),
+    )
 
     def __post_init__(self) -> None:
-        for field, value, allowed in (
-            ("expansion", self.expansion, get_args(ExpansionName)),
-            ("noise", self.noise, get_args(NoiseName)),
-            ("depth_mode", self.depth_mode, get_args(DepthMode)),
-            ("dtype", self.dtype, (None, *OUTPUT_DTYPES)),
-        ):
-            if value not in allowed:
-                raise GrowthError(
-                    f"unknown {field}", field=field, found=value, expected=", ".join(str(a) for a in allowed if a)
-                )
+        check(self, GrowthError)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
         self._check_experts()
-        for field in ("untie", "allow_rounding"):
-            if not isinstance(flag := getattr(self, field), bool):
-                raise GrowthError("not a boolean", field=field, found=repr(flag), expected="True or False")
+        for name in ("untie", "allow_rounding"):
+            if not isinstance(flag := getattr(self, name), bool):
+                raise GrowthError("not a boolean", field=name, found=repr(flag), expected="True or False")
         if isinstance(self.snr_db, bool) or not isinstance(self.snr_db, int | float):
             raise GrowthError("not a noise level", field="snr_db", found=repr(self.snr_db), expected="-40 to 80 dB")
         if not -40 <= self.snr_db <= 80:  # false for NaN
@@ -105,7 +143,7 @@ class Growth:
 
     def options(self) -> list[str]:
         """The parts of `flags`, as a process gets them."""
-        return flags(Growth, {field.name: getattr(self, field.name) for field in fields(self)})
+        return flags(Growth, {named.name: getattr(self, named.name) for named in fields(self)})
 
     def _check_experts(self) -> None:
         experts, most = self.experts, 2 if self.experts is None else self.experts

@@ -36,8 +36,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+LrRule = Literal["scaled", "uniform"]  # multipliers of this rule, or one learning rate, decay and epsilon everywhere
 ADJUSTMENTS = ("original", "match_rms_adamw")  # torch.optim.Muon's adjust_lr_fn
 
 

@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import NonFiniteLossError, StudyError
-from hyperclone.planning.flags import flags
+from hyperclone.options import flags
 from hyperclone.planning.growth import Growth
 from hyperclone.training.config import Training
-
-_SPELLED = {"tasks": "--task"}  # others are spelled like their field
 
 
 def train(model: Path, output: Path, options: Mapping[str, Any], *, seed: int, scratch: bool) -> list[str]:
     """`hyperclone train`."""
     given = {**options, "output": str(output), "seed": seed, "from_scratch": scratch, "resume": True}
-    return ["train", str(model), *flags(Training, given, spelled=_SPELLED)]
+    return ["train", str(model), *flags(Training, given)]
 
 
 def grow(source: Path, target: Path, growth: Growth, *, optimizer_state: Path | None, moments: str | None) -> list[str]:

@@ -87,5 +87,5 @@ def _number(file: Path, line: int, name: str, text: str) -> float:
 
 
 def _corrupt(file: Path, **details: Any) -> StudyError:
-    return StudyError("this table is corrupt or truncated", file=file, cure="restore it, or delete it and run the study again",
-                      **details)  # fmt: skip
+    cure = "restore it, or delete it and run the study again"
+    return StudyError("this table is corrupt or truncated", file=file, cure=cure, **details)

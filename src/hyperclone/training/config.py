@@ -9,190 +9,307 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from hyperclone import units
 from hyperclone.errors import OptionError, TrainingError
+from hyperclone.options import check, option
+from hyperclone.planning.scaling_rule import LrRule
 
-SCHEDULES = ("cosine", "linear", "wsd", "constant")
-DOCUMENTS = ("packed", "isolated")
-SAMPLES = ("document", "paragraph", "line")
-SHARDINGS = ("none", "gradients", "full")
-PRECISIONS = ("bf16", "fp32")
-OPTIMIZER_STATES = ("auto", "none")
-OPTIMIZERS = ("adamw", "rotated")
-LR_RULES = ("scaled", "uniform")
-_WHOLE = ("seq_len", "micro_batch", "log_every", "eval_every", "save_every")  # at least 1, or None
+ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
+PrecisionName = Literal["bf16", "fp32"]
+OptimizerName = Literal["rotated", "adamw"]
+
+_SEVERAL = ("data", "eval_data", "tasks", "report")  # one value stands for a tuple of it
+_PATHS = ("model", "output", "cache")
+_RANGES = {
+    "lr": (0.0, math.inf),
+    "warmup": (0.0, math.inf),
+    "min_lr": (0.0, 1.0),
+    "decay": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf),
+    "beta1": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
+    "max_grad_norm": (0.0, math.inf),
+    "held_out": (0.0, 0.5),
+}
+
+# Headings of `hyperclone train --help`.
+_FILES, _SIZES, _START = "Text and output", "Sizes", "Start"
+_OPTIMIZER, _SCHEDULE = "Optimizer", "Learning rate schedule"
+_COMPUTING, _REPORTS = "Computing", "Measuring and saving"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A request.
+    """A request. The metadata of each field says what it means; `hyperclone train --help` prints the same.
 
-    Attributes:
-        model: a model directory, or a Hub id.
-        data: files, directories, globs, or Hub datasets (`org/name`, `org/name@config:split`).
-        output: directory of the trained model, its checkpoints and metrics.jsonl.
-        text_field: the column of jsonl, parquet and Hub data that holds the text.
-        sample_by: what one document of a text file is: "document" (the file), "paragraph" or "line".
-        eval_data: text to measure the held-out loss on; by default `held_out` of the data.
-        held_out: share of the documents that is kept from training; 0 for none.
-        cache: where tokenised data is kept; by default `~/.cache/hyperclone/tokens`.
-        seq_len: tokens of a window; by default 1024, or as many as the model has positions.
-        documents: "packed" (a window is one context) or "isolated" (no token attends to another document).
-        tokens: to be trained on ("2B" or a number); by default the data once.
-        batch_tokens: tokens of an optimizer step, over all processes; by default 64 windows.
-        micro_batch: windows of one forward pass on one device; by default up to 8.
-        lr: peak learning rate; of a grown model, the one its source was trained with.
-        lr_rule: "scaled" (param groups by the scaling rule) or "uniform" (one learning rate everywhere); by default
-            scaled where the model has a receipt and is not trained from scratch.
-        optimizer: "adamw", or "rotated": AdamW on what copies have in common and on their differences (rotated.py); by
-            default `usual_optimizer`'s.
-        difference_lr: of "rotated": peak learning rate of the differences, such as one would train a model of this size
-            with from random weights; by default `lr`.
-        schedule: "cosine", "linear", "wsd" (constant, then linear over the last `decay` of the steps), "constant".
-        warmup: steps, or below 1 a share of them.
-        min_lr: where the schedule ends, as a share of the peak.
-        decay: share of the steps in which "wsd" decays.
-        weight_decay, beta1, beta2: AdamW's.
-        max_grad_norm: gradients are clipped to this norm; 0 for no clipping.
-        seed: of the order of the data, dropout, and the weights when they are drawn.
-        from_scratch: draw the weights anew: the control arm.
-        optimizer_state: "auto" (start from the grown optimizer state, if the model has one) or "none".
-        precision: "bf16" (autocast, weights in fp32) or "fp32"; by default bf16 on a GPU that has it.
-        attention: transformers' attn_implementation ("sdpa", "flash_attention_2", "eager", ...).
-        compile: torch.compile; by default on a GPU.
-        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
-        sharding: over processes: "none" (DDP), "gradients" (FSDP2, weights whole between forward and backward: like
-            ZeRO-2), "full" (FSDP2, like ZeRO-3).
-        log_every, eval_every, save_every: in steps; by default 1/100, 1/20 and 1/10 of the run.
-        eval_early: measure the held-out loss after 1, 2, 4, 8, ... steps as well, so that a dip at the start is seen.
-        anatomy: note the symmetry between the copies of a grown model at the start and with every evaluation.
-        keep: newest checkpoints to keep; 0 for all.
-        tasks: of lm-evaluation-harness, run whenever the held-out loss is measured.
-        report: "tensorboard", "wandb", "trackio", ...: Trainer's integrations.
-        resume: go on from the last checkpoint in `output`, if there is one.
+    Raises:
+        TrainingError: a value that cannot be, or options that contradict each other.
     """
 
-    model: str
-    data: Sequence[str]
-    output: str
-    text_field: str = "text"
-    sample_by: str = "document"
-    eval_data: Sequence[str] = ()
-    held_out: float = 0.01
-    cache: str | None = None
-    seq_len: int | None = None
-    documents: str = "packed"
-    tokens: str | int | None = None
-    batch_tokens: str | int | None = None
-    micro_batch: int | None = None
-    lr: float = 3e-4
-    lr_rule: str | None = None
-    optimizer: str | None = None
-    difference_lr: float | None = None
-    schedule: str = "cosine"
-    warmup: float = 0.01
-    min_lr: float = 0.1
-    decay: float = 0.2
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    from_scratch: bool = False
-    optimizer_state: str = "auto"
-    precision: str | None = None
-    attention: str = "sdpa"
-    compile: bool | None = None
-    gradient_checkpointing: bool = False
-    sharding: str = "none"
-    log_every: int | None = None
-    eval_every: int | None = None
-    save_every: int | None = None
-    eval_early: bool = False
-    anatomy: bool = False
-    keep: int = 2
-    tasks: Sequence[str] = ()
-    report: Sequence[str] = ()
-    resume: bool = False
+    model: str = field(metadata=option("Model directory, or Hub id.", metavar="MODEL", positional=True))
+    data: Sequence[str] = field(
+        metadata=option(
+            "Text to train on: a file, directory or glob (txt, md, jsonl, parquet, also compressed), or a Hub dataset "
+            "NAME[@CONFIG][:SPLIT]. Repeatable.",
+            metavar="SOURCE",
+            group=_FILES,
+        )
+    )
+    eval_data: Sequence[str] = field(
+        default=(),
+        metadata=option(
+            "Held-out text, to measure the loss on [a share of the data]. Repeatable.", metavar="SOURCE", group=_FILES
+        ),
+    )
+    held_out: float = field(
+        default=0.01,
+        metadata=option(
+            "Share of the documents that is held out of training to measure the loss on; 0 for none.", group=_FILES
+        ),
+    )
+    text_field: str = field(
+        default="text", metadata=option("Column of jsonl, parquet and Hub data that holds the text.", group=_FILES)
+    )
+    sample_by: Literal["document", "paragraph", "line"] = field(
+        default="document",
+        metadata=option(
+            "What is one document in a text file: the whole file (document), a paragraph, or a line.",
+            group=_FILES,
+        ),
+    )
+    cache: str | None = field(
+        default=None,
+        metadata=option("Where tokenized text is cached [~/.cache/hyperclone/tokens].", metavar="DIR", group=_FILES),
+    )
+    output: str = field(
+        metadata=option(
+            "Directory for the trained model, its checkpoints and metrics.jsonl.", metavar="DIR", group=_FILES
+        )
+    )
+    seq_len: int | None = field(
+        default=None,
+        metadata=option("Tokens of a window [1024, or the model's positions].", least=1, group=_SIZES),
+    )
+    documents: Literal["packed", "isolated"] = field(
+        default="packed",
+        metadata=option(
+            "Documents that share a window: packed (one context), or isolated (no token attends to another document).",
+            group=_SIZES,
+        ),
+    )
+    tokens: str | int | None = field(
+        default=None, metadata=option("Tokens to train on: 2B, 350M, ... [one epoch].", metavar="COUNT", group=_SIZES)
+    )
+    batch_tokens: str | int | None = field(
+        default=None,
+        metadata=option(
+            "Tokens of an optimizer step, over all processes: 0.5M, 65_536, ... [64 windows].",
+            metavar="COUNT",
+            group=_SIZES,
+        ),
+    )
+    micro_batch: int | None = field(
+        default=None,
+        metadata=option("Windows of one forward pass on one device [up to 8].", least=1, group=_SIZES),
+    )
+    from_scratch: bool = field(
+        default=False,
+        metadata=option(
+            "Initialize the weights randomly: the control arm, on the same data with the same settings.", group=_START
+        ),
+    )
+    optimizer_state: Literal["auto", "none"] = field(
+        default="auto",
+        metadata=option(
+            "auto: start from the optimizer state that was grown with the model, if there is one; none: start without.",
+            group=_START,
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=option("Seed of the order of the data, of dropout and of random weights.", least=0, group=_START),
+    )
+    optimizer: OptimizerName | None = field(
+        default=None,
+        metadata=option(
+            "rotated: AdamW on what copies have in common and on their differences; or adamw "
+            "[rotated for a wider clone with the scaled rule, else adamw].",
+            group=_OPTIMIZER,
+        ),
+    )
+    lr: float = field(
+        default=3e-4,
+        metadata=option(
+            "Peak learning rate; for a grown model, the rate its source was trained with.", group=_OPTIMIZER
+        ),
+    )
+    lr_rule: LrRule | None = field(
+        default=None,
+        metadata=option(
+            "scaled: learning rate, weight decay and epsilon of each parameter by the scaling rule; uniform: the same "
+            "for all, as in the HyperCloning paper [scaled for a grown model].",
+            group=_OPTIMIZER,
+        ),
+    )
+    difference_lr: float | None = field(
+        default=None,
+        metadata=option(
+            "Rotated AdamW's peak learning rate of the differences between copies, about what random weights of this "
+            "size would want [the learning rate].",
+            group=_OPTIMIZER,
+        ),
+    )
+    weight_decay: float = field(default=0.05, metadata=option("AdamW's weight decay.", group=_OPTIMIZER))
+    beta1: float = field(default=0.9, metadata=option("AdamW's beta 1.", group=_OPTIMIZER))
+    beta2: float = field(default=0.999, metadata=option("AdamW's beta 2.", group=_OPTIMIZER))
+    max_grad_norm: float = field(
+        default=1.0, metadata=option("Gradients are clipped to this norm; 0 for no clipping.", group=_OPTIMIZER)
+    )
+    schedule: ScheduleName = field(
+        default="cosine",
+        metadata=option(
+            "Learning rate after the warm-up; wsd (warmup-stable-decay) is constant, then falls linearly.",
+            group=_SCHEDULE,
+        ),
+    )
+    warmup: float = field(
+        default=0.01, metadata=option("Warm-up: steps, or below 1 a share of all steps.", group=_SCHEDULE)
+    )
+    min_lr: float = field(
+        default=0.1, metadata=option("Where the schedule ends, as a share of the peak.", group=_SCHEDULE)
+    )
+    decay: float = field(default=0.2, metadata=option("Share of the steps in which wsd decays.", group=_SCHEDULE))
+    precision: PrecisionName | None = field(
+        default=None,
+        metadata=option(
+            "bf16 (autocast, weights in fp32) or fp32 [bf16 on a GPU that has it].",
+            group=_COMPUTING,
+        ),
+    )
+    attention: str = field(
+        default="sdpa",
+        metadata=option(
+            "Attention implementation of transformers: sdpa, flash_attention_2, eager, ...", group=_COMPUTING
+        ),
+    )
+    compile: bool | None = field(default=None, metadata=option("Use torch.compile [on a GPU].", group=_COMPUTING))
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata=option(
+            "Recompute activations in the backward pass: less memory, a third more time.", group=_COMPUTING
+        ),
+    )
+    sharding: Literal["none", "gradients", "full"] = field(
+        default="none",
+        metadata=option(
+            "Over processes: none (DDP), gradients (FSDP2, like ZeRO-2) or full (FSDP2, like ZeRO-3).",
+            group=_COMPUTING,
+        ),
+    )
+    log_every: int | None = field(
+        default=None, metadata=option("Steps between logs [1/100 of the run].", least=1, group=_REPORTS)
+    )
+    eval_every: int | None = field(
+        default=None, metadata=option("Steps between evaluations [1/20 of the run].", least=1, group=_REPORTS)
+    )
+    eval_early: bool = field(
+        default=False,
+        metadata=option(
+            "Evaluate after 1, 2, 4, 8, ... steps as well, which shows a dip right after growing.", group=_REPORTS
+        ),
+    )
+    anatomy: bool = field(
+        default=False,
+        metadata=option(
+            "Measure how far the copies have diverged, at the start and at every evaluation.", group=_REPORTS
+        ),
+    )
+    tasks: Sequence[str] = field(
+        default=(),
+        metadata=option(
+            "Task of lm-evaluation-harness, run at every evaluation. Repeatable.",
+            flag="--task",
+            metavar="NAME",
+            group=_REPORTS,
+        ),
+    )
+    report: Sequence[str] = field(
+        default=(),
+        metadata=option("Also log to tensorboard, wandb, trackio, ... Repeatable.", metavar="NAME", group=_REPORTS),
+    )
+    save_every: int | None = field(
+        default=None, metadata=option("Steps between checkpoints [1/10 of the run].", least=1, group=_REPORTS)
+    )
+    keep: int = field(default=2, metadata=option("Newest checkpoints to keep; 0 for all.", least=0, group=_REPORTS))
+    resume: bool = field(
+        default=False,
+        metadata=option("Resume from the last checkpoint in the output, if there is one.", group=_REPORTS),
+    )
 
     def __post_init__(self) -> None:
-        for field in ("data", "eval_data", "tasks", "report"):
-            value = getattr(self, field)
-            object.__setattr__(self, field, (value,) if isinstance(value, str | os.PathLike) else tuple(value))
-        for field in ("model", "output", "cache"):
-            if isinstance(value := getattr(self, field), os.PathLike):
-                object.__setattr__(self, field, os.fspath(value))
+        for name in _SEVERAL:
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str | os.PathLike) else tuple(value))
+        for name in _PATHS:
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         if not self.data:
             raise TrainingError("no data to train on", field="data", cure="--data PATH, repeatable")
-        for field, allowed in (
-            ("schedule", SCHEDULES),
-            ("documents", DOCUMENTS),
-            ("sample_by", SAMPLES),
-            ("sharding", SHARDINGS),
-            ("precision", (None, *PRECISIONS)),
-            ("optimizer_state", OPTIMIZER_STATES),
-            ("lr_rule", (None, *LR_RULES)),
-            ("optimizer", (None, *OPTIMIZERS)),
-        ):
-            if (value := getattr(self, field)) not in allowed:
-                raise TrainingError(
-                    f"unknown {field}", field=field, found=value, expected=", ".join(str(a) for a in allowed if a)
-                )
-        for field in _WHOLE:
-            _whole(field, getattr(self, field), least=1, optional=True)
-        _whole("keep", self.keep, least=0)
-        _whole("seed", self.seed, least=0)
-        for field, least, most in (
-            ("lr", 0.0, math.inf),
-            ("warmup", 0.0, math.inf),
-            ("min_lr", 0.0, 1.0),
-            ("decay", 0.0, 1.0),
-            ("weight_decay", 0.0, math.inf),
-            ("beta1", 0.0, 1.0),
-            ("beta2", 0.0, 1.0),
-            ("max_grad_norm", 0.0, math.inf),
-            ("held_out", 0.0, 0.5),
-        ):
-            value = getattr(self, field)
+        check(self, TrainingError)
+        self._check_ranges()
+        if self.from_scratch:
+            self._check_from_scratch()
+        if self.difference_lr is not None:
+            self._check_difference_lr(self.difference_lr)
+        _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
+
+    def _check_ranges(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise TrainingError("out of range", field=field, found=value, expected=f"{least:g} to {most:g}")
+                raise TrainingError("out of range", field=name, found=value, expected=f"{least:g} to {most:g}")
         if self.lr == 0 or math.isinf(self.lr) or self.beta1 == 1 or self.beta2 == 1:
             raise TrainingError(
-                "nothing can be learnt with this",
+                "nothing can be learned with these values",
                 field="lr, beta1, beta2",
                 found=f"{self.lr}, {self.beta1}, {self.beta2}",
+                expected="a finite lr above 0, betas below 1",
             )
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise TrainingError(
                 "not a number of steps", field="warmup", found=self.warmup, expected="whole steps, or a share below 1"
             )
-        if self.from_scratch and self.lr_rule == "scaled":
+
+    def _check_from_scratch(self) -> None:
+        if self.lr_rule == "scaled":
             raise TrainingError(
                 "the scaling rule is for copies of trained weights, and randomly initialized weights are no copies",
                 field="lr_rule",
                 found="scaled",
                 cure="leave --lr-rule out with --from-scratch",
             )
-        if self.optimizer == "rotated" and self.from_scratch:
+        if self.optimizer == "rotated":
             raise TrainingError(
-                "randomly initialized weights are no copies, and the rotated optimizer compares copies",
+                "the rotated optimizer compares copies, and randomly initialized weights are no copies",
                 field="optimizer",
                 found="rotated",
                 cure="leave --optimizer out with --from-scratch",
             )
-        if (own := self.difference_lr) is not None:
-            if self.optimizer == "adamw":
-                raise TrainingError(
-                    "only the rotated optimizer knows differences between copies",
-                    field="difference_lr",
-                    found=own,
-                    cure="--optimizer rotated, or leave --difference-lr out",
-                )
-            if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < math.inf:
-                raise TrainingError("out of range", field="difference_lr", found=own, expected="0 or more")
-        _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
+
+    def _check_difference_lr(self, difference_lr: float) -> None:
+        if self.optimizer == "adamw":
+            raise TrainingError(
+                "only the rotated optimizer distinguishes differences between copies",
+                field="difference_lr",
+                found=difference_lr,
+                cure="--optimizer rotated, or leave --difference-lr out",
+            )
+        number = isinstance(difference_lr, int | float) and not isinstance(difference_lr, bool)
+        if not number or not 0 <= difference_lr < math.inf:
+            raise TrainingError("out of range", field="difference_lr", found=difference_lr, expected="0 or more")
 
     @property
     def total_tokens(self) -> int | None:
@@ -205,13 +322,13 @@ class Training:
         return None if self.batch_tokens is None else _count(self.batch_tokens, "batch_tokens")
 
 
-def usual_optimizer(*, grown: bool, first_copy_moments: bool, lr_rule: str | None) -> str:
-    """The optimizer where none is asked for: what won in docs/findings.md.
+def usual_optimizer(*, grown: bool, first_copy_moments: bool, lr_rule: LrRule | None) -> OptimizerName:
+    """The optimizer when none is asked for: what was best in docs/findings.md.
 
     Args:
-        grown: the model starts as a wider clone, so copies can be compared.
+        grown: the model starts as a wider clone, so that copies can be compared.
         first_copy_moments: it starts from moments of the first copies only, which make copies diverge under AdamW.
-        lr_rule: as asked for; one learning rate everywhere is the published recipe, AdamW.
+        lr_rule: as asked for; "uniform" is the published recipe, whose optimizer is AdamW.
     """
     return "rotated" if grown and not first_copy_moments and lr_rule != "uniform" else "adamw"
 
@@ -221,10 +338,3 @@ def _count(value: str | int, field: str) -> int:
         return units.parse(value, field)
     except OptionError:
         raise TrainingError("not a number of tokens", field=field, found=value, expected="2B, 350M or 65_536") from None
-
-
-def _whole(field: str, value: object, *, least: int, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise TrainingError("not a whole number", field=field, found=value, expected=f"{least} or more")

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import math
 
+from hyperclone.training.config import ScheduleName
+
 
 def warmup_steps(warmup: float, steps: int) -> int:
     """Steps of the warm-up: a number of them, or below 1 a share of all steps."""
     return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
 
 
-def factor(step: int, *, steps: int, warmup: int, schedule: str, least: float, decay: float) -> float:
+def factor(step: int, *, steps: int, warmup: int, schedule: ScheduleName, least: float, decay: float) -> float:
     """The learning rate of a step over the peak's.
 
     Args:

@@ -19,7 +19,7 @@ from hyperclone.io.destination import check_target
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, run_record, task_callback
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import Training, usual_optimizer
+from hyperclone.training.config import PrecisionName, Training, usual_optimizer
 from hyperclone.training.events import Watch, Weights
 from hyperclone.training.packing import Windows
 from hyperclone.training.token_cache import Corpus
@@ -65,7 +65,7 @@ class PreparedRun:
     checkpoint: Path | None
     tasks: evaluate.Tasks | None
     processes: int
-    precision: str
+    precision: PrecisionName
 
     @property
     def step(self) -> int:
@@ -221,5 +221,5 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     return replace(training, optimizer=optimizer)
 
 
-def _usual_precision() -> str:
+def _usual_precision() -> PrecisionName:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

@@ -18,7 +18,7 @@ from hyperclone.io import hub
 from hyperclone.io.files import read_json, write_text
 from hyperclone.training import checkpoints, hardware
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import Training
+from hyperclone.training.config import OptimizerName, Training
 from hyperclone.version import __version__
 
 FILE = "training.json"
@@ -110,7 +110,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
     return checkpoints.last(output)
 
 
-def recorded_optimizer(output: Path) -> str | None:
+def recorded_optimizer(output: Path) -> OptimizerName | None:
     """The optimizer of the run in the output; None if there is none."""
     return _curve(output).get("optimizer") if (output / FILE).is_file() else None
 

@@ -1,18 +1,18 @@
-"""The law of training, seen: a source, its continuation, and 2x clones of it on the same batches.
+"""The scaling rule, seen: a source, its continuation, and 2x clones of it on the same batches.
 
-    python bench/law.py [--steps 150] [-o docs/figures/law.svg] [--json bench/results/law.json]
+    python bench/scaling_rule.py [--steps 150] [-o docs/figures/scaling_rule.svg]
 
 A small byte-level Llama is trained on the text of this repository's documents, stopped, and grown with its AdamW
 moments by `hyperclone.grow(..., optimizer_state=...)`. Arms, all on the same batches in the same order:
 
-    source          the source goes on
-    law             a noise-free clone, its param groups and its grown moments
-    law, reset      the same groups, moments zero
-    source's LR     one learning rate everywhere, as in the HyperCloning paper, moments zero
-    law, noise      the default clone (split noise, 10 dB), groups and moments
+    source                       the source, trained further
+    scaled                       a noise-free clone, its param groups by the scaling rule and its grown moments
+    scaled, moments reset        the same groups, moments zero
+    uniform, moments reset       one learning rate everywhere, as in the HyperCloning paper, moments zero
+    scaled, split noise 10 dB    the default clone, groups and moments
 
-One seed, one learning rate, constant, so that nothing but the arms' rules differs. It shows what each rule does to the
-curve of the function that was grown, not which is the better way to train.
+One seed and one constant learning rate, so that the arms differ in nothing but their rules. The curves show what each
+rule does to the function that was grown, not which is the better way to train.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.planning.scaling_rule import LrRule
 
 ROOT = Path(__file__).parents[1]
 LR, DECAY, BETAS = 2e-3, 0.05, (0.9, 0.95)
@@ -41,6 +42,13 @@ CONFIG = {
     "num_key_value_heads": 2, "max_position_embeddings": WINDOW, "tie_word_embeddings": True,
     "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
+# name: (which clone, lr_rule, whether it has grown moments)
+ARMS: dict[str, tuple[str, LrRule, bool]] = {
+    "scaled": ("clone", "scaled", True),
+    "scaled, moments reset": ("clone", "scaled", False),
+    "uniform, moments reset": ("clone", "uniform", False),
+    "scaled, split noise 10 dB": ("noisy", "scaled", True),
+}
 
 
 def corpus() -> Tensor:
@@ -102,18 +110,13 @@ def run(*, steps: int, before: int, seed: int) -> dict[str, list[float]]:
         for name, growth in (("clone", Growth(width=2, noise="none")), ("noisy", Growth(width=2, seed=seed))):
             hyperclone.grow(place / "source", place / name, growth, optimizer_state=place / "source")
         curves["source"] = train(source, optimizer, data())
-        for arm, directory, rule, moments in (
-            ("law", "clone", "scaled", True),
-            ("law, moments reset", "clone", "scaled", False),
-            ("source's learning rate, moments reset", "clone", "uniform", False),
-            ("law, split noise 10 dB", "noisy", "scaled", True),
-        ):
-            model = load(place / directory)
-            groups = hyperclone.param_groups(model, lr=LR, weight_decay=DECAY, lr_rule=rule)
-            own = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
+        for arm, (name, lr_rule, moments) in ARMS.items():
+            model = load(place / name)
+            groups = hyperclone.param_groups(model, lr=LR, weight_decay=DECAY, lr_rule=lr_rule)
+            clones = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
             if moments:
-                hyperclone.load_state(own, model, place / directory)
-            curves[arm] = train(model, own, data())
+                hyperclone.load_state(clones, model, place / name)
+            curves[arm] = train(model, clones, data())
     return curves
 
 
@@ -133,7 +136,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
             gap = [a - b for a, b in zip(curves[name], curves["source"], strict=True)]
             right.plot(gap, color=colour, linewidth=1.4)
     left.set(xlabel="steps after growing", ylabel="training loss (nats per byte)", title="Same batches, 2x clones")
-    right.set(xlabel="steps after growing", ylabel="loss less the source's", title="Difference from the source")
+    right.set(xlabel="steps after growing", ylabel="loss minus the source's", title="Difference from the source")
     right.axhline(0, color="0.3", linewidth=5, alpha=0.4)
     left.legend(frameon=False, fontsize=8)
     for axes in (left, right):
@@ -144,13 +147,13 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run all arms, print what they say, write the figure and the numbers."""
+    """Run all arms, print their differences from the source, write the figure and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=150, help="after growing")
     parser.add_argument("--before", type=int, default=300, help="of the source, before it is grown")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--figure", type=Path, default=ROOT / "docs/figures/law.svg")
-    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/law.json")
+    parser.add_argument("-o", "--figure", type=Path, default=ROOT / "docs/figures/scaling_rule.svg")
+    parser.add_argument("--json", type=Path, default=ROOT / "bench/results/scaling_rule.json")
     args = parser.parse_args()
     curves = run(steps=args.steps, before=args.before, seed=args.seed)
     summary = {}
