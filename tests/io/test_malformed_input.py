@@ -233,7 +233,7 @@ def test_tensors_that_are_no_plain_floating_point_are_refused_by_name(
 def test_the_scales_of_a_quantized_tensor_are_refused_as_well(victim: Path) -> None:
     name = "model.layers.1.mlp.down_proj.weight_scale_inv"
     edit_weights(victim, lambda tensors: tensors.update({name: torch.ones(1, 1)}))
-    refused(victim, name, "no place in this architecture", "model.safetensors")
+    refused(victim, name, "not part of this architecture", "model.safetensors")
 
 
 @pytest.mark.parametrize("beside", ["nothing", "config", "whole model"])

@@ -162,9 +162,7 @@ def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mappin
                 "family file has a value of the wrong kind",
                 field=f"{where}.{key}".lstrip("."),
                 found=repr(value),
-                expected={"str": "a string", "list": "a list of strings", "dict": "a table", "int": "a whole number"}[
-                    known[key].__name__
-                ],
+                expected=_KINDS[known[key]],
             )
 
 

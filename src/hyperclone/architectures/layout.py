@@ -7,7 +7,7 @@
     (kv_heads (group + 2) head_dim) <- hidden       parts inside a product: each KV head's queries, its key, its value
     norm(hidden)                                    a norm's gain or bias over an axis
     norm(kv_heads head_dim)                         a norm over the flattened axes
-    (query(heads head_dim) + 2 heads head_dim)      rows of queries (heads.py)
+    (query(heads head_dim) + 2 heads head_dim)      rows of queries, rescaled when head_dim grows
     <- hidden                                       a vector that reads hidden (a final norm carrying the head's 1/n)
 
 A name is an axis whose size the family file takes from the config; a number is an axis that never grows.
@@ -128,97 +128,129 @@ def parse(line: str) -> Layout:
     """Parse one layout line.
 
     Raises:
-        FamilyError: the line is not in the language; the message shows the place.
+        FamilyError: the line is not in the language; the message shows where.
     """
+    return _Parser(line).layout()
+
+
+class _Parser:
+    """A recursive descent over the tokens of one line, one method for each rule of the grammar.
+
+    Parentheses that change nothing leave no trace: (a (b c)) is (a b c), ((a + b) + c) is (a + b + c).
+    """
+
+    def __init__(self, line: str) -> None:
+        self.line = line
+        self.tokens = _tokens(line)
+        self.index = 0
+
+    def layout(self) -> Layout:
+        """line = dimension+ | [dimension] "<-" dimension | dimension "->" dimension."""
+        left, norm = self.side()
+        arrow = self.peek()
+        if not arrow:
+            if not left:
+                raise self.error("at least one axis", 0)
+            return Layout(self.line, tuple(left), None, norm)
+        self.take()
+        right, norm_on_the_right = self.side()
+        if self.peek() or norm or norm_on_the_right:
+            raise self.error(
+                "one arrow, and no norm() beside it", self.tokens[min(self.index, len(self.tokens) - 1)][1]
+            )
+        if len(left) > 1 or len(right) != 1 or (arrow == "->" and not left):
+            raise self.error("one dimension on each side of the arrow (use parentheses to flatten axes)", 0)
+        # `->` stores inputs first; `<-` stores them last, and alone when there is no output side.
+        return Layout(self.line, (*left, *right), 0 if arrow == "->" or not left else 1)
+
+    def side(self) -> tuple[list[Dim], bool]:
+        """The dimensions up to an arrow or the end, and whether one is a norm's."""
+        dims: list[Dim] = []
+        norm = False
+        while self.peek() not in ("", "<-", "->"):
+            if self.peek() == "norm":
+                self.take()
+                dims.append(self.parts(1))
+                norm = True
+            else:
+                dims.append(self.dimension())
+        return dims, norm
+
+    def dimension(self, depth: int = 1) -> Dim:
+        """name | number | ["query"] parts."""
+        if self.peek() == "query":
+            self.take()
+            return ((Query(self.parts(depth)),),)
+        return self.parts(depth) if self.peek() == "(" else ((self.name_or_number(),),)
+
+    def parts(self, depth: int) -> Dim:
+        """parts = "(" product ("+" product)* ")"."""
+        if depth > _DEEPEST:
+            raise self.error(f"at most {_DEEPEST} levels of parentheses")
+        blocks: list[Product] = []
+        self.take("(")
+        while True:
+            block = self.product(depth)
+            blocks += block[0] if len(block) == 1 and isinstance(block[0], tuple) else (block,)
+            if self.peek() != "+":
+                break
+            self.take()
+        self.take(")")
+        return tuple(blocks)
+
+    def product(self, depth: int) -> Product:
+        """product = dimension+."""
+        factors: list[Factor] = []
+        while not factors or self.peek() not in ("", "+", ")"):
+            inner = self.dimension(depth + 1)
+            factors += inner[0] if len(inner) == 1 else (inner,)
+        return tuple(factors)
+
+    def name_or_number(self) -> str | int:
+        position = self.position
+        token = self.take()
+        if re.fullmatch(r"0*[1-9]\d{0,17}", token):
+            return int(token)
+        if not token.isidentifier() or token in ("norm", "query"):
+            raise self.error("an axis name or a positive number", position)
+        return token
+
+    def peek(self) -> str:
+        """The next token; "" at the end."""
+        return self.tokens[self.index][0] if self.index < len(self.tokens) else ""
+
+    def take(self, expected: str | None = None) -> str:
+        """The next token, which must be there, and be `expected` where that is given."""
+        token = self.peek()
+        if not token or (expected is not None and token != expected):
+            raise self.error(expected or "an axis")
+        self.index += 1
+        return token
+
+    @property
+    def position(self) -> int:
+        """Where the next token starts in the line."""
+        return self.tokens[self.index][1] if self.index < len(self.tokens) else len(self.line)
+
+    def error(self, expected: str, position: int | None = None) -> FamilyError:
+        return _not_understood(self.line, self.position if position is None else position, expected)
+
+
+def _tokens(line: str) -> list[tuple[str, int]]:
+    """(token, position in the line) of every token."""
     tokens, position = [], 0
     stripped = line.rstrip()
     while position < len(stripped):
         match = _TOKEN.match(stripped, position)
         if match is None:
             position += len(stripped[position:]) - len(stripped[position:].lstrip())
-            raise _bad(line, position, "a name, a number, '(', ')', '+', '<-' or '->'")
+            raise _not_understood(line, position, "a name, a number, '(', ')', '+', '<-' or '->'")
         tokens.append((match.group(1), match.start(1)))
         position = match.end()
-
-    index = 0
-
-    def peek() -> str:
-        return tokens[index][0] if index < len(tokens) else ""
-
-    def take(expected: str | None = None) -> str:
-        nonlocal index
-        token = peek()
-        if not token or (expected is not None and token != expected):
-            raise _bad(line, tokens[index][1] if index < len(tokens) else len(line), expected or "an axis")
-        index += 1
-        return token
-
-    def name_or_number() -> str | int:
-        where = tokens[index][1] if index < len(tokens) else len(line)
-        token = take()
-        if re.fullmatch(r"0*[1-9]\d{0,17}", token):
-            return int(token)
-        if not token.isidentifier() or token in ("norm", "query"):
-            raise _bad(line, where, "an axis name or a positive number")
-        return token
-
-    # Parentheses that change nothing leave no trace: (a (b c)) is (a b c), ((a + b) + c) is (a + b + c).
-    def product(depth: int) -> Product:
-        factors: list[Factor] = []
-        while not factors or peek() not in ("", "+", ")"):
-            inner = dimension(depth + 1)
-            factors += inner[0] if len(inner) == 1 else (inner,)
-        return tuple(factors)
-
-    def parts(depth: int) -> Dim:
-        if depth > _DEEPEST:
-            raise _bad(line, tokens[index][1], f"at most {_DEEPEST} levels of parentheses")
-        blocks: list[Product] = []
-        take("(")
-        while True:
-            block = product(depth)
-            blocks += block[0] if len(block) == 1 and isinstance(block[0], tuple) else (block,)
-            if peek() != "+":
-                break
-            take()
-        take(")")
-        return tuple(blocks)
-
-    def dimension(depth: int = 1) -> Dim:
-        if peek() == "query":
-            take()
-            return ((Query(parts(depth)),),)
-        return parts(depth) if peek() == "(" else ((name_or_number(),),)
-
-    def side() -> tuple[list[Dim], bool]:
-        dims: list[Dim] = []
-        norm = False
-        while peek() not in ("", "<-", "->"):
-            if peek() == "norm":
-                take()
-                dims.append(parts(1))
-                norm = True
-            else:
-                dims.append(dimension())
-        return dims, norm
-
-    left, norm = side()
-    arrow = peek()
-    if not arrow:
-        if not left:
-            raise _bad(line, 0, "at least one axis")
-        return Layout(line, tuple(left), None, norm)
-    take()
-    right, norm_on_the_right = side()
-    if peek() or norm or norm_on_the_right:
-        raise _bad(line, tokens[min(index, len(tokens) - 1)][1], "one arrow, and no norm() beside it")
-    if len(left) > 1 or len(right) != 1 or (arrow == "->" and not left):
-        raise _bad(line, 0, "one dimension on each side of the arrow (use parentheses to flatten axes)")
-    # `->` stores inputs first; `<-` stores them last, and alone when there is no output side.
-    return Layout(line, (*left, *right), 0 if arrow == "->" or not left else 1)
+    return tokens
 
 
-def _bad(line: str, position: int, expected: str) -> FamilyError:
+def _not_understood(line: str, position: int, expected: str) -> FamilyError:
     return FamilyError(
         f"layout line not understood: {line!r}",
         found=f"{line[position:]!r} at column {position + 1}",
