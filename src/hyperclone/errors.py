@@ -74,7 +74,7 @@ class DestinationError(HypercloneError):
 
 
 class CollapseError(HypercloneError):
-    """The directory does not collapse to a smaller model: its copies have moved apart, or it has no receipt."""
+    """The directory does not collapse to a smaller model: its copies differ, or it has no receipt."""
 
 
 class TrainingError(HypercloneError):

@@ -1,11 +1,13 @@
-"""collapse gives the source back from a grown directory, and refuses once its copies have moved apart."""
+"""collapse gives the source back from a grown directory, and refuses once its copies have diverged."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CollapseError
+from hyperclone.planning.plan import TensorPlan
 from tests.helpers.models import MODELS
 
 ModelDir = Callable[..., Path]
@@ -120,3 +123,24 @@ def test_a_receipt_of_another_model_is_refused(model_dir: ModelDir, tmp_path: Pa
     shutil.copy(tmp_path / "b/hyperclone.json", tmp_path / "a/hyperclone.json")
     with pytest.raises(hyperclone.HypercloneError, match="found"):
         hyperclone.collapse(tmp_path / "a", tmp_path / "again")
+
+
+def test_an_original_is_collapsed_once_for_all_its_copies_and_once_to_be_written(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperclone.conversion import collapse as module
+
+    hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(experts=8), proof="none")
+    calls: Counter[str] = Counter()
+    collapse_tensor = module._collapse_tensor
+
+    def counted(tensor: TensorPlan, *rest: Any) -> torch.Tensor:
+        calls[tensor.name] += 1
+        return collapse_tensor(tensor, *rest)
+
+    monkeypatch.setattr(module, "_collapse_tensor", counted)
+    hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    experts = {name: count for name, count in calls.items() if ".experts." in name}
+    assert len(experts) == 2 * 8 * 3
+    assert {count for name, count in experts.items() if ".experts.0." in name} == {2}
+    assert {count for name, count in experts.items() if ".experts.0." not in name} == {1}
