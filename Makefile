@@ -22,7 +22,7 @@ test: lint
 	$(PYTEST) -n 2 --dist loadscope --durations=25 -rs
 
 quick: lint
-	$(PYTEST) -n 2 --dist worksteal -m "not slow and not matrix"
+	HYPOTHESIS_PROFILE=quick $(PYTEST) -n 2 --dist worksteal -m "not slow and not matrix"
 
 lint: $(VENV)/done
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers import examples  # noqa: F401 - it registers the profiles of hypothesis
 from tests.helpers.models import build, save_tokenizer
 
 torch.set_num_threads(1)

@@ -8,11 +8,12 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hyperclone.architectures.expression import evaluate, lead_field, names
 from hyperclone.errors import CheckpointError, FamilyError, HypercloneError
+from tests.helpers.examples import examples
 
 FIELDS: dict[str, Any] = {
     "hidden": 12,
@@ -84,7 +85,7 @@ def test_an_expression_has_the_value_it_reads_like(text: str, value: object) -> 
     assert type(found) is type(value)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.data())
 def test_whole_number_arithmetic_agrees_with_rational_arithmetic(data: st.DataObject) -> None:
     fields = {name: data.draw(st.one_of(st.none(), st.integers(-50, 50))) for name in "abc"}
@@ -246,7 +247,7 @@ def test_numbers_out_of_range_are_an_error_of_the_config() -> None:
         evaluate("a * 0.5", {"a": 10**400})
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(
     st.one_of(
         st.text(max_size=25),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hyperclone.architectures.layout import Dim, Factor, Layout, parse
 from hyperclone.errors import FamilyError
+from tests.helpers.examples import examples
 
 LINES: dict[str, tuple[tuple[Dim, ...], int | None, bool]] = {
     "vocab hidden": (((("vocab",),), (("hidden",),)), None, False),
@@ -193,7 +194,7 @@ def written(draw: st.DrawFn) -> tuple[str, Layout]:
     return line, Layout(line, *found)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(written(), st.integers(1, 9))
 def test_what_is_written_is_what_is_parsed(case: tuple[str, Layout], size: int) -> None:
     line, layout = case
@@ -208,14 +209,14 @@ def test_what_is_written_is_what_is_parsed(case: tuple[str, Layout], size: int) 
     assert layout.shape(sizes) == tuple(count(dim) for dim in layout.dims)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(dims)
 def test_a_readers_text_says_what_it_reads(dim: Dim) -> None:
     reader = Layout("", (dim,), None).reading()
     assert parse(reader.text) == reader
 
 
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(
     st.one_of(
         st.text(max_size=30),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone.cli.display.chart import Line, chart
+from tests.helpers.examples import examples
 
 points = st.lists(st.floats(-5, 5) | st.just(math.nan), min_size=0, max_size=12)
 
@@ -29,7 +30,7 @@ def dots(rows: list[str]) -> list[tuple[int, int]]:
     return found
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(points, points, st.integers(24, 100), st.integers(4, 24))
 def test_a_chart_always_fits_its_place(a: list[float], b: list[float], width: int, height: int) -> None:
     lines = [Line("one", "red", list(range(len(a))), a), Line("other", "blue", list(range(len(b))), b)]
@@ -38,7 +39,7 @@ def test_a_chart_always_fits_its_place(a: list[float], b: list[float], width: in
     assert all(len(row) <= width + 8 for row in rows)  # names of the curves may need a little more
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.lists(st.floats(0, 5), min_size=2, max_size=12, unique=True))
 def test_a_falling_curve_falls_from_left_to_right(loss: list[float]) -> None:
     falling = sorted(loss, reverse=True)

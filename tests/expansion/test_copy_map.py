@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone.architectures.layout import Dim, Factor
 from hyperclone.expansion.copy_map import CopyMap, axis, concatenate, of_dim, product
+from tests.helpers.examples import examples
 
 Sizes = dict[str, tuple[int, int]]
 NAMES = ("a", "b", "c")
@@ -68,13 +69,13 @@ def dims_and_sizes(draw: st.DrawFn) -> tuple[Dim, Sizes]:
     return draw(parts(factor, 3, 3)), sizes
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.integers(1, 12), st.integers(0, 40))
 def test_unit_i_of_an_axis_copies_unit_i_mod_d(old: int, more: int) -> None:
     check(axis(old, old + more), [i % old for i in range(old + more)], old)
 
 
-@settings(deadline=None, max_examples=120)
+@examples(120)
 @given(dims_and_sizes())
 def test_a_stored_dimension_is_the_product_and_concatenation_of_its_axes(case: tuple[Dim, Sizes]) -> None:
     dim, sizes = case

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from hyperclone.expansion.exact_split import (
     split_evenly,
     unit_in_last_place,
 )
+from tests.helpers.examples import examples
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = {
@@ -118,7 +119,7 @@ def test_the_unit_in_the_last_place_is_the_spacing_of_the_type(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(count=MANY, snr_db=st.floats(-40, 80), seed=SEEDS, own=st.booleans())
 @example(count=2, snr_db=-40.0, seed=0, own=False)
 @example(count=9, snr_db=-40.0, seed=0, own=True)
@@ -131,7 +132,7 @@ def test_noisy_parts_sum_to_every_value_bit_for_bit(
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(shares=st.lists(st.floats(-(2.0**116), 2.0**116), min_size=2, max_size=9), seed=SEEDS)
 @example(shares=[1e35, -1e35, 1e35, 0.0], seed=0)
 @example(shares=[-1.0, 1.0, 1.0], seed=0)
@@ -227,7 +228,7 @@ def test_a_sum_that_only_rounds_to_the_source_is_seen_one_type_wider(dtype: torc
     assert join_wide(parts).item() == 1.0 + tiny
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.lists(st.integers(-(2**52), 2**52), min_size=2, max_size=9), st.integers(-1000, 900))
 def test_fp64_parts_that_cancel_are_joined_without_rounding(integers: list[int], exponent: int) -> None:
     # The remainder brings the whole back to one number however large the partial sums were.

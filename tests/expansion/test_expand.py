@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from hyperclone.expansion.expand import (
     tensor_map,
 )
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
+from tests.helpers.examples import examples
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 INTEGERS = {
@@ -105,7 +106,7 @@ def cases(draw: st.DrawFn) -> tuple[str, Dim | None, Dim, Sizes]:
     return line, out, into, sizes
 
 
-@settings(deadline=None, max_examples=400)
+@examples(400)
 @given(
     cases(),
     st.sampled_from(EXPANSIONS),
@@ -139,7 +140,7 @@ def test_a_grown_layer_maps_stacked_inputs_to_stacked_outputs(
     assert torch.equal(grown.double() @ x[columns], y[rows])
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(cases(), st.sampled_from(EXPANSIONS), st.sampled_from(tuple(Noise)), st.integers(0, 1000))
 def test_a_grown_fp64_layer_keeps_the_function_to_rounding(
     case: tuple[str, Dim | None, Dim, Sizes], expansion: Expansion, noise: Noise, seed: int
@@ -156,7 +157,7 @@ def test_a_grown_fp64_layer_keeps_the_function_to_rounding(
     assert torch.allclose(grown @ x[columns], (weight @ x)[rows], rtol=0, atol=1e-13)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(cases(), st.sampled_from(tuple(Noise)), st.sampled_from(TYPES))
 def test_outputs_only_repeat(case: tuple[str, Dim | None, Dim, Sizes], noise: Noise, dtype: torch.dtype) -> None:
     """Embeddings, biases and norms; and any layer whose inputs do not grow."""
@@ -254,7 +255,7 @@ def check_different(e1: Tensor, e2: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(
     st.sampled_from(EXPANSIONS),
     st.sampled_from(EXACT),
@@ -300,7 +301,7 @@ WIDTHS = st.sampled_from([1, 2, 3, 7, 50])
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@settings(deadline=None, max_examples=40)
+@examples(40)
 @given(WIDTHS, st.integers(2, 7), st.sampled_from(EXPANSIONS), st.floats(-40, 80), st.integers(0, 10**6))
 def test_gaussian_shares_sum_to_the_source_within_the_rounding_bound(
     dtype: torch.dtype, d_in: int, grow: int, expansion: Expansion, snr_db: float, seed: int
@@ -413,7 +414,7 @@ def cuts_of(total: int, cuts: list[int]) -> Iterator[range]:
         yield range(start, stop)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     st.sampled_from(EXPANSIONS),
     st.sampled_from(tuple(Noise)),

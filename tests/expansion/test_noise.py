@@ -9,10 +9,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone.expansion.noise import draws, normal_quantiles
+from tests.helpers.examples import examples
 
 _64 = (1 << 64) - 1
 
@@ -54,7 +55,7 @@ def test_philox_reference_agrees_with_the_published_known_answers() -> None:
     assert philox4x64(0, (0, 0)) == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(
     seed=st.integers(0, 2**63),
     name=st.text(max_size=20),
@@ -79,7 +80,7 @@ def test_the_stream_never_changes() -> None:
     assert draws(7, "lm_head.weight", rows=range(1000, 1002), columns=17)[:, [0, 15, 16]].tolist() == PINNED_LATER
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 70),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -26,13 +26,12 @@ from hyperclone.errors import CheckpointError, FamilyError
 from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import read_header
+from tests.helpers.examples import examples
 
 ModelDir = Callable[..., Path]
 TWICE = Growth(width=2)
 NAME = "llama-grouped-tied"
-MANY = settings(
-    deadline=None, max_examples=150, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+MANY = examples(150, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

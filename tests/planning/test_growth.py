@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone import Growth
@@ -15,12 +15,13 @@ from hyperclone.errors import GrowthError, HypercloneError, OptionError
 from hyperclone.io.shards import TensorHeader, lay_out
 from hyperclone.planning.growth import resolve
 from hyperclone.units import parse_size
+from tests.helpers.examples import examples
 
 SMOLLM2 = {"hidden": 576, "ffn": 1536, "kv_heads": 3, "group": 3, "head_dim": 64, "vocab": 49152}
 MULTI_HEAD = {"hidden": 2048, "ffn": 8192, "kv_heads": 16, "group": 1, "head_dim": 128}
 MULTI_QUERY = {"hidden": 2048, "ffn": 8192, "kv_heads": 1, "group": 16, "head_dim": 128}
 PYTHIA = {"hidden": 1024, "ffn": 4096, "heads": 16, "head_dim": 64}
-MANY = settings(deadline=None, max_examples=300, derandomize=True)
+MANY = examples(300, derandomize=True)
 
 
 def grown(sizes: dict[str, int], **request: Any) -> dict[str, int]:

@@ -2,41 +2,39 @@
 
 hypothesis draws models and growths (random_configs.py). The reference is transformers in float64 and the bytes
 of the source's safetensors; hyperclone's own proof takes no part. A growth may be refused, with a reason; that not too
-many are is checked for every architecture. HYPERCLONE_EXAMPLES=200 draws as many random examples of each, where by
-default there are a few, always the same.
+many are is checked for every architecture. By default there are a few examples of each, always the same;
+HYPOTHESIS_PROFILE=long draws many, and others each time.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, event, given, reject, settings
+from hypothesis import HealthCheck, Phase, event, given, reject
 from safetensors.torch import load_file
 
 import hyperclone
 from hyperclone import Growth, HypercloneError
 from hyperclone.architectures import registry
 from hyperclone.hf.models import quiet
+from tests.helpers.examples import examples, scale
 from tests.helpers.models import randomize_parameters
 from tests.helpers.random_configs import Case, cases
 
-_ASKED = os.environ.get("HYPERCLONE_EXAMPLES")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 _EXACT = 5e-6  # of the logits; norms compute in fp32 inside transformers, whatever the model's type
 _SPREAD = 16  # what the grown model may be off, in units of what it does to a model to move its weights by an ulp
 _FIT = 0.1  # at least this share of what is drawn for an architecture must be accepted (MPT: only larger heads)
 
-THOROUGH = settings(
-    max_examples=int(_ASKED or 5),  # that are not refused
-    derandomize=_ASKED is None,
+THOROUGH = examples(
+    5,  # that are not refused
+    derandomize=scale() <= 1,
     database=None,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     phases=[Phase.generate, Phase.shrink],
     report_multiple_bugs=True,

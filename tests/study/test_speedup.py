@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hyperclone.study.speedup import (
@@ -21,6 +21,7 @@ from hyperclone.study.speedup import (
     reach,
     smooth,
 )
+from tests.helpers.examples import examples
 
 losses = st.lists(st.floats(0.5, 10), min_size=2, max_size=12)
 
@@ -105,7 +106,7 @@ def test_smoothing_leaves_a_falling_curve_alone(loss: list[float]) -> None:
     assert smooth(falling) == falling
 
 
-@settings(deadline=None)
+@examples(100)
 @given(losses, st.floats(0.5, 10))
 @example([0.5000000000000001, 0.5], 0.5)
 def test_reaching_agrees_with_looking_at_every_token(loss: list[float], target: float) -> None:
