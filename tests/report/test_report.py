@@ -324,7 +324,7 @@ def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Pat
         report(runs, tmp_path / "report.html", control="publish")
     number, said = headline.answer(load.against(found, "rotated"))  # the study's headline itself
     assert number != "1.00x"
-    assert "split noise, scaling rule”" in said[0]
+    assert "split noise, scaling rule, AdamW”" in said[0]
 
 
 def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with(
