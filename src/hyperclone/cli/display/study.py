@@ -133,7 +133,8 @@ def outlook(study: Study, progress: Progress | None) -> Table:
         if arm.tuning is not None:
             tried = arm.tuning.lr
             total += len(tried) * units.parse({**arm.train, **arm.tuning.train}["tokens"], "tokens")
-            lr, runs = "one of " + ", ".join(f"{rate:g}" for rate in tried), runs + len(tried)
+            extended = 0 if progress is None else len(progress.rates.get(arm.name, ()))
+            lr, runs = "one of " + ", ".join(f"{rate:g}" for rate in tried), runs + max(len(tried), extended)
         whole += total
         row = (_start(arm), human_count(tokens), lr, str(runs), _finished(arm, progress), human_count(total))
         table.add_row(arm.label, *row)
