@@ -124,7 +124,7 @@ def grow(
     if optimizer_state is not None or moments != "copy":
         from hyperclone.optimizer_state import writer as state_writer
 
-        past = state_writer.plan(made, origin, optimizer_state, treatment=moments, shard_size=shard_size)
+        past = state_writer.plan_state(made, origin, optimizer_state, treatment=moments, shard_size=shard_size)
     target = Destination(
         Path(destination),
         source=place,
@@ -135,19 +135,19 @@ def grow(
     try:
         writer.write(made, origin, target, threads=threads, progress=progress)
         if past:
-            state_writer.write(past, target, threads=threads, progress=progress)
+            state_writer.write_state(past, target, threads=threads, progress=progress)
         evidence = None
         if proof != "none":
             evidence = proofs.prove(origin, target.partial, made, kind=proof, threads=threads, progress=progress)
             evidence.notes += notes
             if past:
-                evidence.failures += state_writer.prove(past, target.partial)
+                evidence.failures += state_writer.prove_state(past, target.partial)
             if not evidence.passed:
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
         name = hub.public_name(source)
         carried = digests(place, origin.carried_files)
-        told = state_writer.record(past, target.partial) if past else None
+        told = state_writer.receipt_part(past, target.partial) if past else None
         target.write_text(receipt.FILE, to_json(receipt.make(made, name, evidence, carried, told)))
         target.write_text("README.md", model_card.make(made, place, name, evidence, on_hub=place != Path(source)))
         target.publish()

@@ -52,7 +52,7 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     """
     place = Path(directory)
     told = receipt.read(place)
-    there = writer.opened(place)
+    there = writer.open_moments(place)
     if (
         told is None
         or told.optimizer_state is None

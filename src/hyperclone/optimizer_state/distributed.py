@@ -1,10 +1,9 @@
 """Reading a torch distributed checkpoint without a process group: its tensors, or an optimizer state.
 
-accelerate and FSDP save them: a `.metadata` file and shards, with keys such as `model.<parameter>` in one directory
-and `optimizer.state.<parameter>.exp_avg` in another.
-The shards are read with weights_only=True by torch itself. The metadata is a pickle, which torch loads without
-restriction; here it is loaded with the few classes that metadata consists of, and nothing else, so that it cannot run
-code. Whatever else the checkpoint holds as pickled bytes is never opened.
+accelerate and FSDP save them: a `.metadata` file and shards, with keys such as `model.<parameter>` in one directory and
+`optimizer.state.<parameter>.exp_avg` in another. torch reads the shards with weights_only=True. The metadata is a
+pickle, which torch loads without restriction. Here only the few classes that metadata consists of are allowed, so that
+it cannot run code. Other pickled bytes in the checkpoint are never opened.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _ALLOWED = {
 
 
 class _Metadata(pickle.Unpickler):
-    """Metadata and nothing else."""
+    """Unpickles metadata and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = (module, name) in _ALLOWED
@@ -53,7 +52,7 @@ class _Metadata(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """torch's reader, given metadata that has been loaded once, and safely."""
+    """torch's reader with metadata that has already been loaded, safely."""
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
         super().__init__(path)
@@ -64,11 +63,11 @@ class _Reader(FileSystemReader):
 
 
 class DistributedTensors:
-    """The tensors in a distributed checkpoint directory, each read whole when it is asked for.
+    """The tensors in a distributed checkpoint directory, each read as a whole on demand.
 
     Attributes:
         file: the metadata.
-        entries: what it says of every tensor, by its key.
+        entries: the metadata of every tensor, by key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,8 +82,8 @@ class DistributedTensors:
                 metadata = _Metadata(stream).load()
             if not isinstance(metadata, Metadata):
                 raise pickle.UnpicklingError(f"found a {type(metadata).__name__}")
-        except Exception as error:  # a damaged pickle can raise anything
-            raise CheckpointError("this is no metadata of a distributed checkpoint", file=self.file,
+        except Exception as error:  # a corrupt pickle can raise anything
+            raise CheckpointError("not the metadata of a distributed checkpoint", file=self.file,
                                   found=error) from None  # fmt: skip
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
@@ -101,17 +100,17 @@ class DistributedTensors:
         return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
 
     def read(self, key: str) -> Tensor:
-        """A tensor, whole.
+        """The whole tensor.
 
         Raises:
-            CheckpointError: a shard is damaged or gone.
+            CheckpointError: a shard is corrupt or missing.
         """
         value = torch.empty_like(self.like(key), device="cpu")
         try:
-            # It warns that there is no process group; what is warned about is a setting of all threads together.
+            # It warns that there is no process group; warning filters are shared by all threads, hence the lock.
             with self._lock, warnings.catch_warnings(action="ignore"):
                 load({key: value}, storage_reader=self._reader, no_dist=True)
-        except Exception as error:  # torch wraps what goes wrong in there in its own
+        except Exception as error:  # torch raises errors of its own classes
             raise CheckpointError("a shard cannot be read", file=self.file, tensor=key, found=error) from error
         return value
 
@@ -123,7 +122,7 @@ class DistributedState:
         """Read the metadata.
 
         Raises:
-            CheckpointError: it is not metadata, or speaks of no optimizer state.
+            CheckpointError: it is not metadata, or has no optimizer state.
         """
         self._tensors = DistributedTensors(path)
         self.file = self._tensors.file
@@ -135,7 +134,7 @@ class DistributedState:
         if not self._keys:
             raise CheckpointError("this distributed checkpoint holds no optimizer state", file=path,
                                   expected="keys such as optimizer.state.<parameter>.exp_avg")  # fmt: skip
-        self.settings: list[dict[str, Any]] = []  # pickled in there, so not opened
+        self.settings: list[dict[str, Any]] = []  # pickled, so not opened
         self.steps = {name: int(self.tensor(name, kind)) for name, kind in self._keys if kind == "step"}
         self.moments: dict[str, dict[str, Tensor]] = {}
         for (name, kind), key in self._keys.items():
@@ -143,5 +142,5 @@ class DistributedState:
                 self.moments.setdefault(name, {})[kind] = self._tensors.like(key)
 
     def tensor(self, name: str, kind: str) -> Tensor:
-        """A moment, whole."""
+        """A moment of a parameter."""
         return self._tensors.read(self._keys[name, kind])

@@ -1,14 +1,15 @@
 """Growing the moments of an optimizer along the axes of its parameters.
 
-A copy's gradient is r times its source's (law.py), so its first moment (or momentum) is r m and its second r^2 v.
-Moments are repeated, never shared: rows and columns are copied alike, and only r knows which of them split a weight.
-Entry by entry, a weight in a row with a copies and a column with b copies is one of k = a b and is s = f / b times its
-source where the columns share it, f where they repeat it (f: the growth's factor for that row). So
+The gradient of a copy is r times the gradient of its source (scaling_rule.py), so its first moment (or momentum) is r m
+and its second r^2 v. A weight may be split over its copies, moments are not: every copy has the source's moment times a
+power of r. Take a weight in a row with a copies and a column with b copies. It is one of k = a b copies, and its value
+is s times the source's: s = f / b where the columns split a weight, s = f where they repeat it (f: the growth's factor
+for that row). So
 
-    r = 1 / (k s) = 1 / (a f)  where columns are shared,     1 / (a b f)  where they repeat,
+    r = 1 / (k s) = 1 / (a f)  where columns split,     1 / (a b f)  where they repeat,
 
-which is exact also for uneven counts and for fused tensors whose rows have different counts. Units that copy nothing
-have never been trained: their moments are zero.
+which also holds for uneven counts, and for fused tensors whose rows have different counts. Padding channels have never
+been trained: their moments are zero.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.copy_map import CopyMap
+from hyperclone.expansion.expand import TensorMap
 from hyperclone.io.streaming import slices
 from hyperclone.io.tensor_files import DTYPES, TensorFiles
 from hyperclone.optimizer_state.reader import MOMENTS, SourceState
@@ -32,7 +34,13 @@ _STORED = {f"torch.{name}": stored for stored, (name, _) in DTYPES.items()}
 
 @dataclass(frozen=True)
 class MomentPlan:
-    """One moment to be written: of which tensor, which kind, in which type."""
+    """One moment to write.
+
+    Attributes:
+        tensor: the plan of its tensor.
+        kind: one of reader.MOMENTS.
+        dtype: as the source has it.
+    """
 
     tensor: TensorPlan
     kind: str
@@ -44,24 +52,27 @@ class MomentPlan:
         return f"{self.tensor.name}.{self.kind}"
 
     @property
-    def stored(self) -> str:
-        """Its type as safetensors calls it."""
+    def stored_dtype(self) -> str:
+        """The name of its type in safetensors."""
         return _STORED[str(self.dtype)]
 
     @property
     def nbytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return torch.Size(self.tensor.shape).numel() * self.dtype.itemsize
 
 
-def grown_slices(moment: MomentPlan, made: Plan, source: SourceState, treatment: str) -> Iterator[Tensor]:
+def grown_slices(moment: MomentPlan, plan: Plan, source: SourceState, treatment: str) -> Iterator[Tensor]:
     """The grown moment in stored order, in pieces of about SLICE_BYTES.
 
     Args:
-        treatment: "copy", or "first-copy": what is not the first copy in its row and its column gets zero.
+        moment: to grow.
+        plan: of the model.
+        source: where the source's moments are.
+        treatment: "copy", or "first-copy": all copies but the first, in rows and in columns, get zero.
     """
     tensor = moment.tensor
-    grown = grown_tensors.map_of(tensor, made)
+    grown = grown_tensors.map_of(tensor, plan)
     matrix = grown.as_matrix(source.moment(tensor.source, moment.kind))
     of_row, of_column = _gradients(
         tensor, grown.rows, grown.columns, splits=grown.splits, first_only=treatment != "copy"
@@ -75,56 +86,65 @@ def grown_slices(moment: MomentPlan, made: Plan, source: SourceState, treatment:
         yield grown.as_stored(block.to(moment.dtype), len(tensor.shape))
 
 
-def compare(output: TensorFiles, moment: MomentPlan, made: Plan, source: SourceState, treatment: str) -> str:
-    """What is wrong with a grown moment on disk; "" if it collapses to the source's.
+def compare(output: TensorFiles, moment: MomentPlan, plan: Plan, source: SourceState, treatment: str) -> str:
+    """Compare a grown moment on disk with the source's; the difference in words, or "" if it collapses to it.
 
-    First copies times k s (squared) must be the source's up to rounding; other copies must equal them (or be zero,
-    where only first copies keep them), and what copies nothing must be zero. Streams: a few slices are in memory.
+    The first copies times k s (squared for second moments) must equal the source's moment up to rounding. The other
+    copies must equal the first ones, or be zero for "first-copy"; padding channels must be zero. Only a few slices are
+    in memory.
     """
     tensor, entry = moment.tensor, output.entries[moment.name]
-    if (entry.shape, entry.dtype) != (tensor.shape, moment.stored):
-        return f"found {entry.dtype} {list(entry.shape)}, expected {moment.stored} {list(tensor.shape)}"
-    grown = grown_tensors.map_of(tensor, made)
+    if (entry.shape, entry.dtype) != (tensor.shape, moment.stored_dtype):
+        return f"found {entry.dtype} {list(entry.shape)}, expected {moment.stored_dtype} {list(tensor.shape)}"
+    grown = grown_tensors.map_of(tensor, plan)
     rows, columns = grown.rows, grown.columns
     first_row, first_column = _first(rows), _first(columns)
-    before = grown.as_matrix(source.moment(tensor.source, moment.kind))
-    times = torch.tensor(tensor.factor, dtype=torch.float64) * (1 if grown.splits else columns.count[first_column])
-    queries = grown_tensors.query_rows(tensor)
-    if queries is not None and len(tensor.shape) == 1:
-        times = times * queries
-    eps, smallest = torch.finfo(moment.dtype).eps, torch.finfo(moment.dtype).tiny
+    expected = grown.as_matrix(source.moment(tensor.source, moment.kind))
     whole = len(tensor.shape) == 1 or grown.transposed
     for chosen in [range(rows.new)] if whole else slices(tensor.shape, moment.nbytes):
         here = slice(chosen.start, chosen.stop)
         units, number, count = rows.source[here], rows.number[here], rows.count[here]
         block = grown.as_matrix(output.read(moment.name, *(() if whole else (chosen.start, chosen.stop))))
-        if bool((originals := (number == 0) & (count > 0)).any()):
-            k_s = times * count[originals, None]
-            if queries is not None and len(tensor.shape) > 1:
-                k_s = k_s * queries[units[originals], None]
-            k_s = k_s ** MOMENTS[moment.kind]
-            expected = before[units[originals]].double()
-            gap = (block[originals][:, first_column].double() * k_s - expected).abs()
-            if not bool((gap <= 2 * eps * expected.abs() + smallest * k_s).all()):
+        first = (number == 0) & (count > 0)
+        if bool(first.any()):
+            factors = _collapse_factors(tensor, grown, units[first], count[first]) ** MOMENTS[moment.kind]
+            if not _collapses(block[first][:, first_column], expected[units[first]], factors):
                 return "does not collapse to the source's moment"
-        wanted = first_row[units]
-        low, high = int(wanted.min()), int(wanted.max()) + 1
-        copied_from = block if whole else grown.as_matrix(output.read(moment.name, low, high))
-        copies = copied_from[wanted - (0 if whole else low)][:, first_column[columns.source]]
-        keeps = (count > 0)[:, None] & (columns.count > 0)
+        copied_rows = first_row[units]
+        low, high = int(copied_rows.min()), int(copied_rows.max()) + 1
+        copied = block if whole else grown.as_matrix(output.read(moment.name, low, high))
+        copies = copied[copied_rows - (0 if whole else low)][:, first_column[columns.source]]
+        nonzero = (count > 0)[:, None] & (columns.count > 0)
         if treatment == "first-copy":
-            keeps = keeps & (number == 0)[:, None] & (columns.number == 0)
-        if not block.equal(copies.masked_fill_(~keeps, 0)):
+            nonzero = nonzero & (number == 0)[:, None] & (columns.number == 0)
+        if not block.equal(copies.masked_fill_(~nonzero, 0)):
             return "copies differ"
     return ""
 
 
+def _collapse_factors(tensor: TensorPlan, grown: TensorMap, units: Tensor, counts: Tensor) -> Tensor:
+    """k s of the first copies, (rows, columns of the source) in fp64, for rows of these source units and counts."""
+    columns, queries = grown.columns, grown_tensors.query_rows(tensor)
+    factors = torch.tensor(tensor.factor, dtype=torch.float64) * (1 if grown.splits else columns.count[_first(columns)])
+    if queries is not None and len(tensor.shape) == 1:  # a vector is one row of many columns
+        factors = factors * queries
+    factors = factors * counts[:, None]
+    return factors if queries is None or len(tensor.shape) == 1 else factors * queries[units, None]
+
+
+def _collapses(first_copies: Tensor, expected: Tensor, factors: Tensor) -> bool:
+    """Whether first copies times factors are the expected values, up to rounding in the type of the copies."""
+    precision = torch.finfo(first_copies.dtype)
+    gap = (first_copies.double() * factors - expected.double()).abs()
+    return bool((gap <= 2 * precision.eps * expected.double().abs() + precision.tiny * factors).all())
+
+
 def _first(copies: CopyMap) -> Tensor:
-    """(d,) the first copy of each old unit."""
-    first = torch.empty(copies.old, dtype=torch.long)
+    """(d,) the index of the first copy of each source unit."""
+    indices = torch.empty(copies.old, dtype=torch.long)
     here = ((copies.number == 0) & (copies.count > 0)).nonzero().flatten()
-    first[copies.source[here]] = here
-    return first
+    indices[copies.source[here]] = here
+    return indices
 
 
 def _gradients(
@@ -147,5 +167,5 @@ def _gradients(
 
 
 def _share(copies: CopyMap) -> Tensor:
-    """One over the number of copies of each unit; 0 where it copies nothing."""
+    """One over the number of copies of each unit; 0 for padding channels."""
     return torch.where(copies.count > 0, 1 / copies.count.double(), 0.0)

@@ -1,10 +1,10 @@
 """Reading a source's optimizer state: from a transformers Trainer checkpoint, or a torch distributed checkpoint.
 
-A Trainer checkpoint holds `optimizer.pt`, a state dict of torch whose parameters are numbers. They are numbered as
-Trainer builds its groups, parameters that decay first, each group in the model's order; an optimizer that was given
-names (`param_names`, as `hyperclone.param_groups` does) says them. Loaded with weights_only=True and mapped, not read.
-A distributed checkpoint (distributed.py) holds the names already. Both give moments under the names that a parameter
-has in memory; here they get those that its tensors have on disk, by which everything else is planned.
+A Trainer checkpoint has `optimizer.pt`, a torch state dict that numbers parameters in the order of Trainer's groups:
+those that decay first, each group in the model's order. If the optimizer was given names (`param_names`, as
+`hyperclone.param_groups` does), the state dict has them. It is loaded with weights_only=True and memory-mapped.
+A distributed checkpoint (distributed.py) has names. Both identify moments by the parameter's name in memory; here they
+get the names of its tensors on disk, which plans use.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _TYPES = {f"torch.{name}" for name, _ in DTYPES.values()}
 
 
 class OptimizerState(Protocol):
-    """An optimizer state by the names that parameters have in memory.
+    """An optimizer state as it was saved, by the names of parameters in memory.
 
     Attributes:
-        file: where it is.
+        file: that holds it.
         moments: of every parameter by kind, on device meta.
-        steps: of every parameter that counts them.
-        settings: the optimizer's groups as plain numbers; empty if they are not known.
+        steps: of every parameter whose steps are counted.
+        settings: the optimizer's groups as plain numbers; empty if they are unknown.
     """
 
     @property
@@ -50,7 +50,8 @@ class OptimizerState(Protocol):
     def steps(self) -> Mapping[str, int]: ...
     @property
     def settings(self) -> list[dict[str, Any]]: ...
-    def tensor(self, name: str, kind: str) -> Tensor: ...
+    def tensor(self, name: str, kind: str) -> Tensor:
+        """A moment of a parameter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +59,10 @@ class SourceState:
     """A source's moments by the names of its tensors on disk.
 
     Attributes:
-        file: where they were found.
+        file: that holds them.
         optimizer: "adamw", "sgd" or "muon".
         moments: of every tensor by kind (one of MOMENTS), on device meta.
-        steps: the steps that each tensor has taken; empty where the optimizer does not count.
+        steps: the number of steps of each tensor; empty if the optimizer does not count them.
         settings: the optimizer's groups as plain numbers.
     """
 
@@ -78,20 +79,24 @@ class SourceState:
         """A moment of a tensor on disk, in the tensor's shape."""
         return self._saved(self._parameter[name], kind)[name]
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019  # the experts of one fused parameter ask for it in turn
+    @functools.lru_cache(maxsize=2)  # noqa: B019  # the experts of a fused parameter are read one after another
     def _saved(self, parameter: str, kind: str) -> dict[str, Tensor]:
         return parameter_names.to_disk(self._model, parameter, self._stored.tensor(parameter, kind))
 
 
-def read(path: Path, origin: Checkpoint) -> SourceState:
-    """The optimizer state at `path`, which must belong to the model `origin`.
+def read_state(path: Path, source: Checkpoint) -> SourceState:
+    """The optimizer state at `path`.
+
+    Args:
+        path: a Trainer checkpoint or its optimizer.pt, or a torch distributed checkpoint.
+        source: the model that it must belong to.
 
     Raises:
-        CheckpointError: it cannot be found, cannot be read, or belongs to another model.
+        CheckpointError: there is none, it cannot be read or grown, or it belongs to another model.
     """
-    model = load_without_weights(origin.path)
-    wanted = {name: parameter.shape for name, parameter in parameter_names.named_parameters(model)}
-    stored = _open(path, model, wanted)
+    model = load_without_weights(source.path)
+    shapes = {name: parameter.shape for name, parameter in parameter_names.named_parameters(model)}
+    stored = _open(path, model, shapes)
     kinds = {kind for moments in stored.moments.values() for kind in moments}
     if not kinds:
         raise CheckpointError("this optimizer has no moments", file=stored.file, cure="grow without --optimizer-state")
@@ -100,7 +105,7 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
                               found=", ".join(sorted(kinds)),
                               expected="AdamW's exp_avg and exp_avg_sq, or a momentum_buffer",
                               cure="grow without --optimizer-state" + (
-                                  "; moments of the rotated optimizer are of copies that this growth would copy again"
+                                  "; the moments of rotated AdamW are of copies, which this growth would copy again"
                                   if "rotated_avg" in kinds else ""))  # fmt: skip
     muon = any("ns_steps" in group for group in stored.settings)
     optimizer = "adamw" if "exp_avg_sq" in kinds else "muon" if muon else "sgd"
@@ -108,13 +113,13 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
     parameter: dict[str, str] = {}
     for name, by_kind in stored.moments.items():
         for kind, like in by_kind.items():
-            if name not in wanted or like.shape != wanted[name]:
-                raise _foreign(stored.file, name, f"{kind} of {list(like.shape)}", list(wanted.get(name, [])) or None)
+            if name not in shapes or like.shape != shapes[name]:
+                raise _foreign(stored.file, name, f"{kind} of {list(like.shape)}", list(shapes.get(name, [])) or None)
             if str(like.dtype) not in _TYPES:
                 raise CheckpointError("moments of this type cannot be grown", file=stored.file, tensor=name,
                                       found=like.dtype, expected=", ".join(sorted(_TYPES)))  # fmt: skip
             for key, part in parameter_names.to_disk(model, name, like).items():
-                if key not in origin.entries or part.shape != origin.entries[key].shape:
+                if key not in source.entries or part.shape != source.entries[key].shape:
                     raise _foreign(stored.file, key, list(part.shape), "a tensor of the source")
                 parameter[key] = name
                 moments.setdefault(key, {})[kind] = part
@@ -122,15 +127,15 @@ def read(path: Path, origin: Checkpoint) -> SourceState:
     return SourceState(stored.file, optimizer, moments, steps, stored.settings, stored, model, parameter)
 
 
-def _open(path: Path, model: Any, wanted: Mapping[str, torch.Size]) -> OptimizerState:
+def _open(path: Path, model: Any, shapes: Mapping[str, torch.Size]) -> OptimizerState:
     if path.is_file():
-        return TorchState(path, model, wanted)
+        return TorchState(path, model, shapes)
     for file in _FILES:
         if (path / file).is_file():
-            return TorchState(path / file, model, wanted)
-    for place in (path, *sorted(path.glob("optimizer*")), path / "optim"):
-        if (place / distributed.METADATA).is_file():
-            return distributed.DistributedState(place)
+            return TorchState(path / file, model, shapes)
+    for directory in (path, *sorted(path.glob("optimizer*")), path / "optim"):
+        if (directory / distributed.METADATA).is_file():
+            return distributed.DistributedState(directory)
     raise CheckpointError(
         "no optimizer state here" if path.is_dir() else "no such checkpoint",
         file=path,
@@ -141,17 +146,17 @@ def _open(path: Path, model: Any, wanted: Mapping[str, torch.Size]) -> Optimizer
 class TorchState:
     """A state dict of a torch optimizer in one file."""
 
-    def __init__(self, file: Path, model: Any, wanted: Mapping[str, torch.Size]) -> None:
-        """Map the file and find the name of every parameter.
+    def __init__(self, file: Path, model: Any, shapes: Mapping[str, torch.Size]) -> None:
+        """Memory-map the file and find the name of every parameter.
 
         Raises:
-            CheckpointError: not such a file, or not of this model.
+            CheckpointError: it is not such a file, or of another model.
         """
         self.file = file
         try:
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        except Exception as error:  # zip, pickle and torch each have their own
-            raise CheckpointError("this cannot be loaded as an optimizer state without running code from it",
+        except Exception as error:  # zip, pickle and torch raise different ones
+            raise CheckpointError("this is no optimizer state that can be loaded without running code from it",
                                   file=file, found=str(error).splitlines()[0]) from None  # fmt: skip
         match content:
             case {"state": dict(state), "param_groups": list(groups)}:
@@ -159,7 +164,7 @@ class TorchState:
             case _:
                 raise CheckpointError("this is no optimizer state", file=file, expected="state and param_groups")
         self._state: dict[str, dict[str, Any]] = {
-            name: state[key] for key, name in _numbered(file, model, wanted, groups).items() if state.get(key)
+            name: state[key] for key, name in _numbered(file, model, shapes, groups).items() if state.get(key)
         }
         self.settings = [
             {k: v for k, v in group.items() if k not in ("params", "param_names") and _plain(v)} for group in groups
@@ -176,8 +181,8 @@ class TorchState:
         return moment
 
 
-def _numbered(file: Path, model: Any, wanted: Mapping[str, torch.Size], groups: list[Any]) -> dict[Any, str]:
-    """Key in the state -> name of the parameter in memory."""
+def _numbered(file: Path, model: Any, shapes: Mapping[str, torch.Size], groups: list[Any]) -> dict[Any, str]:
+    """Key in the state dict -> name of the parameter in memory."""
     keys = [key for group in groups for key in group["params"]]
     if all("param_names" in group for group in groups):
         order = [parameter_names.unwrapped_name(name) for group in groups for name in group["param_names"]]
@@ -185,16 +190,16 @@ def _numbered(file: Path, model: Any, wanted: Mapping[str, torch.Size], groups: 
         order = [parameter_names.unwrapped_name(key) for key in keys]
     else:
         decayed = decayed_names(model)
-        parts = [name for name in wanted if name in decayed], [name for name in wanted if name not in decayed]
-        order = list(wanted) if len(groups) == 1 else [name for part in parts for name in part]
-        sizes = [len(part) for part in parts] if len(groups) > 1 else [len(wanted)]
+        parts = [name for name in shapes if name in decayed], [name for name in shapes if name not in decayed]
+        order = list(shapes) if len(groups) == 1 else [name for part in parts for name in part]
+        sizes = [len(part) for part in parts] if len(groups) > 1 else [len(shapes)]
         if [len(group["params"]) for group in groups] != sizes:
             raise CheckpointError(
-                "the parameters of this optimizer are not the model's in Trainer's order", file=file,
+                "the parameters of this optimizer are not the model's parameters in Trainer's order", file=file,
                 found="groups of " + ", ".join(str(len(group["params"])) for group in groups),
                 expected="groups of " + ", ".join(map(str, sizes)),
-                cure="is it of this model, and were all its parameters trained? An optimizer made with named "
-                "parameters (hyperclone.param_groups, or (name, parameter) pairs) can have any groups",
+                cure="check that it is of this model, and that all its parameters were trained. An optimizer with "
+                "named parameters (hyperclone.param_groups, or (name, parameter) pairs) can have any groups",
             )  # fmt: skip
     if len(order) != len(keys):
         raise CheckpointError("names and parameters differ in number", file=file, found=len(order), expected=len(keys))
@@ -207,4 +212,4 @@ def _plain(value: object) -> bool:
 
 def _foreign(path: Path, name: str, found: object, expected: object) -> CheckpointError:
     return CheckpointError("this optimizer state belongs to another model", file=path, tensor=name, found=found,
-                           expected=expected, cure="give the checkpoint that the source was saved with")  # fmt: skip
+                           expected=expected, cure="give the checkpoint that was saved with the source")  # fmt: skip

@@ -1,9 +1,9 @@
 """The grown optimizer state on disk: `optimizer_state.safetensors` beside the model, and its part of the receipt.
 
-Moments have the name of their tensor and their kind (`model.norm.weight.exp_avg`). What has no past has no entry and
-starts afresh, step count included: layers added by depth-mode identity (they add nothing yet, so their originals'
-statistics are not theirs), and head and embedding when a tie is cut (the source has only the sum of their gradients).
-Step counts are in the receipt.
+A moment's name is that of its tensor and its kind (`model.norm.weight.exp_avg`). Tensors without moments start fresh,
+with step 0: layers added by depth-mode identity, whose output is zero, so that the moments of the layers that they copy
+do not apply; and head and embedding that are untied, because the source has only the sum of their gradients. Step
+counts are in the receipt.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _INDEX = f"{STEM}.safetensors.index.json"
 
 @dataclass(frozen=True)
 class StatePlan:
-    """What is to be written.
+    """The optimizer state to write.
 
     Attributes:
-        made: the model's plan.
+        model: the model's plan.
         source: the optimizer state that it grows from.
         treatment: what copies get of the source's moments; one of moments.TREATMENTS.
         moments: every moment, by its name on disk.
@@ -48,7 +48,7 @@ class StatePlan:
         fresh: tensors that start without moments.
     """
 
-    made: Plan
+    model: Plan
     source: SourceState
     treatment: str
     moments: dict[str, MomentPlan]
@@ -70,139 +70,147 @@ class StatePlan:
 
     @property
     def steps(self) -> dict[str, int]:
-        """Of every tensor that has moments, where they are counted."""
+        """Steps of every tensor with moments, if the optimizer counts them."""
         steps = self.source.steps
         return {m.tensor.name: steps[m.tensor.source] for m in self.moments.values() if m.tensor.source in steps}
 
     @property
     def step(self) -> int | None:
-        """Of most tensors: those that did not always have a gradient have fewer."""
+        """Steps of most tensors; those that had no gradient at times have fewer."""
         return Counter(self.source.steps.values()).most_common(1)[0][0] if self.source.steps else None
 
     @property
     def sentence(self) -> str:
-        """What it is, for people."""
+        """Optimizer, step, treatment and numbers of tensors, in words."""
         kept = len({m.tensor.name for m in self.moments.values()})
         after = f" after {self.step:,} steps" if self.step is not None else ""
-        return (
-            f"{self.source.optimizer}{after}, {self.treatment}: {kept} tensors with moments, {len(self.fresh)} afresh"
-        )
+        tensors = f"{kept} tensors with moments, {len(self.fresh)} start fresh"
+        return f"{self.source.optimizer}{after}, {self.treatment}: {tensors}"
 
 
-def plan(
-    made: Plan, origin: Checkpoint, where: str | os.PathLike[str] | None, *, treatment: str, shard_size: str | int
+def plan_state(
+    model: Plan, source: Checkpoint, checkpoint: str | os.PathLike[str] | None, *, treatment: str, shard_size: str | int
 ) -> StatePlan:
     """Plan the growth of an optimizer state.
 
     Args:
-        made, origin: the model's plan and its source.
-        where: the checkpoint that holds the source's optimizer state.
+        model, source: the model's plan and its source.
+        checkpoint: with the source's optimizer state.
         treatment: one of moments.TREATMENTS.
         shard_size: largest file.
 
     Raises:
-        OptionError: an unknown treatment, or one without an optimizer state.
-        GrowthError: the source's moments say nothing about this growth.
+        OptionError: an unknown treatment, or a treatment without a checkpoint.
+        GrowthError: the source's moments do not apply to this growth.
         CheckpointError: there is no optimizer state of this source.
     """
     if treatment not in moments.TREATMENTS:
         raise OptionError("unknown treatment of the moments", field="moments", found=treatment,
                           expected=", ".join(moments.TREATMENTS))  # fmt: skip
-    if where is None:
-        raise OptionError("no optimizer state, so there are no moments to treat like this", field="moments",
+    if checkpoint is None:
+        raise OptionError("no optimizer state to take moments from", field="moments",
                           found=treatment, cure="give --optimizer-state CHECKPOINT")  # fmt: skip
-    for impossible, field, why in (
+    for impossible, field, reason in (
         (
-            made.growth.recipe.expansion is Expansion.DIAGONAL,
+            model.growth.recipe.expansion is Expansion.DIAGONAL,
             "expansion",
             "copies of a diagonal expansion get different gradients",
         ),
-        (made.growth.experts is not None, "experts", "an expert sees only some of what the dense layer has seen"),
+        (
+            model.growth.experts is not None,
+            "experts",
+            "an expert gets only some of the tokens that the dense layer got",
+        ),
     ):
         if impossible and treatment != "reset":
-            raise GrowthError(f"the source's moments say nothing here: {why}", field=field,
-                              found=getattr(made.growth, field), cure="--moments reset")  # fmt: skip
-    source = reader.read(Path(where), origin)
-    cut = {made.family.tie.embedding} if made.untied and made.family.tie else set()
-    stack = made.growth.stacks
-    found: dict[str, MomentPlan] = {}
+            raise GrowthError(f"the source's moments do not apply to this growth: {reason}", field=field,
+                              found=getattr(model.growth, field), cure="--moments reset")  # fmt: skip
+    state = reader.read_state(Path(checkpoint), source)
+    untied = {model.family.tie.embedding} if model.untied and model.family.tie else set()
+    stack = model.growth.stacks
+    planned: dict[str, MomentPlan] = {}
     fresh = []
-    for tensor in made.tensors:
-        past = source.moments.get(tensor.source, {})
-        if treatment == "reset" or not past or tensor.source in cut or not (tensor.original or stack):
+    for tensor in model.tensors:
+        by_kind = state.moments.get(tensor.source, {})
+        if treatment == "reset" or not by_kind or tensor.source in untied or not (tensor.original or stack):
             fresh.append(tensor.name)
             continue
-        for kind, like in past.items():
+        for kind, like in by_kind.items():
             moment = MomentPlan(tensor, kind, like.dtype)
-            found[moment.name] = moment
-    stored = [TensorHeader(m.name, m.stored, m.tensor.shape, m.nbytes) for m in found.values()]
-    shards = lay_out(stored, shard_size=shard_size, stem=STEM) if stored else []
-    return StatePlan(made, source, treatment, found, tuple(shards), tuple(fresh))
+            planned[moment.name] = moment
+    headers = [TensorHeader(m.name, m.stored_dtype, m.tensor.shape, m.nbytes) for m in planned.values()]
+    shards = lay_out(headers, shard_size=shard_size, stem=STEM) if headers else []
+    return StatePlan(model, state, treatment, planned, tuple(shards), tuple(fresh))
 
 
-def write(made: StatePlan, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
+def write_state(plan: StatePlan, target: Destination, *, threads: int | None, progress: Progress | None) -> None:
     """Write every file that is not finished yet."""
 
     def pieces(name: str) -> Iterator[Tensor]:
-        return moments.grown_slices(made.moments[name], made.made, made.source, made.treatment)
+        return moments.grown_slices(plan.moments[name], plan.model, plan.source, plan.treatment)
 
-    write_shards(made.shards, target, pieces, stage="state", threads=threads, progress=progress)
-    if len(made.shards) > 1:
-        weight_map = {name: shard.file for shard in made.shards for name in shard.offsets}
-        target.write_text(_INDEX, to_json({"metadata": {"total_size": made.nbytes}, "weight_map": weight_map}))
+    write_shards(plan.shards, target, pieces, stage="state", threads=threads, progress=progress)
+    if len(plan.shards) > 1:
+        weight_map = {name: shard.file for shard in plan.shards for name in shard.offsets}
+        target.write_text(_INDEX, to_json({"metadata": {"total_size": plan.nbytes}, "weight_map": weight_map}))
 
 
-def prove(made: StatePlan, place: Path) -> list[str]:
-    """What is wrong with the state on disk: it must collapse to the source's moments."""
-    output = opened(place)
+def prove_state(plan: StatePlan, directory: Path) -> list[str]:
+    """Failures of the state on disk to collapse to the source's moments."""
+    output = open_moments(directory)
     return [
-        f"{name}: {wrong}"
-        for name, moment in made.moments.items()
+        f"{name}: {failure}"
+        for name, moment in plan.moments.items()
         if (
-            wrong := moments.compare(output, moment, made.made, made.source, made.treatment)
+            failure := moments.compare(output, moment, plan.model, plan.source, plan.treatment)
             if name in output.entries
             else "missing from the optimizer state"
         )
     ]
 
 
-def record(made: StatePlan, place: Path) -> dict[str, Any]:
+def receipt_part(plan: StatePlan, directory: Path) -> dict[str, Any]:
     """The receipt's part: optimizer, treatment of the moments, steps, the source's settings, and hashes."""
-    output = opened(place)
+    output = open_moments(directory)
     return {
-        "optimizer": made.source.optimizer,
-        "moments": made.treatment,
-        "step": made.step,
-        "steps": {name: own for name, own in made.steps.items() if own != made.step},
-        "settings": made.source.settings,
-        "fresh": list(made.fresh),
-        "sha256": {name: digest(output, name) for name in made.moments},
+        "optimizer": plan.source.optimizer,
+        "moments": plan.treatment,
+        "step": plan.step,
+        "steps": {name: step for name, step in plan.steps.items() if step != plan.step},
+        "settings": plan.source.settings,
+        "fresh": list(plan.fresh),
+        "sha256": {name: digest(output, name) for name in plan.moments},
     }
 
 
-def files(place: Path) -> dict[str, Path]:
-    """Every moment in a directory, and the file that holds it; empty if it holds no optimizer state."""
-    return {name: place / entry.file for name, entry in opened(place).entries.items()}
+def moment_files(directory: Path) -> dict[str, Path]:
+    """The file of every moment in a directory; empty if it holds no optimizer state."""
+    return {name: directory / entry.file for name, entry in open_moments(directory).entries.items()}
 
 
-def opened(place: Path) -> TensorFiles:
-    """The moments in a directory, to be read.
+def open_moments(directory: Path) -> TensorFiles:
+    """The moments in a directory, ready to be read.
 
     Raises:
-        CheckpointError: a file is not sound.
+        CheckpointError: a file is corrupt or truncated.
     """
-    found: dict[str, Entry] = {}
-    for file in sorted(place.glob(f"{STEM}*.safetensors")):
-        found |= read_header(file)
-    return TensorFiles(place, found)
+    entries: dict[str, Entry] = {}
+    for file in sorted(directory.glob(f"{STEM}*.safetensors")):
+        entries |= read_header(file)
+    return TensorFiles(directory, entries)
 
 
-def compare_hashes(told: dict[str, Any], place: Path) -> list[str]:
-    """What is wrong with a directory's optimizer state by its receipt; nothing if it has been taken away altogether."""
-    there = opened(place)
+def compare_hashes(record: dict[str, Any], directory: Path) -> list[str]:
+    """Differences of a directory's optimizer state from its receipt; none if all of its files have been removed.
+
+    Args:
+        record: the receipt's part.
+        directory: the grown model.
+    """
+    stored = open_moments(directory)
     return [
         f"{name}: "
-        + ("missing from the optimizer state" if name not in there.entries else "not the moments that were written")
-        for name, value in told["sha256"].items()
-        if there.entries and (name not in there.entries or digest(there, name) != value)
+        + ("missing from the optimizer state" if name not in stored.entries else "not the moments that were written")
+        for name, value in record["sha256"].items()
+        if stored.entries and (name not in stored.entries or digest(stored, name) != value)
     ]

@@ -59,7 +59,7 @@ def check_optimizer_state(directory: Path) -> None:
         CheckpointError: it does not.
     """
     entries = Checkpoint.open(directory).entries
-    for file in sorted(set(writer.files(directory).values())):
+    for file in sorted(set(writer.moment_files(directory).values())):
         for moment, entry in read_header(file).items():
             name, _, kind = moment.rpartition(".")
             if name not in entries or entries[name].shape != entry.shape:

@@ -177,7 +177,7 @@ def _receipt(training: Training, directory: Path) -> Path | None:
 
 def _optimizer_state(training: Training, grown: Path | None) -> Path | None:
     """The directory of the grown moments that the optimizer starts from."""
-    if grown is None or training.optimizer_state == "none" or not writer.files(grown):
+    if grown is None or training.optimizer_state == "none" or not writer.moment_files(grown):
         return None
     inputs.check_optimizer_state(grown)
     return grown
