@@ -25,9 +25,9 @@ from tests.helpers.models import build, save_tokenizer
 ModelDir = Callable[..., Path]
 
 
-def grown(model_dir: ModelDir, place: Path, growth: Growth, name: str = "llama-grouped-tied") -> Path:
-    hyperclone.grow(model_dir(name), place, growth, proof="none")
-    return place
+def grown(model_dir: ModelDir, directory: Path, growth: Growth, name: str = "llama-grouped-tied") -> Path:
+    hyperclone.grow(model_dir(name), directory, growth, proof="none")
+    return directory
 
 
 def train(directory: Path, out: Path, *, steps: int = 6) -> Path:
@@ -175,7 +175,7 @@ def test_a_locked_clone_is_still_locked_after_training_and_another_uses_its_widt
     assert after.locked == ()
     assert after.in_use is not None
     assert after.in_use > 0.001
-    assert "have separated" in after.verdict
+    assert "have diverged" in after.verdict
     diagonal = grown(model_dir, tmp_path / "diagonal", Growth(width=2, noise="none", expansion="diagonal"))
     assert examine.examine(diagonal, activations=False).locked == ()
 
@@ -183,18 +183,18 @@ def test_a_locked_clone_is_still_locked_after_training_and_another_uses_its_widt
 def test_an_axis_is_locked_by_itself(model_dir: ModelDir, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    place = grown(model_dir, tmp_path / "grown", Growth(width=2, noise="none"))
-    tensors = load_file(place / "model.safetensors")
+    directory = grown(model_dir, tmp_path / "grown", Growth(width=2, noise="none"))
+    tensors = load_file(directory / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3] += (
         0.5  # one ffn unit is no longer its copy; hidden copies still are
     )
-    save_file(tensors, place / "model.safetensors", {"format": "pt"})
-    found = examine.examine(place, activations=False)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    found = examine.examine(directory, activations=False)
     assert set(found.locked) == {"hidden", "kv_heads"}
     assert "LOCKED along hidden, kv_heads" in found.verdict
 
 
-def test_channels_that_copy_nothing_are_not_called_locked(model_dir: ModelDir, tmp_path: Path) -> None:
+def test_padding_channels_are_not_called_locked(model_dir: ModelDir, tmp_path: Path) -> None:
     growth = Growth(hidden=40, noise="none", allow_rounding=True)
     found = examine.examine(grown(model_dir, tmp_path / "grown", growth, "llama-free-head-dim"))
     assert found.locked == ()
@@ -207,11 +207,11 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
     from hyperclone.anatomy import activations
     from hyperclone.conversion import receipt
 
-    place = train(grown(model_dir, tmp_path / "grown", Growth(width=2)), tmp_path / "trained")
-    model = AutoModelForCausalLM.from_pretrained(place).eval()
-    made = plan_of(place, receipt.read(place), None, None, None)
+    directory = train(grown(model_dir, tmp_path / "grown", Growth(width=2)), tmp_path / "trained")
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    plan = plan_of(directory, receipt.read(directory), None, None, None)
     ids = torch.arange(24).view(2, 12)
-    found = activations.of_model(model, made, ids)
+    found = activations.compare_activations(model, plan, ids)
     with torch.inference_mode():
         hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
         read = model.model.layers[1].input_layernorm(hidden).flatten(0, 1)
@@ -225,21 +225,21 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
 
 
 def test_without_a_receipt_the_source_says_what_was_grown(model_dir: ModelDir, tmp_path: Path) -> None:
-    place = grown(model_dir, tmp_path / "grown", Growth(width=2))
-    with_receipt = examine.examine(place)
-    (place / "hyperclone.json").unlink()
+    directory = grown(model_dir, tmp_path / "grown", Growth(width=2))
+    with_receipt = examine.examine(directory)
+    (directory / "hyperclone.json").unlink()
     with pytest.raises(HypercloneError, match="--against"):
-        examine.examine(place)
-    assert [t.read for t in examine.examine(place, against=model_dir("llama-grouped-tied")).tensors] == [
+        examine.examine(directory)
+    assert [t.read for t in examine.examine(directory, against=model_dir("llama-grouped-tied")).tensors] == [
         t.read for t in with_receipt.tensors
     ]
     with pytest.raises(HypercloneError, match="growth"):
-        examine.examine(place, against=model_dir("opt"))
+        examine.examine(directory, against=model_dir("opt"))
 
 
 def test_what_is_measured_can_be_chosen(model_dir: ModelDir, tmp_path: Path) -> None:
-    place = grown(model_dir, tmp_path / "grown", Growth(width=2))
-    some = examine.examine(place, layers="-1", tensors="*mlp*", spectra="none", activations=False)
+    directory = grown(model_dir, tmp_path / "grown", Growth(width=2))
+    some = examine.examine(directory, layers="-1", tensors="*mlp*", spectra="none", activations=False)
     assert [t.kind for t in some.tensors] == ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj"]
     assert {t.layer for t in some.tensors} == {1}
     assert all(t.spectrum is None and t.active is None for t in some.tensors)
@@ -247,7 +247,7 @@ def test_what_is_measured_can_be_chosen(model_dir: ModelDir, tmp_path: Path) -> 
     assert examine.choose_layers(30, None) == (0, 4, 8, 12, 17, 21, 25, 29)
     for wrong in ({"layers": "2"}, {"layers": "first"}, {"spectra": "few"}, {"tensors": "nothing"}):
         with pytest.raises(HypercloneError, match=next(iter(wrong))):
-            examine.examine(place, **wrong)
+            examine.examine(directory, **wrong)
 
 
 def test_the_callback_logs_what_the_saved_checkpoint_shows(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ def test_the_callback_logs_what_the_saved_checkpoint_shows(model_dir: ModelDir, 
 
     from hyperclone.training.anatomy_callback import AnatomyCallback
 
-    place = grown(model_dir, tmp_path / "grown", Growth(width=2))
-    model = AutoModelForCausalLM.from_pretrained(place)
+    directory = grown(model_dir, tmp_path / "grown", Growth(width=2))
+    model = AutoModelForCausalLM.from_pretrained(directory)
     rows = [{"input_ids": (ids := torch.arange(i, i + 16)), "labels": ids} for i in range(16)]
     logged: list[dict[str, float]] = []
     callback = AnatomyCallback(log=logged.append)
@@ -270,7 +270,7 @@ def test_the_callback_logs_what_the_saved_checkpoint_shows(model_dir: ModelDir, 
     assert len(logged) == 3
     assert [e for e in trainer.state.log_history if "anatomy/read" in e] == callback.history
     model.save_pretrained(tmp_path / "saved")
-    shutil.copy(place / "hyperclone.json", tmp_path / "saved")
+    shutil.copy(directory / "hyperclone.json", tmp_path / "saved")
     measured = {t.name: t for t in examine.examine(tmp_path / "saved", activations=False).tensors}
     layers = [t for t in measured.values() if t.layer is not None]
     last: dict[str, Any] = callback.history[-1]
@@ -290,8 +290,8 @@ def test_during_training_a_small_model_is_measured_in_every_layer_and_a_large_on
 
     from hyperclone.training import anatomy_callback
 
-    place = grown(model_dir, tmp_path / "grown", Growth(width=2, layers=6, depth_mode="stack"))
-    model = AutoModelForCausalLM.from_pretrained(place)
+    directory = grown(model_dir, tmp_path / "grown", Growth(width=2, layers=6, depth_mode="stack"))
+    model = AutoModelForCausalLM.from_pretrained(directory)
     assert model.config.num_hidden_layers == 6
 
     def layers(**asked: Any) -> list[int]:
@@ -332,21 +332,28 @@ def command(
 def test_from_the_command_line(
     model_dir: ModelDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, source = grown(model_dir, tmp_path / "grown", Growth(width=2, noise="none")), model_dir("llama-grouped-tied")
-    code, out, _ = command(capsys, monkeypatch, "anatomy", place, "--against", source, "-o", tmp_path / "figure.svg")
+    directory, source = (
+        grown(model_dir, tmp_path / "grown", Growth(width=2, noise="none")),
+        model_dir("llama-grouped-tied"),
+    )
+    code, out, _ = command(
+        capsys, monkeypatch, "anatomy", directory, "--against", source, "-o", tmp_path / "figure.svg"
+    )
     assert code == 0
     for words in ("LOCKED", "cosine between copies", "effective rank over the source's", "mlp.down_proj", "Wrote"):
         assert words in out
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
-    code, out, _ = command(capsys, monkeypatch, "anatomy", place, "--json", "--no-activations")
-    told = json.loads(out)
-    assert told["locked"] == ["ffn", "hidden", "kv_heads"]
-    assert {t["name"]: t for t in told["tensors"]}["model.embed_tokens.weight"]["write"]["symmetry"] == pytest.approx(1)
+    code, out, _ = command(capsys, monkeypatch, "anatomy", directory, "--json", "--no-activations")
+    summary = json.loads(out)
+    assert summary["locked"] == ["ffn", "hidden", "kv_heads"]
+    assert {t["name"]: t for t in summary["tensors"]}["model.embed_tokens.weight"]["write"][
+        "symmetry"
+    ] == pytest.approx(1)
     for arguments, words in (
         (["-o", tmp_path / "figure.gif"], ".png, .svg or .pdf"),
         (["-o", tmp_path / "none/figure.png"], "no such directory"),
         (["--layers", "7"], "from 0 to 1"),
     ):
-        code, _, err = command(capsys, monkeypatch, "anatomy", place, *arguments)
+        code, _, err = command(capsys, monkeypatch, "anatomy", directory, *arguments)
         assert code == 2
         assert words in err

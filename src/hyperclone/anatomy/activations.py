@@ -1,10 +1,10 @@
 """Whether the added width is in use: copies of the hidden state, of feed-forward units and of heads on a real text.
 
-Weights that differ do not mean that the copies do: the noise of a fresh clone cancels, so that every layer still hands
-on copies, and the added width holds nothing new. So run the model and look at what every matrix reads. Of its input
-(tokens, D) the same number is taken as of weights (anatomy_weights.py): the squares that are not the mean over copies,
-relative to what unrelated copies would have. That is the share of the added width in use: 0 at the start, 1 when the
-copies are as different as unrelated units.
+Copies can compute the same although their weights differ: the noise of a freshly grown model cancels, so that every
+layer still outputs copies, and the added width holds nothing new. So run the model and compare the copies in the input
+(tokens, D) of every matrix, as in weights (weights.py): the squares that are not in the mean over copies, relative to
+those of unrelated copies. That is the share of the added width in use: 0 at the start, 1 when the copies are as
+different as unrelated units.
 """
 
 from __future__ import annotations
@@ -27,64 +27,77 @@ from hyperclone.planning.plan import Plan
 TOKENS = 256
 
 
-def of_directory(path: Path, made: Plan) -> tuple[dict[str, CopyComparison], str]:
-    """(copies in what each matrix reads, by its name on disk; on which text), by unmodified transformers in fp32.
+def measure_activations(path: Path, plan: Plan) -> tuple[dict[str, CopyComparison], str]:
+    """Compare the copies in the inputs of every matrix of a directory, run by unmodified transformers in fp32.
 
-    Nothing, and the reason, where the model does not fit into memory.
+    Returns:
+        The comparisons by the matrix's name on disk, and the name of the text; or none, and the reason, if the model
+        does not fit into memory.
 
     Raises:
         CheckpointError: transformers cannot load or run it.
     """
-    needed, there = 4.5 * made.parameters + 2e9, available_memory()
-    if needed > there:
-        return {}, f"not measured: running it takes {needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are free"
+    needed, available = 4.5 * plan.parameters + 2e9, available_memory()
+    if needed > available:
+        return {}, f"not measured: that takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
     model, _ = load_model(path, torch.float32)
     probes, _ = logits.make_probes(
         load_tokenizer(path),
-        vocab=made.sizes["vocab"][0],
+        vocab=plan.sizes["vocab"][0],
         context=min(TOKENS, max_positions(model.config) or TOKENS),
         small=False,
     )
     with model_errors(path):
-        return of_model(model, made, probes[0].ids[: max(1, TOKENS // probes[0].ids.shape[1])]), probes[0].name
+        return compare_activations(model, plan, probes[0].ids[: max(1, TOKENS // probes[0].ids.shape[1])]), probes[
+            0
+        ].name
 
 
 @torch.inference_mode()
-def of_model(model: Any, made: Plan, ids: Tensor) -> dict[str, CopyComparison]:
-    """Copies in what each matrix reads when the model reads `ids` (B, S); by the matrix's name on disk.
+def compare_activations(model: Any, plan: Plan, ids: Tensor) -> dict[str, CopyComparison]:
+    """Compare the copies in the inputs of every matrix, by its name on disk; experts fused in memory are left out.
 
-    Experts that transformers keeps in one parameter are left out.
+    Args:
+        model: the grown model, wrapped or not.
+        plan: how it was grown.
+        ids: (B, S) tokens.
     """
-    found: dict[str, CopyComparison] = {}
+    comparisons: dict[str, CopyComparison] = {}
     readers = {
-        t.name: columns
-        for t in made.tensors
-        if t.layout.reads is not None and (columns := map_of(t, made).columns).grown and len(t.shape) <= 2
+        tensor.name: columns
+        for tensor in plan.tensors
+        if tensor.layout.reads is not None
+        and (columns := map_of(tensor, plan).columns).grown
+        and len(tensor.shape) <= 2
     }
     inner = parameter_names.unwrap(model)
     handles = []
     for name, parameter in parameter_names.named_parameters(inner):
-        stored = [key for key in parameter_names.disk_shapes(inner, name, parameter.shape) if key in readers]
-        if stored and parameter.dim() <= 2:
+        names = [key for key in parameter_names.disk_shapes(inner, name, parameter.shape) if key in readers]
+        if names and parameter.dim() <= 2:
             owner = inner.get_submodule(name.rpartition(".")[0])
-            handles.append(owner.register_forward_pre_hook(_watch(found, stored, readers[stored[0]]), with_kwargs=True))
+            handles.append(
+                owner.register_forward_pre_hook(_compare_input(comparisons, names, readers[names[0]]), with_kwargs=True)
+            )
     try:
         inner(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return comparisons
 
 
-def _watch(
-    found: dict[str, CopyComparison], stored: list[str], columns: CopyMap
+def _compare_input(
+    comparisons: dict[str, CopyComparison], names: list[str], columns: CopyMap
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    def look(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """A hook that compares the copies in a module's input and adds the result under all these names."""
+
+    def hook(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         for value in (*positional, *named.values()):
             if isinstance(value, Tensor) and value.is_floating_point() and value.shape[-1] == columns.new:
-                sides = compare_copies(value.reshape(-1, columns.new).cpu(), columns)
-                if sides is not None:
-                    found.update(dict.fromkeys(stored, sides))
+                comparison = compare_copies(value.reshape(-1, columns.new).cpu(), columns)
+                if comparison is not None:
+                    comparisons.update(dict.fromkeys(names, comparison))
                 return
 
-    return look
+    return hook

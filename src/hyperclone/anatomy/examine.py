@@ -1,10 +1,9 @@
-"""The anatomy of a clone: how far its copies have moved apart, and whether the added width is in use.
+"""The anatomy of a grown model: how far its copies have diverged, and how much of the added width is in use.
 
-For every matrix, per layer and kind: symmetry between copies (arXiv 2409.12903, section 3.2), singular values and ranks
-(section 3.3; both defined in anatomy_weights.py), and, from a run on a text, the share of the added width in use
-(anatomy_activations.py). For the whole model: the axes along which it is locked (anatomy_locks.py). Which rows and
-columns are copies of which follows from the receipt, or from the sizes of the source; the weights may have been trained
-since.
+For every matrix, by layer and kind: symmetry between copies (arXiv 2409.12903, section 3.2), singular values and ranks
+(section 3.3; both defined in weights.py), and, from a run on a text, the share of the added width in use
+(activations.py). For the whole model: the axes along which it is locked (locked.py). Which rows and columns are copies
+of which follows from the receipt, or from the sizes of the source; the model may have been trained since.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from hyperclone.anatomy import locked as anatomy_locks
+from hyperclone.anatomy.locked import grown_axes, locked_axes
 from hyperclone.anatomy.weights import CopyComparison, Spectrum, compare_copies, mean, spectrum
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import indices
 from hyperclone.conversion import receipt
 from hyperclone.conversion.provenance import plan_of
-from hyperclone.errors import CheckpointError, GrowthError
+from hyperclone.errors import CheckpointError, GrowthError, OptionError
 from hyperclone.expansion import grown_tensors
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
@@ -34,22 +33,23 @@ if TYPE_CHECKING:
     import torch
 
 SPECTRA = ("some", "all", "none")
-_SHOWN = 8  # layers, unless all are asked for
-_COST = 2e11  # longer side x shorter side squared, in multiplications: a dozen seconds on two cores
-_IN_USE = 1e-4  # of the squares: activations of copies that differ by a hundredth of their size
+_SHOWN = 8  # layers, by default
+_COST = 2e11  # largest cost of a spectrum (longer side x shorter side squared): a dozen seconds on two cores
+_IN_USE = 1e-4  # share of squares: activations of copies that differ by a hundredth of their size
 
 
 @dataclass(frozen=True)
 class TensorAnatomy:
-    """One matrix.
+    """The anatomy of one matrix.
 
     Attributes:
         name: on disk.
-        layer, kind: where it stands: its layer (None outside of layers) and its name without it.
+        layer: its number; None outside of layers.
+        kind: the name without its layer.
         shape: as stored.
-        read, write: the copies of what it reads, and of what it writes; None where that axis did not grow.
-        spectrum, source_spectrum: of it and of its source.
-        active: the copies in the activations that it reads.
+        read, write: comparison of the copies of its inputs and of its outputs; None where that axis did not grow.
+        spectrum, source_spectrum: the matrix's and its source's; None where not computed.
+        active: comparison of the copies in the activations that it reads; None where not measured.
     """
 
     name: str
@@ -64,22 +64,22 @@ class TensorAnatomy:
 
     @property
     def input_symmetry(self) -> float | None:
-        """Cosine between copies of what it reads."""
+        """Cosine between copies of its inputs."""
         return None if self.read is None else self.read.symmetry
 
     @property
     def output_symmetry(self) -> float | None:
-        """Cosine between copies of what it writes."""
+        """Cosine between copies of its outputs."""
         return None if self.write is None else self.write.symmetry
 
     @property
     def effective_rank(self) -> float | None:
-        """Of its spectrum."""
+        """The spectrum's effective rank."""
         return None if self.spectrum is None else self.spectrum.effective_rank
 
     @property
     def stable_rank(self) -> float | None:
-        """Of its spectrum."""
+        """The spectrum's stable rank."""
         return None if self.spectrum is None else self.spectrum.stable_rank
 
     @property
@@ -97,16 +97,16 @@ class TensorAnatomy:
 
 @dataclass
 class Anatomy:
-    """What was found.
+    """The anatomy of a model.
 
     Attributes:
         sizes: (old, new) of the axes that grew.
-        locked: those whose copies are equal in every tensor.
-        depth: the number of layers.
-        tensors: the matrices that were measured.
-        activations: on which text activations were measured, or why not.
-        dropout: the config asks for dropout in training.
-        notes: what was left out.
+        locked: those of them whose copies are equal in every tensor.
+        depth: number of layers.
+        tensors: the matrices measured.
+        activations: the text that activations were measured on, or the reason why they were not.
+        dropout: whether the config has dropout in training.
+        notes: on what was not measured.
     """
 
     sizes: dict[str, tuple[int, int]]
@@ -119,29 +119,29 @@ class Anatomy:
 
     @property
     def in_use(self) -> float | None:
-        """Mean share of the added width in use, of all activations that were measured."""
-        return mean([t.in_use for t in self.tensors])
+        """Mean share of the added width in use over all measured activations; None if there are none."""
+        return mean([tensor.in_use for tensor in self.tensors])
 
     @property
     def verdict(self) -> str:
-        """What to make of it, in a sentence or two."""
+        """The result in a sentence or two."""
         if self.locked:
             which = "" if set(self.locked) == set(self.sizes) else f" along {', '.join(self.locked)}"
-            never = "dropout alone could end that" if self.dropout else "and never will be without dropout"
+            outlook = "only dropout could change that" if self.dropout else "and never will be without dropout"
             return (
-                f"LOCKED{which}: all copies are equal to the last bit, so the added width is not used, {never}. "
+                f"LOCKED{which}: all copies are equal to the last bit, so the added width is not used, {outlook}. "
                 "Grow the source again with noise (the default, --noise split) and train that."
             )
-        if all(t.read is None and t.write is None for t in self.tensors):
-            return "Nothing here has copies: what is new holds nothing yet, and the weights that read it are random."
+        if all(tensor.read is None and tensor.write is None for tensor in self.tensors):
+            return "Nothing here has copies: the new channels are padding, and the weights that read them are random."
         if self.in_use is None:
             return "The weights of the copies differ, so training can use the added width."
         if self.in_use < _IN_USE:
             return (
                 "The weights of the copies differ, but what they compute is still equal: the added width is not in use "
-                "yet, as in a clone that was not trained. Training will separate the copies."
+                "yet, as in a grown model that has not been trained. Training makes the copies diverge."
             )
-        return f"The copies have separated: {self.in_use:.0%} of the added width is in use."
+        return f"The copies have diverged: {self.in_use:.0%} of the added width is in use."
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain JSON data."""
@@ -164,88 +164,94 @@ def examine(
     family: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Anatomy:
-    """Measure a grown directory, trained since or not; one tensor is in memory at a time.
+    """Measure a grown model, trained since or not, with one tensor in memory at a time.
 
     Args:
-        directory: with its receipt; without one, `against` says how it was grown.
-        against: the source, for its spectra.
+        directory: of the grown model, with its receipt; without one, `against` is needed.
+        against: the source, to compare spectra with.
         layers: "all", or numbers ("0,5,-1"); by default eight, evenly spread.
         tensors: only names that match this pattern (`*down_proj*`).
-        spectra: "some" (first, middle and last of those layers, and what is quick), "all", "none".
-        activations: run the model on a text, where memory allows.
+        spectra: "some" (of the first, middle and last of those layers, unless they take long), "all", "none".
+        activations: also run the model on a text, if memory allows.
         revision: of a source on the Hub.
         family: a family file of your own.
         progress: called with (stage, bytes done, bytes in all).
 
     Raises:
-        HypercloneError: the directory cannot be read, or is not known to be grown.
+        HypercloneError: the directory cannot be read, or it is unknown how it was grown.
     """
     if spectra not in SPECTRA:
-        raise GrowthError("unknown choice of spectra", field="spectra", found=spectra, expected=", ".join(SPECTRA))
-    place = hub.resolve(directory)
-    told = receipt.read(place)
-    own = family_file.read(family) if family is not None else told.family if told is not None else None
-    output = Checkpoint.open(place, family=own)
-    origin = None if against is None else Checkpoint.open(hub.resolve(against, revision=revision), family=own)
-    made = plan_of(place, told, output, origin, own)
-    _check_shapes(made, output, origin)
-    depth = len(made.layers)
+        raise OptionError("unknown choice of spectra", field="spectra", found=spectra, expected=", ".join(SPECTRA))
+    path = hub.resolve(directory)
+    record = receipt.read(path)
+    user_family = family_file.read(family) if family is not None else record.family if record is not None else None
+    output = Checkpoint.open(path, family=user_family)
+    source = None if against is None else Checkpoint.open(hub.resolve(against, revision=revision), family=user_family)
+    plan = plan_of(path, record, output, source, user_family)
+    _check_shapes(plan, output, source)
+    depth = len(plan.layers)
     chosen = choose_layers(depth, layers)
     picked = [
-        t for t in made.tensors
-        if len(t.shape) == 2 and fnmatchcase(t.name, tensors) and (position(t, made)[0] in (None, *chosen))
+        t for t in plan.tensors
+        if len(t.shape) == 2 and fnmatchcase(t.name, tensors) and (position(t, plan)[0] in (None, *chosen))
     ]  # fmt: skip
     if not picked:
         raise GrowthError("no tensor of the chosen layers matches", field="tensors", found=tensors)
     meter = Meter("anatomy", sum(output.entries[t.name].nbytes for t in picked), progress)
-    wanted, skipped = _with_spectra(picked, made, chosen, spectra)
+    with_spectra, skipped = _with_spectra(picked, plan, chosen, spectra)
     measured = []
     for tensor in picked:
-        one = measure(output.read(tensor.name), tensor, made, ranks=tensor.name in wanted)
-        if tensor.name in wanted and origin is not None and not tensor.init_std:
-            source = origin.read(tensor.source)
-            one = replace(one, source_spectrum=spectrum(source))
-        measured.append(one)
+        anatomy = measure(output.read(tensor.name), tensor, plan, ranks=tensor.name in with_spectra)
+        if tensor.name in with_spectra and source is not None and not tensor.init_std:
+            anatomy = replace(anatomy, source_spectrum=spectrum(source.read(tensor.source)))
+        measured.append(anatomy)
         meter.add(output.entries[tensor.name].nbytes)
     active: dict[str, CopyComparison] = {}
-    text = "not asked for"
+    text = "not measured: --no-activations"
     if activations:
-        from hyperclone.anatomy import activations as anatomy_activations
+        from hyperclone.anatomy.activations import measure_activations
 
-        active, text = anatomy_activations.of_directory(place, made)
+        active, text = measure_activations(path, plan)
     notes = [f"{len(chosen)} of {depth} layers; --layers all shows every one."] if len(chosen) < depth else []
     if skipped:
-        notes.append(f"No spectra of {', '.join(skipped)}: they take long; --spectra all computes them.")
+        notes.append(f"No spectra of {', '.join(skipped)}, which take long; --spectra all computes them.")
     return Anatomy(
-        sizes=anatomy_locks.grown(made),
-        locked=anatomy_locks.locked_axes(made, output),
+        sizes=grown_axes(plan),
+        locked=locked_axes(plan, output),
         depth=depth,
-        tensors=[replace(one, active=active.get(one.name)) for one in measured],
+        tensors=[replace(anatomy, active=active.get(anatomy.name)) for anatomy in measured],
         activations=text,
-        dropout=bool(dropout(made.family, output.config)),
+        dropout=bool(dropout(plan.family, output.config)),
         notes=notes,
     )
 
 
-def _check_shapes(made: Plan, output: Checkpoint, origin: Checkpoint | None) -> None:
-    for model, wanted in (
-        (output, {t.name: t.shape for t in made.tensors}),
-        (origin, {t.source: t.source_shape for t in made.tensors if not t.init_std}),
+def _check_shapes(plan: Plan, output: Checkpoint, source: Checkpoint | None) -> None:
+    """Raise unless output and source have the tensors of the plan."""
+    for model, shapes in (
+        (output, {t.name: t.shape for t in plan.tensors}),
+        (source, {t.source: t.source_shape for t in plan.tensors if not t.init_std}),
     ):
-        for name, shape in wanted.items() if model is not None else ():
+        for name, shape in shapes.items() if model is not None else ():
             entry = model.entries.get(name) if model is not None else None
             if entry is None or entry.shape != shape:
                 raise CheckpointError(
-                    "a tensor is not the one that the growth speaks of", file=model and model.path, tensor=name,
+                    "a tensor does not fit the plan of the growth", file=model and model.path, tensor=name,
                     found=list(entry.shape) if entry else "missing", expected=list(shape),
                 )  # fmt: skip
 
 
-def measure(stored: torch.Tensor, tensor: TensorPlan, made: Plan, *, ranks: bool = True) -> TensorAnatomy:
-    """One matrix, as it is stored; `ranks`: with its spectrum."""
-    grown = grown_tensors.map_of(tensor, made)
+def measure(stored: torch.Tensor, tensor: TensorPlan, plan: Plan, *, ranks: bool = True) -> TensorAnatomy:
+    """The anatomy of one matrix.
+
+    Args:
+        stored: its value, as on disk.
+        tensor, plan: how it was grown.
+        ranks: compute its spectrum.
+    """
+    grown = grown_tensors.map_of(tensor, plan)
     matrix = grown.as_matrix(stored)
-    layer, kind = position(tensor, made)
+    layer, kind = position(tensor, plan)
     columns, rows = compare_copies(matrix, grown.columns), compare_copies(matrix.T, grown.rows)
     read, write = (columns, rows) if grown.splits else (None, columns or rows)
     return TensorAnatomy(
@@ -253,17 +259,25 @@ def measure(stored: torch.Tensor, tensor: TensorPlan, made: Plan, *, ranks: bool
     )
 
 
-def position(tensor: TensorPlan, made: Plan) -> tuple[int | None, str]:
+def position(tensor: TensorPlan, plan: Plan) -> tuple[int | None, str]:
     """(layer, kind) of a tensor: model.layers.3.mlp.up_proj.weight is (3, mlp.up_proj)."""
-    for line in made.family.lines:
-        if (found := indices(line.pattern, tensor.name)) is not None:
-            kind = line.pattern.rpartition("{i}.")[2] if "i" in found else line.pattern.removeprefix("model.")
-            return int(found["i"]) if "i" in found else None, re.sub(r"\.weight$", "", kind).replace("{e}", "*")
-    return None, tensor.name.removesuffix(".weight")  # a head that was untied
+    for line in plan.family.lines:
+        if (numbers := indices(line.pattern, tensor.name)) is not None:
+            kind = line.pattern.rpartition("{i}.")[2] if "i" in numbers else line.pattern.removeprefix("model.")
+            return int(numbers["i"]) if "i" in numbers else None, re.sub(r"\.weight$", "", kind).replace("{e}", "*")
+    return None, tensor.name.removesuffix(".weight")  # an untied head
 
 
 def choose_layers(depth: int, wanted: str | None) -> tuple[int, ...]:
-    """Layers by their numbers; None: eight of them, evenly spread."""
+    """The numbers of the chosen layers, ascending.
+
+    Args:
+        depth: number of layers.
+        wanted: "all", or numbers as in "0,5,-1"; None for eight of them, evenly spread.
+
+    Raises:
+        GrowthError: there are no such layers.
+    """
     if wanted == "all":
         return tuple(range(depth))
     if wanted is None:
@@ -277,21 +291,21 @@ def choose_layers(depth: int, wanted: str | None) -> tuple[int, ...]:
 
 
 def spread(layers: Iterable[int], count: int) -> tuple[int, ...]:
-    """At most so many of them, evenly spread, with the first and the last."""
-    there = list(layers)
-    last, steps = len(there) - 1, max(1, min(count, len(there)) - 1)
-    return tuple(dict.fromkeys(there[round(i * last / steps)] for i in range(steps + 1)))
+    """At most `count` of the layers, evenly spread, with the first and the last."""
+    numbers = list(layers)
+    last, steps = len(numbers) - 1, max(1, min(count, len(numbers)) - 1)
+    return tuple(dict.fromkeys(numbers[round(i * last / steps)] for i in range(steps + 1)))
 
 
 def _with_spectra(
-    picked: list[TensorPlan], made: Plan, layers: tuple[int, ...], spectra: str
+    picked: list[TensorPlan], plan: Plan, layers: tuple[int, ...], spectra: str
 ) -> tuple[set[str], list[str]]:
-    """(the tensors whose spectra are computed, kinds that are left out because they take long)."""
+    """(tensors whose spectra are computed, kinds that are left out because they take long)."""
     if spectra == "none":
         return set(), []
     if spectra == "all":
         return {t.name for t in picked}, []
-    some = [t for t in picked if position(t, made)[0] in (None, *spread(layers, 3))]
+    some = [t for t in picked if position(t, plan)[0] in (None, *spread(layers, 3))]
     quick = [t for t in some if max(t.shape) * min(t.shape) ** 2 < _COST]
     names = {t.name for t in quick}
-    return names, sorted({position(t, made)[1] for t in some if t.name not in names})
+    return names, sorted({position(t, plan)[1] for t in some if t.name not in names})

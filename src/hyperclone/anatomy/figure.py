@@ -1,4 +1,4 @@
-"""An anatomy as a figure."""
+"""The figure of an anatomy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _Value = Callable[[TensorAnatomy], float | None]
 _OUTSIDE = "outside of layers"
 
 
-def sizes_text(found: Anatomy) -> str:
-    """The axes that grew, in words."""
-    return "grown: " + ", ".join(f"{axis} {old} to {new}" for axis, (old, new) in found.sizes.items())
+def sizes_text(anatomy: Anatomy) -> str:
+    """The axes that grew, with their sizes."""
+    return "grown: " + ", ".join(f"{axis} {old} to {new}" for axis, (old, new) in anatomy.sizes.items())
 
 
-def joined(kinds: list[str]) -> str:
+def join_kinds(kinds: list[str]) -> str:
     """self_attn.q_proj, self_attn.k_proj -> self_attn.q_proj, k_proj."""
     named: list[str] = []
     before = ""
@@ -33,10 +33,10 @@ def joined(kinds: list[str]) -> str:
 
 
 def check_file(file: str | os.PathLike[str]) -> Path:
-    """The figure's file, before any work is done for it; raises as `draw`."""
+    """The path of a figure, checked before it is drawn; raises the errors of `draw`."""
     path = Path(file)
     if path.suffix not in (".png", ".svg", ".pdf"):
-        raise DestinationError("a figure of this kind cannot be written", file=path, expected=".png, .svg or .pdf")
+        raise DestinationError("a figure in this format cannot be written", file=path, expected=".png, .svg or .pdf")
     if not path.resolve().parent.is_dir():
         raise DestinationError("no such directory to write the figure to", file=path)
     if importlib.util.find_spec("matplotlib") is None:
@@ -44,57 +44,57 @@ def check_file(file: str | os.PathLike[str]) -> Path:
     return path
 
 
-def draw(found: Anatomy, file: str | os.PathLike[str]) -> None:
-    """Write the figure: symmetry by layer, spectra, ranks, and the use of the added width.
+def draw(anatomy: Anatomy, file: str | os.PathLike[str]) -> None:
+    """Draw symmetry by layer, spectra, and the share of the added width in use.
 
     Args:
-        found: what `anatomy.examine` returned.
-        file: its name ends with .png, .svg or .pdf.
+        anatomy: from `examine`.
+        file: a name that ends with .png, .svg or .pdf.
 
     Raises:
         HypercloneError: matplotlib is not installed.
-        DestinationError: no such format, or the file cannot be written.
+        DestinationError: another format, or the file cannot be written.
     """
     path = check_file(file)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), layout="constrained")
     axes = figure.subplots(2, 2)
-    _lines(axes[0, 0], found, lambda t: t.input_symmetry, "cosine between copies of inputs (weights)")
-    _lines(axes[0, 1], found, lambda t: t.output_symmetry, "cosine between copies of outputs (weights)")
-    _spectra(axes[1, 0], found)
-    _lines(axes[1, 1], found, lambda t: t.in_use, "share of the added width in use (activations)")
-    locked = "LOCKED, " if found.locked else ""
-    figure.suptitle(f"{locked}{sizes_text(found)}", fontsize=13)
+    _lines(axes[0, 0], anatomy, lambda t: t.input_symmetry, "cosine between copies of inputs (weights)")
+    _lines(axes[0, 1], anatomy, lambda t: t.output_symmetry, "cosine between copies of outputs (weights)")
+    _spectra(axes[1, 0], anatomy)
+    _lines(axes[1, 1], anatomy, lambda t: t.in_use, "share of the added width in use (activations)")
+    locked = "LOCKED, " if anatomy.locked else ""
+    figure.suptitle(f"{locked}{sizes_text(anatomy)}", fontsize=13)
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise DestinationError("the figure cannot be written", file=path, found=error.strerror or error) from None
 
 
-def _lines(ax: Any, found: Anatomy, value: _Value, title: str) -> None:
-    """One line for each kind over the layers; kinds with the same values share one."""
+def _lines(ax: Any, anatomy: Anatomy, value: _Value, title: str) -> None:
+    """One line for each kind across layers; kinds with equal values share a line."""
     series: dict[tuple[tuple[int, float], ...], list[str]] = {}
-    for kind in dict.fromkeys(t.kind for t in found.tensors if t.layer is not None):
+    for kind in dict.fromkeys(t.kind for t in anatomy.tensors if t.layer is not None):
         by_layer: dict[int, list[float | None]] = {}
-        for t in found.tensors:
+        for t in anatomy.tensors:
             if t.kind == kind and t.layer is not None:
                 by_layer.setdefault(t.layer, []).append(value(t))
         points = tuple((layer, m) for layer, values in sorted(by_layer.items()) if (m := mean(values)) is not None)
         if points:
             series.setdefault(points, []).append(kind)
     for points, kinds in series.items():
-        ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=joined(kinds))
+        ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=join_kinds(kinds))
     _finish(ax, title, "layer", empty=not series)
     ax.set_ylim(min(-0.05, *(y for points in series for _, y in points)) if series else -0.05,
                 max(1.05, *(1.1 * y for points in series for _, y in points)) if series else 1.05)  # fmt: skip
 
 
-def _spectra(ax: Any, found: Anatomy) -> None:
-    """Singular values of the matrices of a middle layer, with their sources dashed."""
-    layers = sorted({t.layer for t in found.tensors if t.spectrum and t.layer is not None})
+def _spectra(ax: Any, anatomy: Anatomy) -> None:
+    """Singular values of the matrices in the middle layer, with the source's dashed."""
+    layers = sorted({t.layer for t in anatomy.tensors if t.spectrum and t.layer is not None})
     layer = layers[len(layers) // 2] if layers else None
-    shown = [t for t in found.tensors if t.spectrum and t.layer == layer][:8]
+    shown = [t for t in anatomy.tensors if t.spectrum and t.layer == layer][:8]
     for i, t in enumerate(shown):
         for spectrum, style, label in ((t.spectrum, "-", t.kind), (t.source_spectrum, "--", None)):
             if spectrum is not None:
@@ -106,8 +106,8 @@ def _spectra(ax: Any, found: Anatomy) -> None:
         ax.set_yscale("log")
         ax.set_ylim(max(1e-8, min(v for t in shown if t.spectrum for v in t.spectrum.values) / 2), 2)
     dashed = ", dashed: source" if any(t.source_spectrum for t in shown) else ""
-    place = _OUTSIDE if layer is None else f"layer {layer}"
-    _finish(ax, f"singular values over the largest, {place}{dashed}", "index", empty=not shown)
+    location = _OUTSIDE if layer is None else f"layer {layer}"
+    _finish(ax, f"singular values over the largest, {location}{dashed}", "index", empty=not shown)
 
 
 def _finish(ax: Any, title: str, x: str, *, empty: bool) -> None:

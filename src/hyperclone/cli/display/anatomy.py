@@ -1,4 +1,4 @@
-"""An anatomy in the terminal: the verdict, and a table for each measure, kinds down and layers across."""
+"""An anatomy in the terminal: the verdict, and a table for each measure with kinds as rows and layers as columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperclone.anatomy.examine import Anatomy, TensorAnatomy
-from hyperclone.anatomy.figure import joined, sizes_text
+from hyperclone.anatomy.figure import join_kinds, sizes_text
 from hyperclone.anatomy.weights import mean
 
 _Value = Callable[[TensorAnatomy], float | None]
@@ -21,29 +21,29 @@ _MEASURES: tuple[tuple[str, _Value, str], ...] = (
     ("Weights: effective rank", lambda t: t.effective_rank, ".0f"),
     ("Weights: effective rank over the source's", lambda t: t.rank_gain, ".2f"),
     ("Weights: stable rank", lambda t: t.stable_rank, ".1f"),
-    ("Activations: share of the added width in use, in what these matrices read", lambda t: t.in_use, ".1%"),
+    ("Activations: share of the added width in use, in the inputs of these matrices", lambda t: t.in_use, ".1%"),
 )
 
 
-def tables(found: Anatomy) -> RenderableType:
-    """The verdict, a table for each measure, and what was left out."""
+def tables(anatomy: Anatomy) -> RenderableType:
+    """The verdict, a table for each measure, and the notes."""
     parts: list[RenderableType] = [
-        Text(found.verdict, style="bold yellow" if found.locked else "bold"), Text(sizes_text(found), style="dim")
+        Text(anatomy.verdict, style="bold yellow" if anatomy.locked else "bold"), Text(sizes_text(anatomy), style="dim")
     ]  # fmt: skip
     for title, value, form in _MEASURES:
-        if (table := _table(found, title, value, form)) is not None:
+        if (table := _table(anatomy, title, value, form)) is not None:
             parts += [Text(), table]
-    parts += [Text(), Text(f"activations: {found.activations}", style="dim")]
-    parts += [Text(f"- {note}", style="dim") for note in found.notes]
+    parts += [Text(), Text(f"activations: {anatomy.activations}", style="dim")]
+    parts += [Text(f"- {note}", style="dim") for note in anatomy.notes]
     return Group(*parts)
 
 
-def _table(found: Anatomy, title: str, value: _Value, form: str) -> Table | None:
-    """Rows with the same cells (queries, keys and values read the same) become one."""
+def _table(anatomy: Anatomy, title: str, value: _Value, form: str) -> Table | None:
+    """A table of one measure; None if it was not measured. Rows with equal cells (queries, keys, values) become one."""
     cells: dict[tuple[str, int | None], list[float | None]] = {}
-    for tensor in found.tensors:
+    for tensor in anatomy.tensors:
         cells.setdefault((tensor.kind, tensor.layer), []).append(value(tensor))
-    means = {place: number for place, values in cells.items() if (number := mean(values)) is not None}
+    means = {cell: number for cell, values in cells.items() if (number := mean(values)) is not None}
     layers: list[int | None] = [*sorted({layer for _, layer in means if layer is not None})]
     layers += [None] if any(layer is None for _, layer in means) else []
     rows: dict[tuple[str, ...], list[str]] = {}
@@ -59,5 +59,5 @@ def _table(found: Anatomy, title: str, value: _Value, form: str) -> Table | None
     for layer in layers:
         table.add_column("-" if layer is None else str(layer), justify="right", no_wrap=True)
     for row, kinds in rows.items():
-        table.add_row(Text(joined(kinds)), *row)
+        table.add_row(Text(join_kinds(kinds)), *row)
     return table
