@@ -421,7 +421,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> Non
         tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="none"
     )
     wide = load(tmp_path / "grown")
-    with pytest.raises(CheckpointError, match="of another optimizer"):
+    with pytest.raises(CheckpointError, match="belongs to another optimizer"):
         hyperclone.load_state(by_the_law(wide, "sgd"), wide, tmp_path / "grown")
     with pytest.raises(CheckpointError, match="no optimizer state here"):
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "source")

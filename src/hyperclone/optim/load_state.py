@@ -1,10 +1,12 @@
-"""Putting a grown optimizer state into an optimizer."""
+"""Loading an optimizer state that was grown with the model into an optimizer."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,9 @@ from hyperclone.optim.rotated_adamw import RotatedAdamW
 from hyperclone.optimizer_state import writer
 from hyperclone.optimizer_state.reader import MOMENTS
 
-_PAIR = {"exp_avg", "exp_avg_sq"}
+_ADAM = {"exp_avg", "exp_avg_sq"}
+# An entry of an optimizer's defaults that only this kind has, most telling first.
+_MARKS = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class Loaded:
     """What `load_state` has done.
 
     Attributes:
-        step: how many steps the source had taken; None where its optimizer does not count.
-        filled: how many parameters have their moments.
-        fresh: names of those that start without.
+        step: how many steps the source's optimizer had taken; None where it does not count them.
+        filled: how many parameters have moments now.
+        fresh: names of the parameters that start without.
     """
 
     step: int | None
@@ -42,52 +46,32 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     replaced.
 
     Args:
-        optimizer: of the kind that the state is of (AdamW's is RotatedAdamW's as well), over parameters of `model`,
-            which has taken no step yet.
+        optimizer: of the kind that the state belongs to (AdamW's can be loaded into RotatedAdamW as well), over
+            parameters of `model`. It has taken no step yet.
         model: the grown model, wrapped or not.
         directory: where `hyperclone grow --optimizer-state` wrote it.
 
     Raises:
-        CheckpointError: there is no optimizer state, or it is of another optimizer or model.
+        CheckpointError: there is no optimizer state, or it belongs to another optimizer or model.
     """
-    place = Path(directory)
-    told = receipt.read(place)
-    there = writer.open_moments(place)
-    if (
-        told is None
-        or told.optimizer_state is None
-        or (not there.entries and told.optimizer_state["moments"] != "reset")
-    ):
-        raise CheckpointError("no optimizer state here", file=place, expected=f"{writer.STEM}.safetensors",
-                              cure="grow with --optimizer-state CHECKPOINT")  # fmt: skip
-    state = told.optimizer_state
+    state, moments = _read(Path(directory))
     _check_kind(optimizer, str(state["optimizer"]), str(state["moments"]))
     inner = parameter_names.unwrap(model)
-    named = {parameter: name for name, parameter in parameter_names.named_parameters(model)}
-    on_disk = {name: parameter_names.disk_shapes(inner, name, parameter.shape) for parameter, name in named.items()}
-    _check_known(there, {key for stored in on_disk.values() for key in stored})
+    names = {parameter: name for name, parameter in parameter_names.named_parameters(model)}
+    stored = {name: parameter_names.disk_shapes(inner, name, parameter.shape) for parameter, name in names.items()}
+    _check_known(moments, {tensor for tensors in stored.values() for tensor in tensors})
     filled, fresh = 0, []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter not in named:
-                raise CheckpointError("the optimizer has a parameter that is not the model's", file=place,
+            if parameter not in names:
+                raise CheckpointError("the optimizer has a parameter that is not the model's", file=directory,
                                       found=list(parameter.shape))  # fmt: skip
-            name = named[parameter]
-            stored = on_disk[name]
-            first = next(iter(stored))
-            found = {kind for kind in MOMENTS for key in stored if f"{key}.{kind}" in there.entries}
-            if not found:
+            name = names[parameter]
+            values = _values(moments, inner, parameter, name, stored[name])
+            if not values:
                 fresh.append(name)
                 continue
-            found |= _PAIR if found & _PAIR else set()  # AdamW cannot go on with one of them
-            kinds = [kind for kind in MOMENTS if kind in found]
-            values = {
-                kind: _like(parameter, parameter_names.from_disk(inner, name, parameter.shape, {
-                    key: _moment(there, f"{key}.{kind}", shape) for key, shape in stored.items()
-                }))
-                for kind in kinds
-            }  # fmt: skip
-            step = state["steps"].get(first, state["step"])
+            step = state["steps"].get(next(iter(stored[name])), state["step"])
             if isinstance(optimizer, RotatedAdamW):
                 values = optimizer.grown_moments(parameter, name, values, step)
             elif step is not None:
@@ -98,27 +82,52 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     return Loaded(state["step"], filled, tuple(fresh))
 
 
-def _check_known(there: TensorFiles, known: set[str]) -> None:
+def _read(directory: Path) -> tuple[dict[str, Any], TensorFiles]:
+    """What the receipt says about the optimizer state, and its moments."""
+    recorded, moments = receipt.read(directory), writer.open_moments(directory)
+    state = None if recorded is None else recorded.optimizer_state
+    if state is None or (not moments.entries and state["moments"] != "reset"):
+        raise CheckpointError("no optimizer state here", file=directory, expected=f"{writer.STEM}.safetensors",
+                              cure="grow with --optimizer-state CHECKPOINT")  # fmt: skip
+    return state, moments
+
+
+def _values(
+    moments: TensorFiles, model: Any, parameter: nn.Parameter, name: str, stored: Mapping[str, torch.Size]
+) -> dict[str, Tensor]:
+    """The moments of a parameter by their kind, put together from those of its stored tensors; empty if it has none."""
+    kinds = {kind for kind in MOMENTS for tensor in stored if f"{tensor}.{kind}" in moments.entries}
+    if kinds & _ADAM:
+        kinds |= _ADAM  # AdamW cannot use one without the other
+    values = {}
+    for kind in MOMENTS:
+        if kind in kinds:
+            parts = {tensor: _moment(moments, f"{tensor}.{kind}", shape) for tensor, shape in stored.items()}
+            values[kind] = _like(parameter, parameter_names.from_disk(model, name, parameter.shape, parts))
+    return values
+
+
+def _check_known(moments: TensorFiles, known: set[str]) -> None:
     """Every moment must be of a tensor that the model has."""
-    for moment in there.entries:
+    for moment in moments.entries:
         if (name := moment.rpartition(".")[0]) not in known:
-            raise CheckpointError("this optimizer state belongs to another model", file=there.path, tensor=moment,
+            raise CheckpointError("this optimizer state belongs to another model", file=moments.path, tensor=moment,
                                   expected=f"moments of {min(known)} and the like",
                                   cure=f"{name} is no tensor of this model: load the directory that the state lies in",
                                   )  # fmt: skip
 
 
-def _moment(there: TensorFiles, name: str, shape: torch.Size) -> Tensor:
-    if name not in there.entries:
-        raise CheckpointError("a moment is missing", file=there.path, tensor=name)
-    if (found := there.entries[name].shape) != tuple(shape):
-        raise CheckpointError("this optimizer state belongs to another model", file=there.path, tensor=name,
+def _moment(moments: TensorFiles, name: str, shape: torch.Size) -> Tensor:
+    if name not in moments.entries:
+        raise CheckpointError("a moment is missing", file=moments.path, tensor=name)
+    if (found := moments.entries[name].shape) != tuple(shape):
+        raise CheckpointError("this optimizer state belongs to another model", file=moments.path, tensor=name,
                               found=list(found), expected=list(shape))  # fmt: skip
-    return there.read(name)
+    return moments.read(name)
 
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """A moment in the type, place and sharding of its parameter."""
+    """A moment with its parameter's type, device and sharding."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     value = value.to(device=parameter.device, dtype=parameter.dtype)
@@ -134,9 +143,7 @@ def _check_kind(optimizer: torch.optim.Optimizer, kind: str, moments: str) -> No
                                   found=type(optimizer).__name__, expected="AdamW",
                                   cure="grow with --moments copy")  # fmt: skip
         return
-    has = optimizer.defaults
-    marks = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
-    found = next((kind for mark, kind in marks.items() if mark in has), "another")
-    if found != kind:
-        raise CheckpointError("the optimizer state is of another optimizer", found=type(optimizer).__name__,
+    used = next((name for mark, name in _MARKS.items() if mark in optimizer.defaults), "another")
+    if used != kind:
+        raise CheckpointError("the optimizer state belongs to another optimizer", found=type(optimizer).__name__,
                               expected=kind, cure="use the optimizer that the source was trained with")  # fmt: skip

@@ -1,27 +1,28 @@
-"""AdamW in the coordinates of what copies have in common and of what tells them apart.
+"""AdamW in the coordinates of what copies have in common and of their differences.
 
-Copies of a weight get nearly the same gradient. Adam divides each entry by its own size, so what is common to copies
-fills the whole step, and the small rest, by which alone they could part, moves them a fraction of it: the added width
-comes into use slowly. Rotate the c copies of every unit by an orthogonal matrix whose first row is constant,
+Copies of a weight get nearly the same gradient. Adam divides each entry by its own size, so what copies have in common
+fills the whole step, and the small rest, by which alone they could diverge, moves them by a fraction of it: the added
+width comes into use slowly. Rotate the c copies of every unit by an orthogonal matrix whose first row is constant,
 
-    u_0 = (w_0 + ... + w_{c-1}) / sqrt(c),      u_b = differences,
+    u_0 = (w_0 + ... + w_{c-1}) / sqrt(c),      u_b = differences  (0 < b < c),
 
-along rows and columns, keep Adam's moments there, and rotate its step back. Each coordinate is then divided by its own
-size: the common one steps as the source did, and the differences step as freely as weights that have no copy. (So
-freely that rounding parts copies that are equal, if their gradients are rounded differently. Where they are computed
-alike, bit for bit, a clone without noise stays locked.)
+along rows and columns, keep Adam's moments in these coordinates, and rotate its step back. Each coordinate is then
+divided by its own size: the common one steps as the source did, and the differences step as freely as weights that
+have no copy. (So freely that rounding makes equal copies diverge, if their gradients are rounded differently. Where
+these are computed alike, bit for bit, the copies of a clone without noise stay equal.)
 
-*The law.* With k copies s w of a source weight w, u_0 = sqrt(k) s w, and dL/du_0 = sqrt(k) r g = g / (sqrt(k) s). The
-source's AdamW on w is therefore AdamW on u_0 with lr s sqrt(k) and eps r sqrt(k): the law's settings (law.py), both
-times sqrt(k). Differences step by the same, times a ratio of their own. Decoupled decay is the same in all coordinates.
-A clone without noise whose differences do not step (ratio 0) follows its source exactly. A tensor without copies is
-trained by AdamW itself. Parameters are fp32 or bf16: eps vanishes in fp16.
+*The scaling rule.* With k copies s w of a source weight w, u_0 = sqrt(k) s w, and dL/du_0 = sqrt(k) r g = g / (sqrt(k)
+s). The source's AdamW on w is therefore AdamW on u_0 with lr s sqrt(k) and eps r sqrt(k): the multipliers of the
+scaling rule (planning/scaling_rule.py), both times sqrt(k). Differences step by the same, times a ratio of their own.
+Decoupled decay is the same in all coordinates. A clone without noise whose differences do not step (ratio 0) follows
+its source exactly. A tensor without copies is trained by AdamW itself. Parameters are fp32 or bf16: eps vanishes in
+fp16.
 
 *Grown moments.* Copies of moments r m, r^2 v turn into sqrt(k) r m and k r^2 v of what is common, exactly. Differences
 have no past: both moments begin at zero, and Adam's bias correction counts their steps from the growth (also of eps,
 which is larger for them at first, by up to 1/sqrt(1 - beta2)).
 
-Rotating to find better coordinates for Adam is SOAP's idea (arXiv 2409.11321); here growth tells them beforehand.
+Rotating to better coordinates for Adam is the idea of SOAP (arXiv 2409.11321). Here they are known from the growth.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +50,49 @@ from hyperclone.planning.scaling_rule import LrRule
 
 _SHAPES = 64  # that one function is compiled for, at least
 
+Number = float | Tensor
+
+
+class Scalars(NamedTuple):
+    """The numbers of one step of one parameter.
+
+    They are floats, or (for compiled code, which is then not compiled again when they change) fp64 tensors of shape ().
+
+    Attributes:
+        eps: added to the root of the second moment.
+        step_size: of what copies have in common: learning rate, bias correction, and the rotation's `scale`.
+        difference_ratio: step size of the differences over that.
+        kept: share of the weight that decay leaves.
+    """
+
+    eps: Number
+    step_size: Number
+    difference_ratio: Number
+    kept: Number
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """The rotated coordinates of a parameter, on its device; what is a tensor is sharded like it.
+
+    Attributes:
+        rotation: to them; None if the parameter has no copies.
+        copy_roots: for each dimension of size D with copies, square roots of their numbers: (D, 1) or (1, D).
+        differences: for each of them, 1 where a coordinate is a difference between copies along it, else 0; shaped
+            likewise.
+    """
+
+    rotation: Rotation | None = None
+    copy_roots: tuple[Tensor, ...] = ()
+    differences: tuple[Tensor, ...] = ()
+
 
 class RotatedAdamW(torch.optim.Optimizer):
     """AdamW in the coordinates of copies.
 
-    State: step, rotated_avg and rotated_avg_sq, in these coordinates (named so that nobody takes them for AdamW's), and
-    before: how many of the steps differences have not taken, since they were the source's.
+    State of a parameter: `step`; `rotated_avg` and `rotated_avg_sq`, the moments in these coordinates, shaped like the
+    parameter (named so that nobody takes them for AdamW's); and `before`, how many of the steps were taken by the
+    source, and so not by the differences.
     """
 
     def __init__(
@@ -68,28 +107,31 @@ class RotatedAdamW(torch.optim.Optimizer):
         """As torch.optim.AdamW.
 
         Args:
-            params: groups of the law, with param_names, lr, weight_decay and eps (`param_groups`).
+            params: param groups by the scaling rule, with param_names, lr, weight_decay and eps (`param_groups`).
             rotations: of the parameters that have copies, by name. (Sharding puts other objects into the groups.)
             betas: of the moments.
-            differences: learning rate of the differences between copies, relative to what they have in common.
+            differences: learning rate of the differences between copies, over that of what they have in common.
             compile: do the arithmetic of each parameter by torch.compile, in a pass or two over it instead of some
-                twenty. Not of sharded ones, nor where a unit has more than two copies.
+                twenty. Sharded parameters are not compiled, nor those in which a unit has more than two copies.
+
+        Raises:
+            GrowthError: a beta or a ratio that is out of range.
         """
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1) or not differences >= 0:
-            raise GrowthError("no moments or no steps come of this", field="betas, differences",
-                              found=f"{betas}, {differences}", expected="0 <= beta < 1, differences >= 0")  # fmt: skip
+            raise GrowthError("out of range", field="betas, differences", found=f"{betas}, {differences}",
+                              expected="0 <= beta < 1, differences >= 0")  # fmt: skip
         self._rotations = {name: rotation for name, rotation in rotations.items() if rotation.turns}
-        self._placed: dict[nn.Parameter, tuple[Rotation, list[tuple[Tensor, Tensor]]]] = {}
+        self._placed: dict[nn.Parameter, Coordinates] = {}
         self._compile = compile
-        usual = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
-        super().__init__(params, {**usual, "betas": betas, "differences": differences})
+        defaults = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
+        super().__init__(params, {**defaults, "betas": betas, "differences": differences})
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: torch keeps three fields of its own."""
+        """For copies and pickles: torch's own keeps three fields only."""
         return {**super().__getstate__(), "_rotations": self._rotations, "_placed": {}, "_compile": self._compile}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would round all of a bf16 parameter's numbers to bf16 but for the step."""
+        """As torch's, which would round every number of a bf16 parameter's state except `step` to bf16."""
         super().load_state_dict(state_dict)
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         for number, parameter in zip(saved, (p for group in self.param_groups for p in group["params"]), strict=True):
@@ -103,8 +145,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # A model has more shapes than torch.compile takes of one function by itself: beyond, it would not compile.
-        with _more_shapes() if self._compile else nullcontext():
+        with _many_shapes() if self._compile else nullcontext():
             for group in self.param_groups:
                 for parameter, name in zip(group["params"], group["param_names"], strict=True):
                     if parameter.grad is not None:
@@ -112,36 +153,34 @@ class RotatedAdamW(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: nn.Parameter, name: str, group: dict[str, Any]) -> None:
-        beta1, beta2 = group["betas"]
+        """One step of one parameter."""
         gradient = parameter.grad
         assert gradient is not None
-        rotation, factors = self._turning(parameter, name)
+        coordinates = self._coordinates(parameter, name)
+        rotation = coordinates.rotation
         state = self.state[parameter]
         if not state:
             state["step"], state["before"] = torch.tensor(0.0), torch.tensor(0.0)
             state["rotated_avg"], state["rotated_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
-        taken = state["step"].item()
-        # m^ / (sqrt(v^) / root + eps), with all numbers in one factor: each pass over a tensor costs time
-        root, correction = None if rotation is None else rotation.root, math.sqrt(1 - beta2**taken)
-        roots = [] if root else [roots for roots, _ in factors]
-        root = root or 1.0
-        ratio = group["differences"]
-        if before := state["before"].item():
-            own = taken - before
-            ratio *= (1 - beta1**taken) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**taken))
-        numbers: tuple[Any, ...] = (
-            group["eps"] * root * correction,
-            group["lr"] * root * correction / (1 - beta1**taken) * (1.0 if rotation is None else rotation.scale),
-            ratio,
-            1 - group["lr"] * group["weight_decay"],
-        )
+        scalars = _scalars(group, rotation, step=state["step"].item(), before=state["before"].item())
+        faster, alike = bool(scalars.difference_ratio > 1), bool(scalars.difference_ratio == 1)
         advance = _advance
         if self._compile and not isinstance(gradient, DTensor) and (rotation is None or rotation.paired):
-            advance, numbers = _compiled(), tuple(torch.tensor(one, dtype=torch.float64) for one in numbers)
-        moments = state["rotated_avg"], state["rotated_avg_sq"]
-        apart = [] if ratio == 1 else [apart for _, apart in factors]
-        advance(parameter, gradient, *moments, rotation, roots, apart, ratio > 1, numbers, beta1, beta2)
+            advance = _compiled()
+            scalars = Scalars(*(torch.tensor(number, dtype=torch.float64) for number in scalars))
+        advance(
+            parameter,
+            gradient,
+            state["rotated_avg"],
+            state["rotated_avg_sq"],
+            rotation=rotation,
+            copy_roots=() if _common_root(rotation) else coordinates.copy_roots,
+            differences=() if alike else coordinates.differences,
+            differences_faster=faster,
+            scalars=scalars,
+            betas=group["betas"],
+        )
 
     @torch.no_grad()
     def grown_moments(
@@ -156,70 +195,113 @@ class RotatedAdamW(torch.optim.Optimizer):
         """
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
         state = {"step": torch.tensor(float(step)), "before": torch.tensor(0.0)}
-        rotation, factors = self._turning(parameter, name)
-        if rotation is not None:
-            first, second = _turned(rotation.forward, first), second.clone()
-            for roots, _ in factors:
+        coordinates = self._coordinates(parameter, name)
+        if coordinates.rotation is not None:
+            first, second = _turned(coordinates.rotation.forward, first), second.clone()
+            for roots in coordinates.copy_roots:
                 second.mul_(roots).mul_(roots)
-            apart = _apart(factors)
-            first.mul_(1 - apart)  # what rounding left
-            second.mul_(1 - apart)
+            difference = reduce(torch.maximum, coordinates.differences)
+            first.mul_(1 - difference)  # of equal moments, only rounding is left there
+            second.mul_(1 - difference)
             state["before"] = torch.tensor(float(step))
         return {**state, "rotated_avg": first, "rotated_avg_sq": second}
 
-    def _turning(self, parameter: nn.Parameter, name: str) -> tuple[Rotation | None, list[tuple[Tensor, Tensor]]]:
-        """A parameter's rotation and its factors, where it is and sharded like it; (None, []) if it has no copies."""
+    def _coordinates(self, parameter: nn.Parameter, name: str) -> Coordinates:
+        """A parameter's coordinates, kept for the next step."""
         if name not in self._rotations:
-            return None, []
-        if parameter not in self._placed or self._placed[parameter][0].device != parameter.device:
+            return Coordinates()
+        placed = self._placed.get(parameter)
+        if placed is None or placed.rotation is None or placed.rotation.device != parameter.device:
             exact = torch.promote_types(parameter.dtype, torch.float32)
             rotation = self._rotations[name].to(parameter.device)
-            _ = rotation.turns, rotation.scales  # torch.compile would break off where they are made
-            self._placed[parameter] = (
-                rotation,
-                [(_placed(roots.to(exact), parameter), _placed(apart.to(exact), parameter))
-                 for roots, apart in rotation.factors],
-            )  # fmt: skip
-        return self._placed[parameter]
+            _ = rotation.turns, rotation.scales  # computed now: torch.compile would break the graph there
+            placed = Coordinates(
+                rotation=rotation,
+                copy_roots=tuple(_placed(roots.to(exact), parameter) for roots, _ in rotation.factors),
+                differences=tuple(_placed(difference.to(exact), parameter) for _, difference in rotation.factors),
+            )
+            self._placed[parameter] = placed
+        return placed
+
+
+def _scalars(group: Mapping[str, Any], rotation: Rotation | None, *, step: float, before: float) -> Scalars:
+    """The numbers of a step, in which everything is gathered that would cost passes over a tensor.
+
+    The step is m^ / (sqrt(v^) / root + eps), with bias-corrected moments m^ and v^; root is sqrt(k), if all
+    coordinates have the same, else 1 (`_advance` then divides by the roots).
+
+    Args:
+        group: the param group.
+        rotation: None if the parameter has no copies.
+        step: the number of this step, the source's included.
+        before: how many of the steps were the source's.
+    """
+    beta1, beta2 = group["betas"]
+    root, correction = _common_root(rotation) or 1.0, math.sqrt(1 - beta2**step)
+    ratio = group["differences"]
+    if before:
+        # Moments of differences have seen fewer steps, so they need another bias correction.
+        own = step - before
+        ratio *= (1 - beta1**step) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**step))
+    return Scalars(
+        eps=group["eps"] * root * correction,
+        step_size=group["lr"] * root * correction / (1 - beta1**step) * (1.0 if rotation is None else rotation.scale),
+        difference_ratio=ratio,
+        kept=1 - group["lr"] * group["weight_decay"],
+    )
+
+
+def _common_root(rotation: Rotation | None) -> float | None:
+    return None if rotation is None else rotation.root
 
 
 def _advance(
-    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, rotation: Rotation | None,
-    roots: list[Tensor], apart: list[Tensor], faster: bool, numbers: tuple[Any, ...], beta1: float, beta2: float,
-) -> None:  # fmt: skip
+    parameter: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    rotation: Rotation | None,
+    copy_roots: tuple[Tensor, ...],
+    differences: tuple[Tensor, ...],
+    differences_faster: bool,
+    scalars: Scalars,
+    betas: tuple[float, float],
+) -> None:
     """One step of one parameter: everything that costs a pass over it.
 
     Args:
-        parameter: changed.
-        gradient: read only.
-        first, second: moments; changed.
+        parameter: (rows, columns) or (size,), changed in place.
+        gradient: shaped like the parameter.
+        first, second: moments, shaped like the parameter, changed in place.
         rotation: None if it has no copies.
-        roots: square roots of the numbers of copies, where they are not in the numbers.
-        apart: 1 where a coordinate is a difference along a dimension, for each that has some; empty if all step alike.
-        faster: whether differences step faster than the rest.
-        numbers: eps, the factor of the step, that of differences beside it, and the factor of decay. Floats, or
-            tensors: for these nothing is compiled anew when they change.
-        beta1, beta2: of the moments.
+        copy_roots: as of `Coordinates`; empty where the scalars have them.
+        differences: as of `Coordinates`; empty if all coordinates step alike.
+        differences_faster: whether differences step faster than the rest.
+        scalars: of this step.
+        betas: of the moments.
     """
-    eps, scale, ratio, keep = numbers
+    beta1, beta2 = betas
     turned = gradient if rotation is None else _turned(rotation.forward, gradient)
     first.lerp_(turned, 1 - beta1)
     second.mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
-    del turned  # a large tensor has few temporary ones of its size at a time
+    del turned  # of a large tensor, few temporary ones should exist at a time
     size = second.sqrt()
-    for one in roots:
-        size.div_(one)
-    step = first / size.add_(eps)
+    for roots in copy_roots:
+        size.div_(roots)
+    step = first / size.add_(scalars.eps)
     del size
-    # One that is a difference along any dimension steps by its factor: of the two, the larger one, or the smaller.
-    factors = [(one * (ratio - 1) + 1) * scale for one in apart]
-    step.mul_(reduce(torch.maximum if faster else torch.minimum, factors) if factors else scale)
+    # A coordinate that is a difference along any dimension steps by the differences' size: of the factors along the
+    # dimensions, that is the larger one if differences are faster, else the smaller one.
+    factors = [(mask * (scalars.difference_ratio - 1) + 1) * scalars.step_size for mask in differences]
+    step.mul_(reduce(torch.maximum if differences_faster else torch.minimum, factors) if factors else scalars.step_size)
     if rotation is not None:
         step = _turned(rotation.inverse_unscaled, step)
-    parameter.mul_(keep).sub_(step)
+    parameter.mul_(scalars.kept).sub_(step)
 
 
-def _more_shapes() -> AbstractContextManager[None]:
+def _many_shapes() -> AbstractContextManager[None]:
+    """Lets torch.compile compile one function for all shapes of a model; beyond its own limit it would not compile."""
     limits: Any = torch._dynamo.config
     patch: AbstractContextManager[None] = limits.patch(recompile_limit=max(_SHAPES, limits.recompile_limit))
     return patch
@@ -227,33 +309,28 @@ def _more_shapes() -> AbstractContextManager[None]:
 
 @cache
 def _compiled() -> Callable[..., None]:
-    """`_advance`, compiled for each shape and rotation when it first meets them."""
+    """`_advance`, compiled for each shape and rotation at their first step."""
     return torch.compile(_advance, dynamic=False)
 
 
-def _apart(factors: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """1 where a coordinate is a difference along any dimension, else 0."""
-    return reduce(torch.maximum, [apart for _, apart in factors])
-
-
 def _turned(turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """A tensor in other coordinates. Copies of a sharded one lie on several machines: it is gathered, and cut again."""
+    """A tensor in other coordinates. A sharded one is gathered (copies lie on several devices) and sharded again."""
     if not isinstance(value, DTensor):
         return turn(value)
-    whole = turn(value.full_tensor())
-    return distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)
+    turned = turn(value.full_tensor())
+    return distribute_tensor(turned, value.device_mesh, value.placements, src_data_rank=None)
 
 
 def _placed(vector: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Numbers that broadcast over a parameter, on its device; of a sharded one, cut where it is cut."""
+    """Numbers that broadcast over a parameter, on its device and sharded like it."""
     vector, data = vector.to(parameter.device), parameter.data
     if not isinstance(data, DTensor):
         return vector
-    cut = [
+    placements = [
         Replicate() if isinstance(placement, Shard) and vector.shape[placement.dim] == 1 else placement
         for placement in data.placements
     ]
-    return distribute_tensor(vector, data.device_mesh, cut, src_data_rank=None)
+    return distribute_tensor(vector, data.device_mesh, placements, src_data_rank=None)
 
 
 def rotated_adamw(
@@ -268,32 +345,31 @@ def rotated_adamw(
     receipt: str | os.PathLike[str] | Plan | None = None,
     compile: bool = False,
 ) -> RotatedAdamW:
-    """An optimizer for a grown model, with the law's settings (`param_groups`).
+    """An optimizer for a grown model, with the multipliers of the scaling rule (`param_groups`).
 
     Args:
         model: a grown transformers model, also inside DistributedDataParallel, FSDP2 or torch.compile.
         lr, weight_decay, eps, betas: as the source was trained.
-        difference_lr: of the differences between copies, such as one would train a model of this size with from random
-            weights; by default lr. Schedulers multiply both.
+        difference_lr: of the differences between copies, about what random weights of this size would want; by default
+            lr. Schedulers multiply both.
         lr_rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
         compile: as of `RotatedAdamW`.
 
     Raises:
-        GrowthError: no receipt, or one that speaks of another model.
+        GrowthError: no receipt, or one of another model.
     """
     if not lr > 0:
-        raise GrowthError("nothing can be learnt with this", field="lr", found=lr, expected="more than 0")
+        raise GrowthError("nothing can be learned with this", field="lr", found=lr, expected="more than 0")
     ratio = 1.0 if difference_lr is None else difference_lr / lr
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, lr_rule=lr_rule, receipt=receipt)
-    turned = rotations(model, receipt=receipt)
-    return RotatedAdamW(groups, turned, betas=betas, differences=ratio, compile=compile)
+    return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=ratio, compile=compile)
 
 
 def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None) -> dict[str, Rotation]:
-    """The change of coordinates of every parameter that is stored as it is, by its name.
+    """The change of coordinates of every parameter that is one stored tensor, by its name.
 
-    Parameters that hold several stored tensors (fused experts) are left out, and so trained by AdamW.
+    Parameters that hold several stored tensors (fused experts) are left out, and so trained by AdamW itself.
 
     Args:
         model, receipt: as in `rotated_adamw`.
@@ -302,14 +378,14 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
         GrowthError: no receipt.
     """
     inner = parameter_names.unwrap(model)
-    made = plan_behind(inner, receipt)
-    planned = {tensor.name: tensor for tensor in made.tensors}
+    plan = plan_behind(inner, receipt)
+    planned = {tensor.name: tensor for tensor in plan.tensors}
     found = {}
     for name, parameter in parameter_names.named_parameters(model):
         stored = parameter_names.disk_shapes(inner, name, parameter.shape)
         if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
             continue
-        grown = grown_tensors.map_of(tensor, made)
+        grown = grown_tensors.map_of(tensor, plan)
         maps = (grown.columns,) if parameter.dim() == 1 else (grown.rows, grown.columns)
         found[name] = Rotation(maps[::-1] if grown.transposed else maps)
     return found
