@@ -57,7 +57,7 @@ def level() -> list[dict[str, Any]]:
 
 
 def tolerance(work: Path) -> dict[str, Any]:
-    """relative / tolerance of every comparison in the behavioural proofs of the tests' small models."""
+    """relative / tolerance of every comparison in the behavioral proofs of the tests' small models."""
     from tests.helpers.models import MODELS, build, save_tokenizer
 
     requests = [
@@ -77,8 +77,8 @@ def tolerance(work: Path) -> dict[str, Any]:
             for request in requests:
                 proof = hyperclone.grow(source, fresh(work / "grown"), request).proof
                 assert proof is not None
-                assert proof.behaviour is not None
-                used += [m.relative / m.tolerance for m in proof.behaviour.measured]
+                assert proof.behavior is not None
+                used += [m.relative / m.tolerance for m in proof.behavior.measured]
     return {"models": len(names), "comparisons": len(used), "largest": round(max(used), 3),
             "median": round(statistics.median(used), 3)}  # fmt: skip
 
@@ -91,12 +91,12 @@ def rounding(source: Path, work: Path) -> list[dict[str, Any]]:
             done = hyperclone.grow(source, fresh(work / "grown"), Growth(width=n, noise=noise))
             proof = done.proof
             assert proof is not None
-            assert proof.behaviour is not None
-            (error,) = [m for m in proof.behaviour.measured if (m.what, m.dtype) == ("real text", "float32")]
+            assert proof.behavior is not None
+            (error,) = [m for m in proof.behavior.measured if (m.what, m.dtype) == ("real text", "float32")]
             rows.append(
                 {"n": n, "noise": noise, "relative": f"{error.relative:.1e}", "kl": f"{error.kl:.1e}",
                  "top1": error.top1, "bit_equal": f"{proof.structure.bit_equal} of {proof.structure.tensors}",
-                 "same_text": proof.behaviour.source_text == proof.behaviour.grown_text}
+                 "same_text": proof.behavior.source_text == proof.behavior.grown_text}
             )  # fmt: skip
             print(rows[-1], file=sys.stderr)
     fresh(work / "grown")

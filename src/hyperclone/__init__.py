@@ -1,4 +1,4 @@
-"""hyperclone: grow a trained language model into a wider one that computes the same function, with proof.
+"""Grow a trained language model into a wider one that computes the same function, with proof.
 
     import hyperclone
     hyperclone.grow("path/or/hub-id", "grown", hyperclone.Growth(width=2))
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hyperclone.anatomy.examine import examine as examine
     from hyperclone.conversion.collapse import collapse as collapse
     from hyperclone.conversion.grow import grow as grow
-    from hyperclone.conversion.grow import plan as plan
     from hyperclone.conversion.in_memory import grow_model as grow_model
+    from hyperclone.conversion.plan import plan as plan
     from hyperclone.conversion.verify import verify as verify
     from hyperclone.errors import HypercloneError as HypercloneError
     from hyperclone.evaluation.evaluate import evaluate as evaluate
@@ -44,7 +44,7 @@ _PUBLIC = {
     "grow_model": "conversion.in_memory",
     "load_state": "optim.load_state",
     "param_groups": "optim.param_groups",
-    "plan": "conversion.grow",
+    "plan": "conversion.plan",
     "propose": "planning.proposals",
     "rotated_adamw": "optim.rotated_adamw",
     "train": "training.run",

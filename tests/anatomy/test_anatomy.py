@@ -17,7 +17,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.anatomy import examine
 from hyperclone.anatomy.weights import compare_copies, spectrum
-from hyperclone.conversion.provenance import plan_of
+from hyperclone.conversion.provenance import plan_of_directory
 from hyperclone.errors import HypercloneError
 from hyperclone.expansion import copy_map
 from tests.helpers.models import build, save_tokenizer
@@ -209,7 +209,7 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
 
     directory = train(grown(model_dir, tmp_path / "grown", Growth(width=2)), tmp_path / "trained")
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    plan = plan_of(directory, receipt.read(directory), None, None, None)
+    plan = plan_of_directory(directory, receipt.read(directory))
     ids = torch.arange(24).view(2, 12)
     found = activations.compare_activations(model, plan, ids)
     with torch.inference_mode():

@@ -62,7 +62,7 @@ tensors = ["h.{i}.mask"]
 
 
 def load(text: str) -> family.Family:
-    return family_file.load(text, name="toy", file="families/toy.toml")
+    return family_file.parse(text, name="toy", file="families/toy.toml")
 
 
 def config_of(path: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def test_every_shipped_file_loads_and_no_model_type_is_claimed_twice() -> None:
         for e in resources.files("hyperclone.architectures").joinpath("families").iterdir()
         if e.name.endswith(".toml")
     ]
-    loaded = [family_file.load(e.read_text("utf-8"), name=e.name, file=e.name) for e in files]
+    loaded = [family_file.parse(e.read_text("utf-8"), name=e.name, file=e.name) for e in files]
     types = [model_type for one in loaded for model_type in one.model_types]
     assert len(types) == len(set(types))
     assert set(types) == set(registry.families()) >= {model_type for model_type, _ in MODELS.values()}

@@ -101,12 +101,12 @@ def test_a_wrong_file_is_refused_before_anything_is_written(
 ) -> None:
     assert wrong.read_text() != shipped("llama")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(family_validation.TrialFailed, match="nothing was written") as caught:
+    with pytest.raises(family_validation.FamilyValidationFailed, match="nothing was written") as caught:
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2), family=wrong, proof=proof)
     assert caught.value.proof.structure.passed  # the weights are where the file says; it says wrong
     assert any("random tokens" in failure for failure in caught.value.proof.failures)
     assert sorted(tmp_path.iterdir()) == before
-    with pytest.raises(family_validation.TrialFailed):
+    with pytest.raises(family_validation.FamilyValidationFailed):
         hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2), family=wrong)
 
 
@@ -129,8 +129,8 @@ def test_where_the_real_logits_do_not_fit_into_memory_the_tiny_proof_stands_and_
     monkeypatch.setattr(behavioral, "available_memory", lambda: next(free))
     done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2), family=toml)
     assert done.proof is not None
-    assert done.proof.behaviour is not None
-    assert "memory" in done.proof.behaviour.skipped[0]
+    assert done.proof.behavior is not None
+    assert "memory" in done.proof.behavior.skipped[0]
     assert any("tiny random instance" in note for note in done.proof.notes)
 
 
@@ -252,7 +252,7 @@ def test_in_memory_and_on_disk_give_the_same_bytes(toml: Path, model_dir: ModelD
 )
 def test_a_tiny_instance_of_any_family_grows_and_passes(name: str, model_dir: ModelDir) -> None:
     made = planner.make_plan(Checkpoint.open(model_dir(name)), Growth(width=2, allow_rounding=True))
-    assert family_validation.prove(made).passed
+    assert family_validation.prove_tiny(made).passed
 
 
 def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_flags() -> None:
@@ -288,7 +288,7 @@ def test_the_trial_grows_what_is_asked_for(
     asked: dict[str, Any], tiny_growth: dict[str, str], model_dir: ModelDir
 ) -> None:
     request = Growth(**asked, expansion="diagonal", seed=3, dtype="fp32", allow_rounding=True)
-    found = family_validation.growth_like(hyperclone.plan(model_dir("llama-grouped-untied"), request))
+    found = family_validation.tiny_growth(hyperclone.plan(model_dir("llama-grouped-untied"), request))
     assert {key: getattr(found, key) for key in tiny_growth} == tiny_growth
     assert (found.expansion, found.seed, found.dtype) == ("diagonal", 3, None)
 
@@ -297,7 +297,7 @@ def test_stacked_layers_are_left_out_of_the_trial_so_that_logits_can_be_judged(
     wrong: Path, toml: Path, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     stack = Growth(width=2, layers="2x", depth_mode="stack")
-    with pytest.raises(family_validation.TrialFailed):
+    with pytest.raises(family_validation.FamilyValidationFailed):
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", stack, family=wrong)
     assert hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", stack, family=toml).proof
 

@@ -58,12 +58,12 @@ def test_a_cell_says_what_the_planner_does(name: str) -> None:
     model = headers(name)
     fam, old = model.family, model.family.sizes(model.config)
     cells = {title: cell(fam) for title, cell in support_table.COLUMNS.items()}
-    remarks = " ".join(support_table.remarks(fam))
+    notes = " ".join(support_table.notes(fam))
 
-    def is_remarked(why: str) -> bool:
-        return why.split("\n")[0].removeprefix("this model cannot be grown so: ") in remarks
+    def is_noted(why: str) -> bool:
+        return why.split("\n")[0].removeprefix("this model cannot be grown like this: ") in notes
 
-    if is_remarked(refusal(model, ffn="2x")):
+    if is_noted(refusal(model, ffn="2x")):
         return  # refused whatever the growth
     attention = "head_dim" if cells["heads"] == "stay" else "heads"
     together = ["hidden", attention, *(["ffn"] if cells["ffn"] == "with hidden" else [])]
@@ -79,17 +79,17 @@ def test_a_cell_says_what_the_planner_does(name: str) -> None:
     heads = refusal(model, heads="2x")
     match cells["heads"]:
         case "any" | "multiples":
-            assert heads == "" or is_remarked(heads) or "`hidden_size / num_attention_heads` must stay" in remarks
+            assert heads == "" or is_noted(heads) or "`hidden_size / num_attention_heads` must stay" in notes
         case "with hidden":
-            assert "head_dim" in heads or is_remarked(heads)
+            assert "head_dim" in heads or is_noted(heads)
         case _:
-            assert is_remarked(heads)
+            assert is_noted(heads)
     if cells["heads"] == "multiples":
         assert "can only grow to multiples" in refusal(model, heads="1.5x")
 
     larger = refusal(model, **{**dict.fromkeys(together, "2x"), "heads": None, "head_dim": "2x"})
-    assert (larger == "" or is_remarked(larger)) == (cells["head dim"] == "any"), larger
+    assert (larger == "" or is_noted(larger)) == (cells["head dim"] == "any"), larger
 
     deeper = refusal(model, layers="2x")
-    assert deeper == "" or is_remarked(deeper)
+    assert deeper == "" or is_noted(deeper)
     assert refusal(model, layers="2x", depth_mode="stack") == ""

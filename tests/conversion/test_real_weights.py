@@ -95,9 +95,9 @@ def test_smollm2_in_bf16_is_proved_and_comes_back_bit_for_bit(smollm2: Path, pla
     done = hyperclone.grow(smollm2, place / "2x", Growth(width=2))
     assert done.proof is not None
     assert done.proof.passed
-    assert done.proof.behaviour is not None
-    assert not done.proof.behaviour.skipped
-    assert done.proof.behaviour.source_text == done.proof.behaviour.grown_text
+    assert done.proof.behavior is not None
+    assert not done.proof.behavior.skipped
+    assert done.proof.behavior.source_text == done.proof.behavior.grown_text
     assert not done.plan.rounds
     assert {tensor.dtype for tensor in done.plan.tensors} == {"BF16"}
     assert compare(smollm2, place / "2x") <= 1e-5

@@ -67,7 +67,7 @@ def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(
     (tmp_path / "config.json").write_text(json.dumps(config))
     draft = drafting.draft(tmp_path / "config.json")
     assert draft.proved, draft.failures
-    drafted = family_file.own(draft.text, file="draft")
+    drafted = family_file.from_text(draft.text, file="draft")
     monkeypatch.undo()
     shipped = registry.families()[config["model_type"]]
     mine, theirs = (
@@ -139,7 +139,7 @@ def test_what_cannot_be_grown_is_drafted_and_not_called_proved(tmp_path: Path) -
     text = (tmp_path / "my.toml").read_text()
     assert "# NOT PROVED" in text
     assert "feed-forward size alone" in text  # what does pass
-    assert family_file.own(text, file="my.toml").axes["ffn"].size == "ffn_dim"
+    assert family_file.from_text(text, file="my.toml").axes["ffn"].size == "ffn_dim"
 
 
 def test_a_tensor_that_no_line_can_say_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CheckpointError
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.planning.plan import Plan
 
 ModelDir = Callable[..., Path]
 
@@ -75,3 +76,31 @@ def test_what_is_neither_here_nor_there_is_refused(hub: list[str]) -> None:
 def test_a_local_directory_has_no_revisions(model_dir: ModelDir) -> None:
     with pytest.raises(CheckpointError, match="revision"):
         hyperclone.plan(model_dir("opt"), Growth(width=2), revision="main")
+
+
+def test_the_command_line_asks_the_hub_once_and_shows_the_plan_before_anything_is_written(
+    hub: list[str], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from hyperclone.cli.main import app
+
+    grow = ["grow", "someone/small", str(tmp_path / "grown"), "--width", "2", "--proof", "none"]
+    dry = CliRunner().invoke(app, [*grow, "--dry-run"])
+    assert (dry.exit_code, hub) == (0, ["config.json", "headers"])
+    assert "hidden size" in dry.output
+    assert not (tmp_path / "grown").exists()
+    hub.clear()
+    result = CliRunner().invoke(app, grow)
+    assert (result.exit_code, hub) == (0, ["model"])
+    assert result.output.index("hidden size") < result.output.index("Wrote")
+
+
+def test_a_plan_can_be_refused_by_who_sees_it(model_dir: ModelDir, tmp_path: Path) -> None:
+    def refuse(plan: Plan) -> None:
+        assert plan.sizes["hidden"] == (32, 64)
+        raise RuntimeError("too wide")
+
+    with pytest.raises(RuntimeError, match="too wide"):
+        hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2), on_plan=refuse)
+    assert list(tmp_path.iterdir()) == []

@@ -715,7 +715,7 @@ def test_remote_code_is_never_imported_and_never_copied(victim: Path, tmp_path: 
     assert any("auto_map" in note for note in plan.notes)
     done = hyperclone.grow(victim, tmp_path / "grown", TWICE)
     assert done.proof is not None
-    assert done.proof.behaviour is not None
+    assert done.proof.behavior is not None
     assert done.proof.passed
     hyperclone.verify(victim, tmp_path / "grown")
     assert not marker.exists()

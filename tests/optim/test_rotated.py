@@ -82,7 +82,7 @@ def dense(found: copy_map.CopyMap) -> torch.Tensor:
     return whole
 
 
-AXES = st.builds(lambda old, more, filled: copy_map.axis(old, old + more, filled=filled),
+AXES = st.builds(lambda old, more, padded: copy_map.axis(old, old + more, padded=padded),
                  st.integers(1, 5), st.integers(0, 9), st.booleans())  # fmt: skip
 MAPS = AXES | st.builds(copy_map.product, st.lists(AXES, min_size=2, max_size=2)) | st.builds(
     copy_map.concatenate, st.lists(AXES, min_size=2, max_size=3))  # fmt: skip

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import family, registry
-from hyperclone.architectures.family_file import load
+from hyperclone.architectures.family_file import parse
 from hyperclone.errors import CheckpointError, CollapseError, FamilyError, GrowthError
 from hyperclone.expansion import noise
 from hyperclone.hf.models import load_model
@@ -103,11 +103,11 @@ def test_both_proofs_pass_and_again_from_the_receipt(
     source = model_dir(name, dtype=dtype)
     done = hyperclone.grow(source, tmp_path / "grown", Growth(experts=4, top_k=3, ffn=2))
     assert done.proof is not None
-    assert done.proof.behaviour is not None
-    assert all(measured.passed for measured in done.proof.behaviour.measured)
+    assert done.proof.behavior is not None
+    assert all(measured.passed for measured in done.proof.behavior.measured)
     again = hyperclone.verify(source, tmp_path / "grown", proof="structural")
     assert again.passed
-    assert (again.structure.drawn, again.structure.bit_equal) == (2, again.structure.tensors - 2)
+    assert (again.structure.new_routers, again.structure.bit_equal) == (2, again.structure.tensors - 2)
 
 
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "qwen3-grouped-tied"])
@@ -200,13 +200,13 @@ def test_the_structural_proof_names_a_wrong_router_or_expert(pattern: str, model
     assert any(failure.startswith(f"{name}: does not collapse") for failure in found.structure.failures)
 
 
-def test_weights_that_do_not_sum_to_one_fail_the_behavioural_proof(model_dir: ModelDir, tmp_path: Path) -> None:
-    from hyperclone.proof.behavioral import prove_behaviour
+def test_weights_that_do_not_sum_to_one_fail_the_behavioral_proof(model_dir: ModelDir, tmp_path: Path) -> None:
+    from hyperclone.proof.behavioral import prove_behavior
 
     source = model_dir("qwen3-grouped-tied")
     done = hyperclone.grow(source, tmp_path / "grown", Growth(experts=4), proof="structural")
     edit(tmp_path / "grown", norm_topk_prob=False)
-    assert prove_behaviour(Checkpoint.open(source), tmp_path / "grown", done.plan).failures
+    assert prove_behavior(Checkpoint.open(source), tmp_path / "grown", done.plan).failures
 
 
 # What a mixture's config class would give another meaning, had it been left out.
@@ -362,4 +362,4 @@ def test_a_family_file_whose_upcycling_names_unlisted_tensors_is_refused(there: 
     head, tail = text.split("[upcycled]")
     assert there in tail
     with pytest.raises(FamilyError, match="does not list"):
-        load(head + "[upcycled]" + tail.replace(there, wrong), name="mixtral", file="mixtral.toml")
+        parse(head + "[upcycled]" + tail.replace(there, wrong), name="mixtral", file="mixtral.toml")

@@ -71,8 +71,8 @@ def test_bf16_asks_before_it_rounds(model_dir: ModelDir, tmp_path: Path) -> None
         hyperclone.plan(source, Growth(hidden=48))
     done = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, dtype="fp32"))
     assert done.proof is not None
-    assert done.proof.behaviour is not None
-    assert max(m.relative for m in done.proof.behaviour.measured) < 1e-5
+    assert done.proof.behavior is not None
+    assert max(m.relative for m in done.proof.behavior.measured) < 1e-5
 
 
 def test_fillers_are_free_to_learn_and_invisible_at_the_start(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_stacking_is_measured_not_judged_and_said_loudly(model_dir: ModelDir, tm
     assert done.proof is not None
     assert done.proof.passed
     assert not done.proof.keeps_function
-    assert done.proof.behaviour is not None
-    assert max(m.relative for m in done.proof.behaviour.measured) > 0.01
+    assert done.proof.behavior is not None
+    assert max(m.relative for m in done.proof.behavior.measured) > 0.01
     assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
 
 

@@ -113,13 +113,13 @@ def test_the_full_proof_passes_in_every_stored_type_and_measures_everything(
     assert done.proof is not None
     assert done.proof.passed
     assert done.proof.structure.bit_equal == done.proof.structure.tensors > 0
-    behaviour = done.proof.behaviour
-    assert behaviour is not None
-    assert not behaviour.skipped
+    behavior = done.proof.behavior
+    assert behavior is not None
+    assert not behavior.skipped
     kinds = {"real text", "random tokens", "right padding", "left padding", "KV cache"}
     computed = {"float32"} | ({str(dtype).removeprefix("torch.")} if dtype != torch.float32 else set())
-    assert {(m.what, m.dtype) for m in behaviour.measured} == {(k, c) for k in kinds for c in computed}
-    assert behaviour.source_text == behaviour.grown_text != ""
+    assert {(m.what, m.dtype) for m in behavior.measured} == {(k, c) for k in kinds for c in computed}
+    assert behavior.source_text == behavior.grown_text != ""
 
 
 def test_tied_heads_stay_tied_and_untie_gives_the_head_a_tensor(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -276,10 +276,10 @@ def test_moved_noise_is_caught_by_the_receipts_hashes(grown: tuple[Path, Path], 
     assert any(name in failure and "receipt" in failure for failure in proof.failures)
 
 
-def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
+def test_a_wrong_family_file_passes_the_structural_and_fails_the_behavioral_proof(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The behavioural proof does not trust our reading of the architecture, and nothing is published."""
+    """The behavioral proof does not trust our reading of the architecture, and nothing is published."""
     from hyperclone.architectures import family_file, registry
 
     text = (Path(registry.__file__).parent / "families/llama.toml").read_text()
@@ -288,7 +288,7 @@ def test_a_wrong_family_file_passes_the_structure_and_fails_the_behaviour(
         'k_proj.weight"           = "(kv_heads head_dim)', 'k_proj.weight"           = "(head_dim kv_heads)'
     )
     assert wrong != text
-    false = family_file.load(wrong, name="llama", file="families/llama.toml")
+    false = family_file.parse(wrong, name="llama", file="families/llama.toml")
     monkeypatch.setattr(registry, "families", lambda: {"llama": false})
     with pytest.raises(ProofFailed) as caught:
         hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(width=2))
@@ -325,9 +325,9 @@ def test_without_memory_the_logits_are_skipped_and_that_is_said(
     done = hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2))
     assert done.proof is not None
     assert done.proof.passed
-    assert done.proof.behaviour is not None
-    assert not done.proof.behaviour.measured
-    assert "memory" in done.proof.behaviour.skipped[0]
+    assert done.proof.behavior is not None
+    assert not done.proof.behavior.measured
+    assert "memory" in done.proof.behavior.skipped[0]
 
 
 def test_tolerances_are_the_sources_own_rounding_times_the_derived_factor(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -336,8 +336,8 @@ def test_tolerances_are_the_sources_own_rounding_times_the_derived_factor(model_
     done = hyperclone.grow(model_dir("neox-parallel", dtype=torch.bfloat16), tmp_path / "grown", Growth(width=2))
     assert tolerated_factor(done.plan) == pytest.approx(4 * (1 + 0.1) ** 0.5 * 2**0.5)
     assert done.proof is not None
-    assert done.proof.behaviour is not None
-    for m in done.proof.behaviour.measured:
+    assert done.proof.behavior is not None
+    for m in done.proof.behavior.measured:
         assert m.tolerance == pytest.approx(m.own * tolerated_factor(done.plan))
         assert m.own < (1e-4 if m.dtype == "float32" else 0.2)
 
@@ -392,8 +392,8 @@ def test_what_a_model_writes_is_not_read_as_markup(model_dir: ModelDir, tmp_path
 
     done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
     assert done.proof is not None
-    assert done.proof.behaviour is not None
-    done.proof.behaviour.source_text = done.proof.behaviour.grown_text = "[/INST] [b]bold"
+    assert done.proof.behavior is not None
+    done.proof.behavior.source_text = done.proof.behavior.grown_text = "[/INST] [b]bold"
     console = Console(record=True, width=100)
     console.print(plan_and_proof.continuations(done.proof))
     assert console.export_text().count("[/INST] [b]bold") == 2
@@ -407,8 +407,8 @@ def test_a_tokenizer_of_another_model_is_skipped_and_said(model_dir: ModelDir, t
     done = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2))
     assert done.proof is not None
     assert done.proof.passed
-    assert done.proof.behaviour is not None
-    assert any("tokenizer" in reason for reason in done.proof.behaviour.skipped)
+    assert done.proof.behavior is not None
+    assert any("tokenizer" in reason for reason in done.proof.behavior.skipped)
 
 
 def test_a_swapped_tokenizer_is_noticed(model_dir: ModelDir, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def test_in_bf16_rounding_has_to_be_asked_for_and_is_then_proved_within_its_boun
     # As fp32, the same growth of the same bf16 weights is exact to fp32's rounding.
     exact = hyperclone.grow(place, tmp_path / "fp32", Growth(width=2, dtype="fp32")).proof
     assert exact is not None
-    assert exact.behaviour is not None
-    assert max(m.relative for m in exact.behaviour.measured) < 1e-5
+    assert exact.behavior is not None
+    assert max(m.relative for m in exact.behavior.measured) < 1e-5
 
 
 def test_fourfold_the_root_is_a_power_of_two_and_an_untied_gemma_is_exact(source: Any, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """The small expressions of family files: config fields, whole-number arithmetic, conditions.
 
 `a | b` is a, or b where the config leaves a out (or null). Division must come out whole; `a % b` is the remainder.
-`a in b` asks whether b, a list, holds a; a list that is left out holds nothing. `a.b` is field b of the table a.
-Evaluated over the syntax tree of Python's own parser, with nothing callable in it; what is outside the language is
-refused before anything is computed.
+`a in b` asks whether b, a list, holds a; a list that is left out is empty. `a.b` is field b of the table a.
+Expressions are parsed by Python's parser and evaluated over its syntax tree, without calls; what is outside the
+language is refused before anything is computed.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
 
 def names(text: str) -> tuple[str, ...]:
     """Config fields that an expression reads, in order of appearance."""
-    found = [node for node in ast.walk(_tree(text)) if isinstance(node, ast.Name)]  # breadth first
-    return tuple(dict.fromkeys(node.id for node in sorted(found, key=lambda node: (node.lineno, node.col_offset))))
+    nodes = [node for node in ast.walk(_tree(text)) if isinstance(node, ast.Name)]  # breadth first
+    return tuple(dict.fromkeys(node.id for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset))))
 
 
 def lead_field(text: str) -> str | None:

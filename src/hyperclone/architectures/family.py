@@ -29,7 +29,7 @@ class Axis:
     Attributes:
         size: config expression.
         grows_with: another axis, by whose factor it grows too.
-        alias: another axis, whose units are the same as its own (OPT's embed).
+        alias: another axis, whose units are the same (OPT's embed).
         when: condition for either.
     """
 
@@ -54,7 +54,7 @@ class TensorLine:
 
 @dataclass(frozen=True)
 class Tie:
-    """The head that shares the embedding, and the last norm's tensors that carry its 1/n while it does."""
+    """The head that may share the embedding, and the last norm's tensors that then carry its 1/n."""
 
     when: str
     head: str
@@ -73,7 +73,7 @@ class Residual:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense model type that mixtures of experts are made from: config fields that mean nothing in a mixture, and
+    """A dense model type that can become a mixture of experts: config fields that a mixture does not have, and
     conditions over the config -> why such a model has no counterpart."""
 
     leave: tuple[str, ...]
@@ -83,7 +83,7 @@ class Dense:
 @dataclass(frozen=True)
 class Upcycling:
     """How dense models become mixtures of this family (upcycling.py): config fields to write, the router, which has no
-    source, and where tensors come from that go by another name."""
+    source, and the dense names of tensors that are renamed."""
 
     architecture: str
     write: Mapping[str, str]
@@ -94,34 +94,34 @@ class Upcycling:
 
 @dataclass(frozen=True)
 class Family:
-    """Everything known about one architecture."""
+    """One architecture."""
 
     name: str
     file: str
     model_types: tuple[str, ...]
     layers: str
     defaults: Mapping[str, Any]
-    own_defaults: Mapping[str, Mapping[str, Any]]  # model type -> its defaults that are not those of the others
+    type_defaults: Mapping[str, Mapping[str, Any]]  # model type -> its defaults that differ from the others'
     axes: Mapping[str, Axis]
     write: Mapping[str, str]
     lines: tuple[TensorLine, ...]
     tie: Tie | None
     ignore: tuple[str, ...]
-    whole: Mapping[str, str]  # expression that transformers wants to be a whole number -> when
+    whole: Mapping[str, str]  # expression that must be a whole number for transformers -> when
     refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
     residual: Mapping[str, Residual]
     multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
     gain_offset: float  # what the model adds to the stored gain of a norm
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
     deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
-    prefix: str  # what the names of a checkpoint lack that was saved from the base model ("" if that is not done)
-    models: tuple[str, ...] = ()  # names that people know them by
+    prefix: str  # which the names in a saved base model lack ("" if base models are not saved)
+    models: tuple[str, ...] = ()  # well-known names
     upcycled: Upcycling | None = None
-    text: str = ""  # the file itself, where it is a user's own: receipts hold it ("" for what ships with the package)
+    text: str = ""  # the file itself if it is a user's, for receipts; "" for those that ship with the package
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config, with the family's defaults for fields that it leaves out."""
-        return {**self.defaults, **self.own_defaults.get(str(config.get("model_type")), {}), **config}
+        return {**self.defaults, **self.type_defaults.get(str(config.get("model_type")), {}), **config}
 
     def value(self, text: str, config: Mapping[str, Any], *, layer: int | None = None) -> Value:
         """An expression's value over the config, with defaults for fields that it leaves out; i is the layer."""
@@ -169,11 +169,11 @@ class Family:
                 )
         for condition, reason in self.refuse.items():
             if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
-                raise GrowthError(f"this model cannot be grown so: {reason}", field=condition)
+                raise GrowthError(f"this model cannot be grown like this: {reason}", field=condition)
         return sizes
 
     def grown_config(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
-        """The config of the grown model: fields are written, then read back, and must say what was meant.
+        """The config of the grown model: fields are written, then read back and compared.
 
         Raises:
             GrowthError: the config cannot express these sizes.
@@ -188,17 +188,17 @@ class Family:
         for axis, (old, new) in sizes.items():
             field = lead_field(self.axes[axis].size) or ""
             if (
-                (found := self._value_or_none(self.axes[axis].size, grown)) != new
+                (value := self._value_or_none(self.axes[axis].size, grown)) != new
                 and field
                 and grown.get(field) is None
             ):
-                grown[field] = new  # was implied by other fields, which now imply something else
-                found = self._value_or_none(self.axes[axis].size, grown)
-            if found != new:
+                grown[field] = new  # was derived from other fields, which now give another value
+                value = self._value_or_none(self.axes[axis].size, grown)
+            if value != new:
                 raise GrowthError(
                     f"this architecture's config cannot express these sizes: {axis} = {self.axes[axis].size}",
                     field=axis,
-                    found="not a whole number" if found is None else found,
+                    found="not a whole number" if value is None else value,
                     expected=f"{new}" + (" (unchanged)" if new == old else ""),
                     cure="grow hidden and heads by the same factor" if axis == "head_dim" else None,
                 )
@@ -242,7 +242,7 @@ class Family:
         return {spec.eps: padding_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in padding}
 
     def factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> float:
-        """What a tensor must be multiplied by because the model multiplies it by the root of a size that grows."""
+        """The factor for a tensor that the model multiplies by the square root of a size that grows."""
         axis = self.multiplied.get(name)
         return math.sqrt(sizes[axis][0] / sizes[axis][1]) if axis else 1.0
 
@@ -297,10 +297,10 @@ class Family:
 
     def grown_names(self, config: Mapping[str, Any], layers: Sequence[int]) -> dict[str, tuple[str, int | None]]:
         """Every tensor of a model whose layer j copies layer layers[j]: (the tensor it grows from, its layer)."""
-        found: dict[str, tuple[str, int | None]] = {}
+        names: dict[str, tuple[str, int | None]] = {}
         for name, source, layer, _ in self._named(config, layers):
-            found.setdefault(name, (source, layer))
-        return found
+            names.setdefault(name, (source, layer))
+        return names
 
     def _named(self, config: Mapping[str, Any], layers: Sequence[int]) -> Iterator[tuple[str, str, int | None, Layout]]:
         """(name, name in the source, layer, layout) of every line's tensors, where layer j copies layer layers[j]."""
@@ -349,9 +349,9 @@ def padding_scale(old: int, new: int) -> float:
 
 
 def indices(pattern: str, name: str) -> dict[str, str] | None:
-    """The numbers that stand in a name where its pattern has {i} and {e}; None if it is not of that pattern."""
-    found = _regex(pattern).fullmatch(name)
-    return found.groupdict() if found else None
+    """The numbers in a name where the pattern has {i} and {e}; None if the name does not match."""
+    match = _regex(pattern).fullmatch(name)
+    return match.groupdict() if match else None
 
 
 @cache

@@ -16,7 +16,7 @@ from hyperclone.errors import CheckpointError, FamilyError
 
 
 def read(path: str | os.PathLike[str]) -> Family:
-    """A user's own family file.
+    """Read a user's family file.
 
     Raises:
         FamilyError: it cannot be read, or is not a family file.
@@ -25,23 +25,23 @@ def read(path: str | os.PathLike[str]) -> Family:
         text = Path(path).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise FamilyError("this family file cannot be read", file=path, found=error) from None
-    return own(text, file=str(path))
+    return from_text(text, file=str(path))
 
 
-def own(text: str, *, file: str) -> Family:
-    """A family that does not ship with the package; it keeps its text, which receipts hold.
+def from_text(text: str, *, file: str) -> Family:
+    """A user's family; it keeps its text, which receipts hold.
 
     Raises:
-        FamilyError: as `load`.
+        FamilyError: as `parse`.
     """
-    return replace(load(text, name=Path(file).stem, file=file), text=text)
+    return replace(parse(text, name=Path(file).stem, file=file), text=text)
 
 
-def load(text: str, *, name: str, file: str) -> Family:
+def parse(text: str, *, name: str, file: str) -> Family:
     """Parse a family file.
 
     Raises:
-        FamilyError: not TOML, a key that is not known, a line that does not parse, or an axis that is not defined.
+        FamilyError: not TOML, an unknown key, a line that does not parse, or an undefined axis.
     """
     try:
         data = tomllib.loads(text)
@@ -100,7 +100,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         model_types=tuple(data["model_types"]),
         layers=data["layers"],
         defaults={key: value for key, value in data.get("defaults", {}).items() if key not in by_type},
-        own_defaults=by_type,
+        type_defaults=by_type,
         axes=axes,
         write=data.get("write", {}),
         lines=tuple(lines),
@@ -139,7 +139,7 @@ _KINDS = {str: "a string", list: "a list of strings", dict: "a table", int: "a w
 
 
 def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mapping[str, type]) -> None:
-    """A table has the keys it must have, no others, and values of their kinds."""
+    """Raise unless a table has all required keys, only known ones, and values of the right kinds."""
     known = {**required, **optional}
     if not isinstance(table, dict):
         raise FamilyError("family file has a value where a table belongs", field=where, found=repr(table))
@@ -167,14 +167,14 @@ def _keys(table: Any, where: str, required: Mapping[str, type], optional: Mappin
 
 
 def _entry(spec: Any, where: str, lead: str, *others: str) -> dict[str, str]:
-    """A value that is a string, or a table with that string under `lead` and more beside it."""
+    """A string, or a table that has that string under `lead`, as a table."""
     entry = {lead: spec} if isinstance(spec, str) else spec
     _keys(entry, where, {lead: str}, dict.fromkeys(others, str))
     return dict(entry)
 
 
 def _check(family: Family) -> None:
-    """The parts of a file fit together, and every expression is one."""
+    """Raise unless the parts of a file fit together and every expression parses."""
     axes, patterns = set(family.axes), {line.pattern for line in family.lines}
     if missing := sorted({"hidden", "ffn", "head_dim"} - axes):
         raise FamilyError("a family needs these axes", field="axes", expected=", ".join(missing))
@@ -184,7 +184,7 @@ def _check(family: Family) -> None:
         lead = axis.grows_with or axis.alias
         if lead and (lead not in axes or (axis.grows_with and axis.alias)):
             raise FamilyError(
-                "an axis grows with, or is, one that the file does not define",
+                "an axis grows with, or is an alias of, one that the file does not define",
                 field=f"axes.{key}",
                 found=lead,
                 expected="one of " + ", ".join(sorted(axes)),
@@ -202,7 +202,7 @@ def _check(family: Family) -> None:
                 "[tie] names tensors that [tensors] does not list", field="tie", tensor=", ".join(unlisted)
             )
         if next(line for line in family.lines if line.pattern == family.tie.head).layout.reads is None:
-            raise FamilyError("a head reads: its line needs an arrow", field="tie", tensor=family.tie.head)
+            raise FamilyError("the head reads hidden: its line needs an arrow", field="tie", tensor=family.tie.head)
     if family.upcycled and (unknown := sorted({family.upcycled.router, *family.upcycled.tensors} - patterns)):
         raise FamilyError(
             "[upcycled] names tensors that [tensors] does not list", field="upcycled", tensor=", ".join(unknown)
@@ -213,11 +213,11 @@ def _check(family: Family) -> None:
         except FamilyError as error:
             raise FamilyError(error.problem, field=where, found=error.details.get("found")) from None
         except CheckpointError:
-            pass  # it is an expression; that it has no value for these numbers says nothing
+            pass  # it parses; that it has no value for these numbers does not matter
         layered = where.startswith("deeper.") or (where.startswith("tensors.") and "{i}" in where)
         if "i" in names(text) and not layered:
             raise FamilyError(
-                "an expression reads the number of a layer where there is none",
+                "an expression reads a layer's number where there is no layer",
                 field=where,
                 found=text,
                 expected="i only in [deeper], and in the `when` of tensors with {i}",
@@ -232,7 +232,7 @@ def _check(family: Family) -> None:
 
 
 def _expressions(family: Family) -> Iterator[tuple[str, str]]:
-    """(place, text) of every expression in a file."""
+    """(field, text) of every expression in a file."""
     yield "layers", family.layers
     for key, axis in family.axes.items():
         yield from ((f"axes.{key}", text) for text in (axis.size, axis.when) if text is not None)

@@ -18,46 +18,48 @@ T = TypeVar("T")
 @cache
 def families() -> dict[str, Family]:
     """Every family that ships with the package, by model type."""
-    found: dict[str, Family] = {}
+    by_type: dict[str, Family] = {}
     for entry in sorted(
         resources.files("hyperclone.architectures").joinpath("families").iterdir(), key=lambda e: e.name
     ):
         if entry.name.endswith(".toml"):
             file = f"families/{entry.name}"
-            family = family_file.load(entry.read_text("utf-8"), name=Path(file).stem, file=file)
-            found.update(dict.fromkeys(family.model_types, family))
-    return found
+            family = family_file.parse(entry.read_text("utf-8"), name=Path(file).stem, file=file)
+            by_type.update(dict.fromkeys(family.model_types, family))
+    return by_type
 
 
-def full_names(config: Mapping[str, Any], stored: Mapping[str, T], *, own: Family | None = None) -> dict[str, T]:
-    """Stored tensors under the names they have in the whole model: a base model's own names lack its prefix (GPT-2)."""
+def full_names(
+    config: Mapping[str, Any], stored: Mapping[str, T], *, user_family: Family | None = None
+) -> dict[str, T]:
+    """Stored tensors under their names in the whole model; those of a saved base model lack its prefix (GPT-2)."""
     model_type = config.get("model_type")
-    family = own or (families().get(model_type) if isinstance(model_type, str) else None)
+    family = user_family or (families().get(model_type) if isinstance(model_type, str) else None)
     prefix = family.prefix if family else ""
     if family is None or any(name.startswith(prefix) for name in stored):
         return dict(stored)
-    beside = {line.pattern for line in family.lines if not line.pattern.startswith(prefix)}
-    return {name if name in beside else prefix + name: value for name, value in stored.items()}
+    unprefixed = {line.pattern for line in family.lines if not line.pattern.startswith(prefix)}
+    return {name if name in unprefixed else prefix + name: value for name, value in stored.items()}
 
 
-def of_config(config: Mapping[str, Any], *, own: Family | None = None) -> Family:
-    """The family of a model: a user's own where one is given, else the one that ships for its model type.
+def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -> Family:
+    """The family of a model: the user's where one is given, else the one that ships for its model type.
 
     Raises:
-        FamilyError: the architecture is not known, or not the one of the given file; the message lists what is.
+        FamilyError: the architecture is not known, or not the given file's; the message lists the known ones.
     """
     model_type = config.get("model_type")
-    if own is not None:
-        if model_type not in own.model_types:
+    if user_family is not None:
+        if model_type not in user_family.model_types:
             raise FamilyError(
                 "this family file is not for this model",
-                file=own.file,
+                file=user_family.file,
                 field="model_types",
-                found=", ".join(own.model_types),
+                found=", ".join(user_family.model_types),
                 expected=model_type,
                 cure="if the architecture is the same, add its model_type to the file",
             )
-        return own
+        return user_family
     family = families().get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise FamilyError(

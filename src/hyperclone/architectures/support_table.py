@@ -1,26 +1,24 @@
-"""What is known, and which axes of it can grow: one row for each family file, read from the data alone.
+"""The supported architectures and which of their sizes can grow: one row for each family file.
 
 `hyperclone families` shows it, and `hyperclone families --markdown` is docs/families.md. A column is a function of a
-`Family`; a new one is an entry in COLUMNS. What a cell says is held against the planner in tests/test_family_table.py.
+`Family`; a new one is an entry in COLUMNS. tests/architectures/test_family_table.py checks the cells
+against the planner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hyperclone.architectures import registry
 from hyperclone.architectures.expression import lead_field, names
 from hyperclone.architectures.family import Family
 
-if TYPE_CHECKING:
-    pass
-
 LEGEND = (
-    "any: any number of units; multiples: 2x, 3x, ...; (any): any where the remark says so, else multiples.",
+    "any: any number of units; multiples: 2x, 3x, ...; (any): any where the note says so, else multiples.",
     "with hidden: by the factor of the hidden size; in fp32 or with --allow-rounding where that is no multiple.",
-    "Query heads grow in whole groups, and KV heads with them; experts stay as many as they are.",
-    "Layers: by identity (they add nothing yet: exact), or stacked (the model repeated: not exact).",
+    "Query heads grow in whole groups, and KV heads with them; the number of experts stays.",
+    "Layers: identity (new ones add nothing yet: exact), or stack (the model repeated: not exact).",
 )
 
 
@@ -77,15 +75,15 @@ def _normed(family: Family, axis: str) -> bool:
     return any(line.layout.norm and axis in line.layout.axes for line in family.lines)
 
 
-def remarks(family: Family) -> Iterator[str]:
-    """What the cells cannot say: conditions, and what is refused and why. Expressions stand in backquotes."""
+def notes(family: Family) -> Iterator[str]:
+    """Conditions, and what is refused and why. Expressions are in backquotes."""
     for axis, spec in family.residual.items():
         if spec.when is not None:
             yield f"{axis} grows to any size where `{spec.when}`"
     for text, when in family.whole.items():
         yield f"`{text}` must stay a whole number where `{when}`"
     for axis in sorted(set(family.multiplied.values())):
-        yield f"the model multiplies its embedding by the root of {axis}: exact in any type by 4x, 16x, ... only"
+        yield f"the model multiplies its embedding by the square root of {axis}: exact only for powers of 4"
     if family.tie is not None and not family.tie.fold:
         yield "a tied head is untied when hidden grows, since no last norm has a gain"
     if family.upcycled is not None:
@@ -108,7 +106,7 @@ def summary() -> list[dict[str, Any]]:
             "model_types": list(family.model_types),
             "models": list(family.models),
             "grows": {title: cell(family) for title, cell in list(COLUMNS.items())[2:]},
-            "remarks": list(remarks(family)),
+            "notes": list(notes(family)),
         }
         for family in families()
     ]
@@ -129,9 +127,9 @@ def markdown() -> str:
         "",
         *(f"- {sentence}" for sentence in LEGEND),
         "",
-        "## Remarks",
+        "## Notes",
         "",
     ]
     for family in families():
-        lines += [f"- {', '.join(family.model_types)}: {remark}." for remark in remarks(family)]
+        lines += [f"- {', '.join(family.model_types)}: {note}." for note in notes(family)]
     return "\n".join(lines) + "\n"

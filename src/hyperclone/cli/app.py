@@ -1,4 +1,4 @@
-"""The typer application: its name, its help and `--version`. Commands add themselves to it (*_commands.py)."""
+"""The typer application: its name, its help and `--version`. Commands register themselves (*_commands.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = typer.Typer(
 
 family_app = typer.Typer(
     name="family",
-    help="Family files: what is known about an architecture.",
+    help="Family files, which describe architectures.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -1,4 +1,4 @@
-"""families, family draft."""
+"""The commands families and family draft."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def families(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/families.md.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the architectures that are known, and which of their sizes can grow."""
+    """List the supported architectures, and which of their sizes can grow."""
     from hyperclone.architectures import support_table
     from hyperclone.cli.display.families import table as families_table
 
@@ -39,7 +39,7 @@ def families(
 def draft(
     src: Annotated[str, typer.Argument(metavar="SRC", help="Model directory, config.json, or Hub id.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="TOML", help="File to write; by default it is printed.")
+        Path | None, typer.Option("--output", "-o", metavar="TOML", help="File to write; printed by default.")
     ] = None,
 ) -> None:
     """Draft a family file for an unknown architecture, and prove it on a tiny random instance.

@@ -1,10 +1,11 @@
-"""plan, grow, verify, collapse."""
+"""The commands plan, grow, verify and collapse."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -23,8 +24,13 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
+from hyperclone.conversion import plan as planning
 from hyperclone.planning.growth import Growth
 from hyperclone.units import human_bytes
+
+if TYPE_CHECKING:  # their words are checked where they are used
+    from hyperclone.optimizer_state.moments import Treatment
+    from hyperclone.proof.proof import ProofKind
 
 
 @app.command(
@@ -37,7 +43,7 @@ def plan(
     growth: Growth,
     params: Annotated[str | None, typer.Option(help="Propose sizes near this many parameters: 1.3B, 350M, ...")] = None,
     multiple_of: Annotated[
-        int | None, typer.Option(help="With --params: what new sizes are multiples of [64].")
+        int | None, typer.Option(help="With --params: new sizes are multiples of this [64].")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="Tokens you mean to train the grown model on: 26B, ...")] = None,
     shard_size: ShardSize = "5GB",
@@ -47,21 +53,25 @@ def plan(
 ) -> None:
     """Show what growing SRC would give, or propose sizes (--params). Reads headers only, writes nothing."""
     if params is None and multiple_of is None:
-        show_plan(src, growth, shard_size, revision, family, tokens=tokens, as_json=as_json, tensors=True)
+        planned = planning.plan(src, growth, shard_size=shard_size, revision=revision, tokens=tokens, family=family)
+        if as_json:
+            print(json.dumps(planned.summary(), indent=2))
+        else:
+            show_plan(planned, tensors=True)
         return
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.planning import proposals
 
-    made = proposals.propose(
+    proposed = proposals.propose(
         src, params, request=growth, multiple_of=multiple_of, tokens=tokens, shard_size=shard_size,
         revision=revision, family=family,
     )  # fmt: skip
     if as_json:
-        print(json.dumps(made.summary(), indent=2))
+        print(json.dumps(proposed.summary(), indent=2))
         return
-    make_console().print(plan_and_proof.proposals_table(made), highlight=False)
-    for number, proposal in enumerate(made.proposals, 1):
-        print(f"{number}  {made.command(proposal)}")  # in one line, whatever the width: it is there to be copied
+    make_console().print(plan_and_proof.proposals_table(proposed), highlight=False)
+    for number, proposal in enumerate(proposed.proposals, 1):
+        print(f"{number}  {proposed.command(proposal)}")  # on one line, whatever the width, so that it can be copied
 
 
 @app.command(
@@ -78,7 +88,7 @@ def grow(
     threads: Threads = None,
     proof: Kind = "full",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a directory that hyperclone made.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     revision: Revision = None,
     family: FamilyFile = None,
     optimizer_state: Annotated[
@@ -94,27 +104,27 @@ def grow(
 ) -> None:
     """Grow SRC into DST and prove from the files that the function is the same.
 
-    DST appears complete or not at all; after an interruption, the same command continues.
+    DST appears complete or not at all. After an interruption, rerun the same command to resume.
     """
+    if dry_run:
+        show_plan(planning.plan(src, growth, shard_size=shard_size, revision=revision, family=family), tensors=True)
+        return
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.conversion import grow as growing
 
-    show_plan(src, growth, shard_size, revision, family, as_json=False, tensors=dry_run)
-    if dry_run:
-        return
     with plan_and_proof.progress_bars(make_console(error=True)) as progress:
-        done = growing.grow(
-            src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite, proof=proof,
-            revision=revision, family=family, optimizer_state=optimizer_state, moments=moments,
-            progress=progress,
+        grown = growing.grow(
+            src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite,
+            proof=cast("ProofKind", proof), revision=revision, family=family, optimizer_state=optimizer_state,
+            moments=cast("Treatment", moments), on_plan=partial(show_plan, tensors=False), progress=progress,
         )  # fmt: skip
-    if done.proof is not None:
-        show_proof(done.proof)
+    if grown.proof is not None:
+        show_proof(grown.proof)
     else:
         print("No proof was run (--proof none).")
-    if done.optimizer_state is not None:
-        print(f"Optimizer state: {done.optimizer_state.sentence}")
-    nbytes = done.plan.nbytes + (done.optimizer_state.nbytes if done.optimizer_state else 0)
+    if grown.optimizer_state is not None:
+        print(f"Optimizer state: {grown.optimizer_state.sentence}")
+    nbytes = grown.plan.nbytes + (grown.optimizer_state.nbytes if grown.optimizer_state else 0)
     print(f"Wrote {human_bytes(nbytes)} to {dst}")
 
 
@@ -134,7 +144,13 @@ def verify(
 
     with plan_and_proof.progress_bars(make_console(error=True)) as progress:
         result = verifying.verify(
-            src, dst, proof=proof, threads=threads, revision=revision, family=family, progress=progress
+            src,
+            dst,
+            proof=cast("ProofKind", proof),
+            threads=threads,
+            revision=revision,
+            family=family,
+            progress=progress,
         )
     if as_json:
         print(json.dumps(result.summary(), indent=2))
@@ -156,10 +172,10 @@ def collapse(
     from hyperclone.conversion import collapse as collapsing
 
     with plan_and_proof.progress_bars(make_console(error=True)) as progress:
-        done = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
+        collapsed = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
     verdict = {
-        True: "every tensor has the hash that the receipt recorded of the source",
+        True: "every tensor has the hash that the receipt recorded for the source",
         False: "the source up to rounding, not bit for bit (Gaussian noise, or rounded factors)",
-        None: "not compared with the source's hashes (none recorded, or the type was converted)",
-    }[done.exact]
-    print(f"Wrote {done.tensors} tensors to {out}: {verdict}")
+        None: "not compared with the source's hashes (none were recorded, or the type was converted)",
+    }[collapsed.exact]
+    print(f"Wrote {collapsed.tensors} tensors to {out}: {verdict}")

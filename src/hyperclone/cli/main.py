@@ -1,4 +1,4 @@
-"""Entry point of the command line: errors of the user's become one message, and every ending has its exit code."""
+"""Entry point: an error that a user can cause becomes one message, and every outcome has its exit code."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def main() -> None:
         print(f"hyperclone: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
-        print("\nInterrupted. Nothing was damaged; the same command begins again, or goes on where it stopped.",
+        print("\nInterrupted. Nothing was damaged. Rerun the same command to resume or to start again.",
               file=sys.stderr)  # fmt: skip
         raise SystemExit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; say nothing more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
         raise SystemExit(0) from None
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # what the option parser did not understand
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # of the option parser
             error.show()
             raise SystemExit(error.exit_code) from None
         traceback.print_exc()
-        print("hyperclone: this is a bug of ours, please report it with the lines above", file=sys.stderr)
+        print("hyperclone: this is a bug, please report it with the lines above", file=sys.stderr)
         raise SystemExit(3) from None
     raise SystemExit(code or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,6 @@ from hyperclone.cli.arguments import (
     show_plan,
     show_proof,
 )
-from hyperclone.planning.growth import Growth
 
 
 @app.command(epilog="Example: hyperclone study studies/recipes.toml --jobs 2; hyperclone report studies/recipes.runs")
@@ -108,10 +108,8 @@ def demo(
     if (output / "clone").is_dir():
         print(f"{output / 'clone'}: grown and proved before")
     else:
-        source = str(demonstration.DATA / "seedling")
-        show_plan(source, Growth(width=2), "5GB", None, None, as_json=False, tensors=False)
         with plan_and_proof.progress_bars(make_console(error=True)) as progress:
-            done = demonstration.grow(output, progress=progress)
+            done = demonstration.grow(output, on_plan=partial(show_plan, tensors=False), progress=progress)
         if done is not None and done.proof is not None:
             show_proof(done.proof)
     jobs = jobs or min(os.cpu_count() or 1, len(study.arms))

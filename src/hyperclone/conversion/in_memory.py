@@ -44,7 +44,7 @@ class InMemory:
     @property
     def family(self) -> Family:
         """What is known about the architecture."""
-        return of_config(self.config, own=self._own_family)
+        return of_config(self.config, user_family=self._own_family)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop of a tensor, on the processor."""
@@ -72,25 +72,25 @@ def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | N
             "a model in memory keeps its class, so it cannot become a mixture of experts", field="experts",
             found=growth.experts, cure="save it, and grow the directory",
         )  # fmt: skip
-    own = None if family is None else family_file.read(family)
-    origin = InMemory(model, family=own)
-    made = planner.make_plan(origin, growth)
-    if own is not None:
-        family_validation.check(made)
-    for head, embedding in made.ties_to_check:
-        grown_tensors.check_tie(origin, head, embedding)
-    return realise(model, origin, made)
+    user_family = None if family is None else family_file.read(family)
+    source = InMemory(model, family=user_family)
+    plan = planner.make_plan(source, growth)
+    if user_family is not None:
+        family_validation.validate(plan)
+    for head, embedding in plan.ties_to_check:
+        grown_tensors.check_tie(source, head, embedding)
+    return build_grown(model, source, plan)
 
 
-def realise(model: Any, origin: InMemory, made: Plan) -> Any:
-    """The model that a plan leads to, from one that is in memory."""
-    types = {tensor.dtype for tensor in made.tensors}
+def build_grown(model: Any, source: InMemory, plan: Plan) -> Any:
+    """The model that a plan describes, grown from one in memory."""
+    types = {tensor.dtype for tensor in plan.tensors}
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
-    tensors = {t.name: torch.cat(list(grown_tensors.grown_slices(t, made, origin))) for t in made.tensors}
-    dtype = grown_tensors.stored_type(made.tensors[0])
-    result = build_like(model, config=made.config, tensors=tensors, dtype=dtype)
+    tensors = {t.name: torch.cat(list(grown_tensors.grown_slices(t, plan, source))) for t in plan.tensors}
+    dtype = grown_tensors.stored_type(plan.tensors[0])
+    result = build_like(model, config=plan.config, tensors=tensors, dtype=dtype)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(trained.get(name, True))

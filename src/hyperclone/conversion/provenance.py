@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures.family import Family
-from hyperclone.conversion import receipt
+from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import GrowthError
 from hyperclone.io import hub
@@ -17,25 +17,38 @@ from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
 
 
-def plan_of(
-    place: object, told: Receipt | None, output: Checkpoint | None, origin: Checkpoint | None, own: Family | None
+def plan_of_directory(
+    directory: str | os.PathLike[str],
+    receipt: Receipt | None,
+    *,
+    output: Checkpoint | None = None,
+    source: Checkpoint | None = None,
+    family: Family | None = None,
 ) -> Plan:
-    """How a model was grown: its tensors with their maps, by the receipt, or by the sizes of source and output."""
-    if told is not None:
-        # In fp64: the output may have been trained in another type, and every growth can be had in this one.
-        return planner.make_plan(
-            hub.Headers.from_config(told.source_config, user_family=own or told.family),
-            replace(told.growth, dtype="fp64"),
-        )
-    if origin is None or output is None:
+    """How a directory was grown: its tensors with their maps.
+
+    Args:
+        directory: for the error message.
+        receipt: its receipt.
+        output, source: opened, both needed without a receipt.
+        family: the user's own; by default the receipt's.
+
+    Raises:
+        GrowthError: neither a receipt nor source and output.
+    """
+    if receipt is not None:
+        # In fp64: the output may have been trained in another type, and every growth is possible in this one.
+        headers = hub.Headers.from_config(receipt.source_config, user_family=family or receipt.family)
+        return planner.make_plan(headers, replace(receipt.growth, dtype="fp64"))
+    if source is None or output is None:
         raise GrowthError(
-            "no receipt says how this model was grown", file=Path(str(place)) / receipt.FILE,
+            "no receipt says how this model was grown", file=Path(directory) / receipts.FILE,
             cure="name the source with --against, or put the hyperclone.json of the grown directory here",
         )  # fmt: skip
-    return planner.plan_from_sizes(origin, output.config)
+    return planner.plan_from_sizes(source, output.config)
 
 
-def plan_behind(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:
+def plan_of_model(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:
     """How a transformers model in memory was grown.
 
     Args:
@@ -47,5 +60,5 @@ def plan_behind(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan
     """
     if isinstance(grown, Plan):
         return grown
-    place = Path(model.name_or_path if grown is None else grown)
-    return plan_of(place, receipt.read(place), None, None, None)
+    directory = Path(model.name_or_path if grown is None else grown)
+    return plan_of_directory(directory, receipts.read(directory))

@@ -21,6 +21,7 @@ from hyperclone.conversion.verify import verify
 from hyperclone.errors import DestinationError, HypercloneError, StudyError
 from hyperclone.hf.models import quiet
 from hyperclone.planning.growth import Growth
+from hyperclone.planning.plan import Plan
 from hyperclone.study.config import Study
 from hyperclone.study.config import read as read_study
 from hyperclone.study.progress import Event, Progress
@@ -64,7 +65,7 @@ def prepare(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-def grow(output: Path, *, progress: Any = None) -> Grown | None:
+def grow(output: Path, *, on_plan: Callable[[Plan], None] | None = None, progress: Any = None) -> Grown | None:
     """Seedling grown 2-fold and proved from disk, unless that was done before (of this Seedling: another version's is
     grown anew)."""
     clone, seedling = output / "clone", DATA / "seedling"
@@ -74,7 +75,7 @@ def grow(output: Path, *, progress: Any = None) -> Grown | None:
                 return None
         except HypercloneError:
             pass  # whatever it is, it is not what is to be shown
-    return grow_model(seedling, clone, Growth(width=2), overwrite=clone.is_dir(), progress=progress)
+    return grow_model(seedling, clone, Growth(width=2), overwrite=clone.is_dir(), on_plan=on_plan, progress=progress)
 
 
 def train(

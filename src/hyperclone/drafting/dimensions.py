@@ -62,7 +62,7 @@ class DraftedAxes:
             *self.text(),
             "[tensors]",
         ]
-        return family_file.load("\n".join(lines), name=model_type, file="draft")
+        return family_file.parse("\n".join(lines), name=model_type, file="draft")
 
     def text(self) -> list[str]:
         """The lines of [defaults], [axes] and [write]."""

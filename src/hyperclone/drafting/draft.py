@@ -143,7 +143,7 @@ def _inspect(config: Mapping[str, Any], instance: Path) -> tuple[Architecture, d
 
 
 def _family(text: str) -> Family:
-    return family_file.own(text, file="draft")
+    return family_file.from_text(text, file="draft")
 
 
 def _axes_and_layouts(fields: ConfigFields, last: frozenset[str]) -> tuple[DraftedAxes, dict[str, TensorLayouts]]:
@@ -223,7 +223,7 @@ def _try(model: Any, text: str, growth: Growth) -> str:
         plan = planner.make_plan(source, growth)
         ids = torch.randint(model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
         with model_errors(Path("draft")), torch.inference_mode():
-            grown = in_memory.realise(model, source, plan)
+            grown = in_memory.build_grown(model, source, plan)
             before, after = (each(input_ids=ids, use_cache=False).logits.double() for each in (model, grown))
     except HypercloneError as error:
         return f"refused: {error.problem}"
@@ -254,7 +254,7 @@ def _full_proof(text: str, instance: Path) -> list[str]:
     """Failures of the full proof of the tiny instance at 2x widths."""
     try:
         source = Checkpoint.open(instance, family=_family(text))
-        return family_validation.prove(planner.make_plan(source, _GROWTHS[_FIRST])).failures
+        return family_validation.prove_tiny(planner.make_plan(source, _GROWTHS[_FIRST])).failures
     except HypercloneError as error:
         return [error.problem]
 

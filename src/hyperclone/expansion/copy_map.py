@@ -2,8 +2,8 @@
 
 Grow an axis from d to D units: new unit i copies old unit i mod d, so a hidden state becomes n stacked copies
 `[x; x; ...]` (arXiv 2409.12903, section 2). A stored dimension flattens several axes, so its map is the C-order
-product of theirs; concatenated parts are maps laid end to end, also as one factor of a product. Everything the
-arithmetic needs is three integers for each new unit.
+product of theirs; concatenated parts are maps laid end to end, also as one factor of a product. The arithmetic
+needs three integers for each new unit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CopyMap:
     Attributes:
         source: (D,) the old unit that each new unit copies.
         number: (D,) which copy of that old unit it is, from 0.
-        count: (D,) how many copies that old unit has in all; 0 for a new unit that copies nothing (a filler).
+        count: (D,) how many copies that old unit has in all; 0 for padding, which copies nothing.
         old: d.
     """
 
@@ -45,8 +45,8 @@ class CopyMap:
         return self.new != self.old
 
     @cached_property
-    def fillers(self) -> Tensor:
-        """(F,) new units that copy nothing."""
+    def padding(self) -> Tensor:
+        """(P,) padding: new units that copy nothing."""
         return (self.count == 0).nonzero().flatten()
 
     @cached_property
@@ -77,16 +77,16 @@ def as_slice(index: Tensor) -> slice | Tensor:
     return index
 
 
-def axis(old: int, new: int, *, filled: bool = False) -> CopyMap:
+def axis(old: int, new: int, *, padded: bool = False) -> CopyMap:
     """One axis: new unit i copies old unit i mod old.
 
-    Where `filled`, every old unit has the same number of copies, and the units that remain are fillers.
+    Where `padded`, every old unit has the same number of copies, and the units left over are padding.
     """
     assert new >= old > 0, (old, new)
     unit = torch.arange(new)
     source, number = unit % old, unit // old
     count = (new - source + old - 1) // old
-    if filled:
+    if padded:
         count = torch.where(unit < new // old * old, new // old, 0)
     return CopyMap(source, number, count, old)
 
@@ -114,14 +114,14 @@ def concatenate(parts: Sequence[CopyMap]) -> CopyMap:
     )
 
 
-def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], filled: Collection[str] = ()) -> CopyMap:
-    """The map of one stored dimension, given (old, new) sizes of every axis and the axes that have fillers."""
+def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], padded: Collection[str] = ()) -> CopyMap:
+    """The map of one stored dimension, given (old, new) sizes of every axis and the axes with padding."""
 
     def of(factor: Factor) -> CopyMap:
         if isinstance(factor, Query):
-            return of_dim(factor.dim, sizes, filled)
+            return of_dim(factor.dim, sizes, padded)
         if isinstance(factor, tuple):
-            return of_dim(factor, sizes, filled)
-        return axis(factor, factor) if isinstance(factor, int) else axis(*sizes[factor], filled=factor in filled)
+            return of_dim(factor, sizes, padded)
+        return axis(factor, factor) if isinstance(factor, int) else axis(*sizes[factor], padded=factor in padded)
 
     return concatenate([product([of(factor) for factor in block]) for block in dim])

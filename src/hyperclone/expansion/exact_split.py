@@ -92,7 +92,7 @@ def _unclipped(whole: Tensor, unit: Tensor, shares: Sequence[Tensor | float], dt
 
 
 def split_evenly(weight: Tensor, c: int) -> list[Tensor]:
-    """Split every weight into c parts as equal as its type allows; their sum is the weight, bit for bit.
+    """Split every weight into c parts that are as equal as its type allows; their sum is the weight, bit for bit.
 
     For c a power of two the parts are W/c exactly, except where that falls below the smallest subnormal. Otherwise
     W/c is seldom a number of the type, and parts differ by at most one unit in the last place of W.

@@ -1,14 +1,14 @@
 """Grow one tensor, and undo it: pure functions on tensors.
 
 A tensor is seen as a matrix of output rows and input columns. Output units repeat. Input units repeat and are
-weighted so that the weights of the copies of one unit sum to 1: for output copy a and input copy b the block is
-C[a, b] W with sum_b C[a, b] = 1 (arXiv 2409.12903, section 2). So y = W x turns into [y; y; ...] when x turns into
-[x; x; ...], and every layer hands the next one what it needs.
+weighted so that the weights of the copies of one unit sum to 1: for output copy a and input copy b, the block is
+C[a, b] W with sum_b C[a, b] = 1 (arXiv 2409.12903, section 2). So y = W x becomes [y; y; ...] when x becomes
+[x; x; ...], which is the input that the next layer expects.
 
     symmetric   C[a, b] = 1/c            diagonal   C[a, b] = 1 if b = a mod c else 0
 
-Noise e[a, b] with sum_b e[a, b] = 0 keeps the function and tells the copies apart; without it they would receive the
-same gradient for ever. `snr_db` is the power of the noise-free weights of a row over the power of its noise.
+Noise e[a, b] with sum_b e[a, b] = 0 keeps the function and makes the copies different; without it they would receive
+the same gradient forever. `snr_db` is the power of the noise-free weights of a row over the power of its noise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from hyperclone.architectures.layout import Layout
 from hyperclone.expansion import copy_map, exact_split, noise
 from hyperclone.expansion.copy_map import CopyMap, as_slice
-from hyperclone.expansion.padding import Fill, fill_columns, fill_rows, free_columns
+from hyperclone.expansion.padding import Padding, pad_rows, padding_columns, random_columns
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
 _UNIFORM = math.sqrt(12) / 65536  # makes a 16-bit draw one of unit variance
@@ -41,15 +41,15 @@ class TensorMap:
         columns: inputs if `splits`, else outputs.
         splits: the copies of a column share its weight (rather than repeat it).
         transposed: the matrix is stored inputs first.
-        row_fill, column_fill: what new units hold that copy nothing.
+        row_padding, column_padding: what padding channels hold.
     """
 
     rows: CopyMap
     columns: CopyMap
     splits: bool
     transposed: bool
-    row_fill: Fill = Fill.ZERO
-    column_fill: Fill = Fill.ZERO
+    row_padding: Padding = Padding.ZERO
+    column_padding: Padding = Padding.ZERO
 
     @property
     def exact_repeat(self) -> bool:
@@ -58,13 +58,13 @@ class TensorMap:
 
     @property
     def needs_power(self) -> bool:
-        """Random weights of the source's size are drawn, whatever the noise."""
-        return self.column_fill is Fill.FREE and len(self.columns.fillers) > 0
+        """Some weights are randomly initialized, with the mean square of the source."""
+        return self.column_padding is Padding.RANDOM and len(self.columns.padding) > 0
 
     @property
     def needs_mean(self) -> bool:
-        """The mean of all source rows is written."""
-        return self.row_fill is Fill.MEAN and len(self.rows.fillers) > 0
+        """Padding channels hold the mean of all source rows."""
+        return self.row_padding is Padding.MEAN and len(self.rows.padding) > 0
 
     def as_matrix(self, stored: Tensor) -> Tensor:
         """A stored tensor (or some of its rows) as output rows and input columns; a view."""
@@ -76,33 +76,35 @@ class TensorMap:
 
 
 def tensor_map(
-    layout: Layout, sizes: Mapping[str, tuple[int, int]], fills: Mapping[str, Fill] = {}, *, shift: bool = False
+    layout: Layout, sizes: Mapping[str, tuple[int, int]], padding: Mapping[str, Padding] = {}, *, shift: bool = False
 ) -> TensorMap:
     """The map of a tensor when axes grow from sizes[axis][0] to sizes[axis][1].
 
     Args:
         layout: what its dimensions mean.
         sizes: (old, new) of every axis.
-        fills: axes with fillers (see fill.py), and what such a unit writes.
+        padding: axes with padding channels, and what these hold.
         shift: a norm's tensor is its bias, not its gain.
     """
-    maps = [copy_map.of_dim(dim, sizes, fills) for dim in layout.dims]
+    maps = [copy_map.of_dim(dim, sizes, padding) for dim in layout.dims]
 
-    def fill(dim: int) -> Fill:
+    def padding_of(dim: int) -> Padding:
         if layout.reads == dim:
-            return Fill.FREE if len(layout.dims) > 1 else Fill.ZERO if shift else Fill.KEEP
+            return Padding.RANDOM if len(layout.dims) > 1 else Padding.ZERO if shift else Padding.REPEAT
         if layout.norm:
-            return Fill.ZERO if shift else Fill.KEEP
-        return next((fills[axis] for axis in layout.axes_of(dim) if axis in fills), Fill.ZERO)
+            return Padding.ZERO if shift else Padding.REPEAT
+        return next((padding[axis] for axis in layout.axes_of(dim) if axis in padding), Padding.ZERO)
 
     if len(maps) == 1:
-        one = copy_map.axis(1, 1)
-        return TensorMap(one, maps[0], splits=layout.reads is not None, transposed=False, column_fill=fill(0))
+        one_row = copy_map.axis(1, 1)
+        return TensorMap(
+            one_row, maps[0], splits=layout.reads is not None, transposed=False, column_padding=padding_of(0)
+        )
     assert len(maps) == 2, layout.text
     out, read = (1, 0) if layout.reads == 0 else (0, 1)
     return TensorMap(
         maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
-        row_fill=fill(out), column_fill=fill(read),
+        row_padding=padding_of(out), column_padding=padding_of(read),
     )  # fmt: skip
 
 
@@ -122,8 +124,8 @@ def expand(
         tensor: its map.
         recipe: expansion and noise.
         name: the tensor's name on disk; the noise depends on it.
-        power: mean square of the weight, for Gaussian noise and free weights; computed here when not given.
-        mean: mean of the rows, where fillers write it; computed here when not given.
+        power: mean square of the weight, for Gaussian noise and random weights; computed here when not given.
+        mean: mean of the rows, where padding channels hold it; computed here when not given.
 
     Returns:
         (D_out, D_in) as stored, in the weight's type.
@@ -158,18 +160,18 @@ def expand_rows(
     Returns:
         (len(rows), D_in).
     """
-    columns, fillers = tensor.columns, as_slice(tensor.columns.fillers)
-    weight = fill_rows(weight, tensor.rows, rows, tensor.row_fill, mean)
+    columns, padding = tensor.columns, as_slice(tensor.columns.padding)
+    weight = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean)
     grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
     step = max(1, _TILE // columns.new)
     for start in range(0, len(rows), step):
         tile = slice(start, min(start + step, len(rows)))
         if tensor.needs_power:
             assert power is not None
-            free = free_columns(columns, seed=recipe.seed, name=name, rows=rows[tile], power=power)
-            grown[tile, fillers] = free.to(grown.dtype)
-        elif len(columns.fillers):
-            grown[tile, fillers] = fill_columns(weight[tile], columns, tensor.column_fill, name=name)
+            random = random_columns(columns, seed=recipe.seed, name=name, rows=rows[tile], power=power)
+            grown[tile, padding] = random.to(grown.dtype)
+        elif len(columns.padding):
+            grown[tile, padding] = padding_columns(weight[tile], columns, tensor.column_padding, name=name)
         if tensor.exact_repeat:
             for _, units, places in columns.spans:
                 for place in places:
@@ -197,8 +199,8 @@ def _split_columns(
             block = weight[chosen][:, units]
             order = [(first + k) % c for k in range(c)]  # own copy first, so that the remainder is a small part
             where = [places[b] for b in order]
-            drawn = None if raw is None else [raw[chosen][:, w] for w in where]
-            for place, part in zip(where, _shares(block, c, recipe, drawn, power), strict=True):
+            draws = None if raw is None else [raw[chosen][:, w] for w in where]
+            for place, part in zip(where, _shares(block, c, recipe, draws, power), strict=True):
                 if isinstance(chosen, Tensor) and isinstance(place, Tensor):
                     grown[chosen[:, None], place] = part  # side by side the two would pair up
                 else:
@@ -206,14 +208,14 @@ def _split_columns(
 
 
 def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator[tuple[slice | Tensor, int]]:
-    """Rows grouped by the input copy that the diagonal expansion gives their weight to."""
-    own = [0] if expansion is Expansion.SYMMETRIC else sorted(set((numbers % c).tolist()))
-    if own == [0]:
+    """Rows grouped by the input copy that holds their weight in the diagonal expansion."""
+    copies = [0] if expansion is Expansion.SYMMETRIC else sorted(set((numbers % c).tolist()))
+    if copies == [0]:
         yield slice(None), 0
-    elif len(own) == 1:
-        yield slice(None), own[0]
+    elif len(copies) == 1:
+        yield slice(None), copies[0]
     else:
-        for first in own:
+        for first in copies:
             yield (numbers % c == first).nonzero().flatten(), first
 
 
@@ -222,7 +224,7 @@ def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tenso
 
     Removing the mean over c copies leaves 1 - 1/c of the variance; sqrt(c / (c - 1)) puts it back. Uniform noise for
     the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
-    fp64 so that c times a value less the sum is exact: whatever is lost there would be missing from the sum to zero.
+    fp64 so that c times a value minus the sum is exact: whatever is lost there would be missing from the sum to zero.
     """
     c = len(raw)
     scale *= math.sqrt(c / (c - 1)) / c
@@ -247,7 +249,7 @@ def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, pow
     level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
     work = exact_split.arithmetic_type(block.dtype)
     if recipe.noise is Noise.SPLIT:
-        # The last share is what the others leave, so its noise is never computed.
+        # The last share is what the others leave, so its noise is not needed.
         noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
         shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
         # Noise is loudest where one draw stands at one end of its range and all others at the other: 65535 apart.

@@ -1,4 +1,4 @@
-"""One output tensor at a time: read its source, expand it, and hand it on in slices.
+"""One output tensor at a time: read its source, expand it, and yield it in slices.
 
 Memory is a few slices, whatever the tensor's size. The noise depends on positions only, so the bytes depend on
 neither the slices nor the order of work.
@@ -15,7 +15,7 @@ from torch import Tensor
 from hyperclone.errors import CheckpointError
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.expand import TensorMap, expand, expand_rows, tensor_map
-from hyperclone.expansion.padding import Fill
+from hyperclone.expansion.padding import Padding
 from hyperclone.expansion.query_rows import row_factors
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import slices
@@ -24,46 +24,46 @@ from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
 
 
-def map_of(tensor: TensorPlan, made: Plan) -> TensorMap:
+def map_of(tensor: TensorPlan, plan: Plan) -> TensorMap:
     """Which old row and column each new one of a planned tensor copies."""
-    fills = {axis: Fill(fill) for axis, fill in made.padding.items()}
-    return tensor_map(tensor.layout, made.sizes, fills, shift=tensor.bias)
+    padding = {axis: Padding(value) for axis, value in plan.padding.items()}
+    return tensor_map(tensor.layout, plan.sizes, padding, shift=tensor.bias)
 
 
-def grown_slices(tensor: TensorPlan, made: Plan, origin: Weights) -> Iterator[Tensor]:
+def grown_slices(tensor: TensorPlan, plan: Plan, source: Weights) -> Iterator[Tensor]:
     """The grown tensor in stored order, in pieces of about SLICE_BYTES."""
     if tensor.zero:
         for rows in slices(tensor.shape, tensor.nbytes):
             yield torch.zeros((len(rows), *tensor.shape[1:]), dtype=stored_type(tensor))
         return
-    grown, recipe = map_of(tensor, made), made.growth.recipe
+    grown, recipe = map_of(tensor, plan), plan.growth.recipe
     splits_noisily = recipe.noise is Noise.GAUSSIAN and not grown.exact_repeat
-    power = _power(tensor, origin) if splits_noisily or grown.needs_power else None
-    mean = mean_row(tensor, origin, grown) if grown.needs_mean else None
+    power = _power(tensor, source) if splits_noisily or grown.needs_power else None
+    mean = mean_row(tensor, source, grown) if grown.needs_mean else None
     if len(tensor.shape) == 1 or grown.transposed:
-        whole = _source_rows(tensor, origin)
+        whole = _source_rows(tensor, source)
         yield without_offset(tensor, expand(whole, grown, recipe, name=tensor.name, power=power, mean=mean))
         return
     for rows in slices(tensor.shape, tensor.nbytes):
-        block = gather(tensor, origin, grown.rows, rows, check=True)
+        block = gather(tensor, source, grown.rows, rows, check=True)
         yield expand_rows(block, grown, recipe, name=tensor.name, rows=rows, power=power, mean=mean)
 
 
-def gather(tensor: TensorPlan, origin: Weights, rows_map: CopyMap, rows: range, *, check: bool = False) -> Tensor:
+def gather(tensor: TensorPlan, source: Weights, rows_map: CopyMap, rows: range, *, check: bool = False) -> Tensor:
     """The source row of each of some new rows: (len(rows), d_in)."""
-    wanted = rows_map.source[rows.start : rows.stop]
-    first, last = int(wanted.min()), int(wanted.max())
-    block = (_source_rows if check else source_rows)(tensor, origin, first, last + 1)
-    # Rows of one run of copies stand in the file as they are needed; anything else is gathered.
-    return block if bool((wanted.diff() == 1).all()) else block[wanted - first]
+    needed = rows_map.source[rows.start : rows.stop]
+    first, last = int(needed.min()), int(needed.max())
+    block = (_source_rows if check else source_rows)(tensor, source, first, last + 1)
+    # Rows of one run of copies are contiguous in the file; anything else is gathered.
+    return block if bool((needed.diff() == 1).all()) else block[needed - first]
 
 
-def source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int | None = None) -> Tensor:
+def source_rows(tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None) -> Tensor:
     """Rows of a tensor's source as they are grown: times its factor, in the output's type.
 
     Gains with an offset are returned in fp64, offset included: what their shares sum to is seldom a number of the type.
     """
-    rows = origin.read(tensor.source, start, stop)
+    rows = source.read(tensor.source, start, stop)
     if tensor.offset:
         return (rows.double() + tensor.offset) * tensor.factor
     if tensor.factor != 1:
@@ -72,12 +72,12 @@ def source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int |
         rows = rows.double() * (
             queries if tensor.layout.reads == 0 else queries[start:stop].view(-1, *[1] * (rows.dim() - 1))
         )
-    wanted = stored_type(tensor)
-    return rows if rows.dtype == wanted else rows.to(wanted)
+    needed = stored_type(tensor)
+    return rows if rows.dtype == needed else rows.to(needed)
 
 
 def query_rows(tensor: TensorPlan) -> Tensor | None:
-    """(d_out,) fp64: what each old row is multiplied by where queries are (heads.py); None if nowhere."""
+    """(d_out,) fp64: what each old row is multiplied by where it is a query; None if there are no queries."""
     if tensor.queries is None:
         return None
     out = 1 if tensor.layout.reads == 0 else 0
@@ -95,27 +95,27 @@ def without_offset(tensor: TensorPlan, grown: Tensor) -> Tensor:
     return (grown - tensor.offset).to(stored_type(tensor)) if tensor.offset else grown
 
 
-def mean_row(tensor: TensorPlan, origin: Weights, grown: TensorMap) -> Tensor:
+def mean_row(tensor: TensorPlan, source: Weights, grown: TensorMap) -> Tensor:
     """(d_in,) mean of a tensor's source rows, in fp64."""
     if grown.transposed or len(tensor.shape) == 1:
-        return grown.as_matrix(source_rows(tensor, origin)).double().mean(0)
+        return grown.as_matrix(source_rows(tensor, source)).double().mean(0)
     total = torch.zeros(grown.columns.old, dtype=torch.float64)
-    for rows in slices(tensor.source_shape, origin.entries[tensor.source].nbytes):
-        total += source_rows(tensor, origin, rows.start, rows.stop).double().sum(0)
+    for rows in slices(tensor.source_shape, source.entries[tensor.source].nbytes):
+        total += source_rows(tensor, source, rows.start, rows.stop).double().sum(0)
     return total / grown.rows.old
 
 
-def _source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int | None = None) -> Tensor:
+def _source_rows(tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None) -> Tensor:
     """Rows of a tensor's source, checked to be finite before and after conversion."""
-    rows = source_rows(tensor, origin, start, stop)
+    rows = source_rows(tensor, source, start, stop)
     if not bool(rows.isfinite().all()):
-        stored = origin.read(tensor.source, start, stop)
+        stored = source.read(tensor.source, start, stop)
         bad = (~rows.isfinite()).nonzero()[0].tolist()
         where = ", ".join(str(i + start if axis == 0 else i) for axis, i in enumerate(bad))
         finite = bool(stored[tuple(bad)].isfinite())
         raise CheckpointError(
             f"a weight does not fit into {tensor.dtype}" if finite else "a weight is not a finite number",
-            file=origin.entries[tensor.source].file,
+            file=source.entries[tensor.source].file,
             tensor=f"{tensor.source}[{where}]",
             found=float(stored[tuple(bad)]),
             expected="a finite number",
@@ -124,34 +124,27 @@ def _source_rows(tensor: TensorPlan, origin: Weights, start: int = 0, stop: int 
     return rows
 
 
-def _power(tensor: TensorPlan, origin: Weights) -> float:
+def _power(tensor: TensorPlan, source: Weights) -> float:
     """Mean square of the source tensor in fp64: row by row, and exactly over the rows, so that slices do not matter."""
     sums: list[float] = []
-    for rows in slices(tensor.source_shape, origin.entries[tensor.source].nbytes):
-        block = source_rows(tensor, origin, rows.start, rows.stop)
+    for rows in slices(tensor.source_shape, source.entries[tensor.source].nbytes):
+        block = source_rows(tensor, source, rows.start, rows.stop)
         sums += block.double().square().view(len(rows), -1).sum(1).tolist()
     return math.fsum(sums) / math.prod(tensor.source_shape)
 
 
-def loudest_noise(tensor: TensorPlan, made: Plan, origin: Weights) -> float:
-    """More than any share's Gaussian noise can be: six deviations of the loudest expansion's noise."""
-    return 6 * math.sqrt(_power(tensor, origin) * 10 ** (-made.growth.snr_db / 10))
+def loudest_noise(tensor: TensorPlan, plan: Plan, source: Weights) -> float:
+    """An upper bound of any share's Gaussian noise: six standard deviations of the loudest expansion's."""
+    return 6 * math.sqrt(_power(tensor, source) * 10 ** (-plan.growth.snr_db / 10))
 
 
-def check_tie(origin: Weights, head: str, embedding: str) -> None:
-    """A head that the config calls tied but that is stored as well must equal the embedding.
+def check_tie(source: Weights, head: str, embedding: str) -> None:
+    """Raise unless a head that is stored although the config ties it equals the embedding.
 
     Raises:
-        CheckpointError: it differs.
+        CheckpointError: they differ.
     """
-    a, b = origin.entries[head], origin.entries[embedding]
-    same = a.shape == b.shape and a.dtype == b.dtype
-    if same:
-        for rows in slices(a.shape, a.nbytes):
-            if not bool(origin.read(head, rows.start, rows.stop).equal(origin.read(embedding, rows.start, rows.stop))):
-                same = False
-                break
-    if not same:
+    if not _equal(source, head, embedding):
         raise CheckpointError(
             "the config ties the head to the embedding, but both are stored and they differ",
             file="config.json",
@@ -161,3 +154,13 @@ def check_tie(origin: Weights, head: str, embedding: str) -> None:
             expected=f"{head} equal to {embedding}",
             cure='set "tie_word_embeddings": false if the head is a tensor of its own; remove it from the file if not',
         )
+
+
+def _equal(source: Weights, first: str, second: str) -> bool:
+    a, b = source.entries[first], source.entries[second]
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return all(
+        bool(source.read(first, rows.start, rows.stop).equal(source.read(second, rows.start, rows.stop)))
+        for rows in slices(a.shape, a.nbytes)
+    )

@@ -1,15 +1,16 @@
-"""What the new units hold that copy nothing: any width for the hidden state, not only multiples.
+"""Padding channels: new units that copy nothing, so that the hidden state can grow to any size, not only to multiples.
 
-Let the hidden size grow from d to D = k d + r. The first k d channels are copies; r channels are left over. They must
-not be seen: neither by norms nor by what reads the hidden state.
+Let the hidden size grow from d to D = k d + r. The first k d channels are copies; the r channels left over are padding.
+Neither norms nor what reads the hidden state may see them.
 
-*RMSNorm*: let them hold zero. The mean square over D channels is then k d / D times the old one, so the norm's
-output comes out sqrt(D / (k d)) times too large; gains times sqrt(k d / D) and eps times k d / D put it right.
-*LayerNorm*: let them hold the mean of the others. The mean stays, each filler's deviation is zero, and the variance is
-k d / D times the old one: the same gains and eps. What writes the mean of d channels is the mean of their d rows.
+*RMSNorm*: padding holds zero. The mean square over D channels is then k d / D times the old one, so the norm's output
+comes out sqrt(D / (k d)) times too large; gains times sqrt(k d / D) and eps times k d / D correct for it.
+*LayerNorm*: padding holds the mean of the other channels. The mean stays, the deviation of padding is zero, and the
+variance is k d / D times the old one: the same gains and eps. The mean of d channels is written by the mean of their d
+rows.
 
-Either way a norm gives 0 x gain (+ bias) at a filler, so its bias there is zero, and what reads a filler reads zero:
-those weights are *free*. They are drawn at random, like fresh ones, and give the new channels something to learn with.
+Either way a norm gives 0 x gain (+ bias) for a padding channel, so its bias there is zero, and what reads the channel
+reads zero. Those weights are free: they are randomly initialized, and give the new channels something to learn with.
 """
 
 from __future__ import annotations
@@ -24,42 +25,42 @@ from hyperclone.expansion import noise
 from hyperclone.expansion.copy_map import CopyMap
 
 
-class Fill(StrEnum):
-    """What a filler holds in one dimension of a tensor."""
+class Padding(StrEnum):
+    """What padding channels hold in one dimension of a tensor."""
 
-    ZERO = "zero"  # it writes zero
-    MEAN = "mean"  # it writes the mean of the old units
-    KEEP = "keep"  # a gain: whatever old unit i mod d has
-    FREE = "free"  # it reads zero: random
+    ZERO = "zero"  # they write zero
+    MEAN = "mean"  # they write the mean of the old units
+    REPEAT = "repeat"  # a gain: whatever old unit i mod d has
+    RANDOM = "random"  # they read zero
 
 
-def fill_rows(block: Tensor, rows: CopyMap, chosen: range, fill: Fill, mean: Tensor | None) -> Tensor:
-    """Source rows (R, d_in) of the new rows `chosen`, with those of fillers replaced.
+def pad_rows(block: Tensor, rows: CopyMap, chosen: range, padding: Padding, mean: Tensor | None) -> Tensor:
+    """Source rows (R, d_in) of the new rows `chosen`, with those of padding channels replaced.
 
     Args:
-        mean: (d_in,) mean of all source rows, for Fill.MEAN.
+        mean: (d_in,) mean of all source rows, for Padding.MEAN.
     """
-    fillers = rows.count[chosen.start : chosen.stop] == 0
-    if fill is Fill.KEEP or not bool(fillers.any()):
+    is_padding = rows.count[chosen.start : chosen.stop] == 0
+    if padding is Padding.REPEAT or not bool(is_padding.any()):
         return block
-    assert fill is not Fill.FREE
-    if fill is Fill.MEAN:
+    assert padding is not Padding.RANDOM
+    if padding is Padding.MEAN:
         assert mean is not None
-        return torch.where(fillers[:, None], mean.to(block.dtype), block)
-    return torch.where(fillers[:, None], torch.zeros((), dtype=block.dtype), block)
+        return torch.where(is_padding[:, None], mean.to(block.dtype), block)
+    return torch.where(is_padding[:, None], torch.zeros((), dtype=block.dtype), block)
 
 
-def fill_columns(block: Tensor, columns: CopyMap, fill: Fill, *, name: str) -> Tensor:
-    """What the fillers among the columns hold, for source rows (R, d): (R, F). Free ones: see `free_columns`."""
-    if fill is Fill.KEEP:
-        return block[:, columns.source[columns.fillers]]
-    if fill is Fill.ZERO:
-        return torch.zeros(len(block), len(columns.fillers), dtype=block.dtype)
-    assert fill is Fill.MEAN, name
-    return block.double().mean(1, keepdim=True).to(block.dtype).expand(-1, len(columns.fillers))
+def padding_columns(block: Tensor, columns: CopyMap, padding: Padding, *, name: str) -> Tensor:
+    """What the P padding columns hold, for source rows (R, d): (R, P). For random ones see `random_columns`."""
+    if padding is Padding.REPEAT:
+        return block[:, columns.source[columns.padding]]
+    if padding is Padding.ZERO:
+        return torch.zeros(len(block), len(columns.padding), dtype=block.dtype)
+    assert padding is Padding.MEAN, name
+    return block.double().mean(1, keepdim=True).to(block.dtype).expand(-1, len(columns.padding))
 
 
-def free_columns(columns: CopyMap, *, seed: int, name: str, rows: range, power: float) -> Tensor:
-    """(R, F) normal weights with mean square `power` for the fillers among the columns, in fp32."""
-    drawn = noise.draws(seed, name, rows=rows, columns=columns.new)[:, columns.fillers]
-    return noise.normal(drawn) * math.sqrt(power)
+def random_columns(columns: CopyMap, *, seed: int, name: str, rows: range, power: float) -> Tensor:
+    """(R, P) normal weights with mean square `power` for the padding columns, in fp32."""
+    draws = noise.draws(seed, name, rows=rows, columns=columns.new)[:, columns.padding]
+    return noise.normal(draws) * math.sqrt(power)

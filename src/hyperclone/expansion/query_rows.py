@@ -17,7 +17,7 @@ def row_factors(dim: Dim, sizes: Mapping[str, tuple[int, int]], *, queries: bool
     Args:
         dim: the dimension that the tensor writes.
         sizes: (old, new) of every axis.
-        queries: it stands inside of `query(...)`.
+        queries: it is inside `query(...)`.
     """
     old, new = sizes[AXIS]
     blocks = []
@@ -25,14 +25,14 @@ def row_factors(dim: Dim, sizes: Mapping[str, tuple[int, int]], *, queries: bool
         factors = torch.ones(1, dtype=torch.float64)
         for factor in block:
             if isinstance(factor, Query):
-                own = row_factors(factor.dim, sizes, queries=True)
+                block_factors = row_factors(factor.dim, sizes, queries=True)
             elif isinstance(factor, tuple):
-                own = row_factors(factor, sizes, queries=queries)
+                block_factors = row_factors(factor, sizes, queries=queries)
             elif queries and factor == AXIS:
                 counts = [(new - unit + old - 1) // old for unit in range(old)]
-                own = torch.tensor([query_factor(count, old, new) for count in counts], dtype=torch.float64)
+                block_factors = torch.tensor([query_factor(count, old, new) for count in counts], dtype=torch.float64)
             else:
-                own = torch.ones(factor if isinstance(factor, int) else sizes[factor][0], dtype=torch.float64)
-            factors = torch.kron(factors, own)  # C order, as in copies.product
+                block_factors = torch.ones(factor if isinstance(factor, int) else sizes[factor][0], dtype=torch.float64)
+            factors = torch.kron(factors, block_factors)  # C order, as in copy_map.product
         blocks.append(factors)
     return torch.cat(blocks)

@@ -14,31 +14,31 @@ from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.plan import Plan
 
 
-class _WithDrawn:
-    """A source together with the tensors that are drawn because it has none."""
+class _WithRandomRouters:
+    """A source together with the random routers that it lacks."""
 
-    def __init__(self, origin: Weights, made: Plan) -> None:
-        self.config, self.family = origin.config, origin.family
-        self._origin, self._seed = origin, made.growth.seed
-        self._drawn = {tensor.source: tensor for tensor in made.tensors if tensor.init_std}
-        fresh = {
-            name: Entry("(drawn)", t.dtype, t.source_shape, 0, math.prod(t.source_shape) * DTYPES[t.dtype][1])
-            for name, t in self._drawn.items()
+    def __init__(self, source: Weights, plan: Plan) -> None:
+        self.config, self.family = source.config, source.family
+        self._source, self._seed = source, plan.growth.seed
+        self._routers = {tensor.source: tensor for tensor in plan.tensors if tensor.init_std}
+        routers = {
+            name: Entry("(random)", t.dtype, t.source_shape, 0, math.prod(t.source_shape) * DTYPES[t.dtype][1])
+            for name, t in self._routers.items()
         }
-        self.entries: Mapping[str, Entry] = {**origin.entries, **fresh}
+        self.entries: Mapping[str, Entry] = {**source.entries, **routers}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start..stop of a stored or drawn tensor."""
-        if (tensor := self._drawn.get(name)) is None:
-            return self._origin.read(name, start, stop)
+        """Rows start..stop of a stored tensor or a router."""
+        if (tensor := self._routers.get(name)) is None:
+            return self._source.read(name, start, stop)
         rows, columns = tensor.source_shape
-        # A key of its own: the noise of the router's split must not follow the router's weights.
-        raw = noise.draws(
+        # Another key than the router's name, so that the noise of its split does not depend on its weights.
+        draws = noise.draws(
             self._seed, f"{name} drawn", rows=range(start, rows if stop is None else stop), columns=columns
         )
-        return (noise.normal(raw).double() * tensor.init_std).to(stored_type(tensor))
+        return (noise.normal(draws).double() * tensor.init_std).to(stored_type(tensor))
 
 
-def with_drawn(origin: Weights, made: Plan) -> Weights:
-    """The source with everything in it that a plan grows from."""
-    return _WithDrawn(origin, made) if any(tensor.init_std for tensor in made.tensors) else origin
+def with_random_routers(source: Weights, plan: Plan) -> Weights:
+    """The source with the random routers that a plan adds."""
+    return _WithRandomRouters(source, plan) if any(tensor.init_std for tensor in plan.tensors) else source

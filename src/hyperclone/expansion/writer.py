@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from hyperclone.expansion.grown_tensors import grown_slices
-from hyperclone.expansion.routers import with_drawn
+from hyperclone.expansion.routers import with_random_routers
 from hyperclone.io import shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
@@ -19,29 +19,29 @@ from hyperclone.planning.plan import Plan
 
 
 def write(
-    made: Plan,
-    origin: Checkpoint,
+    plan: Plan,
+    source: Checkpoint,
     target: Destination,
     *,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write the grown model into a destination that is not published yet: weights, config, what is carried over."""
-    _write_weights(made, origin, target, threads=threads, progress=progress)
-    target.carry(origin.carried_files, root=origin.path)
-    target.write_text("config.json", to_json(made.config))
-    if (content := shards.index(made.shards, planner.tensor_headers(made.tensors))) is not None:
+    """Write weights, config and the files that are carried over; shards that are finished already are kept."""
+    _write_weights(plan, source, target, threads=threads, progress=progress)
+    target.carry(source.carried_files, root=source.path)
+    target.write_text("config.json", to_json(plan.config))
+    if (content := shards.index(plan.shards, planner.tensor_headers(plan.tensors))) is not None:
         target.write_text("model.safetensors.index.json", to_json(content))
 
 
 def _write_weights(
-    made: Plan, origin: Weights, target: Destination, *, threads: int | None, progress: Progress | None
+    plan: Plan, source: Weights, target: Destination, *, threads: int | None, progress: Progress | None
 ) -> None:
     """Write every weight file that is not finished yet."""
-    origin = with_drawn(origin, made)
-    tensors = {tensor.name: tensor for tensor in made.tensors}
+    source = with_random_routers(source, plan)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
 
     def pieces(name: str) -> Iterator[Tensor]:
-        return grown_slices(tensors[name], made, origin)
+        return grown_slices(tensors[name], plan, source)
 
-    write_shards(made.shards, target, pieces, stage="grow", threads=threads, progress=progress)
+    write_shards(plan.shards, target, pieces, stage="grow", threads=threads, progress=progress)

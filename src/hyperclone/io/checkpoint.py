@@ -74,7 +74,7 @@ class Checkpoint(TensorFiles):
         entries = _read_headers(directory, files)
         if weight_map is not None:
             _check_index(directory, weight_map, entries)
-        entries = full_names(config, entries, own=family)
+        entries = full_names(config, entries, user_family=family)
         return cls(directory, config=config, files=files, entries=entries, user_family=family)
 
     @property
@@ -84,7 +84,7 @@ class Checkpoint(TensorFiles):
         Raises:
             FamilyError: it is unknown.
         """
-        return of_config(self.config, own=self._user_family)
+        return of_config(self.config, user_family=self._user_family)
 
     @property
     def carried_files(self) -> list[Path]:

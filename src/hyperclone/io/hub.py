@@ -43,12 +43,12 @@ class Headers:
     @property
     def family(self) -> Family:
         """The architecture."""
-        return of_config(self.config, own=self.user_family)
+        return of_config(self.config, user_family=self.user_family)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *, dtype: str = "F64", user_family: Family | None = None) -> Headers:
         """The headers that a checkpoint with this config has, all of one type (by its name in safetensors)."""
-        family = of_config(config, own=user_family)
+        family = of_config(config, user_family=user_family)
         sizes = family.sizes(config)
         shapes = {name: layout.shape(sizes) for name, layout in family.tensors(config).items()}
         entries = {
@@ -76,7 +76,7 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
-    return Headers(source_config, full_names(source_config, entries, own=family), family)
+    return Headers(source_config, full_names(source_config, entries, user_family=family), family)
 
 
 def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:

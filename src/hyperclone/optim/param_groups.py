@@ -142,7 +142,7 @@ def _multipliers(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Map
             )
         entries, sizes, own = found.training, found.sizes, found.family
     config = model.config.to_dict()
-    actual = registry.of_config(config, own=own).sizes(config)
+    actual = registry.of_config(config, user_family=own).sizes(config)
     if differs := next((axis for axis, size in sizes.items() if actual.get(axis) != size), None):
         raise GrowthError("the receipt belongs to another model", file=file, field=differs, found=actual.get(differs),
                           expected=sizes[differs], cure="pass receipt= with this model's own directory")  # fmt: skip

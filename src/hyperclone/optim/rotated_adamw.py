@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from hyperclone.conversion.provenance import plan_behind
+from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf import parameter_names
@@ -378,7 +378,7 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
         GrowthError: no receipt.
     """
     inner = parameter_names.unwrap(model)
-    plan = plan_behind(inner, receipt)
+    plan = plan_of_model(inner, receipt)
     planned = {tensor.name: tensor for tensor in plan.tensors}
     found = {}
     for name, parameter in parameter_names.named_parameters(model):

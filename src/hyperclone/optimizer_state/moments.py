@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ from hyperclone.io.tensor_files import DTYPES, TensorFiles
 from hyperclone.optimizer_state.reader import MOMENTS, SourceState
 from hyperclone.planning.plan import Plan, TensorPlan
 
-TREATMENTS = ("copy", "first-copy", "reset")  # of the source's moments
+Treatment = Literal["copy", "first-copy", "reset"]  # what copies get of the source's moments
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 _STORED = {f"torch.{name}": stored for stored, (name, _) in DTYPES.items()}
 
 

@@ -1,24 +1,25 @@
 """The proof that a directory holds a model that computes its source's function, from the files on disk.
 
-*Structural*: collapse(destination) equals the source, streaming, any size. *Behavioural*: both models run through
-stock transformers on text and random tokens. The first finds any wrong weight and names it; the second does not
-trust our own reading of the architecture. Each would catch what the other cannot.
+*Structural*: collapsing the destination gives the source; streaming, so at any size. *Behavioral*: both models are run
+by unmodified transformers on text and random tokens. The first finds any wrong weight and names it; the second does not
+depend on our understanding of the architecture. Each catches errors that the other cannot.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hyperclone.errors import OptionError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.streaming import Progress
 from hyperclone.planning.plan import Plan
-from hyperclone.proof.behavioral import Behaviour, prove_behaviour
+from hyperclone.proof.behavioral import Behavior, prove_behavior
 from hyperclone.proof.structural import Structure, prove_structure
 
-KINDS = ("full", "structural", "none")
+ProofKind = Literal["full", "structural", "none"]
+KINDS: tuple[ProofKind, ...] = get_args(ProofKind)
 
 
 @dataclass
@@ -27,14 +28,14 @@ class Proof:
 
     Attributes:
         structure: the structural half.
-        behaviour: the behavioural half; None when it was not asked for.
-        keeps_function: the growth is one that keeps the function; otherwise behaviour is measured, not judged.
+        behavior: the behavioral half; None where it was not requested.
+        keeps_function: the growth should keep the function; otherwise the change is measured, not judged.
         failures: everything that is wrong, each naming its tensor, field or measurement.
-        notes: where the knowledge of the architecture came from, if not from hyperclone itself.
+        notes: which family file was used, if not one of hyperclone's.
     """
 
     structure: Structure
-    behaviour: Behaviour | None
+    behavior: Behavior | None
     keeps_function: bool
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -53,31 +54,30 @@ class Proof:
             "passed": self.passed,
             "keeps_function": self.keeps_function,
             "structure": structure,
-            "behaviour": asdict(self.behaviour) if self.behaviour else None,
+            "behavior": asdict(self.behavior) if self.behavior else None,
             "notes": self.notes,
         }
 
 
 def check_kind(kind: str) -> None:
-    """Raises OptionError unless `kind` is "full", "structural" or "none"."""
+    """Raise OptionError unless `kind` is "full", "structural" or "none"."""
     if kind not in KINDS:
         raise OptionError("unknown kind of proof", field="proof", found=kind, expected=", ".join(KINDS))
 
 
 def prove(
-    origin: Checkpoint,
-    path: Path,
-    made: Plan,
+    source: Checkpoint,
+    directory: Path,
+    plan: Plan,
     *,
-    kind: str = "full",
+    kind: ProofKind = "full",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Proof:
-    """Both halves for a directory that should be `made`. A failed structure is not run: its behaviour is moot."""
-    structure = prove_structure(origin, path, made, threads=threads, progress=progress)
-    behaviour = None
+    """Prove that `directory` is what `plan` makes of `source`. After a failed structural proof no model is run."""
+    structure = prove_structure(source, directory, plan, threads=threads, progress=progress)
+    behavior = None
     if kind == "full" and structure.passed:
-        behaviour = prove_behaviour(origin, path, made, progress=progress)
-    return Proof(
-        structure, behaviour, made.keeps_function, structure.failures + (behaviour.failures if behaviour else [])
-    )
+        behavior = prove_behavior(source, directory, plan, progress=progress)
+    failures = structure.failures + (behavior.failures if behavior else [])
+    return Proof(structure, behavior, plan.keeps_function, failures)

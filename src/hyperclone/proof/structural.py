@@ -19,8 +19,8 @@ from torch import Tensor
 from hyperclone.errors import HypercloneError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
-from hyperclone.expansion.padding import Fill, fill_columns, fill_rows
-from hyperclone.expansion.routers import with_drawn
+from hyperclone.expansion.padding import Padding, pad_rows, padding_columns
+from hyperclone.expansion.routers import with_random_routers
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
@@ -30,28 +30,28 @@ from hyperclone.planning.recipe import Noise
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-# Config fields that say nothing about the function (the type of every tensor is compared in its own right).
+# Config fields without influence on the function; the type of every tensor is compared separately.
 _NO_FUNCTION = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
 
 
 @dataclass
 class Structure:
-    """What the structural proof found.
+    """Result of the structural proof.
 
     Attributes:
         tensors: output tensors compared.
         bit_equal: how many of them collapse to their source bit for bit.
-        rounded: how many were multiplied by a factor that their type cannot hold, and rounded.
-        drawn: how many have no source and hold what was drawn for them (routers).
+        rounded: how many were multiplied by a factor that their type cannot hold exactly.
+        new_routers: how many have no source and hold the random values of the seed.
         largest_error: largest |collapsed - source| anywhere (0.0 when all are bit-equal).
-        failures: one sentence for each tensor or field that is not what it must be, naming it.
+        failures: one sentence for each tensor or field that is not as planned, naming it.
         output_sha256, source_sha256: of every tensor's bytes, as read back from disk.
     """
 
     tensors: int = 0
     bit_equal: int = 0
     rounded: int = 0
-    drawn: int = 0
+    new_routers: int = 0
     largest_error: float = 0.0
     failures: list[str] = field(default_factory=list)
     output_sha256: dict[str, str] = field(default_factory=dict)
@@ -59,57 +59,60 @@ class Structure:
 
     @property
     def passed(self) -> bool:
-        """Nothing was wrong, and something was compared."""
+        """Tensors were compared, and nothing failed."""
         return not self.failures and self.tensors > 0
 
 
 def prove_structure(
-    origin: Weights, path: Path, made: Plan, *, threads: int | None = None, progress: Progress | None = None
+    source: Weights, path: Path, plan: Plan, *, threads: int | None = None, progress: Progress | None = None
 ) -> Structure:
-    """Compare the model directory at `path` with what the plan says it must be."""
-    found = Structure()
+    """Compare the model directory at `path` with the plan."""
+    structure = Structure()
     try:
-        output = Checkpoint.open(path, family=made.family)
+        output = Checkpoint.open(path, family=plan.family)
     except HypercloneError as error:
-        found.failures.append(str(error).replace("\n", ";"))
-        return found
-    _compare_config(output.config, made.config, found)
-    wanted = {tensor.name for tensor in made.tensors}
-    found.failures += [f"{name}: missing from the output" for name in sorted(wanted - set(output.entries))]
-    found.failures += [f"{name}: not part of the grown model" for name in sorted(set(output.entries) - wanted)]
-    present = [tensor for tensor in made.tensors if tensor.name in output.entries]
+        structure.failures.append(str(error).replace("\n", ";"))
+        return structure
+    structure.failures += _compare_config(output.config, plan.config)
+    expected = {tensor.name for tensor in plan.tensors}
+    structure.failures += [f"{name}: missing from the output" for name in sorted(expected - set(output.entries))]
+    structure.failures += [f"{name}: not part of the grown model" for name in sorted(set(output.entries) - expected)]
+    present = [tensor for tensor in plan.tensors if tensor.name in output.entries]
     meter = Meter("prove", sum(tensor.nbytes for tensor in present), progress)
-    results: dict[str, _Compared] = {}
-    origin = with_drawn(origin, made)
+    results: dict[str, _TensorComparison] = {}
+    source = with_random_routers(source, plan)
 
     def job(tensor: TensorPlan) -> None:
-        results[tensor.name] = _compare(tensor, made, origin, output, meter)
+        results[tensor.name] = _compare(tensor, plan, source, output, meter)
 
     with worker_pool(threads) as pool:
         run_all(pool, job, sorted(present, key=lambda t: -t.nbytes))
     for tensor in present:
         result = results[tensor.name]
-        found.tensors += 1
-        found.bit_equal += result.bit_equal and not tensor.rounds and not tensor.init_std
-        found.rounded += tensor.rounds
-        found.drawn += bool(tensor.init_std)
-        found.largest_error = max(found.largest_error, result.error)
-        found.failures += result.failures
-        found.output_sha256[tensor.name] = result.output_sha256
+        structure.tensors += 1
+        structure.bit_equal += result.bit_equal and not tensor.rounds and not tensor.init_std
+        structure.rounded += tensor.rounds
+        structure.new_routers += bool(tensor.init_std)
+        structure.largest_error = max(structure.largest_error, result.error)
+        structure.failures += result.failures
+        structure.output_sha256[tensor.name] = result.output_sha256
         if not tensor.init_std:
-            found.source_sha256[tensor.source] = result.source_sha256
-    return found
+            structure.source_sha256[tensor.source] = result.source_sha256
+    return structure
 
 
-def _compare_config(found: dict[str, Any], expected: dict[str, Any], into: Structure) -> None:
-    for key in sorted((found.keys() | expected.keys()) - _NO_FUNCTION):
-        if found.get(key) != expected.get(key):
-            into.failures.append(f"config.json, {key}: found {found.get(key)!r}, expected {expected.get(key)!r}")
+def _compare_config(written: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    fields = sorted((written.keys() | expected.keys()) - _NO_FUNCTION)
+    return [
+        f"config.json, {field}: found {written.get(field)!r}, expected {expected.get(field)!r}"
+        for field in fields
+        if written.get(field) != expected.get(field)
+    ]
 
 
 @dataclass
-class _Compared:
-    """One tensor's result."""
+class _TensorComparison:
+    """The result for one tensor."""
 
     bit_equal: bool = True
     error: float = 0.0
@@ -118,8 +121,8 @@ class _Compared:
     source_sha256: str = ""
 
 
-def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, meter: Meter) -> _Compared:
-    entry, result = output.entries[tensor.name], _Compared()
+def _compare(tensor: TensorPlan, plan: Plan, source: Weights, output: Weights, meter: Meter) -> _TensorComparison:
+    entry, result = output.entries[tensor.name], _TensorComparison()
     if (entry.shape, entry.dtype) != (tensor.shape, tensor.dtype):
         result.bit_equal = False
         result.failures.append(
@@ -127,11 +130,11 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
         )
         return result
     if tensor.zero:
-        return _compare_zero(tensor, origin, output, meter)
-    grown = grown_tensors.map_of(tensor, made)
-    exact = grown.exact_repeat or not (tensor.offset or made.growth.recipe.noise is Noise.GAUSSIAN)
-    mean = grown_tensors.mean_row(tensor, origin, grown) if grown.needs_mean else None
-    loudest = math.inf if exact or tensor.offset else grown_tensors.loudest_noise(tensor, made, origin)
+        return _compare_zero(tensor, source, output, meter)
+    grown = grown_tensors.map_of(tensor, plan)
+    exact = grown.exact_repeat or not (tensor.offset or plan.growth.recipe.noise is Noise.GAUSSIAN)
+    mean = grown_tensors.mean_row(tensor, source, grown) if grown.needs_mean else None
+    loudest = math.inf if exact or tensor.offset else grown_tensors.loudest_noise(tensor, plan, source)
     hash_of_output = hashlib.sha256()
     wrong: list[str] = []
     count = 0
@@ -141,11 +144,11 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
         hash_of_output.update(raw(stored))
         chosen = range(grown.rows.new) if whole else rows
         if whole:
-            source = grown.as_matrix(grown_tensors.source_rows(tensor, origin))[grown.rows.source]
+            source_block = grown.as_matrix(grown_tensors.source_rows(tensor, source))[grown.rows.source]
         else:
-            source = grown_tensors.gather(tensor, origin, grown.rows, rows)
-        source = fill_rows(source, grown.rows, chosen, grown.row_fill, mean)
-        bad, error = _differences(grown.as_matrix(stored), source, grown, tensor, exact=exact, loudest=loudest)
+            source_block = grown_tensors.gather(tensor, source, grown.rows, rows)
+        source_block = pad_rows(source_block, grown.rows, chosen, grown.row_padding, mean)
+        bad, error = _differences(grown.as_matrix(stored), source_block, grown, tensor, exact=exact, loudest=loudest)
         result.bit_equal &= error == 0 and not bool(bad.any())
         result.error = max(result.error, error)
         count += int(bad.sum())
@@ -154,16 +157,16 @@ def _compare(tensor: TensorPlan, made: Plan, origin: Weights, output: Weights, m
             wrong.append(f"row {chosen.start + row}, column {column}")
         meter.add(entry.nbytes * len(rows) // tensor.shape[0])
     if count:
-        what = "does not collapse to the source" if exact else "is further from the source than rounding allows"
-        result.failures.append(f"{tensor.name}: {what} at {wrong[0]} ({count:,} weights in all)")
+        problem = "does not collapse to the source" if exact else "is further from the source than rounding allows"
+        result.failures.append(f"{tensor.name}: {problem} at {wrong[0]} ({count:,} weights in all)")
     result.output_sha256 = hash_of_output.hexdigest()
-    result.source_sha256 = digest(origin, tensor.source)
+    result.source_sha256 = digest(source, tensor.source)
     return result
 
 
-def _compare_zero(tensor: TensorPlan, origin: Weights, output: Weights, meter: Meter) -> _Compared:
+def _compare_zero(tensor: TensorPlan, source: Weights, output: Weights, meter: Meter) -> _TensorComparison:
     """The output projection of a copied block."""
-    result = _Compared(output_sha256=digest(output, tensor.name), source_sha256=digest(origin, tensor.source))
+    result = _TensorComparison(output_sha256=digest(output, tensor.name), source_sha256=digest(source, tensor.source))
     for rows in slices(tensor.shape, tensor.nbytes):
         block = output.read(tensor.name, rows.start, rows.stop)
         if bool((block != 0).any()) and result.bit_equal:
@@ -176,23 +179,25 @@ def _compare_zero(tensor: TensorPlan, origin: Weights, output: Weights, meter: M
 def _differences(
     block: Tensor, source: Tensor, grown: TensorMap, tensor: TensorPlan, *, exact: bool, loudest: float
 ) -> tuple[Tensor, float]:
-    """Where grown rows (R, D) are not what their source rows (R, d) ask for, and the largest error.
+    """Which weights of grown rows (R, D) do not follow from their source rows (R, d), and the largest error.
 
-    Repeated weights are compared with the grown columns, shared ones with the source's columns after summing; what new
-    units hold that copy nothing comes last.
+    Repeated weights are compared with the grown columns, shared ones with the source's columns after summing; padding
+    channels come last.
     """
     columns = grown.columns
-    fillers = block[:, columns.fillers]
-    if grown.column_fill is Fill.FREE:  # what reads zero may be anything that is a number
-        bad_fill = ~fillers.isfinite()
+    padding = block[:, columns.padding]
+    if grown.column_padding is Padding.RANDOM:  # a weight that reads zero may be any finite number
+        bad_padding = ~padding.isfinite()
     else:
         plain = grown_tensors.without_offset(tensor, source)
-        bad_fill = _as_bits(fillers) != _as_bits(fill_columns(plain, columns, grown.column_fill, name=tensor.name))
+        bad_padding = _as_bits(padding) != _as_bits(
+            padding_columns(plain, columns, grown.column_padding, name=tensor.name)
+        )
     if grown.exact_repeat:
         copied = columns.count > 0
         expected = grown_tensors.without_offset(tensor, source)[:, columns.source[copied]]
-        found = block[:, copied] if len(columns.fillers) else block
-        bad, gap = _as_bits(found) != _as_bits(expected), (found.double() - expected.double()).abs()
+        repeated = block[:, copied] if len(columns.padding) else block
+        bad, gap = _as_bits(repeated) != _as_bits(expected), (repeated.double() - expected.double()).abs()
     else:
         collapsed = collapse_rows(block.double() + tensor.offset if tensor.offset else block, columns)
         narrow = collapsed.to(source.dtype)
@@ -206,7 +211,7 @@ def _differences(
             loud = block.double().abs()[:, copied] > source.double().abs()[:, columns.source[copied]] * 1.01 + loudest
             bad = bad | bool(loud.any())
     error = float(gap.nan_to_num(torch.inf, torch.inf).max()) if bool(bad.any()) or not exact else 0.0
-    return torch.cat([bad, bad_fill], 1) if bad_fill.numel() else bad, error
+    return torch.cat([bad, bad_padding], 1) if bad_padding.numel() else bad, error
 
 
 def _as_bits(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from hyperclone.anatomy import examine
 from hyperclone.anatomy.examine import TensorAnatomy
 from hyperclone.anatomy.weights import mean
-from hyperclone.conversion.provenance import plan_behind
+from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -114,7 +114,7 @@ def measure_model(
         GrowthError: no receipt, nothing matches, or parameters that are flattened (FSDP1).
     """
     inner = parameter_names.unwrap(model)
-    plan = plan_behind(inner, grown)
+    plan = plan_of_model(inner, grown)
     wanted, measured = _wanted(plan, tensors, layers), []
     ranks = sum(map(_cost, wanted.values())) <= _QUICK
     for tensor, value in _matrices(inner, wanted):
@@ -134,7 +134,7 @@ def take_part(
     """What other processes do during `measure_model`: contribute their shards, if they have any."""
     if any(isinstance(parameter.data, DTensor) for parameter in model.parameters()):
         inner = parameter_names.unwrap(model)
-        plan = plan_behind(inner, grown)
+        plan = plan_of_model(inner, grown)
         for _ in _matrices(inner, _wanted(plan, tensors, layers)):
             pass
 

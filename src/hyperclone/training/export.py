@@ -55,7 +55,7 @@ def export(trainer: Any, prepared: PreparedRun, dtype: torch.dtype, *, card: str
                 state = {name: _cast(value, dtype) for name, value in model.state_dict().items() if name not in ties}
                 model.save_pretrained(partial, state_dict=state)
             carry(prepared.directory, partial, config=True, grown=not prepared.training.from_scratch)
-            if model_card.ours(output / "README.md"):
+            if model_card.is_ours(output / "README.md"):
                 (partial / "README.md").write_text(card)
             for file in sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
                 os.replace(file, output / file.name) if file.is_file() else shutil.copytree(

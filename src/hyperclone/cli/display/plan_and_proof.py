@@ -1,4 +1,4 @@
-"""What people see: tables of plans and proofs, progress bars, the two continuations side by side."""
+"""Tables of plans, proposals and proofs, the two continuations side by side, and progress bars."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STAGES = {
     "grow": "Growing",
     "state": "Growing moments",
     "prove": "Proving weights",
-    "compare": "Proving behaviour",
+    "compare": "Proving logits",
     "collapse": "Collapsing",
     "anatomy": "Measuring",
 }
@@ -41,31 +41,31 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def plan_table(made: Plan, *, tensors: bool = False) -> RenderableType:
-    """Sizes before and after, what will be written, and what the user should know."""
-    types = dict.fromkeys((str(made.source_config.get("model_type")), str(made.config.get("model_type"))))
+def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
+    """Sizes before and after, what will be written, notes and warnings."""
+    types = dict.fromkeys((str(plan.source_config.get("model_type")), str(plan.config.get("model_type"))))
     sizes = _table("", "source", "grown", "", title=f"Plan ({' to '.join(types)})")
-    for name, (old, new) in made.widths().items():
+    for name, (old, new) in plan.widths().items():
         sizes.add_row(name, f"{old:,}", f"{new:,}", f"{new / old:g}x" if new != old else "")
-    old, new = made.source_parameters, made.parameters
+    old, new = plan.source_parameters, plan.parameters
     sizes.add_row("parameters", human_count(old), human_count(new), f"{new / old:.2f}x")
-    if (active := made.active_parameters) != new:
+    if (active := plan.active_parameters) != new:
         sizes.add_row("active for a token", human_count(old), human_count(active), f"{active / old:.2f}x")
-    files = f"{len(made.shards)} file{'s' if len(made.shards) > 1 else ''}"
-    sizes.add_row("weights on disk", "", human_bytes(made.nbytes), files)
-    noise = made.growth.noise + (f" noise, {made.growth.snr_db:g} dB" if made.growth.noise != "none" else " noise")
-    parts: list[RenderableType] = [sizes, Text(f"{made.growth.expansion} expansion, {noise}, seed {made.growth.seed}")]
+    files = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
+    sizes.add_row("weights on disk", "", human_bytes(plan.nbytes), files)
+    noise = plan.growth.noise + (f" noise, {plan.growth.snr_db:g} dB" if plan.growth.noise != "none" else " noise")
+    parts: list[RenderableType] = [sizes, Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}")]
     if tensors:
-        parts += [Text(), _tensor_table(made)]
-    parts += [Text(f"- {note}", style="dim") for note in made.notes]
-    parts += [Text(f"WARNING: {warning}", style="bold yellow") for warning in made.warnings]
+        parts += [Text(), _tensor_table(plan)]
+    parts += [Text(f"- {note}", style="dim") for note in plan.notes]
+    parts += [Text(f"WARNING: {warning}", style="bold yellow") for warning in plan.warnings]
     return Group(*parts)
 
 
-def _tensor_table(made: Plan) -> Table:
+def _tensor_table(plan: Plan) -> Table:
     """One row for each kind of tensor; layers are counted."""
     kinds: dict[str, list[TensorPlan]] = {}
-    for tensor in made.tensors:
+    for tensor in plan.tensors:
         kinds.setdefault(re.sub(r"^(.*\.)\d+\.", r"{i}.", tensor.name), []).append(tensor)
     table = _table("tensor", "copies", "grown", "layout")
     table.columns[3].justify = "left"
@@ -73,7 +73,7 @@ def _tensor_table(made: Plan) -> Table:
         column.no_wrap = True
     for kind, (t, *others) in kinds.items():
         how = (
-            "drawn"
+            "random"
             if t.init_std
             else ""
             if t.shape == t.source_shape
@@ -86,34 +86,34 @@ def _tensor_table(made: Plan) -> Table:
     return table
 
 
-def proposals_table(made: Proposals) -> RenderableType:
-    """The proposed sizes with their numbers of parameters, and what the user should know."""
-    title = f"Near {made.target:,} parameters ({made.model_type}, {made.source_parameters:,} now)"
-    widths = [p.plan.widths() for p in made.proposals]
-    # By the names of the options. A size that no proposal changes says nothing; KV heads follow the query heads.
+def proposals_table(proposed: Proposals) -> RenderableType:
+    """The proposed sizes with their numbers of parameters, notes and warnings."""
+    title = f"Near {proposed.target:,} parameters ({proposed.model_type}, {proposed.source_parameters:,} now)"
+    widths = [p.plan.widths() for p in proposed.proposals]
+    # By the names of the options. Sizes that no proposal changes are omitted, and KV heads, which follow heads.
     short = {"hidden size": "hidden", "feed-forward size": "ffn", "attention heads": "heads",
              "head dimension": "head dim", "layers": "layers"}  # fmt: skip
     named = [name for name in short if any(w[name][0] != w[name][1] for w in widths)]
-    each = ["tokens/p."] if made.tokens is not None else []
+    each = ["tokens/p."] if proposed.tokens is not None else []
     table = _table("", "parameters", "off", *(short[name] for name in named), *each, "exact", title=title)
-    table.padding = (0, 1, 0, 0)  # wide as it is
-    for number, (p, sizes) in enumerate(zip(made.proposals, widths, strict=True), 1):
+    table.padding = (0, 1, 0, 0)  # the table is wide already
+    for number, (p, sizes) in enumerate(zip(proposed.proposals, widths, strict=True), 1):
         cells = [f"{new} {new / old:.2g}x" if new != old else str(new) for old, new in map(sizes.__getitem__, named)]
-        tokens = [f"{made.tokens / p.plan.parameters:.3g}"] if made.tokens is not None else []
+        tokens = [f"{proposed.tokens / p.plan.parameters:.3g}"] if proposed.tokens is not None else []
         exact = "rounded" if p.rounds else "yes" if p.plan.keeps_function else "no"
         table.add_row(str(number), f"{p.plan.parameters:,}", f"{p.off:+.1%}", *cells, *tokens, exact)
     for column in table.columns:
         column.no_wrap = True
-    notes = list(made.notes)
-    if any(p.rounds for p in made.proposals):
-        notes.append("Rounded: the stored type cannot hold some factors, which moves the logits by some 1e-3.")
+    notes = list(proposed.notes)
+    if any(p.rounds for p in proposed.proposals):
+        notes.append("Rounded: the stored type cannot hold some factors exactly, which moves the logits by some 1e-3.")
     warnings: dict[str, list[str]] = {}
-    for number, p in enumerate(made.proposals, 1):
+    for number, p in enumerate(proposed.proposals, 1):
         for warning in p.warnings:
             warnings.setdefault(warning, []).append(str(number))
     parts: list[RenderableType] = [table, *(Text(f"- {note}", style="dim") for note in notes)]
     for text, of in warnings.items():
-        which = "all" if len(of) == len(made.proposals) else ", ".join(of)
+        which = "all" if len(of) == len(proposed.proposals) else ", ".join(of)
         parts.append(Text(f"WARNING ({which}): {text}", style="bold yellow"))
     return Group(*parts)
 
@@ -126,26 +126,26 @@ def proof_table(proof: Proof) -> RenderableType:
     """The verdict, its figures, and what failed."""
     s = proof.structure
     if not proof.passed:
-        verdict = Text("FAILED: the grown model is not what was asked for", style="bold red")
+        verdict = Text("FAILED: the grown model is not the one that was planned", style="bold red")
     elif proof.keeps_function:
         verdict = Text("PROVED: the grown model computes the source's function", style="bold green")
     else:
         verdict = Text(
-            "PROVED: the weights are the source's. The function changes, by how much stands below", "bold yellow"
+            "PROVED: the weights are the source's. The function changes; the table shows by how much", "bold yellow"
         )
     parts: list[RenderableType] = [
         verdict,
         Text(
             f"weights    {s.bit_equal} of {s.tensors} tensors collapse to the source bit for bit"
             + (f", {s.rounded} are rounded to their type" if s.rounded else "")
-            + (f", {s.drawn} are routers as drawn from the seed" if s.drawn else "")
+            + (f", {s.new_routers} are new routers, as the seed gives them" if s.new_routers else "")
             + (f", largest difference {s.largest_error:.1e}" if s.largest_error else "")
         ),
     ]
-    behaviour = proof.behaviour
-    if behaviour and behaviour.measured:
+    behavior = proof.behavior
+    if behavior and behavior.measured:
         table = _table("logits", "rel. error", "source's own", "allowed", "largest", "KL", "same top")
-        for m in behaviour.measured:
+        for m in behavior.measured:
             figures = [
                 *(f"{x:.1e}" for x in (m.relative, m.own, m.tolerance, m.maximum)),
                 f"{m.kl:.0e}",
@@ -155,12 +155,12 @@ def proof_table(proof: Proof) -> RenderableType:
             table.add_row(what, *figures, style=None if m.passed else "red")
         explained = "source's own: the source in this type against itself in the next wider one"
         parts += [table, Text(explained, style="dim")]
-        for m in behaviour.measured:
+        for m in behavior.measured:
             if m.perplexity:
                 dtype = _SHORT.get(m.dtype, m.dtype)
                 parts.append(Text(f"perplexity, {dtype}: source {m.perplexity[0]:.4f}, grown {m.perplexity[1]:.4f}"))
-    if behaviour:
-        parts += [Text(f"not measured: {reason}", style="dim") for reason in behaviour.skipped]
+    if behavior:
+        parts += [Text(f"not measured: {reason}", style="dim") for reason in behavior.skipped]
     parts += [Text(note, style="dim") for note in proof.notes]
     failures = proof.failures
     parts += [Text(f"- {failure}", style="red") for failure in failures[:20]]
@@ -171,21 +171,22 @@ def proof_table(proof: Proof) -> RenderableType:
 
 def continuations(proof: Proof) -> RenderableType | None:
     """The same prompt continued greedily by both models; None if that was not run."""
-    behaviour = proof.behaviour
-    if behaviour is None or not behaviour.prompt:
+    behavior = proof.behavior
+    if behavior is None or not behavior.prompt:
         return None
-    title = Text(f"Greedy continuation of “{behaviour.prompt}”", style="bold")
+    title = Text(f"Greedy continuation of “{behavior.prompt}”", style="bold")
     table = Table(title=title, title_justify="left", show_lines=False, expand=True)
     table.add_column("source", ratio=1)
     table.add_column("grown", ratio=1)
     # As Text: what a model writes must not be read as markup.
-    table.add_row(Text(behaviour.source_text.strip()), Text(behaviour.grown_text.strip()))
+    table.add_row(Text(behavior.source_text.strip()), Text(behavior.grown_text.strip()))
     return table
 
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Progress]:
-    """A callback that shows one bar for each stage, with bytes per second where it counts bytes."""
+    """A callback that shows one bar for each stage, with bytes per second where bytes are counted."""
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -208,15 +209,18 @@ def progress_bars(console: Console) -> Iterator[Progress]:
     )
     count = TextColumn("{task.completed}/{task.total} steps")
     steps = Progress(TextColumn("{task.description:<18}"), BarColumn(), count, TimeElapsedColumn(), console=console)
+    live = Live(Group(bars, steps), console=console, refresh_per_second=8)
     tasks: dict[str, TaskID] = {}
 
     def show(stage: str, done: int, total: int) -> None:
+        if not live.is_started:  # not before, since it takes over what else is printed
+            live.start()
         bar = steps if stage == "compare" else bars
         if stage not in tasks:
             tasks[stage] = bar.add_task(_STAGES.get(stage, stage), total=total)
         bar.update(tasks[stage], completed=done, total=total)
 
-    from rich.live import Live
-
-    with Live(Group(bars, steps), console=console, refresh_per_second=8):
+    try:
         yield show
+    finally:
+        live.stop()

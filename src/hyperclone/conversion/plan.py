@@ -1,0 +1,47 @@
+"""Plan a growth by name: a directory or a Hub id, of which headers are read only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from hyperclone import units
+from hyperclone.architectures import family_file
+from hyperclone.io import hub
+from hyperclone.planning import planner
+from hyperclone.planning.growth import Growth
+from hyperclone.planning.notes import notes_on_tokens
+from hyperclone.planning.plan import Plan
+
+
+def plan(
+    source: str | os.PathLike[str],
+    growth: Growth,
+    *,
+    shard_size: str | int = planner.DEFAULT_SHARD_SIZE,
+    revision: str | None = None,
+    tokens: str | int | None = None,
+    family: str | os.PathLike[str] | None = None,
+) -> Plan:
+    """What growing a model would give; reads headers only.
+
+    Args:
+        source: a local model directory or a Hub id.
+        growth: the request.
+        shard_size: largest weight file, in bytes or as "5GB".
+        revision: branch, tag or commit of a Hub id.
+        tokens: planned for training the grown model ("26B" or a number), for a note on how many these are.
+        family: a family file of your own, for an architecture that is not built in, or to be used in its place.
+
+    Raises:
+        OptionError: `tokens` or `shard_size` is not a number.
+        HypercloneError: the source cannot be grown like this.
+    """
+    user_family = None if family is None else family_file.read(family)
+    planned_tokens = None if tokens is None else units.parse(tokens, "tokens")
+    headers = hub.headers(source, revision=revision, family=user_family)
+    result = planner.make_plan(headers, growth, shard_size=shard_size)
+    if planned_tokens is None:
+        return result
+    texts = notes_on_tokens(planned_tokens, result.parameters)
+    return replace(result, notes=result.notes + texts.notes, warnings=result.warnings + texts.warnings)
