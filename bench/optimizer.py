@@ -1,4 +1,4 @@
-"""What a step of rotated AdamW costs: time for each weight, and memory that only the step needs, against torch's AdamW.
+"""The cost of a step of rotated AdamW against torch's AdamW: time for each weight, and memory that only the step needs.
 
     python bench/optimizer.py [--size 2048] [--rounds 7] [--threads 1] [-o bench/results/optimizer.json]
 
@@ -58,10 +58,10 @@ def temporary(step: Callable[[], Any], weight: torch.nn.Parameter) -> float:
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / weight.nbytes
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as told:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     live = most = 0
-    for event in told.profiler.kineto_results.events():
+    for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             most = max(most, live)

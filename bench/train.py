@@ -4,10 +4,10 @@
 
 All train the same Llama on the same tokens: AdamW, clipping, accumulation, cosine schedule; fp32 on a CPU, bf16
 autocast and torch.compile (--no-compile: without) on a GPU. The third is `hyperclone train` of a clone of these sizes,
-with rotated AdamW. Each run is a process of its own; they take turns, so that what else the machine does falls on all.
+with rotated AdamW. Each run is a process of its own; they take turns, so that other load on the machine affects all.
 Tokens/s is that of the steps after the first quarter (compilation, caches), peak memory that of the whole process (on a
 GPU: of its allocator). On a CPU, tokens in a second of the process's own computing time are measured over the same
-steps: other processes hardly touch that figure. The plain loop does nothing else: no evaluation, no logs, no
+steps: other processes hardly affect that figure. The plain loop does no evaluation, writes no logs and saves no
 checkpoints. `hyperclone train` logs every tenth of the run, checks that the loss is a number, and saves its checkpoint
 after the last step, as it always does.
 """
@@ -48,29 +48,29 @@ def sizes() -> tuple[dict[str, Any], int, int, int]:
     return (LARGE, 1024, 64, 16) if torch.cuda.is_available() else (SMALL, 256, 32, 8)
 
 
-def prepare(place: Path, steps: int) -> None:
-    """A model without training, a clone of these sizes, and text for all steps: random words of the tokenizer's own."""
+def prepare(directory: Path, steps: int) -> None:
+    """Write a random model, a clone of the same sizes, and text for all steps: random words of the tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     import hyperclone
 
-    config, sequence, windows, _ = sizes()
+    config, seq_len, windows, _ = sizes()
     vocabulary = {"<|endoftext|>": 0, **{f"w{n}": n for n in range(1, config["vocab_size"])}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(SEED)
     half = {name: config[name] // 2 for name in config if name.endswith(("hidden_size", "intermediate_size", "_heads"))}
     for name, sizes_ in {"model": config, "source": {**config, **half}}.items():
-        told = AutoConfig.for_model("llama", **sizes_, bos_token_id=0, eos_token_id=0)
-        AutoModelForCausalLM.from_config(told).save_pretrained(place / name)
-        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(place / name)
-    hyperclone.grow(place / "source", place / "clone", hyperclone.Growth(width=2))
-    grown = AutoConfig.from_pretrained(place / "clone").to_dict()
+        built = AutoConfig.for_model("llama", **sizes_, bos_token_id=0, eos_token_id=0)
+        AutoModelForCausalLM.from_config(built).save_pretrained(directory / name)
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>").save_pretrained(directory / name)
+    hyperclone.grow(directory / "source", directory / "clone", hyperclone.Growth(width=2))
+    grown = AutoConfig.from_pretrained(directory / "clone").to_dict()
     assert all(grown[name] == size for name, size in config.items()), "the clone has other sizes"
     draw = random.Random(SEED)
     names = list(vocabulary)[1:]
-    (place / "text.txt").write_text(" ".join(draw.choices(names, k=steps * windows * sequence + sequence)))
+    (directory / "text.txt").write_text(" ".join(draw.choices(names, k=steps * windows * seq_len + seq_len)))
 
 
 class Clock:
@@ -88,7 +88,7 @@ class Clock:
         self.own.append(time.process_time())
 
     def figures(self, tokens: int) -> dict[str, float | None]:
-        """Tokens in a second, and in a second of computing, of steps of `tokens` after the first quarter."""
+        """Tokens per second, and per second of computing time, over the steps (of `tokens`) after the first quarter."""
         first = len(self.wall) // 4
         wall, own = (times[-1] - times[first] for times in (self.wall, self.own))
         tokens *= len(self.wall) - 1 - first
@@ -96,19 +96,20 @@ class Clock:
         return {"tokens_per_second": tokens / wall, "tokens_per_cpu_second": None if gpu else tokens / own}
 
 
-def ours(place: Path, steps: int, *, compiled: bool, model: str = "model") -> Clock:
-    """One training by `hyperclone.train`; of a clone with its usual optimizer."""
+def ours(directory: Path, steps: int, *, compiled: bool, model: str = "model") -> Clock:
+    """One training by `hyperclone.train`; a clone is trained with its usual optimizer."""
     import hyperclone
     from hyperclone.training.events import StepTaken
 
-    _, sequence, windows, micro = sizes()
-    output = Path(tempfile.mkdtemp(dir=place)) / "out"
+    _, seq_len, windows, micro = sizes()
+    output = Path(tempfile.mkdtemp(dir=directory)) / "out"
     clock = Clock()
     hyperclone.train(
         hyperclone.Training(
-            model=str(place / model), data=[str(place / "text.txt")], output=str(output), cache=str(place / "cache"),
-            held_out=0, seq_len=sequence, batch_tokens=windows * sequence, micro_batch=micro,
-            tokens=steps * windows * sequence, warmup=0, compile=compiled,
+            model=str(directory / model), data=[str(directory / "text.txt")], output=str(output),
+            cache=str(directory / "cache"),
+            held_out=0, seq_len=seq_len, batch_tokens=windows * seq_len, micro_batch=micro,
+            tokens=steps * windows * seq_len, warmup=0, compile=compiled,
             lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], max_grad_norm=CLIP, seed=SEED, save_every=steps,
             log_every=max(1, steps // 10),
         ),
@@ -117,17 +118,17 @@ def ours(place: Path, steps: int, *, compiled: bool, model: str = "model") -> Cl
     return clock
 
 
-def plain(place: Path, steps: int, *, compiled: bool) -> Clock:
-    """The same by a loop that does nothing else."""
+def plain(directory: Path, steps: int, *, compiled: bool) -> Clock:
+    """The same training by a plain loop."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _, sequence, windows, micro = sizes()
+    _, seq_len, windows, micro = sizes()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(place / "model")
-    ids = torch.tensor(tokenizer((place / "text.txt").read_text())["input_ids"])
-    data = ids[: steps * windows * sequence].view(steps, windows // micro, micro, sequence)
-    model: Any = AutoModelForCausalLM.from_pretrained(place / "model", dtype=torch.float32).to(device).train()
+    tokenizer = AutoTokenizer.from_pretrained(directory / "model")
+    ids = torch.tensor(tokenizer((directory / "text.txt").read_text())["input_ids"])
+    data = ids[: steps * windows * seq_len].view(steps, windows // micro, micro, seq_len)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32).to(device).train()
     model.config.use_cache = False
     forward = torch.compile(model) if compiled else model
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -152,7 +153,7 @@ def plain(place: Path, steps: int, *, compiled: bool) -> Clock:
     return clock
 
 
-def utilisation(place: Path, speed: float) -> float | None:
+def utilization(directory: Path, speed: float) -> float | None:
     """MFU at a speed in tokens/s; None where the device's peak is not known."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -161,7 +162,7 @@ def utilisation(place: Path, speed: float) -> float | None:
     gpu = torch.cuda.is_available()
     peak = flops.peak(torch.device("cuda" if gpu else "cpu"), "bf16" if gpu else "fp32")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place / "model"))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory / "model"))
     return speed * flops.per_token(model, sizes()[1]) / peak if peak else None
 
 
@@ -169,16 +170,16 @@ KINDS: dict[str, Callable[..., Clock]] = {"hyperclone": ours, "plain": plain, "r
 BASES = {"hyperclone": "plain", "rotated": "hyperclone"}  # what each is compared with
 
 
-def measure(kind: str, place: Path, steps: int, *, compiled: bool) -> None:
+def measure(kind: str, directory: Path, steps: int, *, compiled: bool) -> None:
     """One run in this process; prints its figures."""
     load = os.getloadavg()[0]
-    clock = KINDS[kind](place, steps, compiled=compiled)
+    clock = KINDS[kind](directory, steps, compiled=compiled)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
-    _, sequence, windows, _ = sizes()
-    found = clock.figures(windows * sequence)
-    mfu = utilisation(place, found["tokens_per_second"] or 0.0)
+    _, seq_len, windows, _ = sizes()
+    found = clock.figures(windows * seq_len)
+    mfu = utilization(directory, found["tokens_per_second"] or 0.0)
     print(json.dumps({**found, "mfu": mfu, "peak_MB": memory / 1e6, "load_before": round(load, 2)}))
 
 
@@ -196,12 +197,12 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="on a GPU")
     parser.add_argument("-o", "--output", type=Path, help="write the figures here as JSON")
     parser.add_argument("--one", choices=list(KINDS), help=argparse.SUPPRESS)
-    parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     gpu = torch.cuda.is_available()
     compiled = gpu and not args.no_compile
     if args.one:
-        measure(args.one, args.place, args.steps, compiled=compiled)
+        measure(args.one, args.directory, args.steps, compiled=compiled)
         return
     from hyperclone.training import hardware  # only now: the plain loop's process does without
 
@@ -213,12 +214,12 @@ def main() -> None:
         prepare(Path(scratch), args.steps)
         for _ in range(args.rounds):
             for kind, runs in found.items():
-                command = [sys.executable, __file__, "--one", kind, "--place", scratch, "--steps", str(args.steps),
+                command = [sys.executable, __file__, "--one", kind, "--directory", scratch, "--steps", str(args.steps),
                            *(["--no-compile"] if args.no_compile else [])]  # fmt: skip
                 printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
                 runs.append(json.loads(printed.splitlines()[-1]))
                 print(kind, {name: value and round(value, 3) for name, value in runs[-1].items()}, flush=True)
-    config, sequence, windows, micro = sizes()
+    config, seq_len, windows, micro = sizes()
     figures = [name for name, value in found["plain"][0].items() if value is not None and name != "load_before"]
     ratios = {
         f"{name}, {kind} over {base}": spread(
@@ -233,7 +234,7 @@ def main() -> None:
         "hardware": {**hardware.this_machine(), "threads": None if gpu else args.threads},
         "versions": {"python": platform.python_version(),
                      **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}},
-        "seed": SEED, "config": config, "sequence": sequence, "batch": windows * sequence, "micro_batch": micro,
+        "seed": SEED, "config": config, "seq_len": seq_len, "batch_tokens": windows * seq_len, "micro_batch": micro,
         "steps": args.steps, "precision": "bf16 autocast" if gpu else "fp32", "compiled": compiled,
         **{kind: {"mfu": None, **{name: spread([run[name] for run in runs]) for name in figures}}
            for kind, runs in found.items()},

@@ -1,4 +1,4 @@
-"""Training steps for the tests of the law: the same batches for source and clone, in float64 throughout."""
+"""Training steps for the tests of the scaling rule: the same batches for source and clone, in float64 throughout."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ NO_DROPOUT = {
 
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms and softmax of transformers go through float32; let them stay in float64, or 1e-10 cannot be seen.
+    """Norms and softmax of transformers compute in float32; keep float64, or differences of 1e-10 would be lost.
 
-    What asks for float32 and has float64 keeps it. Everything else is stock.
+    A tensor that is float64 stays so when float32 is asked for. Everything else is unmodified.
     """
     to, softmax = torch.Tensor.to, torch.nn.functional.softmax
 
@@ -129,7 +129,7 @@ def in_trainers_groups(model: Any) -> tuple[list[Any], list[Any]]:
 
 
 def plain(model: Any, optimizer: str) -> torch.optim.Optimizer:
-    """The source's optimizer, as Trainer would build its groups; made without anything of ours."""
+    """The source's optimizer, as Trainer would build its groups; made without our code."""
     decayed, rest = in_trainers_groups(model)
     common: dict[str, Any] = {"lr": LR[optimizer]}
     return MAKE[optimizer](

@@ -1,4 +1,4 @@
-"""param_groups: a clone without noise has its source's loss after every step, for every optimizer that we speak of."""
+"""param_groups: a clone without noise has its source's loss after every step, for every optimizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEPS = 50
 __all__ = ["in_float64"]
 
 
-def by_the_law(model: Any, made: Plan, optimizer: str, **options: Any) -> torch.optim.Optimizer:
+def scaled(model: Any, made: Plan, optimizer: str, **options: Any) -> torch.optim.Optimizer:
     groups = hyperclone.param_groups(
         model, lr=LR[optimizer], weight_decay=DECAY, optimizer=optimizer, receipt=made, **options
     )
@@ -50,7 +50,7 @@ def test_a_clone_follows_its_sources_loss_for_fifty_steps(name: str, optimizer: 
     small = source(name)
     wide, made = grow(small, Growth(width=2, noise="none", allow_rounding=True))
     expected = train(small, [plain(small, optimizer)], batches(STEPS))
-    assert train(wide, [by_the_law(wide, made, optimizer)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
+    assert train(wide, [scaled(wide, made, optimizer)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
     assert abs(expected[-1] - expected[0]) > 1e-3  # it has been trained
 
 
@@ -75,7 +75,7 @@ def test_it_does_so_whatever_whole_factors_the_widths_grow_by(
         before = with_muon(small, small, None)
         after = with_muon(wide, small, made)
     else:
-        before, after = [plain(small, optimizer)], [by_the_law(wide, made, optimizer)]
+        before, after = [plain(small, optimizer)], [scaled(wide, made, optimizer)]
     expected = train(small, before, batches(12))
     assert train(wide, after, batches(12)) == pytest.approx(expected, abs=1e-10)
 
@@ -99,7 +99,7 @@ def newton_schulz_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_muon(
     model: Any, small: Any, made: Plan | None, adjust: str = "original", eps: float = 1e-7
 ) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices and AdamW for the rest: by the law for a clone, by hand for the source."""
+    """Muon for hidden matrices and AdamW for the rest: by the scaling rule for a clone, by hand for the source."""
     muon = {"lr": LR["muon"], "weight_decay": DECAY, "eps": eps}
     if made is not None:
         hidden = hyperclone.param_groups(model, optimizer="muon", adjust_lr_fn=adjust, receipt=made, **muon)
@@ -140,7 +140,7 @@ def test_with_noise_the_first_losses_agree_and_the_curves_separate() -> None:
     small = source("llama-grouped-tied")
     wide, made = grow(small, Growth(width=2))
     expected = train(small, [plain(small, "adamw")], batches(STEPS))
-    found = train(wide, [by_the_law(wide, made, "adamw")], batches(STEPS))
+    found = train(wide, [scaled(wide, made, "adamw")], batches(STEPS))
     assert found[0] == pytest.approx(expected[0], abs=1e-10)
     assert abs(found[-1] - expected[-1]) > 1e-4
 
@@ -149,7 +149,7 @@ def test_the_papers_recipe_is_one_word_away_and_leaves_the_sources_loss() -> Non
     small = source("llama-grouped-tied")
     wide, made = grow(small, Growth(width=2, noise="none"))
     expected = train(small, [plain(small, "adamw")], batches(12))
-    optimizer = by_the_law(wide, made, "adamw", lr_rule="uniform")
+    optimizer = scaled(wide, made, "adamw", lr_rule="uniform")
     assert {(g["lr"], g["eps"], g["lr_scale"]) for g in optimizer.param_groups} == {(LR["adamw"], 1e-8, 1.0)}
     assert abs(train(wide, [optimizer], batches(12))[-1] - expected[-1]) > 1e-3
 
@@ -158,7 +158,7 @@ def test_schedulers_that_multiply_keep_the_law() -> None:
     small = source("llama-grouped-tied")
     wide, made = grow(small, Growth(width=2, noise="none"))
     curves = []
-    for model, optimizer in ((small, plain(small, "adamw")), (wide, by_the_law(wide, made, "adamw"))):
+    for model, optimizer in ((small, plain(small, "adamw")), (wide, scaled(wide, made, "adamw"))):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         curves.append([])
         for batch in batches(8):
@@ -267,11 +267,11 @@ def test_the_receipt_holds_plain_numbers_for_every_optimizer(model_dir: ModelDir
     import json
 
     hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2), proof="none")
-    told = json.loads((tmp_path / "grown/hyperclone.json").read_text())["training"]["parameters"]
-    q = told["model.layers.0.self_attn.q_proj.weight"]
+    entries = json.loads((tmp_path / "grown/hyperclone.json").read_text())["training"]["parameters"]
+    q = entries["model.layers.0.self_attn.q_proj.weight"]
     assert (q["lr"], q["weight_decay"], q["eps"]) == (0.5, 2, 0.5)
     assert q["sgd"] == {"lr": 1, "weight_decay": 1}
     assert q["muon"]["original"]["lr"] == pytest.approx(1)
     assert q["muon"]["match_rms_adamw"]["lr"] == pytest.approx(0.5**0.5)
-    assert "muon" not in told["model.embed_tokens.weight"]
-    assert told["model.embed_tokens.weight"]["sgd"] == {"lr": 2, "weight_decay": 0.5}
+    assert "muon" not in entries["model.embed_tokens.weight"]
+    assert entries["model.embed_tokens.weight"]["sgd"] == {"lr": 2, "weight_decay": 0.5}

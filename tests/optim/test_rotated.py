@@ -1,4 +1,4 @@
-"""RotatedAdamW: the law in the coordinates of copies, and what it does to the differences between them."""
+"""RotatedAdamW: the scaling rule in the coordinates of copies, and what happens to the differences between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_clone_without_noise_follows_its_source(name: str) -> None:
     small = source(name)
     wide, made = grow(small, Growth(width=2, noise="none", allow_rounding=True))
     expected = train(small, [plain(small, "adamw")], batches(STEPS))
-    # Only rounding tells copies apart here, and Adam would take it for a gradient.
+    # Only rounding makes copies differ here, and Adam would take it for a gradient.
     assert train(wide, [rotated(wide, made, difference_lr=0.0)], batches(STEPS)) == pytest.approx(expected, abs=1e-10)
     assert abs(expected[-1] - expected[0]) > 1e-3
 
@@ -101,8 +101,8 @@ def test_the_rotation_is_helmerts_along_both_dimensions(
     assert torch.allclose(rotation.inverse(turned), value, atol=1e-12)
     if rotation.turns:
         equal = value[rows.source][:, columns.source]  # copies that are equal have no differences
-        apart = torch.stack([one.expand(value.shape) for _, one in rotation.factors]).any(0)
-        assert not rotation.forward(equal)[apart].abs().gt(1e-12).any()
+        differences = torch.stack([one.expand(value.shape) for _, one in rotation.factors]).any(0)
+        assert not rotation.forward(equal)[differences].abs().gt(1e-12).any()
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -117,8 +117,8 @@ def test_equal_copies_have_no_differences_at_all(count: int) -> None:
 def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_small_its_gradient() -> None:
     """Adam's first step is the gradient's sign: in the coordinates of copies, not in those of entries."""
     rows = columns = copy_map.axis(2, 4)
-    common, apart = torch.randn(2, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
-    gradient = common.repeat(2, 2) + 1e-4 * apart
+    common, differences = torch.randn(2, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    gradient = common.repeat(2, 2) + 1e-4 * differences
     steps = {}
     for differences in (1.0, 0.25):
         weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
@@ -139,7 +139,7 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     assert torch.allclose(raw[:2], raw[2:])
 
 
-def test_it_goes_on_from_its_state_bit_for_bit() -> None:
+def test_it_resumes_from_its_state_bit_for_bit() -> None:
     data, found = batches(6), []
     for stop in (None, 3):
         torch.manual_seed(0)
@@ -177,15 +177,15 @@ def test_grown_moments_of_bf16_parameters_survive_a_checkpoint() -> None:
 
 
 def test_it_parts_copies_sooner_than_adamw() -> None:
-    data, apart = batches(20), {}
+    data, differences = batches(20), {}
     for name in ("adamw", "rotated"):
         wide, made = grow(source("llama-grouped-tied"), Growth(width=2, noise="split", snr_db=30.0))
         groups = hyperclone.param_groups(wide, lr=LR["adamw"], weight_decay=DECAY, receipt=made)
         train(wide, [rotated(wide, made) if name == "rotated" else torch.optim.AdamW(groups, betas=(0.9, 0.95))], data)
         weight = wide.model.layers[0].mlp.up_proj.weight.detach()
         half = weight.shape[0] // 2
-        apart[name] = float((weight[:half] - weight[half:]).norm() / weight.norm())
-    assert apart["rotated"] > 2 * apart["adamw"]
+        differences[name] = float((weight[:half] - weight[half:]).norm() / weight.norm())
+    assert differences["rotated"] > 2 * differences["adamw"]
 
 
 @pytest.mark.parametrize(

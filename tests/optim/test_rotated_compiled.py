@@ -60,7 +60,7 @@ def test_compiled_equal_copies_stay_equal_to_the_bit(device: str) -> None:
 
 
 def test_layers_share_what_is_compiled() -> None:
-    """And nothing is compiled anew when a learning rate changes, nor are there more shapes than torch would compile."""
+    """Nothing is compiled again when a learning rate changes, and there may be more shapes than torch's limit."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)

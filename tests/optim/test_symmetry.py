@@ -1,4 +1,4 @@
-"""Promise 2: what copies do under training with one learning rate, against real optimizer steps."""
+"""What copies do under training with one learning rate everywhere, by real optimizer steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def one_group(model: Any) -> list[dict[str, Any]]:
     return [{"params": list(model.parameters()), "lr": 3e-3, "weight_decay": 0.1, "eps": 1e-6}]
 
 
-def copies_apart(model: Any, n: int) -> float:
+def divergence(model: Any, n: int) -> float:
     """Largest difference between copies in the embedding, and between copies of feed-forward rows."""
     embedding = model.get_input_embeddings().weight.detach().chunk(n, 1)
     up = model.model.layers[0].mlp.up_proj.weight.detach()
@@ -51,7 +51,7 @@ def copies_apart(model: Any, n: int) -> float:
 def test_without_noise_the_symmetric_clone_stays_locked_for_ever() -> None:
     grown = hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2, noise="none")).train()
     train(grown, one_group(grown))
-    assert copies_apart(grown, 2) == 0.0
+    assert divergence(grown, 2) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_without_noise_the_symmetric_clone_stays_locked_for_ever() -> None:
 def test_otherwise_the_copies_separate(growth: Growth) -> None:
     grown = hyperclone.grow_model(build("llama-grouped-tied"), growth).train()
     train(grown, one_group(grown))
-    assert copies_apart(grown, int(growth.width or 1)) > 1e-3
+    assert divergence(grown, int(growth.width or 1)) > 1e-3
 
 
 def test_symmetry_is_broken_by_default_and_a_locked_clone_is_announced() -> None:
@@ -80,7 +80,7 @@ def test_symmetry_is_broken_by_default_and_a_locked_clone_is_announced() -> None
 
 @pytest.mark.parametrize(("dtype", "snr_db"), [(torch.bfloat16, 40.0), (torch.float16, 60.0), (torch.float32, -1.0)])
 def test_noise_that_the_stored_type_cannot_hold_is_refused(dtype: torch.dtype, snr_db: float) -> None:
-    """At 60 dB in bf16 a noisy diagonal split would hold no noise at all: a locked clone that nobody was told of."""
+    """At 60 dB in bf16 a noisy diagonal split would hold no noise at all: a locked clone, without a warning."""
     model = InMemory(build("llama-grouped-tied", dtype=dtype))
     with pytest.raises(hyperclone.HypercloneError, match="snr_db"):
         planner.make_plan(model, Growth(width=2, snr_db=snr_db))

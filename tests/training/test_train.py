@@ -81,7 +81,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def windows_of(texts: list[str], tokenizer: Any) -> torch.Tensor:
-    """(windows, SEQUENCE): documents end to end, cut."""
+    """(windows, SEQUENCE) token ids: documents concatenated, with end-of-text tokens, and cut."""
     ids = [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     return torch.tensor(ids[: len(ids) // SEQUENCE * SEQUENCE]).view(-1, SEQUENCE)
 
@@ -227,7 +227,7 @@ def test_a_killed_save_is_not_picked_up(grown: Path, text: Path, tmp_path: Path)
     assert not (tmp_path / "out/.saving").exists()
 
 
-def test_the_held_out_loss_is_that_of_stock_transformers(grown: Path, text: Path, tmp_path: Path) -> None:
+def test_the_held_out_loss_is_that_of_unmodified_transformers(grown: Path, text: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hyperclone.train(request(grown, text, tmp_path / "out", micro_batch=1))
@@ -247,7 +247,7 @@ def test_the_held_out_loss_is_that_of_stock_transformers(grown: Path, text: Path
 
 
 def test_isolated_documents_are_trained_as_each_alone(model_dir: ModelDir, text: Path, tmp_path: Path) -> None:
-    """The first step's loss, over all windows of a batch, from documents that are run one by one."""
+    """The first step's loss, over all windows of a batch, from documents that are run one at a time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = model_dir("llama-grouped-tied")
@@ -268,7 +268,9 @@ def test_isolated_documents_are_trained_as_each_alone(model_dir: ModelDir, text:
     assert losses(tmp_path / "out") == [pytest.approx(total / predicted, abs=1e-5)]
 
 
-def test_the_control_arm_is_drawn_anew_and_sees_the_same_data(grown: Path, text: Path, tmp_path: Path) -> None:
+def test_the_control_arm_is_randomly_initialized_and_sees_the_same_data(
+    grown: Path, text: Path, tmp_path: Path
+) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     for name, asked in (
@@ -277,18 +279,20 @@ def test_the_control_arm_is_drawn_anew_and_sees_the_same_data(grown: Path, text:
         ("other", {"from_scratch": True, "seed": 1}),
     ):
         hyperclone.train(request(grown, text, tmp_path / name, save_every=STEPS, **asked))
-    told = [json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("clone", "random")]
-    assert {field for field in told[0] if told[0][field] != told[1][field]} == {
+    clone, control = (
+        json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("clone", "random")
+    )
+    assert {field for field in clone if clone[field] != control[field]} == {
         "from_scratch",
-        "optimizer",  # drawn weights are no copies
+        "optimizer",  # random weights are no copies
     }
     assert (tmp_path / "clone/hyperclone.json").exists()
-    assert not list((tmp_path / "random").rglob("hyperclone.json"))  # nothing in it would be true of drawn weights
+    assert not list((tmp_path / "random").rglob("hyperclone.json"))  # nothing in it would be true of random weights
     set_seed(0)
-    drawn = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(grown), dtype=torch.float32)
-    drawn.save_pretrained(tmp_path / "drawn")
-    models.save_tokenizer(tmp_path / "drawn")
-    hyperclone.train(request(tmp_path / "drawn", text, tmp_path / "again", save_every=STEPS))
+    random = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(grown), dtype=torch.float32)
+    random.save_pretrained(tmp_path / "initialized")
+    models.save_tokenizer(tmp_path / "initialized")
+    hyperclone.train(request(tmp_path / "initialized", text, tmp_path / "again", save_every=STEPS))
     assert losses(tmp_path / "random") == losses(tmp_path / "again")
     assert losses(tmp_path / "random") != losses(tmp_path / "other")
 
@@ -390,7 +394,7 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
 
 
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
-    """Rotated for a wider clone; AdamW for all else, the published recipe and asymmetric moments among it."""
+    """Rotated for a wider clone; AdamW for everything else, such as the published recipe and first-copy moments."""
     hyperclone.train(request(source, text, tmp_path / "first"))
     for name, mode in (("moments", "copy"), ("asymmetric", "first-copy")):
         hyperclone.grow(
@@ -502,7 +506,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(text: Path, tmp_path: P
         hyperclone.train(request(tmp_path / "small", text, tmp_path / "out"))
 
 
-def test_the_command_stops_with_143_and_goes_on(grown: Path, text: Path, tmp_path: Path) -> None:
+def test_the_command_stops_with_143_and_resumes(grown: Path, text: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -613,15 +617,15 @@ def test_anatomy_while_training_is_that_of_the_directories_and_changes_nothing(
     for directory, line in ((grown, lines[0]), (tmp_path / "anatomy", lines[-1])):
         expected = hyperclone.examine(directory, layers="all", spectra="all", activations=False)
         of_layers = [t for t in expected.tensors if t.layer is not None]
-        told = dict(line["anatomy"])
+        figures = dict(line["anatomy"])
         for key, values in (
             ("read", [t.input_symmetry for t in of_layers]),
             ("write", [t.output_symmetry for t in of_layers]),
             ("apart", [t.read and t.read.apart for t in of_layers]),
             ("effective_rank", [t.effective_rank for t in of_layers]),
         ):
-            assert told.pop(key) == pytest.approx(np.mean([v for v in values if v is not None]), rel=1e-6), key
-        assert told == {
+            assert figures.pop(key) == pytest.approx(np.mean([v for v in values if v is not None]), rel=1e-6), key
+        assert figures == {
             f"read/{t.name}": pytest.approx(t.input_symmetry, rel=1e-6)
             for t in of_layers
             if t.input_symmetry is not None

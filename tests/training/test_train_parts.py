@@ -20,13 +20,13 @@ from hyperclone.optimizer_state import distributed
 from hyperclone.training import budget, checkpoints, data_sources, export, flops, metrics, packing, token_cache
 from hyperclone.training.config import Training
 from hyperclone.training.lr_schedule import factor, warmup_steps
-from hyperclone.training.token_cache import Reading
+from hyperclone.training.token_cache import ReadingOptions
 from tests.helpers import models
 from tests.helpers.training_text import documents as made_up
 from tests.helpers.training_text import jsonl
 
 ModelDir = Callable[..., Path]
-READING = Reading("text", "document", 0.0)
+READING = ReadingOptions("text", "document", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_text_is_read_from_files_of_every_kind(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3}\n', ["no text", "int"]),
         ("a.jsonl", b'{"text": "x"}\n{broken\n', ["cannot be read", "a.jsonl"]),
         ("a.parquet", b"PAR1nonsense", ["cannot be read", "a.parquet"]),
-        ("a.pdf", b"x", ["no known kind", ".jsonl"]),
+        ("a.pdf", b"x", ["unknown kind", ".jsonl"]),
         ("none", None, ["no such file"]),
     ],
     ids=str,
@@ -189,7 +189,7 @@ def test_a_hub_dataset_is_spelled_with_config_and_split() -> None:
     assert data_sources.find("allenai/c4")[0].split == "train"
 
 
-def prepare(path: Path, tokenizer: Any, cache: Path, reading: Reading = READING, **options: Any) -> Any:
+def prepare(path: Path, tokenizer: Any, cache: Path, reading: ReadingOptions = READING, **options: Any) -> Any:
     return token_cache.prepare(
         data_sources.find(str(path)), reading, tokenizer, end=tokenizer.eos_token_id, cache=cache, **options
     )
@@ -198,7 +198,7 @@ def prepare(path: Path, tokenizer: Any, cache: Path, reading: Reading = READING,
 def test_the_cache_holds_every_document_and_an_end_after_each(tokenizer: Any, tmp_path: Path) -> None:
     texts = [*made_up(9), "ünïcode", "   ", ""]
     train, held_out = prepare(
-        jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c", Reading("text", "document", 0.25)
+        jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c", ReadingOptions("text", "document", 0.25)
     )
     kept = texts[:10]
     split = [t for i, t in enumerate(kept) if i % 4], [t for i, t in enumerate(kept) if i % 4 == 0]
@@ -211,7 +211,7 @@ def test_the_cache_holds_every_document_and_an_end_after_each(tokenizer: Any, tm
         assert stream.largest == max(stream.ids())
 
 
-def test_text_is_tokenised_once_and_again_when_it_changes(tokenizer: Any, tmp_path: Path) -> None:
+def test_text_is_tokenized_once_and_again_when_it_changes(tokenizer: Any, tmp_path: Path) -> None:
     file, calls = jsonl(tmp_path / "a.jsonl", made_up(5)), []
 
     def entry(**options: Any) -> Any:
@@ -221,7 +221,7 @@ def test_text_is_tokenised_once_and_again_when_it_changes(tokenizer: Any, tmp_pa
     assert len(calls) == 1
     assert entry() == first
     assert len(calls) == 1
-    assert entry(reading=Reading("text", "document", 0.5)) != first
+    assert entry(reading=ReadingOptions("text", "document", 0.5)) != first
     jsonl(file, made_up(6))
     assert entry() != first
     assert len(calls) == 3
@@ -243,7 +243,7 @@ def test_text_is_the_same_wherever_it_lies_and_another_is_not(tokenizer: Any, tm
     assert len({entry.digest for entry in entries}) == 3
 
 
-def test_a_failed_tokenisation_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_failed_tokenization_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": 1}\n{"text": "y"}\n')
     with pytest.raises(TrainingError):
         prepare(tmp_path / "a.jsonl", tokenizer, tmp_path / "c")
@@ -257,7 +257,7 @@ def test_empty_files_hold_no_text_and_do_no_harm(suffix: str, tokenizer: Any, tm
     place = tmp_path / "data"
     place.mkdir()
     (place / f"a.{suffix}").touch()
-    with pytest.raises(TrainingError, match="there is no text in the data"):
+    with pytest.raises(TrainingError, match="the data holds no text"):
         prepare(place, tokenizer, tmp_path / "c")
     jsonl(place / f"b.{suffix}", ["abc"])
     assert len(read(place)) == 1
@@ -325,7 +325,7 @@ def test_the_order_of_windows_depends_on_the_seed_alone() -> None:
 
     def order(seed: int, count: int = 30) -> list[int]:
         made = packing.Shuffled(Ten(), count=count, seed=seed)  # type: ignore[arg-type]
-        return [made.place(i) for i in range(count)]
+        return [made.window(i) for i in range(count)]
 
     one = order(5)
     assert one == order(5)
@@ -403,7 +403,7 @@ def test_a_sharded_checkpoint_becomes_what_transformers_saves(name: str, dtype: 
     model = models.build(name)
     with warnings.catch_warnings(action="ignore"):  # that there is no process group
         dcp.save({"model": model.state_dict()}, checkpoint_id=tmp_path / "saved", no_dist=True)
-    model.to(dtype).save_pretrained(tmp_path / "stock")
+    model.to(dtype).save_pretrained(tmp_path / "expected")
     saved = distributed.DistributedTensors(tmp_path / "saved")
     with torch.device("meta"):
         bare = type(model)(model.config)  # names are all that is asked of it
@@ -414,7 +414,7 @@ def test_a_sharded_checkpoint_becomes_what_transformers_saves(name: str, dtype: 
         files = sorted((tmp_path / place).glob("*.safetensors"))
         assert (len(files) > 1) == (place == "many") == (tmp_path / place / "model.safetensors.index.json").is_file()
         found = {key: value for file in files for key, value in load_file(file).items()}
-        expected = load_file(tmp_path / "stock/model.safetensors")
+        expected = load_file(tmp_path / "expected/model.safetensors")
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert found[key].dtype == dtype

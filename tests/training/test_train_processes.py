@@ -1,4 +1,4 @@
-"""Training in several processes: the curve of a single one, whether they hold whole models or shards, and resumed on
+"""Training in several processes: they have the curve of a single one, with whole models or shards, and resumed on
 others.
 """
 
@@ -117,7 +117,7 @@ def test_two_processes_have_the_curve_of_one(runs: Path) -> None:
     assert "sharded and whole checkpoints cannot be resumed as each other" in resumed.stderr
 
 
-def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(runs: Path) -> None:
+def test_shards_have_the_same_curve_and_are_resumed_on_another_number_of_processes(runs: Path) -> None:
     result = run(runs, "shards", "--sharding", "full", processes=2)
     assert result.returncode == 0, result.stderr
     check_equal(runs, "shards")
@@ -138,7 +138,7 @@ def test_shards_have_the_same_curve_and_go_on_in_another_number_of_processes(run
 
 
 def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_machines(runs: Path) -> None:
-    """To 1e-3: where copies have equal gradients, rounding decides which way Adam's first step parts them."""
+    """To 1e-3: where copies have equal gradients, rounding decides in which direction Adam's first step moves each."""
 
     def curve(output: str, figure: str = "loss") -> list[float]:
         return [line[figure] for line in metrics.read(runs / output) if figure in line]

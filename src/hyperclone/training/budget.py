@@ -1,8 +1,8 @@
-"""From tokens to steps: windows of a batch, how processes and accumulation share them, and how many steps there are.
+"""From tokens to steps: the windows of a batch, how processes and accumulation share them, and the number of steps.
 
 The global batch is a property of the training, not of the machines: step k trains on the windows k B ... (k+1) B - 1
-of the data's order, however many processes share them. So the curve is the same, and a run may go on with other
-processes.
+of the data's order, however many processes share them. So the loss curve is the same, and a run can be resumed on
+another number of processes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def sequence_length(wanted: int | None, positions: int | None) -> int:
 
     Args:
         wanted: as asked for.
-        positions: of the model; None where nothing limits them.
+        positions: that the model has; None if they are unlimited.
 
     Raises:
         TrainingError: longer than the model has positions.
@@ -66,7 +66,7 @@ def sequence_length(wanted: int | None, positions: int | None) -> int:
             expected=f"{positions} at most",
         )
     if wanted < 2:
-        raise TrainingError("nothing can be predicted in a window of one token", field="seq_len", found=wanted)
+        raise TrainingError("a window of one token has nothing to predict", field="seq_len", found=wanted)
     return wanted
 
 

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent.
 
-Trainer writes a checkpoint file by file under its final name, so a full disk or a kill would leave half of one for
-the next run to pick up. Here it is written in a hidden directory, synced, and renamed to `checkpoint-N`; a failure
-removes what there is of it. Whatever bears that name is whole, and older ones are removed only after a newer one has
+Trainer writes a checkpoint file by file under its final name, so a full disk or a kill would leave a partial one for
+the next run to resume from. Here it is written to a hidden directory, synced, and renamed to `checkpoint-N`; if that
+fails, it is removed. So whatever has such a name is complete, and older ones are removed only after a newer one has
 its name.
 """
 
@@ -23,23 +23,23 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 def every(output: Path) -> list[tuple[int, Path]]:
     """(step, directory) of all checkpoints, oldest first."""
-    found = [(int(m[1]), p) for p in output.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
-    return sorted(found)
+    checkpoints = [(int(m[1]), p) for p in output.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
+    return sorted(checkpoints)
 
 
 def last(output: Path) -> Path | None:
     """The newest checkpoint."""
-    found = every(output)
-    return found[-1][1] if found else None
+    checkpoints = every(output)
+    return checkpoints[-1][1] if checkpoints else None
 
 
 @contextmanager
 def writing(output: Path, *, main: bool) -> Iterator[Path]:
-    """The hidden directory to write into; what goes wrong in there is told as a full or failing disk.
+    """The hidden directory to write a checkpoint into. Errors in the block become a `DestinationError`.
 
     Args:
         output: where the finished directory will be.
-        main: this process clears up after a failure.
+        main: this process removes a partial checkpoint.
 
     Raises:
         DestinationError: it could not be written.
@@ -59,13 +59,15 @@ def writing(output: Path, *, main: bool) -> Iterator[Path]:
             found=f"{type(error).__name__}: {error}".splitlines()[0],
             expected=f"{shutil.disk_usage(output).free / 1e9:.2f} GB are free on this disk",
             cure=(
-                f"make room and run again with --resume: {kept.name} is whole" if kept else "make room and run again"
+                f"free some space and rerun with --resume: {kept.name} is whole"
+                if kept
+                else "free some space and rerun"
             ),
         ) from error
 
 
 def clear(output: Path) -> None:
-    """Remove what a run that was killed has left half-written."""
+    """Remove a partial checkpoint that a killed run left behind."""
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
 
 
@@ -75,7 +77,7 @@ def publish(partial: Path, target: Path) -> None:
         for name in files:
             _sync(Path(directory) / name)
         _sync(Path(directory))
-    if target.exists():  # of this very step, written by an earlier run
+    if target.exists():  # of the same step, by an earlier run
         shutil.rmtree(target)
     partial.rename(target)
     _sync(target.parent)

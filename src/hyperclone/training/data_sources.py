@@ -1,8 +1,8 @@
-"""Where text comes from: files and Hub datasets, read through `datasets` one document at a time, never all at once.
+"""Where text comes from: files and Hub datasets, streamed through `datasets` one document at a time.
 
 A source is spelled as a path, a directory (every file of a known kind below it), a glob, or a Hub dataset:
 `org/name`, `org/name:validation`, `org/name@config:split`. A text file is one document, or one for each paragraph or
-line (`sample_by`); jsonl and parquet hold one document in each row. Compressed files are read as they are.
+line (`sample_by`); jsonl and parquet hold one document in each row. Files may be compressed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _KINDS = {
     "json": "json",
     "parquet": "parquet",
 }
-_PACKED = {"gz", "bz2", "xz", "zst"}
+_COMPRESSED = {"gz", "bz2", "xz", "zst"}
 _HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:+-]+))?")
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """One place that text comes from.
+    """One source of text.
 
     Attributes:
-        spelled: as the user wrote it.
+        spelled: as the user spelled it.
         kind: "text", "json", "parquet" or "hub".
-        files: of local kinds.
+        files: of a local source.
         name, config, split: of a Hub dataset.
     """
 
@@ -49,23 +49,27 @@ class TextSource:
 
     @property
     def identity(self) -> list[Any]:
-        """Changes when the files change: their places, sizes and times; of a Hub dataset, its name."""
+        """Changes when the files do: their paths, sizes and times; of a Hub dataset, its name."""
         stats = [(str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns) for file in self.files]
         return [self.kind, self.name, self.config, self.split, stats]
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of the files; None for the Hub's, and where files are compressed, so that text has another size."""
-        if not self.files or self.kind == "parquet" or any(file.suffix[1:].lower() in _PACKED for file in self.files):
+        """Bytes of the files; None where these are not bytes of text: Hub datasets, compressed files, parquet."""
+        if (
+            not self.files
+            or self.kind == "parquet"
+            or any(file.suffix[1:].lower() in _COMPRESSED for file in self.files)
+        ):
             return None
         return sum(file.stat().st_size for file in self.files)
 
 
 def find(spelled: str) -> list[TextSource]:
-    """The sources that one `--data` means, one for each kind of file.
+    """The sources that one `--data` stands for, one for each kind of file.
 
     Raises:
-        TrainingError: nothing is there, or files of no known kind.
+        TrainingError: there are no such files, or files of an unknown kind.
     """
     path = Path(spelled).expanduser()
     if path.is_dir():
@@ -75,9 +79,9 @@ def find(spelled: str) -> list[TextSource]:
     elif path.is_file():
         files = [path]
     elif glob.has_magic(spelled):
-        files = [Path(found) for found in sorted(glob.glob(str(path), recursive=True)) if Path(found).is_file()]
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
         if not files:
-            raise TrainingError("no file has such a name", field="data", found=spelled)
+            raise TrainingError("no file matches", field="data", found=spelled)
     elif _kind(path) is None and not spelled.startswith((".", "/", "~")) and (hub := _HUB.fullmatch(spelled)):
         return [TextSource(spelled, "hub", name=hub["name"], config=hub["config"], split=hub["split"] or "train")]
     else:
@@ -85,27 +89,27 @@ def find(spelled: str) -> list[TextSource]:
     kinds: dict[str, list[Path]] = {}
     for file in files:
         if (kind := _kind(file)) is None:
-            raise TrainingError("a file of no known kind", file=file, expected=_expected())
+            raise TrainingError("a file of an unknown kind", file=file, expected=_expected())
         kinds.setdefault(kind, []).append(file)
-    return [TextSource(spelled, kind, tuple(found)) for kind, found in kinds.items()]
+    return [TextSource(spelled, kind, tuple(files)) for kind, files in kinds.items()]
 
 
 def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
     """The documents of a source, in order. Empty ones are left out.
 
     Raises:
-        TrainingError: not text, no such column, or it cannot be read.
+        TrainingError: it is not text, has no such column, or cannot be read.
     """
     import datasets
 
     datasets.disable_progress_bars()
-    where: Any = source.files[0] if len(source.files) == 1 else source.spelled
+    origin: Any = source.files[0] if len(source.files) == 1 else source.spelled
     try:
         if source.kind == "hub":
             rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
         else:
             options = {"sample_by": sample_by, "keep_linebreaks": True} if source.kind == "text" else {}
-            files = [str(file) for file in source.files if file.stat().st_size]  # an empty one has no columns
+            files = [str(file) for file in source.files if file.stat().st_size]  # an empty file has no columns
             if not files:
                 return
             rows = datasets.load_dataset(source.kind, data_files=files, split="train", streaming=True, **options)
@@ -113,13 +117,13 @@ def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
         for number, row in enumerate(rows):
             if column not in row:
                 raise TrainingError(
-                    "no such column in the data", file=where, field=column, found=", ".join(row), cure="--text-field"
+                    "no such column in the data", file=origin, field=column, found=", ".join(row), cure="--text-field"
                 )
             text = row[column]
             if text is not None and not isinstance(text, str):
                 raise TrainingError(
                     "this column holds no text",
-                    file=where,
+                    file=origin,
                     field=column,
                     found=f"{type(text).__name__} in row {number}",
                     cure="--text-field",
@@ -129,18 +133,18 @@ def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
     except TrainingError:
         raise
     except UnicodeDecodeError as error:
-        raise TrainingError("this is not UTF-8 text", file=_culprit(source) or where, found=error) from None
-    except Exception as error:  # readers of every format and the network have their own
+        raise TrainingError("this is not UTF-8 text", file=_not_utf8(source) or origin, found=error) from None
+    except Exception as error:  # every format's reader and the network have their own errors
         cause = error.__cause__ or error
         raise TrainingError(
             "the data cannot be read",
-            file=where,
+            file=origin,
             found=f"{type(cause).__name__}: {cause}".splitlines()[0],
             cure=None if source.files else "is it the name of a Hub dataset, and can it be reached?",
         ) from error
 
 
-def _culprit(source: TextSource) -> Path | None:
+def _not_utf8(source: TextSource) -> Path | None:
     """The file that is not UTF-8."""
     for file in source.files:
         try:
@@ -154,7 +158,7 @@ def _culprit(source: TextSource) -> Path | None:
 
 def _kind(file: Path) -> str | None:
     parts = file.name.lower().split(".")
-    return _KINDS.get(parts[-2] if len(parts) > 2 and parts[-1] in _PACKED else parts[-1])
+    return _KINDS.get(parts[-2] if len(parts) > 2 and parts[-1] in _COMPRESSED else parts[-1])
 
 
 def _expected() -> str:

@@ -92,7 +92,7 @@ def write_shards(
         holder |= dict.fromkeys(parts, name)
         likes |= parts
 
-    @functools.lru_cache(maxsize=1)  # the experts of one fused parameter are asked for in turn
+    @functools.lru_cache(maxsize=1)  # the experts of a fused parameter are written one after another
     def parts_of(name: str) -> dict[str, Tensor]:
         return parameter_names.to_disk(model, name, _cast(saved.read(keys[name]), dtype))
 
@@ -111,7 +111,7 @@ def write_shards(
 
 
 def _ties(model: Any) -> set[str]:
-    """Names that a parameter has besides its first."""
+    """Names of tied parameters, apart from the first of each."""
     every = {parameter_names.unwrapped_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     return every - {name for name, _ in parameter_names.named_parameters(model)}
 

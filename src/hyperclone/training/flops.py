@@ -6,9 +6,9 @@ and
 
     MFU = tokens/s x (6 N + 12 L H Q T) / peak.
 
-Recomputed activations do not count. N leaves out what is only looked up (input embedding, learned positions) and, in
-a mixture of experts, the experts that a token does not visit. The peak is the vendor's dense bf16 figure: for other
-types, and for devices that are not in the table (CPUs among them), no MFU is given.
+Recomputed activations do not count. N leaves out parameters that are only looked up (input embedding, learned
+positions) and, in a mixture of experts, the experts that a token is not routed to. The peak is the vendor's figure for
+dense bf16. For other types, and for devices that are not in the table (CPUs among them), no MFU is given.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Dense bf16 tensor-core peak in FLOP/s, by what the device's name contains; the first that fits is meant.
+# Dense bf16 tensor-core peak in FLOP/s, by a part of the device's name; the first match counts.
 PEAKS = (
     ("GB200", 2.5e15),
     ("B200", 2.25e15),
@@ -52,7 +52,7 @@ def peak(device: torch.device, precision: str) -> float | None:
 
 
 def per_token(model: Any, seq_len: int) -> float:
-    """Operations for training on one token.
+    """Floating-point operations for training on one token.
 
     Args:
         model: a transformers causal language model.
@@ -72,10 +72,10 @@ def multiplying(model: Any) -> float:
     }  # a tied embedding multiplies as the head
     config = model.config.get_text_config()
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    visited = min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts)
+    routed = min(1.0, (getattr(config, "num_experts_per_tok", None) or experts) / experts)
     weights: float = sum(
-        parameter.numel() * (visited if ".experts." in name else 1)
+        parameter.numel() * (routed if ".experts." in name else 1)
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and id(parameter) not in looked_up  # gains and biases multiply nothing to speak of
+        if parameter.dim() > 1 and id(parameter) not in looked_up  # gains and biases hardly count
     )
     return weights

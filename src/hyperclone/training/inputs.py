@@ -18,7 +18,7 @@ from hyperclone.training import data_sources, token_cache
 from hyperclone.training.config import Training
 from hyperclone.training.data_sources import TextSource
 from hyperclone.training.events import Tokenizing, Watch
-from hyperclone.training.token_cache import Corpus, Reading
+from hyperclone.training.token_cache import Corpus, ReadingOptions
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -93,7 +93,7 @@ def load_texts(
 
     def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
         sources = [source for spelling in spelled for source in data_sources.find(spelling)]
-        reading = Reading(training.text_field, training.sample_by, held_out, _limit(training, sources, seq_len))
+        reading = ReadingOptions(training.text_field, training.sample_by, held_out, _limit(training, sources, seq_len))
         return token_cache.prepare(
             sources,
             reading,

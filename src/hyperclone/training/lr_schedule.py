@@ -1,10 +1,10 @@
 """The learning rate over the steps, as a share of the peak: one pure function, the same for every param group.
 
-A warm-up that starts above zero (the first step learns something), then from the peak 1 to `least`:
+A linear warm-up that starts above zero, so that the first step learns something; then from the peak 1 to `least`:
 
     cosine    least + (1 - least) (1 + cos(pi p)) / 2       p = share of the steps after the warm-up
     linear    1 - (1 - least) p
-    wsd       1, and over the last `decay` of all steps the linear way down (warm-up, stable, decay)
+    wsd       1, then linear over the last `decay` of all steps (warmup-stable-decay)
     constant  1
 """
 
@@ -21,13 +21,14 @@ def warmup_steps(warmup: float, steps: int) -> int:
 
 
 def factor(step: int, *, steps: int, warmup: int, schedule: ScheduleName, least: float, decay: float) -> float:
-    """The learning rate of a step over the peak's.
+    """The learning rate of a step, over the peak.
 
     Args:
         step: 0 for the first.
-        steps, warmup: in all, and of the warm-up.
+        steps: of the run.
+        warmup: steps of the warm-up.
         schedule: "cosine", "linear", "wsd" or "constant".
-        least: where it ends.
+        least: where the schedule ends, over the peak.
         decay: share of the steps in which "wsd" decays.
     """
     if step < warmup:

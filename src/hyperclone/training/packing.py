@@ -1,15 +1,15 @@
 """Windows of fixed length cut from a stream of documents, in an order that depends on the seed alone.
 
-Documents stand end to end, an end-of-text token after each, and are cut every `seq_len` tokens; what does not fill
-the last window is left out. Two ways to treat the documents that share a window:
+Documents are concatenated, with an end-of-text token after each, and cut every `seq_len` tokens; a remainder that
+does not fill a window is left out. There are two ways to treat the documents that share a window:
 
 * **packed** (default): the window is one context, as in GPT-3, Pythia and OLMo. Every architecture and the fastest
-  attention kernels can do it, every position is trained, and the clone sees what its source most likely saw.
-* **isolated**: positions start anew with each document, attention stays inside it (transformers builds the
-  block-diagonal mask from the positions), and its first token is not predicted from the one before.
+  attention kernels support it, every position is trained, and most sources were trained so.
+* **isolated**: positions restart with each document, attention stays inside it (transformers builds the
+  block-diagonal mask from the positions), and its first token is not predicted from the document before.
 
-The order: epoch e is a permutation of the windows drawn from (seed, e), and batch k is the windows k B ... (k+1) B -
-1 of all epochs laid end to end. Neither arms, nor processes, nor an interruption change it.
+The order: epoch e is a random permutation of the windows that depends on (seed, e), and batch k is the windows
+k B ... (k+1) B - 1 of the concatenated epochs. Arms, processes and interruptions do not change it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
         return len(self._ids) // self._seq_len
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Window `index`: input_ids, labels and, of isolated documents, position_ids; (seq_len,) int64 each."""
+        """Window `index`: input_ids, labels and, for isolated documents, position_ids; (seq_len,) int64 each."""
         begin = index * self._seq_len
         ids = torch.from_numpy(self._ids[begin : begin + self._seq_len].astype(np.int64))
         window = {"input_ids": ids, "labels": ids.clone()}
@@ -47,15 +47,15 @@ class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
             first, last = np.searchsorted(self._starts, (begin, begin + self._seq_len))
             starts = torch.from_numpy(self._starts[first:last] - begin)  # of the documents that begin in here
             window["labels"][starts] = IGNORED
-            places = torch.arange(self._seq_len)
+            positions = torch.arange(self._seq_len)
             began = torch.zeros(self._seq_len, dtype=torch.long)
             began[starts] = starts
-            window["position_ids"] = places - began.cummax(0).values
+            window["position_ids"] = positions - began.cummax(0).values
         return window
 
 
 class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The windows of a whole training, epoch after epoch, each in an order of its own."""
+    """The windows of a whole training: epoch after epoch, each in its own order."""
 
     def __init__(self, windows: Windows, *, count: int, seed: int) -> None:
         self._windows, self._count, self._seed = windows, count, seed
@@ -66,10 +66,10 @@ class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self._windows[self.place(index)]
+        return self._windows[self.window(index)]
 
-    def place(self, index: int) -> int:
-        """Which window is the `index`-th of the training."""
+    def window(self, index: int) -> int:
+        """The number of the window that is the `index`-th of the training."""
         epoch, within = divmod(index, len(self._windows))
         if epoch != self._epoch:
             self._order = np.random.Generator(np.random.Philox(key=[self._seed, epoch])).permutation(len(self._windows))
@@ -78,12 +78,12 @@ class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def collate(windows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch, (windows, seq_len) each."""
+    """A batch: tensors of shape (windows, seq_len)."""
     return {name: torch.stack([window[name] for window in windows]) for name in windows[0]}
 
 
 def check_isolated(model: Any, *, precision: str) -> None:
-    """Two packed documents must give the logits that each gives alone: tried on this model, not assumed of it.
+    """Check that two documents in one window have the logits that each has alone, by running the model.
 
     Args:
         model: a transformers causal language model, not wrapped.

@@ -1,13 +1,12 @@
-"""Text as tokens on disk: tokenised once, memory-mapped ever after, shared by every run that reads the same text the
-same way.
+"""Text as tokens on disk: tokenized once, then memory-mapped by every run that reads the same text in the same way.
 
-A cache entry is a directory named by the hash of what determines its bytes: the files (place, size, time), the
+A cache entry is a directory named by the hash of what determines its bytes: the files (path, size, time), the
 tokenizer, and how documents are read. It holds two streams, `train` and `held_out`: tokens as uint16 or uint32 in one
-flat file, and the start of every document as int64 in another. It is built beside its place and renamed, so it is
-complete or absent; a lock lets one process build while others (ranks, arms of a study) wait and then find it.
+flat file, and the start of every document as int64 in another. It is built under another name and renamed, so it is
+complete or absent; a lock lets one process build it while others (ranks, arms of a study) wait for it.
 
 A document is what the tokenizer makes of it (with its own beginning-of-text token, where it has one) and an
-end-of-text token. Of every 1/held_out documents the first is held out: no seed is involved, so all arms and seeds are
+end-of-text token. Of every 1/held_out documents the first is held out. No seed is involved, so all arms and seeds are
 measured on the same text.
 """
 
@@ -28,9 +27,9 @@ import numpy.typing as npt
 from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.training.data_sources import TextSource, texts
 
-Progress = Callable[[int, int | None], None]  # bytes of text done, bytes in all (None: not known)
+TokenizingProgress = Callable[[int, int | None], None]  # bytes of text that are done, and of all (None: not known)
 _FORMAT = 2
-_BATCH = 1 << 20  # characters that are tokenised at once
+_BATCH = 1 << 20  # characters that are tokenized together
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,12 @@ class Corpus:
     """A stream of documents.
 
     Attributes:
-        file: of its tokens; that of the documents' starts lies beside it.
+        file: holds the tokens; the file with the documents' starts lies beside it.
         dtype: of a token.
         tokens, documents: how many.
         nbytes: of the documents as UTF-8.
-        largest: token id.
-        digest: SHA-256 of its documents' tokens: the same text has the same, wherever its files lie.
+        largest: the largest token id.
+        digest: SHA-256 of its documents' tokens. The same text has the same digest, wherever its files lie.
     """
 
     file: str
@@ -55,22 +54,22 @@ class Corpus:
     digest: str
 
     def ids(self) -> npt.NDArray[Any]:
-        """(tokens,) mapped, not read."""
+        """(tokens,) token ids, memory-mapped."""
         return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(self.tokens,))
 
     def starts(self) -> npt.NDArray[np.int64]:
-        """(documents,) where each begins."""
+        """(documents,) the index of each document's first token."""
         return np.memmap(_starts(Path(self.file)), dtype=np.int64, mode="r", shape=(self.documents,))
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How text becomes tokens.
+class ReadingOptions:
+    """How text is read.
 
     Attributes:
         field, sample_by: as in Training.
         held_out: share of the documents for the held-out stream.
-        limit: stop after so many tokens for training; None for all of the text.
+        limit: stop after this many tokens to train on; None for all of the text.
     """
 
     field: str
@@ -81,52 +80,57 @@ class Reading:
 
 def prepare(
     sources: list[TextSource],
-    reading: Reading,
+    reading: ReadingOptions,
     tokenizer: Any,
     *,
     end: int,
     cache: Path,
-    progress: Progress | None = None,
+    progress: TokenizingProgress | None = None,
 ) -> tuple[Corpus, Corpus]:
-    """The train and held-out streams of a cache entry; built if it is not there.
+    """The train and held-out streams of a cache entry, which is built if it does not exist.
 
     Args:
-        sources: of the text.
+        sources: where the text comes from.
         reading: how it is read.
         tokenizer: of transformers.
         end: id of the end-of-text token.
         cache: directory of cache entries.
-        progress: called while it is built.
+        progress: is told of bytes while the entry is built.
 
     Raises:
-        TrainingError: there is no text, or it cannot be read.
+        TrainingError: the sources hold no text, or it cannot be read.
         DestinationError: the cache cannot be written.
     """
     from filelock import FileLock
 
-    told = [_FORMAT, [s.identity for s in sources], asdict(reading), _fingerprint(tokenizer), end]
-    key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:20]
-    place = cache / key
+    identity = [_FORMAT, [s.identity for s in sources], asdict(reading), _fingerprint(tokenizer), end]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+    entry = cache / key
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{key}.lock"):
-            if not place.is_dir():
-                _build(place, sources, reading, tokenizer, end, progress)
-        content = json.loads((place / "index.json").read_text())
-        train, held_out = (Corpus(str(place / name), **content[name]) for name in ("train", "held_out"))
+            if not entry.is_dir():
+                _build(entry, sources, reading, tokenizer, end, progress)
+        content = json.loads((entry / "index.json").read_text())
+        train, held_out = (Corpus(str(entry / name), **content[name]) for name in ("train", "held_out"))
     except OSError as error:
         raise DestinationError(
             "the token cache cannot be used", file=cache, found=error.strerror or error, cure="--cache DIR"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise DestinationError("this cache entry is damaged", file=place, cure="remove it") from None
+        raise DestinationError("this cache entry is damaged", file=entry, cure="remove it") from None
     return train, held_out
 
 
 def _build(
-    place: Path, sources: list[TextSource], reading: Reading, tokenizer: Any, end: int, progress: Progress | None
+    entry: Path,
+    sources: list[TextSource],
+    reading: ReadingOptions,
+    tokenizer: Any,
+    end: int,
+    progress: TokenizingProgress | None,
 ) -> None:
-    partial = place.with_name(f".{place.name}.partial")
+    partial = entry.with_name(f".{entry.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     every = round(1 / reading.held_out) if reading.held_out else 0
@@ -149,18 +153,16 @@ def _build(
                 if reading.limit is not None and train.tokens >= reading.limit:
                     break
         if not number:
-            raise TrainingError(
-                "there is no text in the data", file=", ".join(dict.fromkeys(s.spelled for s in sources))
-            )
-        content = {"train": train.told(), "held_out": held_out.told()}
+            raise TrainingError("the data holds no text", file=", ".join(dict.fromkeys(s.spelled for s in sources)))
+        content = {"train": train.index(), "held_out": held_out.index()}
         (partial / "index.json").write_text(json.dumps(content, indent=2) + "\n")
-        partial.rename(place)
+        partial.rename(entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Stream:
-    """A stream being written."""
+    """A stream that is being written."""
 
     def __init__(self, file: Path, dtype: str) -> None:
         self._ids, self._starts = file.open("wb"), _starts(file).open("wb")
@@ -185,14 +187,14 @@ class _Stream:
         self.nbytes += nbytes
         self.largest = max(self.largest, *document)
 
-    def told(self) -> dict[str, Any]:
-        names = ("tokens", "documents", "nbytes", "largest")
-        told = {name: getattr(self, name) for name in names}
-        return {"dtype": self._dtype, **told, "digest": self._sum.hexdigest()}
+    def index(self) -> dict[str, Any]:
+        """The fields of its `Corpus`, but for the file."""
+        counts = {name: getattr(self, name) for name in ("tokens", "documents", "nbytes", "largest")}
+        return {"dtype": self._dtype, **counts, "digest": self._sum.hexdigest()}
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in lists of some _BATCH characters."""
+    """Documents in lists of about _BATCH characters."""
     batch: list[str] = []
     size = 0
     for document in documents:
@@ -210,17 +212,17 @@ def _starts(file: Path) -> Path:
 
 
 def _fingerprint(tokenizer: Any) -> str:
-    """Changes when the tokenizer would make other tokens."""
+    """Changes when the tokenizer would produce other tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = (
+    described = (
         backend.to_str()
         if backend is not None
         else json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
     )
-    return hashlib.sha256(told.encode()).hexdigest()
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def default_cache() -> Path:
-    """Where tokenised data is kept unless the user says otherwise."""
+    """Where tokens are cached unless a directory is given."""
     root = os.environ.get("HYPERCLONE_CACHE")
     return (Path(root) if root else Path.home() / ".cache/hyperclone") / "tokens"
