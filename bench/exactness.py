@@ -57,7 +57,7 @@ def level() -> list[dict[str, Any]]:
 
 
 def tolerance(work: Path) -> dict[str, Any]:
-    """relative / tolerance of every comparison in the behavioral proofs of the tests' small models."""
+    """Error over tolerance of every comparison in the behavioral proofs of the tests' small models."""
     from tests.helpers.models import MODELS, build, save_tokenizer
 
     requests = [
@@ -104,6 +104,7 @@ def rounding(source: Path, work: Path) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("level", "tolerance", "rounding"))
     parser.add_argument("source", type=Path, nargs="?")

@@ -3,9 +3,9 @@
     python bench/grow.py model path/to/model --work /scratch       # a real model; whole processes, five rounds
     python bench/grow.py shape 8b --layers 4 16 32 --work /scratch # Llama-3-8B's shape with random data
 
-Every command runs as its own process; time is wall time until its output is synced to disk, memory is the kernel's
-peak resident size of the process. In each round the copy, the growth and the in-memory baseline run one after the
-other on the same disk, and ratios are taken within the round, so that a machine whose speed drifts does not matter.
+Every command runs as its own process. Time is wall time until its output is synced to disk; memory is the process's
+peak resident size as the kernel reports it. In each round the copy, the growth and the in-memory baseline run one
+after another on the same disk, and ratios are taken within a round, so that drifts of the machine's speed cancel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SHAPES = {  # hidden, ffn, heads, KV heads, vocabulary
     "tiny": (256, 1024, 8, 2, 4096),
 }
 
-# What people write by hand: both models in memory, tensors copied and halved in place (symmetric, 2-fold, no noise).
+# The baseline, as one would write it by hand: both models in memory, tensors copied and halved (symmetric, 2-fold,
+# no noise).
 IN_MEMORY = """
 import sys, torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,16 +61,16 @@ def measure(command: list[str]) -> tuple[float, float]:
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    said = process.stderr.read().decode()
+    message = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{said}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{message}")
     os.sync()
     return time.perf_counter() - start, usage.ru_maxrss * 1024.0
 
 
 def copy_command(files: list[Path], target: Path) -> list[str]:
-    """Copy with large blocks and one fsync a file, as a plain tool would."""
+    """A command that copies with large blocks and one fsync for each file."""
     script = (
         "import os, shutil, sys\n"
         "for f in sys.argv[2:]:\n"
@@ -80,16 +81,18 @@ def copy_command(files: list[Path], target: Path) -> list[str]:
 
 
 def hyperclone(*arguments: object) -> list[str]:
+    """A command line of hyperclone."""
     return [sys.executable, "-c", "from hyperclone.cli.main import main; main()", *map(str, arguments)]
 
 
 def fresh(path: Path) -> Path:
+    """The path, with nothing there."""
     shutil.rmtree(path, ignore_errors=True)
     return path
 
 
 def bench_model(source: Path, work: Path, rounds: int) -> dict[str, Any]:
-    """Growth, copy and in-memory baseline of a 2-fold growth, interleaved."""
+    """Time and memory of a 2-fold growth, of copying its output, and of the in-memory baseline, interleaved."""
     rows: dict[str, list[tuple[float, float]]] = {
         "grow": [],
         "grow + structural proof": [],
@@ -121,7 +124,7 @@ def bench_model(source: Path, work: Path, rounds: int) -> dict[str, Any]:
 
 
 def make_source(path: Path, shape: str, layers: int) -> None:
-    """A bf16 Llama directory of a given shape, a file for each layer, random data repeated."""
+    """Write a bf16 Llama of a given shape, one file for each layer, with random values that repeat."""
     import torch
     from safetensors.torch import save_file
 
@@ -162,11 +165,11 @@ def make_source(path: Path, shape: str, layers: int) -> None:
 
 
 def bench_shape(shape: str, layers: list[int], work: Path, source_in: Path, *, keep_copy: bool) -> list[dict[str, Any]]:
-    """Peak memory and speed at several depths: memory must not follow the size."""
+    """Peak memory and speed at several depths: memory must not grow with the size."""
     results = []
     for depth in layers:
         source, out = source_in / f"{shape}-{depth}", work / "grown"
-        # In a process of its own: a child's peak counts what its parent had resident when it was forked.
+        # In a separate process: the peak of a child includes what its parent had resident when it forked.
         subprocess.run([sys.executable, __file__, "make", shape, str(depth), str(fresh(source))], check=True)
         seconds, peak = measure(hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "none"))
         proof_seconds, proof_peak = measure(hyperclone("verify", source, out, "--proof", "structural"))
@@ -198,6 +201,7 @@ def bench_shape(shape: str, layers: list[int], work: Path, source_in: Path, *, k
 
 
 def machine() -> dict[str, Any]:
+    """Date, processor and versions."""
     import importlib.metadata as metadata
 
     cpu = next(
@@ -211,6 +215,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     model = kinds.add_parser("model")
@@ -219,12 +224,12 @@ def main() -> None:
     shape = kinds.add_parser("shape")
     shape.add_argument("shape", choices=SHAPES)
     shape.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
-    shape.add_argument("--source-in", type=Path, help="where to make the source (default: --work)")
-    shape.add_argument("--copy", action="store_true", help="copy the output too, where the disk has room")
+    shape.add_argument("--source-in", type=Path, help="where to write the source (default: --work)")
+    shape.add_argument("--copy", action="store_true", help="also copy the output, if it fits on the disk")
     for kind in (model, shape):
-        kind.add_argument("--work", type=Path, required=True, help="scratch directory on the disk to be measured")
+        kind.add_argument("--work", type=Path, required=True, help="scratch directory on the disk to measure")
         kind.add_argument("-o", "--output", type=Path, help="write the figures here as JSON")
-    make = kinds.add_parser("make", help="only make the source of `shape`")
+    make = kinds.add_parser("make", help="only write the source of `shape`")
     make.add_argument("shape", choices=SHAPES)
     make.add_argument("layers", type=int)
     make.add_argument("path", type=Path)

@@ -3,7 +3,7 @@
     python bench/matmul.py [--threads 1] [-o bench/results/matmul.json]
 
 The products of a Llama with hidden_size 384 on 1024 tokens: forward pass, and the gradients of input and weight. torch
-gives them to MKL, which on some AMD processors leaves AVX-512 alone; oneDNN, which ships with torch as well, shows what
+gives them to MKL, which does not use AVX-512 on some AMD processors. oneDNN, which also ships with torch, shows what
 the processor can do. docs/study.md says what helps. Medians of seven rounds, in GFLOP/s.
 """
 
@@ -40,7 +40,7 @@ def seconds(product: Callable[[], Any], *, repeats: int = 20) -> float:
 
 
 def main() -> None:
-    """Measure, print and perhaps write."""
+    """Measure, print and, if asked to, write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-o", "--output", type=Path)
@@ -59,13 +59,13 @@ def main() -> None:
         operations = 2 * TOKENS * inputs * outputs
         rows[name] = {kind: round(operations / seconds(product) / 1e9) for kind, product in products.items()}
         print(f"{name:13}", "  ".join(f"{kind} {value}" for kind, value in rows[name].items()))
-    told = {
+    record = {
         "date": str(date.today()), "torch": importlib.metadata.version("torch"), **hardware.this_machine(),
-        "preloaded": [Path(one).name for one in os.environ.get("LD_PRELOAD", "").split(":") if one],
+        "preloaded": [Path(library).name for library in os.environ.get("LD_PRELOAD", "").split(":") if library],
         "gflops": rows,
     }  # fmt: skip
     if args.output:
-        args.output.write_text(json.dumps(told, indent=1) + "\n")
+        args.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

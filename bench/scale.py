@@ -1,13 +1,13 @@
-"""What training a grown model on 64 GPUs would take, by formula: memory of a rank, tokens/s, days.
+"""What training a grown model on 64 GPUs takes, by formula: memory of a rank, tokens/s, days.
 
     python bench/scale.py [--gpus 64] [--mfu 0.4] [-o bench/results/scale.json]
 
-Nothing here is measured: sizes come from plans of the growths, the rest from these formulas, so that a reader can put
-in numbers of their own.
+Nothing here is measured: sizes come from plans of the growths, everything else from these formulas, so that readers can
+put in their own numbers.
 
-State, in bytes for each parameter: weights and gradients in fp32 (4 + 4) and AdamW's two moments (8), all of them
-sharded over the ranks by FSDP2. With full sharding, the bf16 weights (2) of two layers at a time are whole on a rank;
-with sharding of gradients and state only (as ZeRO-2), those of all layers.
+Bytes for each parameter: weights and gradients in fp32 (4 + 4) and AdamW's two moments (8), all sharded over the ranks
+by FSDP2. With full sharding, a rank holds the whole bf16 weights (2) of two layers at a time; with sharding of
+gradients and moments only (as in ZeRO-2), of all layers.
 
 Activations of a micro-batch of b windows of T tokens, for each layer, in bf16 with an attention that keeps no scores
 (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1, without its score and dropout terms): the layer's input and
@@ -37,12 +37,12 @@ MEMORY = 80e9
 
 @dataclass(frozen=True)
 class Case:
-    """A growth of the paper, or one that people ask for."""
+    """A growth of the paper, or a common one."""
 
     name: str
     config: dict[str, Any]
     growth: Growth
-    sequence: int
+    seq_len: int
     micro_batch: int
 
 
@@ -51,44 +51,44 @@ CASES = (
         "OPT 350M -> 1.3B",
         {"model_type": "opt", "hidden_size": 1024, "word_embed_proj_dim": 1024, "ffn_dim": 4096,
          "num_hidden_layers": 24, "num_attention_heads": 16, "vocab_size": 50272, "max_position_embeddings": 2048},
-        Growth(width=2), sequence=1024, micro_batch=8,
+        Growth(width=2), seq_len=1024, micro_batch=8,
     ),
     Case(
         "OLMo 1B -> 2.9B",
         {"model_type": "olmo", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
          "num_attention_heads": 16, "vocab_size": 50304, "max_position_embeddings": 2048, "tie_word_embeddings": True},
-        Growth(hidden=2, heads=2, ffn="1x"), sequence=2048, micro_batch=4,
+        Growth(hidden=2, heads=2, ffn="1x"), seq_len=2048, micro_batch=4,
     ),
     Case(
         "Llama 8B -> 30B",
         {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
          "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
          "tie_word_embeddings": False},
-        Growth(width=2), sequence=4096, micro_batch=1,
+        Growth(width=2), seq_len=4096, micro_batch=1,
     ),
 )  # fmt: skip
 
 
-def planned(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
+def figures(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
     """The figures of one case."""
     plan = planner.make_plan(Headers.from_config(case.config, dtype="BF16"), case.growth)
-    a = {axis: new for axis, (_, new) in plan.sizes.items()}
-    heads = a["heads"] if "heads" in a else a["kv_heads"] * a["group"]
-    kv = a.get("kv_heads", heads)
-    layers, hidden, width = len(plan.layers), a["hidden"], heads * a["head_dim"]
-    inside = sum(math.prod(t.shape) for t in plan.tensors if any(part.isdigit() for part in t.name.split(".")))
-    multiplying = inside + a["vocab"] * hidden  # the head, tied or not
-    flops = 6 * multiplying + 12 * layers * width * case.sequence
+    sizes = {axis: new for axis, (_, new) in plan.sizes.items()}
+    heads = sizes["heads"] if "heads" in sizes else sizes["kv_heads"] * sizes["group"]
+    kv_heads = sizes.get("kv_heads", heads)
+    layers, hidden, width = len(plan.layers), sizes["hidden"], heads * sizes["head_dim"]
+    in_layers = sum(math.prod(t.shape) for t in plan.tensors if any(part.isdigit() for part in t.name.split(".")))
+    multiplying = in_layers + sizes["vocab"] * hidden  # the head, tied or not
+    flops = 6 * multiplying + 12 * layers * width * case.seq_len
 
-    tokens = case.sequence * case.micro_batch
+    tokens = case.seq_len * case.micro_batch
     gated = any("gate_proj" in t.name for t in plan.tensors)
-    ffn = (3 if gated else 2) * a["ffn"]  # up, gate, and what the last matrix reads
-    # Two norms and two residuals, queries and attention's output, keys and values, feed-forward.
-    layer = 2 * tokens * (4 * hidden + 2 * width + 2 * kv * a["head_dim"] + ffn)
-    logits = 8 * tokens * a["vocab"]
+    ffn = (3 if gated else 2) * sizes["ffn"]  # up, gate, and the input of the last matrix
+    # Two norms and two residuals, queries and the output of attention, keys and values, feed-forward.
+    layer = 2 * tokens * (4 * hidden + 2 * width + 2 * kv_heads * sizes["head_dim"] + ffn)
+    logits = 8 * tokens * sizes["vocab"]
     activations = {"kept": layers * layer + logits, "checkpointed": layers * 2 * tokens * hidden + layer + logits}
-    sharded, outside = 16 * plan.parameters / gpus, 2 * (plan.parameters - inside)
-    whole = {"gradients": 2 * plan.parameters, "full": 2 * 2 * inside / layers + outside}
+    sharded, outside = 16 * plan.parameters / gpus, 2 * (plan.parameters - in_layers)
+    whole = {"gradients": 2 * plan.parameters, "full": 2 * 2 * in_layers / layers + outside}
     speed = gpus * PEAK * mfu / flops
     return {
         "case": case.name,
@@ -105,20 +105,20 @@ def planned(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
         },
         "tokens_per_second": speed,
         "days_for_20_tokens_per_parameter": 20 * plan.parameters / speed / 86400,
-        "sequence": case.sequence,
+        "sequence": case.seq_len,
         "micro_batch": case.micro_batch,
     }
 
 
 def table(rows: list[dict[str, Any]], *, gpus: int, mfu: float) -> str:
-    """The figures as markdown."""
-    out = [
+    """The figures as Markdown."""
+    lines = [
         f"| {gpus} x H100 80 GB, MFU {mfu:.0%} | " + " | ".join(row["case"] for row in rows) + " |",
         "|---|" + "---:|" * len(rows),
     ]
 
-    def line(what: str, values: list[str]) -> None:
-        out.append(f"| {what} | " + " | ".join(values) + " |")
+    def line(label: str, values: list[str]) -> None:
+        lines.append(f"| {label} | " + " | ".join(values) + " |")
 
     line("parameters", [f"{row['source_parameters'] / 1e9:.2f}B -> {row['parameters'] / 1e9:.2f}B" for row in rows])
     line("windows of a rank x tokens", [f"{row['micro_batch']} x {row['sequence']:,}" for row in rows])
@@ -133,17 +133,17 @@ def table(rows: list[dict[str, Any]], *, gpus: int, mfu: float) -> str:
         )
     line("**tokens/s**", [f"{row['tokens_per_second'] / 1e6:.2f} M" for row in rows])
     line("**days** for 20 tokens per parameter", [f"{row['days_for_20_tokens_per_parameter']:.1f}" for row in rows])
-    return "\n".join(out)
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Print the table, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gpus", type=int, default=64)
-    parser.add_argument("--mfu", type=float, default=0.4, help="assumed model FLOPs utilisation")
+    parser.add_argument("--mfu", type=float, default=0.4, help="assumed model FLOPs utilization")
     parser.add_argument("-o", "--output", type=Path, help="JSON file")
     args = parser.parse_args()
-    rows = [planned(case, gpus=args.gpus, mfu=args.mfu) for case in CASES]
+    rows = [figures(case, gpus=args.gpus, mfu=args.mfu) for case in CASES]
     print(table(rows, gpus=args.gpus, mfu=args.mfu))
     if args.output:
         content = {"gpus": args.gpus, "mfu": args.mfu, "peak": PEAK, "cases": rows}

@@ -19,7 +19,7 @@ def test_the_page_holds_the_scripts_table() -> None:
     assert page.split("<!-- bench/scale.py -->")[1].split("<!-- /bench/scale.py -->")[0].strip() == printed.strip()
 
 
-def test_its_flops_and_sizes_are_those_of_the_stock_model() -> None:
+def test_its_flops_and_sizes_are_those_of_the_model_in_transformers() -> None:
     """Against the FLOPs that training reports, from the grown model's own parameters on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -38,6 +38,6 @@ def test_its_flops_and_sizes_are_those_of_the_stock_model() -> None:
         kwargs = {key: value for key, value in plan.config.items() if key != "model_type"}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(case.config["model_type"], **kwargs))
-        row = scale.planned(case, gpus=64, mfu=0.4)
+        row = scale.figures(case, gpus=64, mfu=0.4)
         assert row["parameters"] == sum(p.numel() for p in model.parameters())
-        assert row["flops_per_token"] == pytest.approx(flops.per_token(model, case.sequence), rel=2e-3)  # norms, biases
+        assert row["flops_per_token"] == pytest.approx(flops.per_token(model, case.seq_len), rel=2e-3)  # norms, biases

@@ -1,1 +1,1 @@
-"""A proposal of a family file for an architecture that is not listed."""
+"""Drafting a family file for an unknown architecture, from its config."""

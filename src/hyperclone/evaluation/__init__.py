@@ -1,1 +1,1 @@
-"""lm-evaluation-harness on a grown model and its source, side by side, also without a hub."""
+"""lm-evaluation-harness on a grown model and its source, side by side, also without access to the Hub."""

@@ -1,1 +1,1 @@
-"""A source's optimizer moments: read, grown, written and proved."""
+"""The moments of a source's optimizer: read, grown, written and proved."""
