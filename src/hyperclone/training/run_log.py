@@ -108,7 +108,7 @@ class RunLog:
 
     def tasks(self, step: int, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Report results of tasks. The time that they took is not counted as a step's."""
-        self._record(TasksEvaluated(**self._at(step), tasks={task: dict(found) for task, found in metrics.items()}))
+        self._record(TasksEvaluated(**self._at(step), tasks={task: dict(values) for task, values in metrics.items()}))
         self.clock.skip()
 
     def _at(self, step: int) -> dict[str, int]:
