@@ -2,7 +2,7 @@
 
 Seedling (demo/seedling, made by studies/seedling.py) is grown 2-fold and proved; the clone, the same architecture from
 random weights, and Seedling itself then train on the same new text in the same order (demo/demo.toml, an ordinary
-study); the report is drawn. Everything lies in one directory, and what is finished is not repeated.
+study); the report is drawn. Everything lies in one directory, and what has finished is not repeated.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _NEEDED = ("accelerate", "datasets", "matplotlib")
 
 def request(tokens: str | int | None = None) -> Study:
     """The study of the demonstration, with another budget if one is given."""
-    told = read_study(DATA / "demo.toml")
+    study = read_study(DATA / "demo.toml")
     if tokens is None:
-        return told
+        return study
     budget = {"tokens": units.parse(tokens, "tokens")}
     return replace(
-        told,
-        train={**told.train, **budget},
-        arms={name: replace(arm, train={**arm.train, **budget}) for name, arm in told.arms.items()},
+        study,
+        train={**study.train, **budget},
+        arms={name: replace(arm, train={**arm.train, **budget}) for name, arm in study.arms.items()},
     )
 
 
@@ -67,14 +67,14 @@ def prepare(output: Path) -> None:
 
 def grow(output: Path, *, on_plan: Callable[[Plan], None] | None = None, progress: Any = None) -> Grown | None:
     """Seedling grown 2-fold and proved from disk, unless that was done before (of this Seedling: another version's is
-    grown anew)."""
+    grown again)."""
     clone, seedling = output / "clone", DATA / "seedling"
     if clone.is_dir():
         try:
             if verify(seedling, clone, proof="structural").passed:
                 return None
         except HypercloneError:
-            pass  # whatever it is, it is not what is to be shown
+            pass  # no clone of this Seedling
     return grow_model(seedling, clone, Growth(width=2), overwrite=clone.is_dir(), on_plan=on_plan, progress=progress)
 
 
@@ -95,19 +95,21 @@ def report(output: Path) -> Path:
 
 def write_on(progress: Progress, *, length: int = 48) -> list[tuple[str, str]]:
     """What Seedling and the trained arms make of one prompt, greedily."""
-    places = [("seedling", DATA / "seedling")]
-    places += [(run.arm.name, run.path) for run in progress.runs if run.status == "finished" and run.path is not None]
-    return [(name, _continue(place, length)) for name, place in places]
+    models_by_name = [("seedling", DATA / "seedling")]
+    models_by_name += [
+        (run.arm.name, run.path) for run in progress.runs if run.status == "finished" and run.path is not None
+    ]
+    return [(name, _continue(directory, length)) for name, directory in models_by_name]
 
 
-def _continue(place: Path, length: int) -> str:
+def _continue(directory: Path, length: int) -> str:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with quiet(), torch.inference_mode():
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
-                              repetition_penalty=1.3, pad_token_id=0)  # fmt: skip
-        return str(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+        generated = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
+                                   repetition_penalty=1.3, pad_token_id=0)  # fmt: skip
+        return str(tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True))

@@ -1,6 +1,6 @@
-"""Drawing once, for page and paper: matplotlib figures whose SVG takes its colours from the page.
+"""Drawing once, for page and paper: matplotlib figures whose SVG takes its colors from the page.
 
-Ink and grid are drawn in two colours that nothing else has; in the page these and the arms' colours become CSS
+Ink and grid are drawn in two colors that nothing else has; in the page these and the arms' colors become CSS
 variables, so that the same figure is dark on light and light on dark. What is drawn through `Canvas` is also kept as
 numbers with the place of its axes, from which the page shows values under the pointer.
 """
@@ -20,10 +20,10 @@ from hyperclone.units import short_count
 
 INK, GRID = "#010203", "#040506"  # sentinels
 _LIGHT = {INK: "#1f2328", GRID: "#d0d7de"}
-# Okabe and Ito's colours for the colour-blind, without the two that are too pale or too dark on one of the pages.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#66A61E", "#E7298A")
-# What a colour is called in the page, whose style says what it is on light and on dark.
-_PAGE = {INK: "var(--ink)", GRID: "var(--grid)", **{one: f"var(--c{i})" for i, one in enumerate(COLOURS)}}
+# Okabe and Ito's colors for the color-blind, without the two that are too pale or too dark on one of the pages.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#66A61E", "#E7298A")
+# What a color is called in the page, whose style says what it is on light and on dark.
+_PAGE = {INK: "var(--ink)", GRID: "var(--grid)", **{one: f"var(--c{i})" for i, one in enumerate(COLORS)}}
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Series:
     """Numbers behind what was drawn; None where there is nothing.
 
     Attributes:
-        label, colour: of the arm.
+        label, color: of the arm.
         x, y: (points,).
         kind: what the page shows of it under the pointer: of a `line` its height there, of `points` the nearest one
             (`x`, `y` or `both` of its numbers), of `bars` the height of the nearest name.
@@ -39,7 +39,7 @@ class Series:
     """
 
     label: str
-    colour: str
+    color: str
     x: Sequence[float]
     y: Sequence[float | None]
     kind: str = "line"
@@ -55,27 +55,27 @@ class Axes:
     labels: list[tuple[float, float, str, str]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    def line(self, label: str, colour: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
+    def line(self, label: str, color: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
         """A line that is named beside its end."""
-        self.plot.plot(x, y, color=colour, **{"linewidth": 1.6, **style})
-        self.series.append(Series(label, colour, list(x), list(y)))
-        self.labels.append((x[-1], y[-1], label, colour))
+        self.plot.plot(x, y, color=color, **{"linewidth": 1.6, **style})
+        self.series.append(Series(label, color, list(x), list(y)))
+        self.labels.append((x[-1], y[-1], label, color))
 
-    def band(self, colour: str, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
+    def band(self, color: str, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
         """From the lowest to the highest seed."""
-        self.plot.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        self.plot.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
     def points(
-        self, label: str, colour: str, x: Sequence[float], y: Sequence[float], *, told: str = "both", **style: Any
+        self, label: str, color: str, x: Sequence[float], y: Sequence[float], *, told: str = "both", **style: Any
     ) -> None:
         """Points without a line; `told`: the numbers that are shown under the pointer, `x`, `y` or `both`."""
-        self.plot.plot(x, y, color=colour, linestyle="none", **{"marker": "o", "markersize": 5, **style})
-        self.series.append(Series(label, colour, list(x), list(y), "points", told))
+        self.plot.plot(x, y, color=color, linestyle="none", **{"marker": "o", "markersize": 5, **style})
+        self.series.append(Series(label, color, list(x), list(y), "points", told))
 
-    def bars(self, label: str, colour: str, x: Sequence[float], y: Sequence[float | None], width: float) -> None:
+    def bars(self, label: str, color: str, x: Sequence[float], y: Sequence[float | None], width: float) -> None:
         """One bar for each of `names`, which stand at 0, 1, 2, ...; None: no bar."""
-        self.plot.bar(x, [0 if one is None else one for one in y], width, color=colour, alpha=0.55)
-        self.series.append(Series(label, colour, list(range(len(y))), list(y), "bars"))
+        self.plot.bar(x, [0 if one is None else one for one in y], width, color=color, alpha=0.55)
+        self.series.append(Series(label, color, list(range(len(y))), list(y), "bars"))
 
 
 class Canvas:
@@ -137,25 +137,25 @@ class Canvas:
         box = plot.get_window_extent()
         gap = 12 * self.figure.dpi / 72
         columns: list[list[tuple[float, float, str, str]]] = []  # names beside each other's ends, from left to right
-        for at, value, text, colour in sorted(axes.labels):
+        for at, value, text, color in sorted(axes.labels):
             across, up = (float(one) for one in plot.transData.transform((at, value)))
             if across > box.x0 + 0.85 * box.width:
                 across = box.x1
             if not columns or across - columns[-1][0][0] > 5 * gap:
                 columns.append([])
-            columns[-1].append((across, up, text, colour))
+            columns[-1].append((across, up, text, color))
         for column in columns:
             column.sort(key=lambda one: one[1])
             heights = _apart([one[1] for one in column], box.y0, box.y1, gap)
             across = (max(one[0] for one in column) - box.x0) / box.width
-            for height, (_, _, text, colour) in zip(heights, column, strict=True):
+            for height, (_, _, text, color) in zip(heights, column, strict=True):
                 plot.annotate(
                     literal(text), (across, (height - box.y0) / box.height), (6, 0), xycoords="axes fraction",
-                    textcoords="offset points", color=colour, fontsize=9, va="center", annotation_clip=False,
+                    textcoords="offset points", color=color, fontsize=9, va="center", annotation_clip=False,
                 )  # fmt: skip
 
     def svg(self) -> str:
-        """The figure as SVG for the page: colours as variables, names of parts its own."""
+        """The figure as SVG for the page: colors as variables, names of parts its own."""
         import matplotlib
 
         stream = io.StringIO()
@@ -178,7 +178,7 @@ class Canvas:
                 "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
                 "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
                 "names": axes.names,
-                "series": [{"label": one.label, "colour": on_page(one.colour), "x": _short(one.x), "y": _short(one.y),
+                "series": [{"label": one.label, "color": on_page(one.color), "x": _short(one.x), "y": _short(one.y),
                             "kind": one.kind, "told": one.told} for one in axes.series],
             })  # fmt: skip
         return told
@@ -208,9 +208,9 @@ _STYLE = {
 }  # fmt: skip
 
 
-def on_page(colour: str) -> str:
-    """A colour as the page's style knows it."""
-    return _PAGE.get(colour, colour)
+def on_page(color: str) -> str:
+    """A color as the page's style knows it."""
+    return _PAGE.get(color, color)
 
 
 def literal(text: str) -> str:

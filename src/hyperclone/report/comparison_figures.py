@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hyperclone.report import curve_figures
 from hyperclone.report.canvas import INK, Canvas, literal
 from hyperclone.report.load import AXES, Results, in_groups
-from hyperclone.report.styles import colour
+from hyperclone.report.styles import color
 
 
 def tasks(results: Results) -> Canvas:
@@ -22,12 +22,12 @@ def tasks(results: Results) -> Canvas:
         places = [i - 0.4 + width * (number + 0.5) for i in range(len(names))]
         finals = [[v for curve in runs if (v := _last(curve.tasks.get(name, ()))) is not None] for name in names]
         heights = [statistics.mean(values) if values else None for values in finals]
-        axes.bars(arm, colour(results, arm), places, heights, width * 0.9)
+        axes.bars(arm, color(results, arm), places, heights, width * 0.9)
         seeds = [(x, value) for x, values in zip(places, finals, strict=True) for value in values]
-        axes.plot.plot([x for x, _ in seeds], [y for _, y in seeds], "o", color=colour(results, arm), markersize=3)
+        axes.plot.plot([x for x, _ in seeds], [y for _, y in seeds], "o", color=color(results, arm), markersize=3)
         rows += [[arm, name, f"{one:.4f}"] for name, one in zip(names, heights, strict=True) if one is not None]
         if told := [one for one in heights if one is not None]:
-            axes.labels.append((len(names) - 0.5, statistics.mean(told), arm, colour(results, arm)))
+            axes.labels.append((len(names) - 0.5, statistics.mean(told), arm, color(results, arm)))
     axes.names = names
     axes.plot.set_xticks(range(len(names)), [literal(name) for name in names])
     axes.plot.set_xlim(-0.5, len(names) - 0.5)
@@ -48,22 +48,24 @@ def _dots(
     """One row for each arm: seeds as points, the median as a stroke; words where there is no point."""
     axes = canvas.axes[-1]
     rows: list[list[str]] = []
-    for place, arm in enumerate(reversed(arms)):
-        found = [value for value in values(arm) if math.isfinite(value)]
-        if found:
-            middle = statistics.median(found)
-            axes.plot.plot([middle, middle], [place - 0.3, place + 0.3], color=colour(results, arm), linewidth=2.5)
-            axes.points(arm, colour(results, arm), found, [place] * len(found), told="x", alpha=0.75)
-            rows = [[arm, f"{value:.5g}"] for value in found] + rows
-        if told := without(arm):
-            axes.plot.annotate(told, (1, place), (-4, 0), xycoords=("axes fraction", "data"), va="center", ha="right",
-                               textcoords="offset points", fontsize=9, color=colour(results, arm))  # fmt: skip
-            rows = [[arm, told], *rows]
+    for row, arm in enumerate(reversed(arms)):
+        points = [value for value in values(arm) if math.isfinite(value)]
+        if points:
+            middle = statistics.median(points)
+            axes.plot.plot([middle, middle], [row - 0.3, row + 0.3], color=color(results, arm), linewidth=2.5)
+            axes.points(arm, color(results, arm), points, [row] * len(points), told="x", alpha=0.75)
+            rows = [[arm, f"{value:.5g}"] for value in points] + rows
+        if words := without(arm):
+            axes.plot.annotate(words, (1, row), (-4, 0), xycoords=("axes fraction", "data"), va="center", ha="right",
+                               textcoords="offset points", fontsize=9, color=color(results, arm))  # fmt: skip
+            rows = [[arm, words], *rows]
     axes.plot.set_yticks(range(len(arms)), [literal(arm) for arm in reversed(arms)])
     axes.plot.set_ylim(-0.6, len(arms) - 0.4)
+    if any(without(arm) for arm in arms):
+        axes.plot.set_xmargin(0.3)  # so that no word lies on a point
     axes.plot.locator_params(axis="x", nbins=5)
     for tick, arm in zip(axes.plot.get_yticklabels(), reversed(arms), strict=True):
-        tick.set_color(colour(results, arm))
+        tick.set_color(color(results, arm))
     canvas.label(axes, x, "")
     canvas.table = (["arm", x], rows)
 
@@ -73,11 +75,11 @@ def speedups(results: Results) -> Canvas:
     arms = [arm for arm in results.speedups if arm != results.control]
 
     def without(arm: str) -> str:
-        found = [row.speedup_tokens for row in results.speedups[arm]]
-        never, at_start = sum(one is None for one in found), sum(one == math.inf for one in found)
-        told = [f"{words} in {count} of {len(found)} seeds" if count < len(found) else words
+        factors = [row.speedup_tokens for row in results.speedups[arm]]
+        never, at_start = sum(one is None for one in factors), sum(one == math.inf for one in factors)
+        notes = [f"{words} in {count} of {len(factors)} seeds" if count < len(factors) else words
                 for words, count in (("not reached", never), ("at the start", at_start)) if count]  # fmt: skip
-        return ", ".join(told)
+        return ", ".join(notes)
 
     canvas = Canvas(
         "speedup", "Speed-up in tokens",
@@ -128,8 +130,8 @@ def sources(results: Results) -> Iterator[Canvas]:
         rows = []
         for place, name in sorted(found):
             losses = [curve.loss[-1] for curve in results.curves[name]]
-            axes.points(name, colour(results, name), [place] * len(losses), losses)
-            axes.labels.append((place, statistics.median(losses), name, colour(results, name)))
+            axes.points(name, color(results, name), [place] * len(losses), losses)
+            axes.labels.append((place, statistics.median(losses), name, color(results, name)))
             rows += [[name, f"{place:.5g}", f"{loss:.4f}"] for loss in losses]
         axes.plot.set_xscale("log")
         axes.plot.margins(x=0.25)

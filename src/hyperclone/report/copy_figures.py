@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from hyperclone.report.canvas import COLOURS, Axes, Canvas
+from hyperclone.report.canvas import COLORS, Axes, Canvas
 from hyperclone.report.load import Results
-from hyperclone.report.styles import colour, stroke
+from hyperclone.report.styles import color, stroke
 from hyperclone.study.records import LayerAnatomy, LayerSymmetry
 
 
@@ -32,11 +32,9 @@ def symmetry(results: Results) -> Canvas | None:
             layers = sorted({row.layer for row in half})
             y = [_mean_cosine(row for row in half if row.layer == at) for at in layers]
             if end and y:
-                axes.line(
-                    arm, colour(results, arm), layers, y, linestyle=stroke(results, arm), marker="o", markersize=4
-                )
+                axes.line(arm, color(results, arm), layers, y, linestyle=stroke(results, arm), marker="o", markersize=4)
             elif y:
-                axes.plot.plot(layers, y, color=colour(results, arm), linewidth=1, linestyle=":")
+                axes.plot.plot(layers, y, color=color(results, arm), linewidth=1, linestyle=":")
             numbers += [
                 [arm, "after" if end else "before", str(at), f"{v:.4f}"] for at, v in zip(layers, y, strict=True)
             ]
@@ -68,9 +66,9 @@ def divergence(results: Results) -> Canvas | None:
         numbers.extend([label, f"{at:.6g}", f"{value:.4f}"] for at, value in zip(x, y, strict=True))
 
     for arm, rows in measured.items():
-        draw(canvas.axes[0], arm, colour(results, arm), stroke(results, arm), rows)
+        draw(canvas.axes[0], arm, color(results, arm), stroke(results, arm), rows)
     for number, layer in enumerate(sorted({row.layer for row in measured[shown]})):
-        tone = COLOURS[number % len(COLOURS)]
+        tone = COLORS[number % len(COLORS)]
         draw(canvas.axes[1], f"layer {layer}", tone, "-", [row for row in measured[shown] if row.layer == layer])
     canvas.label(canvas.axes[0], "tokens", "cosine between copies")
     canvas.label(canvas.axes[1], "tokens", "")
@@ -102,9 +100,9 @@ def spectra(results: Results) -> Canvas | None:
             last = len(one.values) - 1
             ranks = [i / max(1, last) for i in range(last + 1)]
             if one.tokens:
-                axes.line(arm, colour(results, arm), ranks, one.values, linestyle=stroke(results, arm))
+                axes.line(arm, color(results, arm), ranks, one.values, linestyle=stroke(results, arm))
             else:
-                axes.plot.plot(ranks, one.values, color=colour(results, arm), linewidth=1, linestyle=":")
+                axes.plot.plot(ranks, one.values, color=color(results, arm), linewidth=1, linestyle=":")
             tenths = sorted({round(share * last / 10) for share in range(11)})
             numbers += [
                 [arm, short, "after" if one.tokens else "before", f"{ranks[i]:.2f}", f"{one.values[i]:.4g}"]

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from hyperclone.report.canvas import INK, Axes, Canvas
 from hyperclone.report.load import Results
-from hyperclone.report.styles import CONTROL, colour, mean_over_seeds, stroke, table
+from hyperclone.report.styles import CONTROL, color, mean_over_seeds, stroke, table
 from hyperclone.study.speedup import Curve
 
 _MOST = 8  # arms that one figure can hold
@@ -58,8 +58,8 @@ def lines(
         if log:
             x, y, low, high = ([v for v, at in zip(one, x, strict=True) if at > 0] for one in (x, y, low, high))
         if x:
-            axes.band(colour(results, arm), x, low, high)
-            axes.line(arm, colour(results, arm), x, y, linestyle=stroke(results, arm))
+            axes.band(color(results, arm), x, low, high)
+            axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm))
             rows.append((arm, x, y))
     if rows:
         best = min(min(y) for _, _, y in rows)
@@ -87,8 +87,8 @@ def early(
         kept = [i for number, i in enumerate(after) if number < 4 or x[i] <= 0.1 * x[-1]]
         if kept:
             x, y, low, high = ([values[i] for i in kept] for values in (x, y, low, high))
-            axes.band(colour(results, arm), x, low, high)
-            axes.line(arm, colour(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
+            axes.band(color(results, arm), x, low, high)
+            axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
             rows.append((arm, x, y))
     if not rows:
         return None
@@ -122,8 +122,8 @@ def accuracy(results: Results) -> Canvas | None:
     for arm, curves in results.curves.items():
         x, y, low, high = mean_over_seeds(curves, "tokens", mean)
         if x:
-            axes.band(colour(results, arm), x, low, high)
-            axes.line(arm, colour(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
+            axes.band(color(results, arm), x, low, high)
+            axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
             rows.append((arm, x, y))
     if not rows:
         return None
@@ -144,7 +144,7 @@ def tuning(results: Results) -> Canvas | None:
         if kept:
             x, y = [rate for rate, _ in kept], [value for _, value in kept]
             over = [value - min(y) for value in y]
-            axes.line(arm, colour(results, arm), x, over, linestyle=stroke(results, arm), marker="o", markersize=4)
+            axes.line(arm, color(results, arm), x, over, linestyle=stroke(results, arm), marker="o", markersize=4)
             rows.append((arm, x, y))
             above += sorted(over)[1:]
     if not rows:

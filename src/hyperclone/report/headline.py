@@ -1,4 +1,4 @@
-"""The answer in words: what a study found, said so that it cannot be misread."""
+"""The answer in words: what a study found, worded so that it cannot be misread."""
 
 from __future__ import annotations
 
@@ -6,73 +6,106 @@ import math
 from collections.abc import Sequence
 
 from hyperclone.report.load import Results
-from hyperclone.study.speedup import Spread
+from hyperclone.study.speedup import Speedup, Spread
 from hyperclone.units import short_count
 
 
 def answer(results: Results) -> tuple[str, list[str]]:
-    """(the number, sentences): the speed-up of the headline arm over the control, then what has to be said with it."""
+    """(the number, sentences): the speed-up of the headline arm over the control, then what belongs beside it."""
     arm, control = results.headline, results.control
     if control is None or arm is None or arm not in results.speedups or arm not in results.runs:
         return "–", [missing(results)]
     rows = results.speedups[arm]
-    plain = [row.speedup_tokens for row in rows]
-    label = results.arms[arm]["label"]
-    other = f"the final held-out loss of the control arm, “{results.arms[control]['label']}”,"
-    seeds = "one seed" if len(rows) == 1 else f"{len(rows)} seeds"
-    reached = [value for value in plain if value is not None]
-    start = results.curves[arm][0]
-    said = []
+    sentences = [
+        _speedup(results, arm, control, rows),
+        _efficiency(rows),
+        _charged(rows),
+        _forgetting(rows),
+        "One seed is a demonstration, not evidence." if len(rows) == 1 else "",
+        standing(results),
+    ]
+    return _number(rows), [sentence for sentence in sentences if sentence]
+
+
+def _number(rows: Sequence[Speedup]) -> str:
+    factors = [row.speedup_tokens for row in rows]
+    if all(value is None for value in factors):
+        return "not reached"
+    return factor(Spread.over(factors).median)
+
+
+def _speedup(results: Results, arm: str, control: str, rows: Sequence[Speedup]) -> str:
+    """How many tokens the arm needs to the control's last loss."""
+    label, other = results.arms[arm]["label"], results.arms[control]["label"]
+    target = f"the final held-out loss of the control arm, “{other}”"
+    factors = [row.speedup_tokens for row in rows]
+    reached = [value for value in factors if value is not None]
+    seeds, never = _seeds(rows), len(factors) - len(reached)
     if not reached:
+        tokens = short_count(results.runs[arm][0].curve.tokens[-1])
         gap = max(row.difference_to_target for row in rows)
-        number = "not reached"
-        said.append(f"“{label}” does not reach {other} in {short_count(start.tokens[-1])} tokens; "
-                    f"it ends up to {gap:.3f} nats above it ({seeds}).")  # fmt: skip
-    elif all(value == math.inf for value in reached) and len(reached) == len(plain):
-        number = "at the start"
-        said.append(f"“{label}” starts at or below {other[:-1]}: there is nothing left to speed up. "
-                    f"Train the control arm for longer to learn more ({seeds}).")  # fmt: skip
-    else:
-        number = factor(Spread.over(plain).median)
-        never = len(plain) - len(reached)
-        if never and Spread.over(plain).median == 0:
-            said.append(f"“{label}” reaches {other} in {len(reached)} of {seeds}, with {spread(reached)} fewer tokens, "
-                        f"and never in {never}.")  # fmt: skip
-        elif never:
-            said.append(f"“{label}” reaches {other} in {len(reached)} of {seeds}, and never in {never}. Its speed-up "
-                        f"in tokens is {spread(plain)}, where never counts as 0.")  # fmt: skip
-        elif Spread.over(plain).median < 1:
-            said.append(f"“{label}” needs more tokens than the control arm to reach {other[:-1]}: its speed-up is "
-                        f"{spread(plain)} ({seeds}).")  # fmt: skip
-        else:
-            said.append(f"“{label}” reaches {other} with {spread(plain)} fewer tokens ({seeds}).")
-    if efficiency := [value for row in rows if (value := row.token_efficiency) is not None]:
-        some = f" (in {len(efficiency)} of {seeds}; otherwise it ends below the control)"
-        said.append(f"To the loss where it ends, the control arm takes {spread(efficiency)} as many tokens"
-                    f"{'' if len(efficiency) == len(rows) else some}.")  # fmt: skip
+        return (
+            f"“{label}” does not reach {target}, in {tokens} tokens; it ends up to {gap:.3f} nats above it ({seeds})."
+        )
+    if not never and all(value == math.inf for value in reached):
+        return (
+            f"“{label}” starts at or below {target}: there is nothing left to speed up. "
+            f"Train the control arm for longer to learn more ({seeds})."
+        )
+    median = Spread.over(factors).median
+    if never and median == 0:
+        fewer = f"with {spread(reached)} fewer tokens"
+        return f"“{label}” reaches {target}, in {len(reached)} of {seeds}, {fewer}, and never in {never}."
+    if never:
+        return (
+            f"“{label}” reaches {target}, in {len(reached)} of {seeds}, and never in {never}. "
+            f"Its speed-up in tokens is {spread(factors)}, where never counts as 0."
+        )
+    if median < 1:
+        needs = f"“{label}” needs more tokens than the control arm to reach {target}"
+        return f"{needs}: its speed-up is {spread(factors)} ({seeds})."
+    return f"“{label}” reaches {target}, with {spread(factors)} fewer tokens ({seeds})."
+
+
+def _efficiency(rows: Sequence[Speedup]) -> str:
+    known = [row.token_efficiency for row in rows if row.token_efficiency is not None]
+    if not known:
+        return ""
+    some = f" (in {len(known)} of {_seeds(rows)}; otherwise it ends below the control)"
+    return (
+        f"To the loss where it ends, the control arm takes {spread(known)} as many tokens"
+        f"{'' if len(known) == len(rows) else some}."
+    )
+
+
+def _charged(rows: Sequence[Speedup]) -> str:
+    """The same in FLOPs, with the source's own training."""
+    factors = [row.speedup_tokens for row in rows]
     charged = [row.charged_flops for row in rows]
-    paid = [value for row in rows if (value := row.charged_flop_efficiency) is not None]
-    # Where most seeds have no speed-up, what is charged is the way to the arm's end.
-    if Spread.over(plain).median == 0 and paid:
-        said.append(f"With the source's own training charged as well, it takes {spread(paid)} as many FLOPs.")
-    elif any(value is not None for value in charged):
-        verdict = (
-            "the speed-up in FLOPs is" if Spread.over(charged).median >= 1 else
-            "it takes, from nothing, more FLOPs than the control arm: a speed-up of"
-        )  # fmt: skip
-        said.append(f"With the source's own training charged as well, {verdict} {spread(charged)}.")
-    elif reached:
-        said.append("What the source's own training took is not known, so it is not charged.")
-    forgot = [row.forgetting for row in rows if row.forgetting is not None]
-    if forgot:
-        most = max(forgot)
-        said.append("Its held-out loss never rises above the source's." if most <= 0 else
-                    f"After the start its held-out loss rises at most {most:.4f} nats above the source's.")  # fmt: skip
-    if len(rows) == 1:
-        said.append("One seed is a demonstration, not evidence.")
-    if now := standing(results):
-        said.append(now)
-    return number, said
+    efficiency = [row.charged_flop_efficiency for row in rows if row.charged_flop_efficiency is not None]
+    intro = "With the source's own training charged as well,"
+    if Spread.over(factors).median == 0 and efficiency:  # most seeds have no speed-up: to the arm's end instead
+        return f"{intro} it takes {spread(efficiency)} as many FLOPs."
+    if any(value is not None for value in charged):
+        if Spread.over(charged).median >= 1:
+            return f"{intro} the speed-up in FLOPs is {spread(charged)}."
+        return f"{intro} it takes, from nothing, more FLOPs than the control arm: a speed-up of {spread(charged)}."
+    if any(value is not None for value in factors):
+        return "What the source's own training took is not known, so it is not charged."
+    return ""
+
+
+def _forgetting(rows: Sequence[Speedup]) -> str:
+    known = [row.forgetting for row in rows if row.forgetting is not None]
+    if not known:
+        return ""
+    if max(known) <= 0:
+        return "Its held-out loss never rises above the source's."
+    return f"After the start its held-out loss rises at most {max(known):.4f} nats above the source's."
+
+
+def _seeds(rows: Sequence[Speedup]) -> str:
+    return "one seed" if len(rows) == 1 else f"{len(rows)} seeds"
 
 
 def missing(results: Results) -> str:
@@ -89,9 +122,9 @@ def standing(results: Results) -> str:
     states = [run["status"] for run in results.standings]
     failed = states.count("failed")
     waiting = len(states) - failed - states.count("finished")
-    told = [f"{count} of {len(states)} runs {'is' if count == 1 and verb == 'are' else verb} {rest}".rstrip()
+    counts = [f"{count} of {len(states)} runs {'is' if count == 1 and verb == 'are' else verb} {rest}".rstrip()
             for count, verb, rest in ((waiting, "are", "not finished"), (failed, "failed", "")) if count]  # fmt: skip
-    return "; ".join(told) + "." if told else ""
+    return "; ".join(counts) + "." if counts else ""
 
 
 def factor(value: float) -> str:

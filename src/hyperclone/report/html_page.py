@@ -43,7 +43,7 @@ _DEFINITIONS = (
 
 def render(results: Results, drawn: Sequence[Canvas]) -> str:
     """The page as HTML."""
-    number, said = headline.answer(results)
+    number, sentences = headline.answer(results)
     study = results.study
     costs = [canvas for canvas in drawn if canvas.name.startswith("loss-")]
     parts = [
@@ -51,7 +51,7 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
         f"<section class=answer><p class=number>{_text(number)}"
         + ("<span>speed-up in tokens</span>" if number.endswith("x") else "")
         + "</p><div>"
-        + "".join(f"<p>{_text(one)}</p>" for one in said)
+        + "".join(f"<p>{_text(one)}</p>" for one in sentences)
         + "</div></section>",
         *(
             f"<p class=note>{_text(' '.join(part.split()))}</p>"
@@ -88,7 +88,7 @@ def arms(results: Results) -> str:
         column = partial(_column, results.speedups.get(name, []))
         rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
         other, given = name != results.control, "<br><span>given</span>"
-        mark = f'<i style="background:{on_page(styles.colour(results, name))}"></i><b>{_text(name)}</b>'
+        mark = f'<i style="background:{on_page(styles.color(results, name))}"></i><b>{_text(name)}</b>'
         mark += "" if other else " <span>control</span>"
         rows.append({
             "arm": f"{mark}<br><span>{_text(arm['label'])}</span>",
@@ -117,13 +117,13 @@ def _column(compared: Sequence[Speedup], name: str) -> list[float | None]:
 
 
 def _range(values: Iterable[float | None], form: str) -> str:
-    found = sorted(value for value in values if value is not None and math.isfinite(value))
-    if not found:
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    if not known:
         return ""
-    middle = (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2
-    if f"{found[0]:{form}}" == f"{found[-1]:{form}}":
+    middle = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
+    if f"{known[0]:{form}}" == f"{known[-1]:{form}}":
         return f"{middle:{form}}"
-    return f"{middle:{form}}<br><span>{found[0]:{form}} to {found[-1]:{form}}</span>"
+    return f"{middle:{form}}<br><span>{known[0]:{form}} to {known[-1]:{form}}</span>"
 
 
 def _factor(values: Sequence[float | None]) -> str:
@@ -174,24 +174,26 @@ def _configuration(results: Results) -> str:
     machines = dict.fromkeys(machine for run in runs for machine in run.hardware.split("; ") if machine)
     versions = dict.fromkeys(run.versions for run in runs if run.versions)
     seeds = f"seeds {', '.join(map(str, study.get('seeds', [])))}"
-    told = [f"<p>{_text('; '.join((*machines, *versions, seeds)))}.</p>"]
+    parts = [f"<p>{_text('; '.join((*machines, *versions, seeds)))}.</p>"]
     failed = [run for run in results.standings if run["status"] == "failed"]
     if failed:
         rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
-        told.append(f"<h3>Runs that failed</h3><div class=words>{_table(['arm', 'seed', 'error'], rows)}</div>")
-    told.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
+        parts.append(f"<h3>Runs that failed</h3><div class=words>{_table(['arm', 'seed', 'error'], rows)}</div>")
+    parts.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
     if study.get("tune"):
-        told.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))
-    for name, one in study.get("sources", {}).items():
-        told.append(f"<h3>Source {_text(name)}</h3>" + _settings(one))
+        parts.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))
+    for name, source in study.get("sources", {}).items():
+        parts.append(
+            f"<h3>Source {_text(name)}</h3>" + _settings({key: value for key, value in source.items() if key != "name"})
+        )
     for name, arm in results.arms.items():
         given = {key: value for key, value in arm.items() if value not in (None, {}, [])}
-        told.append(f"<details><summary>arm {_text(name)}</summary>{_settings(given)}</details>")
-    return "".join(told)
+        parts.append(f"<details><summary>arm {_text(name)}</summary>{_settings(given)}</details>")
+    return "".join(parts)
 
 
-def _settings(told: dict[str, Any]) -> str:
-    rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in told.items()]
+def _settings(settings: dict[str, Any]) -> str:
+    rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in settings.items()]
     return f"<div class=settings>{_table(['', ''], rows)}</div>"
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
-from hyperclone.study import records, results, speedup
+from hyperclone.study import records, speedup
 from hyperclone.study.records import FINISHED, RunRecord
+from hyperclone.study.results import STUDY
 from hyperclone.study.speedup import Contender, Cost, Curve, Speedup
 
 AXES = {  # groups that are drawn against something: a field of the source, and what it is
@@ -63,11 +64,11 @@ class Results:
 
     def groups(self) -> dict[str, list[str]]:
         """Arms with results that are to be drawn together; those whose group has an axis have a figure of their own."""
-        found: dict[str, list[str]] = {}
+        grouped: dict[str, list[str]] = {}
         for name in self.runs:
             for group in in_groups(self.arms[name]):
-                found.setdefault(group, []).append(name)
-        return {group: arms for group, arms in found.items() if len(arms) > 1 and group not in AXES}
+                grouped.setdefault(group, []).append(name)
+        return {group: arms for group, arms in grouped.items() if len(arms) > 1 and group not in AXES}
 
     @property
     def tasks(self) -> list[str]:
@@ -87,10 +88,10 @@ def read(directory: Path) -> Results:
     Raises:
         StudyError: this is no directory of a study, or a file in it is corrupt or truncated.
     """
-    if not (directory / results.STUDY).is_file():
-        raise StudyError("no results of a study are here", file=directory, expected=results.STUDY,
+    if not (directory / STUDY).is_file():
+        raise StudyError("no results of a study are here", file=directory, expected=STUDY,
                          cure="hyperclone study STUDY.toml makes them, beside the file as STUDY.runs")  # fmt: skip
-    study = _study(directory / results.STUDY)
+    study = _study(directory / STUDY)
     known, standings = records.load(directory), records.standings(directory)
     runs: dict[str, list[RunRecord]] = {}
     for arm in study["arms"]:
@@ -100,37 +101,37 @@ def read(directory: Path) -> Results:
         if done:
             runs[arm] = done
     tuning: dict[str, list[tuple[float, float]]] = {}
-    for row in records.trials(directory):
-        if row.arm in study["arms"]:
-            tuning.setdefault(row.arm, []).append((row.lr, row.loss))
-    found = Results(_with_results(study, known, runs), standings, runs, {}, tuning)
-    return replace(found, speedups=_speedups(found))
+    for trial in records.trials(directory):
+        if trial.arm in study["arms"]:
+            tuning.setdefault(trial.arm, []).append((trial.lr, trial.loss))
+    results = Results(_with_results(study, known, runs), standings, runs, {}, tuning)
+    return replace(results, speedups=_speedups(results))
 
 
-def against(found: Results, control: str) -> Results:
+def against(results: Results, control: str) -> Results:
     """The same results, with speed-ups over another arm than the study's control.
 
     Raises:
         StudyError: it is none of the arms, or no run of it is finished.
     """
-    if control == found.control:
-        return found
-    if control not in found.runs:
+    if control == results.control:
+        return results
+    if control not in results.runs:
         raise StudyError("no finished run of this arm", field="control", found=control,
-                         expected=", ".join(found.runs) or "wait for one")  # fmt: skip
-    others = [arm for arm, about in found.arms.items() if about["kind"] == "clone" and arm != control]
-    headline = found.headline if found.headline != control else next(iter(others), None)
-    note = f"Speed-ups on this page are over “{found.arms[control]['label']}”, not over the study's own control."
-    about = {"control": control, "headline": headline, "note": f"{found.study.get('note') or ''}\n\n{note}"}
-    found = replace(found, study={**found.study, **about})
-    return replace(found, speedups=_speedups(found))
+                         expected=", ".join(results.runs) or "wait for one")  # fmt: skip
+    others = [arm for arm, about in results.arms.items() if about["kind"] == "clone" and arm != control]
+    headline = results.headline if results.headline != control else next(iter(others), None)
+    note = f"Speed-ups on this page are over “{results.arms[control]['label']}”, not over the study's own control."
+    about = {"control": control, "headline": headline, "note": f"{results.study.get('note') or ''}\n\n{note}"}
+    results = replace(results, study={**results.study, **about})
+    return replace(results, speedups=_speedups(results))
 
 
-def _speedups(found: Results) -> dict[str, list[Speedup]]:
+def _speedups(results: Results) -> dict[str, list[Speedup]]:
     """Every finished run against the control with its seed, by arm."""
-    if found.control is None:
+    if results.control is None:
         return {}
-    sources = found.study.get("sources", {})
+    sources = results.study.get("sources", {})
 
     def cost(arm: Mapping[str, Any]) -> Cost | None:
         spent = sources.get(arm.get("source"))
@@ -138,14 +139,14 @@ def _speedups(found: Results) -> dict[str, list[Speedup]]:
 
     contenders = [
         Contender(
-            arm=arm, seed=run.seed, kind=found.arms[arm]["kind"], source=found.arms[arm].get("source"),
-            curve=run.curve, cost=cost(found.arms[arm]),
+            arm=arm, seed=run.seed, kind=results.arms[arm]["kind"], source=results.arms[arm].get("source"),
+            curve=run.curve, cost=cost(results.arms[arm]),
         )
-        for arm, runs in found.runs.items() for run in runs
+        for arm, runs in results.runs.items() for run in runs
     ]  # fmt: skip
     compared: dict[str, list[Speedup]] = {}
-    for one, its_speedup in speedup.compare_with_control(contenders, found.control):
-        compared.setdefault(one.arm, []).append(its_speedup)
+    for run, against_control in speedup.compare_with_control(contenders, results.control):
+        compared.setdefault(run.arm, []).append(against_control)
     return compared
 
 

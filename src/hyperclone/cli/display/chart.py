@@ -19,10 +19,10 @@ _BLANK = 0x2800
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name, a colour of rich, and its points (x ascending)."""
+    """One curve: its name, a color of rich, and its points (x ascending)."""
 
     name: str
-    colour: str
+    color: str
     x: Sequence[float]
     y: Sequence[float]
 
@@ -66,7 +66,7 @@ def chart(
     left = max(len(f"{high:.2f}"), len(f"{low:.2f}")) + 1
     columns, rows = max(4, width - left - names - 1), max(2, height - 2)
     cells = [[_BLANK] * columns for _ in range(rows)]
-    colours: list[list[str]] = [[""] * columns for _ in range(rows)]
+    colors: list[list[str]] = [[""] * columns for _ in range(rows)]
 
     def place(at: float, value: float) -> tuple[int, int]:
         across = (at - x[0]) / (x[1] - x[0] or 1) * (columns * 2 - 1)
@@ -78,20 +78,20 @@ def chart(
         for column, row in _path([place(a, b) for a, b in one]):
             if 0 <= row < rows * 4:
                 cells[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
-                colours[row // 4][column // 2] = line.colour
+                colors[row // 4][column // 2] = line.color
         if one:
             row = min(max(place(*one[-1])[1] // 4, 0), rows - 1)
             while row in ends and row + 1 < rows:
                 row += 1
             while row in ends and row > 0:
                 row -= 1
-            ends[row] = Text(f" {line.name}", style=line.colour)
+            ends[row] = Text(f" {line.name}", style=line.color)
     drawn = Text()
     for row in range(rows):
         number = f"{high:.2f}" if row == 0 else f"{low:.2f}" if row == rows - 1 else ""
         drawn.append(f"{number:>{left - 1}} ", style="dim").append("│", style="dim")
         for column in range(columns):
-            drawn.append(chr(cells[row][column]), style=colours[row][column] or None)
+            drawn.append(chr(cells[row][column]), style=colors[row][column] or None)
         drawn.append(ends.get(row, Text())).append("\n")
     first, last = short_count(x[0]), f"{short_count(x[1])} {label}"
     drawn.append(" " * left + "└" + "─" * columns + "\n", style="dim")

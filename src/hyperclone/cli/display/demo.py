@@ -27,7 +27,7 @@ from hyperclone.study.speedup import Speedup
 from hyperclone.training import metrics
 
 TITLE = "Held-out loss, nats per token (lower is better)"
-_COLOURS = {"random": "bright_black", "clone": "dark_orange", "continued": "dodger_blue1"}
+_COLORS = {"random": "bright_black", "clone": "dark_orange", "continued": "dodger_blue1"}
 _BOTH_FRAMES = 31  # rows of a terminal that both frames fit into
 _QUARTER = 0.25
 
@@ -130,7 +130,7 @@ class DemoView:
             if arm in self._paths:
                 evaluated = [line for line in metrics.read(self._paths[arm]) if "eval_loss" in line]
                 x, y = [float(line["tokens"]) for line in evaluated], [float(line["eval_loss"]) for line in evaluated]
-                lines.append(Line(arm, _COLOURS.get(arm, "white"), x, y))
+                lines.append(Line(arm, _COLORS.get(arm, "white"), x, y))
         return lines
 
     def picture(self, *, width: int, height: int, near: int = 0) -> Text:
@@ -161,7 +161,7 @@ class DemoView:
             else:
                 rest = "starting" if now.pace is None else clock((self._tokens - now.tokens) * now.pace) + " left"
             loss = "" if now.loss is None else f"{now.loss:.3f}"
-            name = Text(arm, style=f"bold {_COLOURS.get(arm, 'white')}")
+            name = Text(arm, style=f"bold {_COLORS.get(arm, 'white')}")
             table.add_row(name, label, self._count(now.tokens), loss, rest)
         return table
 
@@ -200,7 +200,7 @@ def closing(console: Console, view: DemoView, texts: list[tuple[str, str]], prom
         table = Table(title=f"\n“{prompt} …” (greedy, repetition penalty 1.3)", title_justify="left",
                       title_style="bold", show_header=False, box=None, width=min(console.width, 100))  # fmt: skip
         for name, text in texts:
-            table.add_row(Text(name, style=f"bold {_COLOURS.get(name, '')}".strip()), Text(" ".join(text.split())))
+            table.add_row(Text(name, style=f"bold {_COLORS.get(name, '')}".strip()), Text(" ".join(text.split())))
         console.print(table)
 
 

@@ -60,7 +60,7 @@ function point(svg, sets, px, py, clientX, clientY) { // px, py: in the SVG's ow
   for (const [one, shown] of found) {
     const row = document.createElement("div"), mark = document.createElement("i");
     const name = document.createElement("span"), number = document.createElement("span");
-    mark.style.background = one.colour;
+    mark.style.background = one.color;
     name.textContent = one.label;
     number.textContent = shown;
     row.append(mark, name, number);
