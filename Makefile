@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: demo test quick lint browser real bench clean
 
 demo: $(VENV)/done
-	@HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python demo/run.py
+	@HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python demo/smollm2.py
 
 test: lint
 	$(PYTEST) -n 2 --dist loadscope --durations=25 -rs

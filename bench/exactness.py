@@ -19,9 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from grow import fresh, machine
-
 import hyperclone
+from bench.grow import fresh, machine
 from hyperclone import Growth
 from hyperclone.expansion import copy_map
 from hyperclone.expansion.expand import TensorMap, expand

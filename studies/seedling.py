@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import corpus
 import torch
@@ -29,7 +30,7 @@ from hyperclone.training import metrics, run_record
 PACKAGE = Path(__file__).parents[1] / "src/hyperclone/demo/seedling"
 RUN = corpus.CACHE.parent / "seedling"
 END = "<|endoftext|>"
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
     "bos_token_id": 0, "eos_token_id": 0, "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",

@@ -71,9 +71,9 @@ def by_hand(matrix: np.ndarray, columns: copy_map.CopyMap) -> tuple[float, float
 
 @pytest.mark.parametrize(
     "columns",
-    [copy_map.axis(8, 16), copy_map.axis(8, 24), copy_map.axis(5, 12), copy_map.axis(8, 20, filled=True),
+    [copy_map.axis(8, 16), copy_map.axis(8, 24), copy_map.axis(5, 12), copy_map.axis(8, 20, padded=True),
      copy_map.product([copy_map.axis(2, 4), copy_map.axis(3, 3)])],
-    ids=["two", "three", "uneven", "fillers", "heads"],
+    ids=["two", "three", "uneven", "padding", "heads"],
 )  # fmt: skip
 def test_symmetry_and_apart_are_what_they_are_by_hand(columns: copy_map.CopyMap) -> None:
     matrix = torch.randn(7, columns.new, generator=torch.Generator().manual_seed(0)) + 0.7
@@ -245,7 +245,8 @@ def test_what_is_measured_can_be_chosen(model_dir: ModelDir, tmp_path: Path) -> 
     assert all(t.spectrum is None and t.active is None for t in some.tensors)
     assert some.notes == ["1 of 2 layers; --layers all shows every one."]
     assert examine.choose_layers(30, None) == (0, 4, 8, 12, 17, 21, 25, 29)
-    for wrong in ({"layers": "2"}, {"layers": "first"}, {"spectra": "few"}, {"tensors": "nothing"}):
+    mistakes: list[dict[str, Any]] = [{"layers": "2"}, {"layers": "first"}, {"spectra": "few"}, {"tensors": "nothing"}]
+    for wrong in mistakes:
         with pytest.raises(HypercloneError, match=next(iter(wrong))):
             examine.examine(directory, **wrong)
 

@@ -18,7 +18,9 @@ from hyperclone import Growth
 from hyperclone.architectures import family_file, registry
 from hyperclone.architectures.expression import names
 from hyperclone.errors import CheckpointError
+from hyperclone.hf.tiny_models import randomize_parameters
 from hyperclone.planning import notes
+from hyperclone.planning.recipe import DepthMode
 from tests.helpers import models, rows_dense
 from tests.helpers.models import build
 from tests.proof import test_rounded_families
@@ -35,7 +37,8 @@ def save_changed(source: Path, place: Path, *, config: dict[str, Any], tensors: 
 
 
 def config_of(source: Path) -> dict[str, Any]:
-    return json.loads((source / "config.json").read_text())
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    return config
 
 
 @pytest.mark.parametrize("model_type", sorted(registry.families()))
@@ -117,9 +120,9 @@ def test_a_config_without_the_fields_that_have_defaults_grows(name: str, model_d
     source = model_dir(name)
     config = config_of(source)
     defaults = registry.families()[config["model_type"]].defaults
-    short = {k: v for k, v in config.items() if v is not None and (k not in defaults or v != defaults[k])}
-    assert len(short) < len(config)
-    short = save_changed(source, tmp_path / "short", config=short, tensors=load_file(source / "model.safetensors"))
+    kept = {k: v for k, v in config.items() if v is not None and (k not in defaults or v != defaults[k])}
+    assert len(kept) < len(config)
+    short = save_changed(source, tmp_path / "short", config=kept, tensors=load_file(source / "model.safetensors"))
     done = hyperclone.grow(short, tmp_path / "grown", Growth(width=2))
     assert done.proof is not None
     assert done.proof.passed
@@ -197,7 +200,7 @@ def patterned(name: str, path: Path) -> Path:
     lists = ("layer_types", "no_rope_layers")
     config = {key: value for key, value in config.items() if key not in lists} | {"num_hidden_layers": 3, **fields}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**config))
-    models.randomize_parameters(model, seed=0).save_pretrained(path)
+    randomize_parameters(model, seed=0).save_pretrained(path)
     written = config_of(path)
     (path / "config.json").write_text(json.dumps({k: v for k, v in written.items() if k not in lists} | fields))
     return path
@@ -205,7 +208,7 @@ def patterned(name: str, path: Path) -> Path:
 
 @pytest.mark.parametrize("mode", ["identity", "stack"])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_depth_writes_the_lists_of_layers_that_a_config_leaves_out(name: str, mode: str, tmp_path: Path) -> None:
+def test_depth_writes_the_lists_of_layers_that_a_config_leaves_out(name: str, mode: DepthMode, tmp_path: Path) -> None:
     source = patterned(name, tmp_path / "source")
     layers = config_of(source)["num_hidden_layers"] + 2
     request = Growth(width=2, layers=layers, depth_mode=mode, dtype="fp32", allow_rounding=True)
@@ -244,7 +247,7 @@ def test_a_config_that_transformers_cannot_read_says_so_where_its_lists_are_want
 def test_mistral_without_a_number_of_kv_heads_has_eight(heads: int, tmp_path: Path) -> None:
     sizes = {**models.MODELS["mistral-window"][1], "num_attention_heads": heads, "head_dim": 4}
     del sizes["num_key_value_heads"]
-    model = models.randomize_parameters(AutoModelForCausalLM.from_config(CONFIG_MAPPING["mistral"](**sizes)), seed=0)
+    model = randomize_parameters(AutoModelForCausalLM.from_config(CONFIG_MAPPING["mistral"](**sizes)), seed=0)
     model.save_pretrained(tmp_path / "source")
     config = {key: value for key, value in config_of(tmp_path / "source").items() if key != "num_key_value_heads"}
     (tmp_path / "source/config.json").write_text(json.dumps(config))

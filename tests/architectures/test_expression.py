@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import math
+import operator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -93,7 +95,7 @@ def test_whole_number_arithmetic_agrees_with_rational_arithmetic(data: st.DataOb
     class Refused(Exception):
         """The reference does not divide, or lacks a number."""
 
-    def tree(depth: int) -> tuple[str, Any]:
+    def tree(depth: int) -> tuple[str, Callable[[], Fraction | None]]:
         """(text, a function to its value as a Fraction or None)."""
         if depth == 0:
             name = data.draw(st.sampled_from("abc"))
@@ -109,8 +111,10 @@ def test_whole_number_arithmetic_agrees_with_rational_arithmetic(data: st.DataOb
             b = right_value()
             if a is None or b is None or (symbol in "/%" and b == 0) or (symbol == "/" and (a / b).denominator != 1):
                 raise Refused
-            return {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b,
-                    "%": lambda: a - b * math.floor(a / b)}[symbol]()  # fmt: skip
+            if symbol == "%":
+                return a - b * math.floor(a / b)
+            arithmetic = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+            return Fraction(arithmetic[symbol](a, b))
 
         return f"({left} {symbol} {right})", compute
 

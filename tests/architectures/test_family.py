@@ -66,7 +66,8 @@ def load(text: str) -> family.Family:
 
 
 def config_of(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json").read_text())
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return config
 
 
 # --- Shipped files

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ def test_the_receipt_holds_the_file_and_no_place_on_disk(toml: Path, model_dir: 
 
 @pytest.mark.parametrize("proof", ["full", "structural"])
 def test_a_wrong_file_is_refused_before_anything_is_written(
-    proof: str, wrong: Path, model_dir: ModelDir, tmp_path: Path
+    proof: Literal["full", "structural"], wrong: Path, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     assert wrong.read_text() != shipped("llama")
     before = sorted(tmp_path.iterdir())
@@ -167,7 +167,9 @@ def put(directory: Path, text: Any) -> None:
 
 
 @pytest.mark.parametrize("proof", ["full", "structural"])
-def test_a_receipt_with_a_wrong_family_fails(proof: str, grown: Path, model_dir: ModelDir) -> None:
+def test_a_receipt_with_a_wrong_family_fails(
+    proof: Literal["full", "structural"], grown: Path, model_dir: ModelDir
+) -> None:
     put(grown, {"file": "mine.toml", "text": WRONG})
     result = hyperclone.verify(model_dir("llama-grouped-tied"), grown, proof=proof)
     assert not result.passed
@@ -256,7 +258,7 @@ def test_a_tiny_instance_of_any_family_grows_and_passes(name: str, model_dir: Mo
 
 
 def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_flags() -> None:
-    config = {
+    config: dict[str, Any] = {
         "model_type": "exaone4", "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 102400, "sliding_window": 4096,
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 8,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hyperclone.architectures.layout import Dim, Factor, Layout, parse
+from hyperclone.architectures.layout import Dim, Factor, Layout, Query, parse
 from hyperclone.errors import FamilyError
 from tests.helpers.examples import examples
 
@@ -175,6 +175,7 @@ def written(draw: st.DrawFn) -> tuple[str, Layout]:
         bare = len(factor) == 1 and len(factor[0]) == 1 and draw(st.booleans())
         return blocks[0] if bare else f"({gap}{f'{gap}+{gap}'.join(blocks)}{gap})"
 
+    found: tuple[tuple[Dim, ...], int | None, bool]
     kind = draw(st.sampled_from(["outputs", "linear", "conv", "reader", "norm"]))
     gap = draw(spaces)
     if kind == "outputs":
@@ -204,6 +205,7 @@ def test_what_is_written_is_what_is_parsed(case: tuple[str, Layout], size: int) 
     def count(factor: Factor) -> int:
         if isinstance(factor, tuple):
             return sum(math.prod(count(inner) for inner in block) for block in factor)
+        assert not isinstance(factor, Query)  # `dims` draws none
         return factor if isinstance(factor, int) else sizes[factor]
 
     assert layout.shape(sizes) == tuple(count(dim) for dim in layout.dims)

@@ -15,6 +15,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.planning.depth import deepen
+from hyperclone.planning.recipe import DepthMode
 from tests.architectures.test_family import FILE, load
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
@@ -28,7 +29,8 @@ def saved(path: Path, name: str, **overrides: Any) -> Path:
 
 
 def config_of(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json").read_text())
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return config
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def layers_with_experts(path: Path) -> list[bool]:
     [("qwen3-moe-first-dense", 5), ("qwen3-moe-every-second-tied", "2x"), ("qwen2-moe-every-second-tied", 6)],
 )
 def test_new_layers_have_experts_where_their_originals_have(
-    name: str, layers: int | str, mode: str, model_dir: ModelDir, tmp_path: Path
+    name: str, layers: int | str, mode: DepthMode, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(width=2, layers=layers, depth_mode=mode))
     assert done.proof is not None

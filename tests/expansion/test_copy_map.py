@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperclone.architectures.layout import Dim, Factor
+from hyperclone.architectures.layout import Dim, Factor, Query
 from hyperclone.expansion.copy_map import CopyMap, axis, concatenate, of_dim, product
 from tests.helpers.examples import examples
 
@@ -20,6 +20,7 @@ NAMES = ("a", "b", "c")
 
 def units(factor: Factor, sizes: Sizes) -> tuple[list[int], int]:
     """(the old unit of each new unit, number of old units), one unit at a time."""
+    assert not isinstance(factor, Query)  # none is drawn here
     if not isinstance(factor, tuple):
         old, new = (factor, factor) if isinstance(factor, int) else sizes[factor]
         return [i % old for i in range(new)], old

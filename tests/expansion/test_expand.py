@@ -16,9 +16,9 @@ from torch import Tensor
 
 from hyperclone.architectures.layout import parse
 from hyperclone.expansion import expand as module
+from hyperclone.expansion.copy_map import as_slice
 from hyperclone.expansion.expand import (
     TensorMap,
-    as_slice,
     collapse_rows,
     expand,
     expand_rows,

@@ -154,7 +154,7 @@ def _growths(draw: st.DrawFn, sizes: dict[str, int], *, alibi: bool) -> dict[str
     names = [field.name for field in fields(Growth)]
     heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("group", 1))
     old = {**sizes, "heads": heads}
-    free = [name for name in ("hidden", "heads", "ffn") if name in old]
+    free: list[str] = [name for name in ("hidden", "heads", "ffn") if name in old]
     growth: dict[str, Any] = {}
     ways = ["width", "width", "together", "together", "apart"]
     if "heads" in sizes and "head_dim" in names:

@@ -44,7 +44,7 @@ GEMMA = {
     "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
 }  # fmt: skip
-NO_DROPOUT = {
+NO_DROPOUT: dict[str, dict[str, Any]] = {
     "opt": {"dropout": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
@@ -62,8 +62,10 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         narrows = self.dtype is torch.float64 and torch.float32 in (*args, values.get("dtype"))
         return self if narrows else to(self, *args, **values)
 
-    def same_type(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **values: Any) -> Tensor:
-        return softmax(x, *args, dtype=None if x.dtype is torch.float64 else dtype, **values)
+    def same_type(x: Tensor, *args: Any, **values: Any) -> Tensor:
+        if x.dtype is torch.float64:
+            values = {name: value for name, value in values.items() if name != "dtype"}
+        return softmax(x, *args, **values)
 
     monkeypatch.setattr(torch.Tensor, "to", keep)
     monkeypatch.setattr(torch.Tensor, "float", lambda self, **values: keep(self, torch.float32, **values))
@@ -103,7 +105,7 @@ def train(model: Any, optimizers: Iterable[torch.optim.Optimizer], data: list[Te
     for ids in data:
         logits = model(input_ids=ids).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -123,7 +125,7 @@ def in_trainers_groups(model: Any) -> tuple[list[Any], list[Any]]:
     """Parameters that decay and those that do not, by transformers' own rule and in its order."""
     from transformers import Trainer
 
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    decayed = set(Trainer.get_decay_parameter_names(None, model))
     named = list(model.named_parameters())
     return [p for n, p in named if n in decayed], [p for n, p in named if n not in decayed]
 

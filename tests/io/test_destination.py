@@ -5,6 +5,7 @@ Every disk operation of a run is made to fail, and a run is killed before every 
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -270,7 +271,12 @@ def test_a_rerun_resumes_and_gives_the_same_files(
     before = {name: ((partial / name).stat().st_ino, (partial / name).stat().st_mtime_ns) for name in done}
     written: list[int] = []
     real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: written.append(len(data)) or real(fd, data, at))
+
+    def counting(descriptor: int, data: Any, at: int) -> int:
+        written.append(len(data))
+        return real(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", counting)
     run(source, target)
     assert {name: ((target / name).stat().st_ino, (target / name).stat().st_mtime_ns) for name in done} == before
     assert sum(written) == sum(len(whole[n]) for n in whole if n.endswith(".safetensors") and n not in done)
@@ -613,7 +619,7 @@ def test_an_interrupted_run_closes_no_file_that_a_thread_still_writes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A closed descriptor's number is given to the next file that is opened, and the write would end up in that."""
-    real_write, real_wait, wrong = os.pwrite, streaming.wait, []
+    real_write, wrong = os.pwrite, []
 
     def slow(descriptor: int, data: Any, at: int) -> int:
         time.sleep(0.02)
@@ -629,7 +635,7 @@ def test_an_interrupted_run_closes_no_file_that_a_thread_still_writes(
         calls.append(1)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        return real_wait(*arguments, **options)
+        return concurrent.futures.wait(*arguments, **options)
 
     monkeypatch.setattr(os, "pwrite", slow)
     monkeypatch.setattr(streaming, "wait", interrupt)

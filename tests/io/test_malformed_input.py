@@ -26,6 +26,7 @@ from hyperclone.errors import CheckpointError, FamilyError
 from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import read_header
+from hyperclone.planning.recipe import NoiseName
 from tests.helpers.examples import examples
 
 ModelDir = Callable[..., Path]
@@ -77,7 +78,8 @@ def write_header(file: Path, header: dict[str, Any] | bytes, *, size: int | None
 
 def header_of(file: Path) -> dict[str, Any]:
     content = file.read_bytes()
-    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header: dict[str, Any] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header
 
 
 class Bomb:
@@ -664,7 +666,7 @@ def test_one_weight_that_is_no_number_is_found_by_tensor_and_index(
     tensor: str,
     index: tuple[int, ...],
     value: float,
-    noise: str,
+    noise: NoiseName,
     victim: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

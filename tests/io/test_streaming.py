@@ -22,6 +22,7 @@ from hyperclone import Growth
 from hyperclone.errors import OptionError
 from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.planning.recipe import NoiseName
 
 ModelDir = Callable[..., Path]
 NAMES = ["llama-grouped-tied", "neox-parallel", "opt-projected-post-norm"]
@@ -76,7 +77,7 @@ def test_bytes_depend_on_neither_threads_nor_shards_nor_slices(
 
 @pytest.mark.parametrize("noise", ["split", "gaussian"])
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    noise: str, model_dir: ModelDir, tmp_path: Path
+    noise: NoiseName, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
     one, again, other = (
@@ -213,7 +214,8 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         arguments = [sys.executable, "-c", MEASURE, str(place), str(layers)]
         result = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
         assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
+        peaks: dict[str, int] = json.loads(result.stdout)
+        return peaks
 
     small, large = measure(1), measure(9)
     more = large["bytes"] - small["bytes"]

@@ -87,7 +87,7 @@ def newton_schulz_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         grad: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
     ) -> torch.Tensor:
         a, b, c = coefficients
-        x = grad / grad.norm().clamp(min=eps)
+        x: torch.Tensor = grad / grad.norm().clamp(min=eps)
         for _ in range(steps):
             gram = x @ x.T
             x = a * x + (b * gram + c * gram @ gram) @ x
@@ -100,7 +100,7 @@ def with_muon(
     model: Any, small: Any, made: Plan | None, adjust: str = "original", eps: float = 1e-7
 ) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices and AdamW for the rest: by the scaling rule for a clone, by hand for the source."""
-    muon = {"lr": LR["muon"], "weight_decay": DECAY, "eps": eps}
+    muon: dict[str, Any] = {"lr": LR["muon"], "weight_decay": DECAY, "eps": eps}
     if made is not None:
         hidden = hyperclone.param_groups(model, optimizer="muon", adjust_lr_fn=adjust, receipt=made, **muon)
         rest = hyperclone.param_groups(model, lr=LR["adamw"], part="rest", receipt=made)
@@ -157,7 +157,7 @@ def test_the_papers_recipe_is_one_word_away_and_leaves_the_sources_loss() -> Non
 def test_schedulers_that_multiply_keep_the_law() -> None:
     small = source("llama-grouped-tied")
     wide, made = grow(small, Growth(width=2, noise="none"))
-    curves = []
+    curves: list[list[float]] = []
     for model, optimizer in ((small, plain(small, "adamw")), (wide, scaled(wide, made, "adamw"))):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         curves.append([])
@@ -216,7 +216,9 @@ def test_wrapped_models_have_the_groups_of_the_bare_one(model_dir: ModelDir, tmp
             self.module = module
 
     model.gpt_neox.layers[0] = torch.compile(model.gpt_neox.layers[0])
-    for wrapped in (torch.compile(model), Parallel(model), torch.compile(Parallel(torch.compile(model)))):
+    compiled: Any = torch.compile(model)  # torch types what it returns as a function
+    both: Any = torch.compile(Parallel(compiled))
+    for wrapped in (compiled, Parallel(model), both):
         groups = hyperclone.param_groups(wrapped, lr=1e-3, weight_decay=0.1)
         assert [(g["name"], g["param_names"]) for g in groups] == expected
 

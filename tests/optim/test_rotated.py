@@ -117,8 +117,8 @@ def test_equal_copies_have_no_differences_at_all(count: int) -> None:
 def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_small_its_gradient() -> None:
     """Adam's first step is the gradient's sign: in the coordinates of copies, not in those of entries."""
     rows = columns = copy_map.axis(2, 4)
-    common, differences = torch.randn(2, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
-    gradient = common.repeat(2, 2) + 1e-4 * differences
+    common, apart = torch.randn(2, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
+    gradient = common.repeat(2, 2) + 1e-4 * apart
     steps = {}
     for differences in (1.0, 0.25):
         weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))

@@ -7,7 +7,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_differences_have_no_past_and_step_as_if_they_knew_that(betas: tuple[flo
 
 
 @pytest.mark.parametrize("moments", ["first-copy", "reset"])
-def test_other_treatments_leave_the_sources_loss(moments: str, tmp_path: Path) -> None:
+def test_other_treatments_leave_the_sources_loss(moments: Literal["first-copy", "reset"], tmp_path: Path) -> None:
     """The contract above can fail: moments that are missing show."""
     small, past = trained("llama-grouped-tied", "adamw", tmp_path / "source")
     state = tmp_path / "source"
@@ -256,7 +256,9 @@ def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
         )  # fmt: skip
         return kind(model, arguments, train_dataset=data)
 
-    class Wider(Trainer):  # as docs/training.md shows it
+    class Wider(Trainer):  # type: ignore[misc]  # transformers is not typed; as docs/training.md shows it
+        optimizer: torch.optim.Optimizer | None
+
         def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
             if self.optimizer is None:
                 groups = hyperclone.param_groups(
@@ -276,7 +278,7 @@ def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
     # The clone sees what the source sees from its fourth step on.
     wider = trainer(load(tmp_path / "grown"), Wider, 6, "wide")
     (tmp_path / "wide-state").mkdir()
-    wider.get_train_dataloader = lambda: list(goes_on.get_train_dataloader())[3:]  # type: ignore[method-assign]
+    wider.get_train_dataloader = lambda: list(goes_on.get_train_dataloader())[3:]
     wider.args.max_steps = 3
     wider.train()
     losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (goes_on, wider)]
@@ -346,14 +348,14 @@ def test_a_state_that_lacks_a_moment_is_refused_when_it_is_loaded(name: str, tmp
 
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_distributed_checkpoint_gives_the_same_state(flat: bool, tmp_path: Path) -> None:
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     model, past = trained("neox-parallel", "adamw", tmp_path / "source")
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     content = {"optimizer": get_optimizer_state_dict(model, past, options=options)}
     with warnings.catch_warnings(action="ignore"):  # that there is no process group
-        dcp.save(content, checkpoint_id=tmp_path / "checkpoint/optimizer_0", no_dist=True)
+        save(content, checkpoint_id=tmp_path / "checkpoint/optimizer_0", no_dist=True)
     for name, state in (("one", tmp_path / "source"), ("two", tmp_path / "checkpoint")):
         hyperclone.grow(tmp_path / "source", tmp_path / name, NO_NOISE, optimizer_state=state, proof="structural")
     one, two = (load_file(tmp_path / name / "optimizer_state.safetensors") for name in ("one", "two"))
@@ -429,7 +431,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> Non
 
 def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hyperclone.errors import ProofFailed
-    from hyperclone.optimizer_state import moments
+    from hyperclone.optimizer_state import moments, reader
 
     trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=1)
     state = tmp_path / "source"
@@ -440,12 +442,12 @@ def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypa
     save_file(tensors, file)
     proof = hyperclone.verify(state, tmp_path / "grown", proof="structural")
     assert [failure.split(":")[0] for failure in proof.failures] == ["model.norm.weight.exp_avg"]
-    monkeypatch.setitem(moments.MOMENTS, "exp_avg", 1.5)  # a grower that is wrong about r ...
+    monkeypatch.setitem(reader.MOMENTS, "exp_avg", 1.5)  # a grower that is wrong about r ...
     compare = moments.compare
 
     def independent(*args: Any) -> str:
         with monkeypatch.context() as patch:  # ... and a proof that is not
-            patch.setitem(moments.MOMENTS, "exp_avg", 1)
+            patch.setitem(reader.MOMENTS, "exp_avg", 1)
             return compare(*args)
 
     monkeypatch.setattr(moments, "compare", independent)

@@ -172,13 +172,14 @@ def test_sizes_are_those_asked_for_and_every_query_head_keeps_its_kv_head(
 
 @pytest.mark.parametrize("name", ["widht", "d_model", "hidden_size", "snr", "noise_level", "n_experts"])
 def test_a_misspelt_option_is_an_error(name: str) -> None:
+    options: dict[str, Any] = {name: 2}
     with pytest.raises(TypeError, match=name):
-        Growth(**{name: 2})
+        Growth(**options)
 
 
 def test_options_are_named_and_do_not_change() -> None:
     with pytest.raises(TypeError):
-        Growth(2)  # type: ignore[misc]
+        Growth(2)  # type: ignore[call-arg]
     with pytest.raises(FrozenInstanceError):
         Growth(width=2).width = 3  # type: ignore[misc]
 

@@ -35,7 +35,8 @@ GROWTHS = {
 
 
 def config_of(path: Path) -> dict[str, Any]:
-    return json.loads((path / "config.json").read_text())
+    config: dict[str, Any] = json.loads((path / "config.json").read_text())
+    return config
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
     )
     assert not any(info.values()), info
     with torch.inference_mode():
-        return model.eval()(ids).logits
+        logits: torch.Tensor = model.eval()(ids).logits
+        return logits
 
 
 @pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
@@ -301,11 +302,11 @@ def test_a_wrong_family_file_passes_the_structural_and_fails_the_behavioral_proo
 def test_a_broken_growth_is_never_published(
     broken: str, model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperclone.expansion import grown_tensors
+    from hyperclone.expansion import expand, grown_tensors
     from hyperclone.planning import planner
 
     if broken == "expand_rows":
-        intact = grown_tensors.expand_rows
+        intact = expand.expand_rows
         monkeypatch.setattr(grown_tensors, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
     else:
         monkeypatch.setattr(planner, "fold", lambda *a, **k: (frozenset(), False))

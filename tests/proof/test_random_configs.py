@@ -22,8 +22,8 @@ import hyperclone
 from hyperclone import Growth, HypercloneError
 from hyperclone.architectures import registry
 from hyperclone.hf.models import quiet
+from hyperclone.hf.tiny_models import randomize_parameters
 from tests.helpers.examples import examples, scale
-from tests.helpers.models import randomize_parameters
 from tests.helpers.random_configs import Case, cases
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}

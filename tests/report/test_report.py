@@ -27,7 +27,7 @@ from hyperclone.study.speedup import Speedup
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "random": {"kind": "random", "label": "random weights", "group": None},
     "clone": {"kind": "clone", "label": "2x, <b>the law</b>", "group": ["noise", "source quality"]},
     "plain": {"kind": "clone", "label": "2x, no noise", "group": ["noise", "source quality"]},
@@ -346,7 +346,7 @@ def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with
 
 def test_copies_diverge_by_arm_and_by_layer(runs: Path) -> None:
     canvas = next(canvas for canvas in figures.every(load.read(runs)) if canvas.name == "divergence")
-    shown = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]
+    shown: list[Any] = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]
     tokens = [0, 20000, 40000]
     assert shown[0] == {"clone": (tokens, pytest.approx([0.8, 0.7, 0.6]))}  # the mean of two layers
     assert shown[1] == {

@@ -161,7 +161,11 @@ def remake(file: Path, stand_in: Any, watch: Callable[[Event], None] = lambda ev
 def runner_of(file: Path, stand_in: Any, watch: Callable[[Event], None]) -> Runner:
     output = file.parent / "runs-of-study"
     output.mkdir(exist_ok=True)
-    runner = Runner(config.read(file), output, stand_in, watch, lambda: results.write(runner.progress) and None)
+
+    def write() -> None:
+        results.write(runner.progress)
+
+    runner = Runner(config.read(file), output, stand_in, watch, write)
     return runner
 
 
@@ -692,7 +696,9 @@ def test_commands_mean_their_requests() -> None:
     command = commands.train(Path("model"), Path("out"), given, seed=7, scratch=False)
     parser: Any = get_command(main.app)
     context = parser.commands["train"].make_context("train", list(command[1:]), resilient_parsing=False)
-    read = {name: tuple(value) if isinstance(value, list) else value for name, value in context.params.items()}
+    read: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in context.params.items()
+    }
     read = {name: () if value is None and name in ("report",) else value for name, value in read.items()}
     assert Training(**read) == Training(model="model", output="out", seed=7, resume=True, **given)
     growth = Growth(hidden="1.5x", heads=2, noise="gaussian", snr_db=20.0, untie=True)

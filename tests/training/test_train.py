@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -77,7 +77,8 @@ def losses(output: Path) -> list[float]:
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model.safetensors")
+    tensors: dict[str, torch.Tensor] = load_file(output / "model.safetensors")
+    return tensors
 
 
 def windows_of(texts: list[str], tokenizer: Any) -> torch.Tensor:
@@ -396,27 +397,26 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
     """Rotated for a wider clone; AdamW for everything else, such as the published recipe and first-copy moments."""
     hyperclone.train(request(source, text, tmp_path / "first"))
-    for name, mode in (("moments", "copy"), ("asymmetric", "first-copy")):
+    treatments: dict[str, Literal["copy", "first-copy"]] = {"moments": "copy", "asymmetric": "first-copy"}
+    for name, moments in treatments.items():
         hyperclone.grow(
             tmp_path / "first", tmp_path / name, hyperclone.Growth(width=2), proof="none",
-            optimizer_state=tmp_path / "first/checkpoint-12", moments=mode,
+            optimizer_state=tmp_path / "first/checkpoint-12", moments=moments,
         )  # fmt: skip
     hyperclone.grow(tmp_path / "first", tmp_path / "deeper", hyperclone.Growth(layers="2x"), proof="none")
-    asked: dict[str, Any]
-    for number, (model, asked, expected) in enumerate(
-        (
-            (source, {}, "adamw"),
-            (grown, {}, "rotated"),
-            (grown, {"difference_lr": 6e-3}, "rotated"),
-            (grown, {"lr_rule": "scaled"}, "rotated"),
-            (grown, {"lr_rule": "uniform"}, "adamw"),
-            (grown, {"from_scratch": True}, "adamw"),
-            (tmp_path / "moments", {}, "rotated"),
-            (tmp_path / "asymmetric", {}, "adamw"),
-            (tmp_path / "asymmetric", {"optimizer_state": "none"}, "rotated"),
-            (tmp_path / "deeper", {}, "adamw"),
-        )
-    ):
+    cases: list[tuple[Path, dict[str, Any], str]] = [
+        (source, {}, "adamw"),
+        (grown, {}, "rotated"),
+        (grown, {"difference_lr": 6e-3}, "rotated"),
+        (grown, {"lr_rule": "scaled"}, "rotated"),
+        (grown, {"lr_rule": "uniform"}, "adamw"),
+        (grown, {"from_scratch": True}, "adamw"),
+        (tmp_path / "moments", {}, "rotated"),
+        (tmp_path / "asymmetric", {}, "adamw"),
+        (tmp_path / "asymmetric", {"optimizer_state": "none"}, "rotated"),
+        (tmp_path / "deeper", {}, "adamw"),
+    ]
+    for number, (model, asked, expected) in enumerate(cases):
         output = tmp_path / f"out-{number}"
         events: list[Event] = []
         hyperclone.train(request(model, text, output, tokens=SEQUENCE * WINDOWS, **asked), watch=events.append)

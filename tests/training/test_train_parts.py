@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -41,7 +41,9 @@ def request(**asked: Any) -> Training:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
-def test_every_schedule_warms_up_from_above_zero_peaks_and_ends_at_its_least(schedule: str) -> None:
+def test_every_schedule_warms_up_from_above_zero_peaks_and_ends_at_its_least(
+    schedule: Literal["cosine", "linear", "wsd", "constant"],
+) -> None:
     rates = [factor(s, steps=100, warmup=10, schedule=schedule, least=0.1, decay=0.2) for s in range(101)]
     assert rates[:10] == [pytest.approx((s + 1) / 10) for s in range(10)]
     assert max(rates) == 1 == rates[10]
@@ -396,13 +398,13 @@ def test_metrics_of_a_resumed_run_are_cut_back_to_its_checkpoint(tmp_path: Path)
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])  # a tie; experts that are fused in memory
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sharded_checkpoint_becomes_what_transformers_saves(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    import torch.distributed.checkpoint as dcp
     from safetensors.torch import load_file
+    from torch.distributed.checkpoint.state_dict_saver import save
     from transformers import AutoModelForCausalLM
 
     model = models.build(name)
     with warnings.catch_warnings(action="ignore"):  # that there is no process group
-        dcp.save({"model": model.state_dict()}, checkpoint_id=tmp_path / "saved", no_dist=True)
+        save({"model": model.state_dict()}, checkpoint_id=tmp_path / "saved", no_dist=True)
     model.to(dtype).save_pretrained(tmp_path / "expected")
     saved = distributed.DistributedTensors(tmp_path / "saved")
     with torch.device("meta"):
