@@ -9,9 +9,24 @@ import pytest
 import torch
 
 from tests.helpers import examples  # noqa: F401 - it registers the profiles of hypothesis
-from tests.helpers.models import build, save_tokenizer
+from tests.helpers.models import MODELS, build, save_tokenizer
 
 torch.set_num_threads(1)
+
+
+# One row of MODELS for each kind of arithmetic. `make quick` runs what is parametrized over rows with these alone.
+REPRESENTATIVE = frozenset({"llama-grouped-tied", "neox-parallel", "opt", "gpt2-tied", "olmo2", "mixtral"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Cases of other rows repeat a statement that a representative makes: `matrix`."""
+    for item in items:
+        values = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        rows = {value for value in values if isinstance(value, str)} & MODELS.keys()
+        if rows - REPRESENTATIVE:
+            item.add_marker(pytest.mark.matrix)
 
 
 @pytest.fixture(scope="session")

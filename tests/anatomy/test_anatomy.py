@@ -22,6 +22,8 @@ from hyperclone.errors import HypercloneError
 from hyperclone.expansion import copy_map
 from tests.helpers.models import build, save_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 
 

@@ -25,6 +25,8 @@ from tests.helpers import models, rows_dense
 from tests.helpers.models import build
 from tests.proof import test_rounded_families
 
+pytestmark = pytest.mark.matrix
+
 ModelDir = Callable[..., Path]
 
 

@@ -28,6 +28,8 @@ from tests.cli.test_cli import run
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 
 

@@ -20,6 +20,8 @@ from tests.architectures.test_family import FILE, load
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
 
+pytestmark = pytest.mark.matrix
+
 ModelDir = Callable[..., Path]
 
 

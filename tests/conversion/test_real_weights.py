@@ -21,6 +21,8 @@ from hyperclone import Growth
 from hyperclone.errors import GrowthError
 from hyperclone.hf.models import quiet
 
+pytestmark = pytest.mark.slow
+
 TEXT = (
     "The Constitution of the United States was written in Philadelphia in 1787. It begins with the words 'We the "
     "People', and it divides the government into three branches."

@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 from hyperclone.cli.display import demo as demo_display
 from hyperclone.demo import demo
 from hyperclone.errors import DestinationError, StudyError
-from hyperclone.study import config
+from hyperclone.study import config_file
 from hyperclone.study.progress import Began, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, compare
 from hyperclone.training import metrics
+
+pytestmark = pytest.mark.slow
 
 SEEDLING = demo.DATA / "seedling"
 
@@ -103,7 +105,7 @@ def test_a_clone_of_another_seedling_is_grown_anew(tmp_path: Path) -> None:
     ("final", "said"), [(2.9, "0.100 nats above"), (3.1, "0.100 nats below"), (3.0, "ends level with")]
 )
 def test_the_verdict_says_on_which_side_of_seedling_the_clone_ends(final: float, said: str) -> None:
-    arms = config.read(demo.DATA / "demo.toml").arms
+    arms = config_file.read(demo.DATA / "demo.toml").arms
     clone, continued = ([3.2, 3.1, end] for end in (3.0, final))
     found = [
         (Run(arms[name], 1), against_random(losses, [7.0, 6.0, 5.0], source=4000.0))
@@ -197,7 +199,7 @@ def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_don
     assert "Random weights end at" in said.stdout
     assert (tmp_path / "small/report.html").stat().st_size > 50_000
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "small/runs/runs").glob("*/metrics.jsonl")}
-    assert len(before) == len(config.read(demo.DATA / "demo.toml").arms)
+    assert len(before) == len(config_file.read(demo.DATA / "demo.toml").arms)
     again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert {file: file.stat().st_mtime_ns for file in before} == before

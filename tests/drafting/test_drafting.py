@@ -21,6 +21,8 @@ from hyperclone.errors import CheckpointError, FamilyError
 from tests.cli.test_cli import run
 from tests.helpers.models import MODELS, build
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 
 _SMALL = {

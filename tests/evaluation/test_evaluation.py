@@ -27,6 +27,8 @@ from hyperclone.evaluation import evaluate, scores, wheel_data
 from hyperclone.hf.models import load_model, load_tokenizer
 from tests.anatomy.test_anatomy import command
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("lm_eval")
 
 ModelDir = Callable[..., Path]

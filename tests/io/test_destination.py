@@ -27,6 +27,8 @@ from hyperclone.errors import CheckpointError, DestinationError
 from hyperclone.io import streaming
 from hyperclone.io.destination import RECEIPT
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 NAME = "llama-grouped-tied"
 TWICE = Growth(width=2)

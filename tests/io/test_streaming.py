@@ -24,6 +24,8 @@ from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning.recipe import NoiseName
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 NAMES = ["llama-grouped-tied", "neox-parallel", "opt-projected-post-norm"]
 GROWTHS = {

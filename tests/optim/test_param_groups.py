@@ -31,6 +31,8 @@ from tests.helpers.training_steps import (
     train,
 )
 
+pytestmark = pytest.mark.matrix
+
 ModelDir = Callable[..., Path]
 STEPS = 50
 __all__ = ["in_float64"]

@@ -11,6 +11,8 @@ from hyperclone.expansion import copy_map
 from hyperclone.optim.rotated_adamw import RotatedAdamW
 from hyperclone.optim.rotation import Rotation
 
+pytestmark = pytest.mark.slow
+
 
 def stepped(
     maps: tuple[copy_map.CopyMap, ...], gradients: list[torch.Tensor], weight: torch.Tensor, **options: Any

@@ -20,6 +20,8 @@ from hyperclone.errors import CheckpointError, GrowthError, OptionError
 from tests.helpers import training_steps
 from tests.helpers.training_steps import CORE, DECAY, LR, MAKE, batches, in_double, in_float64, plain, source, train
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 __all__ = ["in_float64"]
 NO_NOISE = Growth(width=2, noise="none")

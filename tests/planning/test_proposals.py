@@ -130,6 +130,7 @@ def test_every_proposal_is_near_and_has_the_parameters_that_transformers_counts(
             assert p.plan.sizes.get("group", (1, 1))[0] == p.plan.sizes.get("group", (1, 1))[1]
 
 
+@pytest.mark.slow
 def test_for_every_architecture_counting_agrees_with_planning() -> None:
     for name in MODELS:
         source = headers(name)

@@ -23,6 +23,8 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
 from tests.helpers.models import build
 
+pytestmark = pytest.mark.matrix
+
 ModelDir = Callable[..., Path]
 DENSE = ["llama-grouped-tied", "llama-multihead", "llama-free-head-dim", "mistral-window", "qwen3-grouped-tied",
          "qwen3-multihead-untied", "qwen3-biases"]  # fmt: skip

@@ -15,6 +15,8 @@ from hyperclone import Growth
 from hyperclone.errors import GrowthError
 from tests.proof.test_proof import logits_of
 
+pytestmark = pytest.mark.matrix
+
 ModelDir = Callable[..., Path]
 
 SIZES: list[tuple[str, dict[str, Any]]] = [

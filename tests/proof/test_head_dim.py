@@ -26,6 +26,8 @@ from tests.optim.test_symmetry import one_group, train
 from tests.proof.test_proof import logits_of
 from tests.proof.test_rounded_families import ROWS as rounded
 
+pytestmark = pytest.mark.matrix
+
 ModelDir = Callable[..., Path]
 NAMES = [
     "opt",

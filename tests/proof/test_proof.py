@@ -309,7 +309,7 @@ def test_a_broken_growth_is_never_published(
         intact = expand.expand_rows
         monkeypatch.setattr(grown_tensors, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
     else:
-        monkeypatch.setattr(planner, "fold", lambda *a, **k: (frozenset(), False))
+        monkeypatch.setattr(planner, "fold_head", lambda *a, **k: (frozenset(), False))
     with pytest.raises(ProofFailed):
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
     assert not (tmp_path / "grown").exists()

@@ -26,6 +26,8 @@ from hyperclone.hf.tiny_models import randomize_parameters
 from tests.helpers.examples import examples, scale
 from tests.helpers.random_configs import Case, cases
 
+pytestmark = pytest.mark.matrix
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 _EXACT = 5e-6  # of the logits; norms compute in fp32 inside transformers, whatever the model's type
 _SPREAD = 16  # what the grown model may be off, in units of what it does to a model to move its weights by an ulp

@@ -15,6 +15,8 @@ from hyperclone import Growth
 from hyperclone.errors import GrowthError
 from tests.helpers import models
 
+pytestmark = pytest.mark.matrix
+
 _COMMON = {
     "vocab_size": models.VOCAB, "num_hidden_layers": 3, "max_position_embeddings": 64, "hidden_size": 32,
     "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,

@@ -24,6 +24,8 @@ from hyperclone.report.load import Results
 from hyperclone.report.write import report
 from hyperclone.study.speedup import Speedup
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hyperclone.report import load
-from hyperclone.study import config, paths, records
+from hyperclone.study import config_file, paths, records
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
@@ -16,7 +16,7 @@ STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_finished_run_has_its_evaluations_and_every_source_its_cost(file: Path) -> None:
-    study, directory = config.read(file), paths.runs_of(file)
+    study, directory = config_file.read(file), paths.runs_of(file)
     found, known = load.read(directory), records.load(directory)
     assert list(found.arms) == list(study.arms)
     asked = {(arm, seed) for arm in study.arms for seed in study.seeds}

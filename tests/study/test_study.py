@@ -28,7 +28,7 @@ from hyperclone import grow
 from hyperclone.cli.display import study as study_display
 from hyperclone.errors import StudyError
 from hyperclone.planning.growth import Growth
-from hyperclone.study import commands, config, records, results, run_keys
+from hyperclone.study import commands, config_file, records, results, run_keys
 from hyperclone.study import run as studies
 from hyperclone.study.commands import Diverged, Interrupted
 from hyperclone.study.progress import Event, Progress, SourceRemade
@@ -36,6 +36,8 @@ from hyperclone.study.runner import Runner
 from hyperclone.training.config import Training
 from tests.helpers.models import build, save_tokenizer
 from tests.helpers.training_text import documents
+
+pytestmark = pytest.mark.slow
 
 STUDY = """
 name = "a study"
@@ -165,7 +167,7 @@ def runner_of(file: Path, stand_in: Any, watch: Callable[[Event], None]) -> Runn
     def write() -> None:
         results.write(runner.progress)
 
-    runner = Runner(config.read(file), output, stand_in, watch, write)
+    runner = Runner(config_file.read(file), output, stand_in, watch, write)
     return runner
 
 
@@ -265,7 +267,7 @@ def test_no_command_outlives_a_study_that_breaks(place: Path) -> None:
     def broken() -> None:
         raise RuntimeError("a bug of ours")
 
-    runner = Runner(config.read(written(place, STUDY)), output, stand_in, lambda event: None, broken)  # type: ignore[arg-type]
+    runner = Runner(config_file.read(written(place, STUDY)), output, stand_in, lambda event: None, broken)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="a bug of ours"):
         asyncio.run(runner.run())
     assert stand_in.stopped
@@ -318,20 +320,20 @@ def test_a_finished_study_is_found_again_in_its_tables_alone(place: Path) -> Non
 
 def test_what_has_finished_is_known_without_running_or_writing_anything(place: Path) -> None:
     file, runs = written(place, STUDY), place / "runs-of-study"
-    assert studies.finished(config.read(file), output=runs) is None
+    assert studies.finished(config_file.read(file), output=runs) is None
     go(file, Commands())
     shutil.rmtree(runs / "runs")
     before = {kept: kept.stat().st_mtime_ns for kept in runs.rglob("*")}
-    found = studies.finished(config.read(written(place, MORE_SEEDS)), output=runs)
+    found = studies.finished(config_file.read(written(place, MORE_SEEDS)), output=runs)
     assert found is not None
     assert {run.seed: run.status for run in found.runs} == {1: "finished", 2: "finished", 3: "interrupted"}
     assert {kept: kept.stat().st_mtime_ns for kept in runs.rglob("*")} == before
     printed = Console(width=160, file=io.StringIO())
-    printed.print(study_display.outlook(config.read(file), found))
+    printed.print(study_display.outlook(config_file.read(file), found))
     (clone,) = (line for line in printed.file.getvalue().splitlines() if "--width 2" in line and "clone" in line)  # type: ignore[attr-defined]
     assert [cell.strip() for cell in clone.strip("│ ").split("│")][4:6] == ["3", "2"]
     (place / "train.txt").unlink()  # now the keys cannot be known
-    found = studies.finished(config.read(file), output=runs)
+    found = studies.finished(config_file.read(file), output=runs)
     assert "train.txt" in " ".join(study_display.obstacles(found))
 
 
@@ -671,16 +673,16 @@ WRONG = [
 @pytest.mark.parametrize(("text", "field"), WRONG, ids=[field for _, field in WRONG])
 def test_what_a_study_file_gets_wrong_is_named(place: Path, text: str, field: str | None) -> None:
     with pytest.raises(StudyError) as caught:
-        config.read(written(place, text + STUDY if text.startswith("headline") else STUDY + text))
+        config_file.read(written(place, text + STUDY if text.startswith("headline") else STUDY + text))
     assert caught.value.details.get("field") == field
     assert caught.value.details["file"].endswith("study.toml" if field else "none.toml")
 
 
 def test_a_file_that_is_not_there_and_one_that_is_not_toml_are_named(place: Path) -> None:
     with pytest.raises(StudyError, match="cannot be read"):
-        config.read(place / "none.toml")
+        config_file.read(place / "none.toml")
     with pytest.raises(StudyError, match="not TOML"):
-        config.read(written(place, "seeds = ["))
+        config_file.read(written(place, "seeds = ["))
 
 
 def test_commands_mean_their_requests() -> None:
@@ -737,10 +739,10 @@ def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path
     assert told == {"clone"}
     wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw", difference_lr = 1e-3 }\n'
     with pytest.raises(StudyError, match="only the rotated optimizer"):
-        config.read(written(place, wrong))
+        config_file.read(written(place, wrong))
     wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\nmoments = "first-copy"\ntrain = { optimizer = "rotated" }\n'
     with pytest.raises(StudyError, match="moments of the first copy"):
-        config.read(written(place, wrong))
+        config_file.read(written(place, wrong))
 
 
 def test_every_run_names_its_optimizer(place: Path) -> None:

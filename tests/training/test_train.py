@@ -29,6 +29,8 @@ from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
 from tests.helpers.training_text import documents, jsonl
 
+pytestmark = pytest.mark.slow
+
 ModelDir = Callable[..., Path]
 SEQUENCE, WINDOWS, STEPS, EVERY = 32, 8, 12, 5
 TEXTS = documents(60)

@@ -22,6 +22,8 @@ from hyperclone.training import metrics
 from tests.helpers import launch_on_cpu, models
 from tests.helpers.training_text import documents, jsonl
 
+pytestmark = pytest.mark.slow
+
 STEPS = 10
 OPTIONS: dict[str, Any] = {
     "seq_len": 32,

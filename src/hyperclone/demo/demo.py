@@ -23,7 +23,7 @@ from hyperclone.hf.models import quiet
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.plan import Plan
 from hyperclone.study.config import Study
-from hyperclone.study.config import read as read_study
+from hyperclone.study.config_file import read as read_study
 from hyperclone.study.progress import Event, Progress
 from hyperclone.study.run import run as run_study
 

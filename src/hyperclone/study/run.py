@@ -15,7 +15,8 @@ from pathlib import Path
 from hyperclone.errors import DestinationError, StudyError
 from hyperclone.study import records, results
 from hyperclone.study.commands import Interrupted, Processes
-from hyperclone.study.config import Study, read
+from hyperclone.study.config import Study
+from hyperclone.study.config_file import read
 from hyperclone.study.paths import runs_of
 from hyperclone.study.progress import Event, Progress, Run
 from hyperclone.study.records import SourceRecord

@@ -1,0 +1,273 @@
+"""Reading a study's TOML file (config.py shows one): every complaint names the file and the field."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from hyperclone.errors import HypercloneError, StudyError
+from hyperclone.planning.growth import Growth
+from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
+from hyperclone.training.config import Training, usual_optimizer
+
+_PATHS = ("data", "eval_data", "cache")
+_OURS = ("model", "output", "seed", "from_scratch", "resume", "optimizer_state")  # a study sets these itself
+_EXTEND = 4  # times that a grid of learning rates may be extended
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+
+
+def read(file: Path) -> Study:
+    """A study from its file.
+
+    Raises:
+        StudyError: it cannot be read, or does not describe a study.
+    """
+    return _Reader(file).study(_toml(file))
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise StudyError("the study cannot be read", file=file, found=error.strerror) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError("this is not TOML", file=file, found=error) from None
+
+
+class _Reader:
+    """Checks one file; every complaint names it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def wrong(self, problem: str, field: str, **details: Any) -> StudyError:
+        return StudyError(problem, file=self._file, field=field, **details)
+
+    def study(self, table: dict[str, Any]) -> Study:
+        self._keys(
+            table, "", ("name", "note", "seeds", "control", "headline", "train", "tune", "sources", "arms", "anatomy")
+        )
+        seeds = table.get("seeds", [1, 2, 3])
+        if not isinstance(seeds, list) or not seeds or not all(_whole(seed) for seed in seeds) or _twice(seeds):
+            raise self.wrong("not a list of different seeds", "seeds", found=seeds, expected="[1, 2, 3]")
+        if not isinstance(anatomy := table.get("anatomy", True), bool):
+            raise self.wrong("neither true nor false", "anatomy", found=anatomy)
+        train = self._options(table.get("train"), "train")
+        for needed in ("data", "tokens"):
+            if needed not in train:
+                raise self.wrong("all arms must be trained on the same", f"train.{needed}", cure=f"give {needed}")
+        sources = {name: self._source(name, table, train) for name, table in self._tables(table, "sources")}
+        shared = table.get("tune")
+        tuning = None if shared is None else self._tuning(shared, "tune", train, seeds)
+        arms = {name: self._arm(name, table, train, sources, shared, seeds)
+                for name, table in self._tables(table, "arms")}  # fmt: skip
+        if not arms:
+            raise self.wrong("a study without arms", "arms", expected="[arms.NAME], one or more")
+        for arm in arms.values():
+            if arm.like is not None and (arm.like not in arms or arms[arm.like].tuning is None):
+                tuned = ", ".join(name for name, other in arms.items() if other.tuning) or "no arm is tuned"
+                raise self.wrong("no learning rate is chosen for this arm", f"arms.{arm.name}.like",
+                                 found=arm.like, expected=tuned)  # fmt: skip
+        control = table.get("control", next((arm.name for arm in arms.values() if arm.kind == "random"), None))
+        if control is not None and control not in arms:
+            raise self.wrong("no such arm", "control", found=control, expected=", ".join(arms))
+        if (headline := table.get("headline")) is not None and headline not in arms:
+            raise self.wrong("no such arm", "headline", found=headline, expected=", ".join(arms))
+        return Study(
+            file=self._file, name=str(table.get("name", self._file.stem)), note=str(table.get("note", "")).strip(),
+            seeds=tuple(seeds), control=control, train=train, tuning=tuning, sources=sources, arms=arms,
+            anatomy=anatomy, headline=headline,
+        )  # fmt: skip
+
+    def _tables(self, table: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+        found = table.get(key, {})
+        if not isinstance(found, dict):
+            raise self.wrong("not a table of tables", key, expected=f"[{key}.NAME]")
+        for name, one in found.items():
+            if not isinstance(one, dict):
+                raise self.wrong("not a table", f"{key}.{name}", found=one, expected=f"[{key}.{name}]")
+            if not _NAME.fullmatch(name):
+                raise self.wrong("this name cannot be that of a directory", f"{key}.{name}",
+                                 expected="letters, digits, and . _ + - in between")  # fmt: skip
+        return list(found.items())
+
+    def _keys(self, table: Mapping[str, Any], path: str, known: Sequence[str]) -> None:
+        for key in table:
+            if key not in known:
+                raise self.wrong("unknown field", f"{path}.{key}".lstrip("."), expected=", ".join(known))
+
+    def _options(self, table: Any, path: str) -> dict[str, Any]:
+        """Options of `hyperclone train`, checked one by one; paths made absolute."""
+        if table is None:
+            return {}
+        if not isinstance(table, dict):
+            raise self.wrong("not a table of options", path, found=table)
+        known = [one.name for one in fields(Training) if one.name not in _OURS]
+        self._keys(table, path, known)
+        options = {key: self._path(value) if key in _PATHS else value for key, value in table.items()}
+        try:
+            Training(**{"model": "-", "data": ("-",), "output": "-", **options})
+        except HypercloneError as error:
+            at = error.details.get("field")
+            raise self.wrong(error.problem, f"{path}.{at}" if at else path, found=error.details.get("found"),
+                             expected=error.details.get("expected"),
+                             cure=error.details.get("cure")) from None  # fmt: skip
+        except TypeError as error:
+            raise self.wrong("a value of the wrong kind", path, found=error) from None
+        return options
+
+    def _path(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self._path(one) for one in value)
+        if not isinstance(value, str):
+            return value
+        spelled = os.path.expandvars(os.path.expanduser(value))
+        near = self._file.parent / spelled
+        local = near.exists() or any(letter in spelled for letter in "*?[") or spelled.startswith((".", "/"))
+        return os.path.abspath(near) if local else spelled  # what is not there may be a Hub dataset
+
+    def source(self, name: str) -> SourceModel:
+        """One source of the file, whatever else is in it."""
+        table = _toml(self._file)
+        tables = dict(self._tables(table, "sources"))
+        if name not in tables:
+            raise self.wrong("no such source", f"sources.{name}", expected=", ".join(tables) or "[sources.NAME]")
+        return self._source(name, tables[name], self._options(table.get("train"), "train"))
+
+    def _source(self, name: str, table: dict[str, Any], train: Mapping[str, Any]) -> SourceModel:
+        path = f"sources.{name}"
+        if "study" in table:
+            return self._source_of_another_study(name, table)
+        self._keys(table, path, ("model", "train", "remake", "study"))
+        if not isinstance(model := table.get("model"), str):
+            raise self.wrong("a source is a model directory or Hub id", f"{path}.model", found=model)
+        remake = table.get("remake", f"hyperclone study {self._file} --source {name}")
+        if not isinstance(remake, str):
+            raise self.wrong("not a command", f"{path}.remake", found=remake)
+        options = self._options(table["train"], f"{path}.train") if "train" in table else None
+        return SourceModel(
+            name=name, model=self._path(model), train=None if options is None else _merged(train, options, None),
+            remake=remake,
+        )  # fmt: skip
+
+    def _source_of_another_study(self, name: str, table: dict[str, Any]) -> SourceModel:
+        self._keys(table, f"sources.{name}", ("study",))
+        if not isinstance(table["study"], str):
+            raise self.wrong("not a study file", f"sources.{name}.study", found=table["study"])
+        file = self._file.parent / table["study"]
+        source = _Reader(file).source(name)
+        if source.train is None or source.study is not None:
+            raise self.wrong("that study does not train this source", f"sources.{name}.study", found=file,
+                             cure="name the study that does, or give the model itself")  # fmt: skip
+        return replace(source, study=file)
+
+    def _tuning(self, table: Any, path: str, train: Mapping[str, Any], seeds: Sequence[int]) -> Tuning:
+        if not isinstance(table, dict):
+            raise self.wrong("not a table", path, found=table, expected="[tune]")
+        rates, seed = table.get("lr"), table.get("seed", 0)
+        if not isinstance(rates, list) or len(rates) < 2 or not all(_positive(rate) for rate in rates) or _twice(rates):
+            raise self.wrong(
+                "learning rates to try", f"{path}.lr", found=rates, expected="two or more, as [1e-3, 2e-3]"
+            )
+        if not _whole(seed) or seed in seeds:
+            raise self.wrong("tuning wants a seed of its own", f"{path}.seed", found=seed,
+                             expected=f"none of {', '.join(map(str, seeds))}")  # fmt: skip
+        if not _whole(extend := table.get("extend", _EXTEND)):
+            raise self.wrong("how often the grid may be extended", f"{path}.extend", found=extend,
+                             expected="a whole number, 0 for never")  # fmt: skip
+        own = self._options({key: value for key, value in table.items() if key not in ("lr", "seed", "extend")}, path)
+        if own.get("eval_data", train.get("eval_data")) == train.get("eval_data"):
+            raise self.wrong("the final held-out text must not choose the learning rate", f"{path}.eval_data",
+                             cure="give another text")  # fmt: skip
+        return Tuning(lr=tuple(sorted(float(rate) for rate in rates)), seed=seed, extend=extend, train=own)
+
+    def _arm(
+        self, name: str, table: dict[str, Any], train: Mapping[str, Any], sources: Mapping[str, SourceModel],
+        shared: Any, seeds: Sequence[int],
+    ) -> Arm:  # fmt: skip
+        path = f"arms.{name}"
+        self._keys(
+            table, path, ("label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like")
+        )
+        own, growth, model = (
+            self._options(table.get("train"), f"{path}.train"),
+            table.get("growth", {}),
+            table.get("model"),
+        )
+        if not isinstance(growth, dict):
+            raise self.wrong("not a table of options", f"{path}.growth", found=growth)
+        self._keys(growth, f"{path}.growth", [one.name for one in fields(Growth)])
+        random = table.get("random", False)
+        if not isinstance(random, bool):
+            raise self.wrong("neither true nor false", f"{path}.random", found=random)
+        if model is not None and (growth or random or "source" in table or "moments" in table):
+            raise self.wrong("a model made elsewhere is trained as it is", path, found=", ".join(table),
+                             expected="model without source, growth, random or moments")  # fmt: skip
+        source = None if model is not None else self._source_of(name, table, sources)
+        kind = "model" if model is not None else "random" if random else "clone" if growth else "source"
+        if growth:
+            try:
+                Growth(**growth)
+            except HypercloneError as error:
+                at = error.details.get("field")
+                raise self.wrong(error.problem, f"{path}.growth" + (f".{at}" if at else ""),
+                                 found=error.details.get("found"), expected=error.details.get("expected"),
+                                 cure=error.details.get("cure")) from None  # fmt: skip
+        moments = table.get("moments")
+        if moments is not None and (moments not in MOMENTS or kind != "clone"):
+            raise self.wrong("no such moments for this arm", f"{path}.moments", found=moments,
+                             expected=", ".join(MOMENTS) + ", of a clone")  # fmt: skip
+        like, tuning = table.get("like"), None
+        if shared is not None and like is None and "lr" not in own:
+            if not isinstance(differing := table.get("tune", {}), dict):
+                raise self.wrong("not a table", f"{path}.tune", found=differing, expected="what differs from [tune]")
+            tuning = self._tuning({**shared, **differing}, f"{path}.tune" if differing else "tune", train, seeds)
+        elif "tune" in table:
+            raise self.wrong("this arm's learning rate is not to be chosen", f"{path}.tune",
+                             cure="leave lr and like out, and give [tune]")  # fmt: skip
+        merged = self._options(_merged(train, own, kind, moments), f"{path}.train")
+        if moments == "first-copy" and merged.get("optimizer") == "rotated":
+            raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under the rotated "
+                             "optimizer", f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
+        return Arm(
+            name=name, label=str(table.get("label", name)), group=table.get("group"), kind=kind, source=source,
+            model=None if model is None else self._path(model), growth=growth, moments=moments, train=merged,
+            like=like, tuning=tuning,
+        )  # fmt: skip
+
+    def _source_of(self, name: str, table: Mapping[str, Any], sources: Mapping[str, SourceModel]) -> SourceModel:
+        wanted = table.get("source", next(iter(sources)) if len(sources) == 1 else None)
+        if wanted not in sources:
+            raise self.wrong("which source does this arm start from?", f"arms.{name}.source", found=wanted,
+                             expected=", ".join(sources) or "a table [sources.NAME]")  # fmt: skip
+        return sources[wanted]
+
+
+def _merged(
+    shared: Mapping[str, Any], own: Mapping[str, Any], kind: str | None, moments: str | None = None
+) -> dict[str, Any]:
+    """All options of a training. Shared ones about copies are for arms that have copies."""
+    merged = {**shared, **own}
+    if kind in ("clone", "model"):
+        usual = usual_optimizer(grown=True, first_copy_moments=moments == "first-copy", lr_rule=merged.get("lr_rule"))
+        unused = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
+    else:
+        unused = {"difference_lr", "optimizer"}
+    return {name: value for name, value in merged.items() if name in own or name not in unused}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _twice(values: Sequence[Any]) -> bool:
+    return len(set(values)) < len(values)
