@@ -363,7 +363,7 @@ def test_tasks_are_noted_and_change_nothing(
             return {"piqa": TaskAnswers("piqa", {"acc": 0.5}, {}, [])}
 
     hyperclone.train(request(grown, text, tmp_path / "without"))
-    monkeypatch.setattr("hyperclone.training.task_callback.evaluate.choose", lambda names, wheel: Chosen())
+    monkeypatch.setattr("hyperclone.training.task_callback.evaluate.select_tasks", lambda names, wheel: Chosen())
     monkeypatch.setattr("hyperclone.training.task_callback.wheel_data.find", lambda: None)
     hyperclone.train(request(grown, text, tmp_path / "with", tasks=["piqa"]))
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
