@@ -262,7 +262,7 @@ def test_an_explicit_null_window_stays_none(model_dir: ModelDir, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("llama-biases", {}, ["mixtral", "no place", "bias"]),
+        ("llama-biases", {}, ["mixtral", "no counterpart", "bias"]),
         ("mixtral", {}, ["no mixture", "mixtral", "llama, mistral, qwen3"]),
         ("gpt2-tied", {}, ["no mixture", "gpt2"]),
         ("qwen3-biases-window", {}, ["qwen3_moe", "window"]),

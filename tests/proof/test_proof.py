@@ -339,8 +339,8 @@ def test_tolerances_are_the_sources_own_rounding_times_the_derived_factor(model_
     assert done.proof is not None
     assert done.proof.behavior is not None
     for m in done.proof.behavior.measured:
-        assert m.tolerance == pytest.approx(m.own * tolerated_factor(done.plan))
-        assert m.own < (1e-4 if m.dtype == "float32" else 0.2)
+        assert m.tolerance == pytest.approx(m.source_error * tolerated_factor(done.plan))
+        assert m.source_error < (1e-4 if m.dtype == "float32" else 0.2)
 
 
 def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) -> None:

@@ -1,11 +1,14 @@
-"""The law of training, for each optimizer: settings relative to the source's that make a clone follow its source.
+"""The scaling rule: each optimizer's settings, relative to the source's, with which a grown model trains like it.
 
-Let every copy of a source weight w be s w (s = 1/n for what reads a grown axis, times any factor that the growth
-applies), and let w have k copies. Moving all of them by s dw does to the clone what dw does to the source, so
+Like muP, it gives multipliers of learning rate, weight decay and epsilon for each parameter.
+
+Let every copy of a source weight w be s w (s = 1/n for weights that read an axis grown n-fold, times any factor that
+the growth applies), and let w have k copies. Moving all of them by s dw changes the grown model as dw changes the
+source, so
 
     dL/dw = sum over copies of s dL/dcopy = k s g_copy,     a copy's gradient is  r g  with  r = 1 / (k s).
 
-A copy stays at s w if each step moves it by s times the source's step. Primes mark the clone's settings.
+A copy stays at s w if each step moves it by s times the source's step. Primes mark the grown model's settings.
 
 *AdamW* moves by lr m^ / (sqrt(v^) + eps), where m is linear and v quadratic in the gradient. With m' = r m, v' = r^2 v
 and eps' = r eps the quotient is the source's, so lr' = s lr. Decay takes lr wd w; a copy must lose s lr wd w =
@@ -28,8 +31,8 @@ follows the norm, eps' = eps r sqrt(p q). Grown p = q = n times, s = 1/n: the le
 and copies are equal: the symmetric expansion without noise, before training or after. Otherwise the numbers are
 averages over the tensor: axes with uneven counts, fused tensors whose parts have different k (Falcon-7B: only eps is
 off), queries fused with keys when head_dim grows. The diagonal expansion gives copies different gradients, so nothing
-is exact there; neither is it with noise, where copies are meant to part. Weights that read fillers have no source and
-get their tensor's settings. Decay of gains to which the model adds 1 (Gemma) has no exact counterpart.
+is exact there; nor is it with noise, whose purpose is that copies diverge. Weights that read padding channels have no
+source and get their tensor's settings. Decay of gains to which the model adds 1 (Gemma) has no exact counterpart.
 """
 
 from __future__ import annotations

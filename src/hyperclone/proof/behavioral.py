@@ -2,20 +2,20 @@
 
 It does not depend on our understanding of an architecture: a wrong family file can pass the structural proof.
 
-The tolerance is derived, not chosen. On the same inputs the source itself is run in the computing type and in
-the next wider one; the difference, `own`, is the rounding error of this model. Rounding errors of a dot product grow
-with the size of its terms and, being independent, with the root of their number. A grown layer has n times as many
+The tolerance is derived, not chosen. On the same inputs the source itself is run in the computing type and in the next
+wider one. Their difference, the source error E, is the rounding error of this model. Rounding errors of a dot product
+grow with the size of its terms and, being independent, with the root of their number. A grown layer has n times as many
 terms, and the absolute values of the shares of a weight sum to at most a = sqrt(n B (1 + q)) times the weight in root
 mean square (q the noise-to-signal power ratio; B = 1/n for symmetric, 1 for diagonal). So the grown model may differ
-from the wide source by `4 a sqrt(n) own`; the 4 covers the spread between two samples of rounding errors. Gaussian
-noise, and factors that the stored type cannot hold, move weights by a rounding error of the stored type as well, whose
-effect is the source's `own` in that type.
+from the wide source by 4 a sqrt(n) E; the 4 covers the spread between two samples of rounding errors. Gaussian noise,
+and factors that the stored type cannot hold, move weights by a rounding error of the stored type as well, whose effect
+is the source error in that type.
 
 New experts (upcycling.py) round a block's output y more often than the dense block: the weights p of a token's k
 experts, their products with y, and k - 1 sums. Relative to one rounding of y these have mean squares of at most
-sum p^2 <= 1, the same, and k - 1 (no partial sum is larger than y): k + 1 together. One rounding of y is among what
-`own` measures, so the square of `own` grows by at most k + 1 times itself, and the tolerance by a factor
-sqrt(k + 2). A single expert has weight 1, and adds nothing.
+sum p^2 <= 1, the same, and k - 1 (no partial sum is larger than y): k + 1 together. One rounding of y is part of E, so
+E^2 grows by at most k + 1 times itself, and the tolerance by a factor sqrt(k + 2). A single expert has weight 1, and
+adds nothing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ import gc
 import math
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from hyperclone.expansion.grown_tensors import stored_type
 from hyperclone.hf import logits
+from hyperclone.hf.logits import ModelOutputs, Probe
 from hyperclone.hf.memory import available_memory
 from hyperclone.hf.models import load_model, load_tokenizer, max_positions, model_errors, quiet
 from hyperclone.io.checkpoint import Checkpoint
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
 
 _SPREAD = 4.0
 _CEILING = 0.5  # whatever rounding may explain, this is another function
-_FLOOR = 1.0  # own rounding is taken to be at least this many units: a small model may round to itself by luck
+_FLOOR = 1.0  # units in the last place that the source error is at least: a small model may round to itself by luck
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class LogitComparison(logits.Distance):
     Attributes:
         what: which inputs.
         dtype: the computing type.
-        own: `relative` of the source itself between the two types.
+        source_error: `relative` of the source itself between the two types.
         tolerance: the largest `relative` that rounding explains (see the module).
         perplexity: of source and grown model, both in the computing type, where the inputs are text.
     """
 
     what: str
     dtype: str
-    own: float
+    source_error: float
     tolerance: float
     perplexity: tuple[float, float] | None = None
 
@@ -137,15 +140,41 @@ class _ModelPair:
             self.progress("compare", self.stage, self.stages)
 
     def compare(self, compute: torch.dtype, wide: torch.dtype, *, rounding: float | None = None) -> float:
-        """Add the comparisons in one computing type; returns the largest `own`."""
-        plan, behavior = self.plan, self.behavior
+        """Add the comparisons in one computing type.
+
+        Args:
+            compute, wide: the computing type and the next wider one.
+            rounding: source error in the stored type, where weights were rounded to that; by default that in `compute`.
+
+        Returns:
+            The largest source error.
+        """
         small = compute != torch.float32
-        context = max_positions(plan.config) or 1 << 30
-        probes, prompt = logits.make_probes(self.tokenizer, vocab=plan.sizes["vocab"][0], context=context, small=small)
+        context = max_positions(self.plan.config) or 1 << 30
+        vocab = self.plan.sizes["vocab"][0]
+        probes, prompt = logits.make_probes(self.tokenizer, vocab=vocab, context=context, small=small)
         steps = max(1, min(8 if small else 24, context - len(prompt)))
         if not any(probe.name == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
             self.tokenizer = None
-            behavior.skipped.append("real text: the tokenizer does not fit the model; random tokens only")
+            self.behavior.skipped.append("real text: the tokenizer does not fit the model; random tokens only")
+        plain, truth, grown = self.run_both(probes, prompt, steps, compute, wide)
+        # Greedy continuations may diverge where two tokens are equally likely; up to that step the inputs are the same.
+        shared = int((grown.tokens == plain.tokens).long().cumprod(0).sum()) + 1
+        rows = [
+            *zip(probes, plain.logits, truth.logits, grown.logits, strict=True),
+            (None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]),
+        ]
+        source_errors = [self.add_comparison(probe, compute, *tensors, rounding=rounding) for probe, *tensors in rows]
+        if self.tokenizer is not None and not small:
+            self.behavior.prompt = logits.PROMPT
+            self.behavior.source_text = self.tokenizer.decode(plain.tokens, skip_special_tokens=True)
+            self.behavior.grown_text = self.tokenizer.decode(grown.tokens, skip_special_tokens=True)
+        return max(0.0, *source_errors)  # where NaN never wins
+
+    def run_both(
+        self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
+    ) -> tuple[ModelOutputs, ModelOutputs, ModelOutputs]:
+        """(source in `compute`, source in `wide` on the same tokens, grown model in `compute`)."""
         source = self.load_source(compute)
         with model_errors(self.source.path):
             plain = logits.run(source, probes, prompt, steps=steps)
@@ -155,45 +184,51 @@ class _ModelPair:
         del source
         gc.collect()
         self.advance()
-        grown, problems = load_model(self.directory, compute)
-        behavior.failures += problems
+        model, problems = load_model(self.directory, compute)
+        self.behavior.failures += problems
         with model_errors(self.directory):
-            mine = logits.run(grown, probes, prompt, steps=steps)
-        del grown
+            grown = logits.run(model, probes, prompt, steps=steps)
+        del model
         gc.collect()
         self.advance()
+        return plain, truth, grown
 
-        # Greedy continuations may diverge where two tokens are equally likely; up to that step the inputs are the same.
-        shared = int((mine.tokens == plain.tokens).long().cumprod(0).sum()) + 1
-        rows = [
-            *zip([p.name for p in probes], plain.logits, truth.logits, mine.logits, strict=True),
-            ("KV cache", plain.steps[:shared], truth.steps[:shared], mine.steps[:shared]),
-        ]
-        factor, name = tolerated_factor(plan), str(compute).removeprefix("torch.")
-        rounded = plan.growth.recipe.noise is Noise.GAUSSIAN or plan.rounds
-        largest = 0.0
-        for i, (what, theirs, true, ours) in enumerate(rows):
-            if "padding" in what and not bool((theirs.isfinite() & true.isfinite()).all()):
-                # Windows that hold padding only, as in Gemma 2 with eager attention: nothing to compare.
-                behavior.skipped.append(f"{what}, {name}: the source itself gives NaN there")
-                continue
-            for side, values in (("source", true), ("grown model", ours)):
-                if not bool(values.isfinite().all()):
-                    behavior.failures.append(f"{what}, {name}: logits of the {side} are not all finite")
-            own = max(logits.distance(theirs, true).relative, _FLOOR * torch.finfo(compute).eps)
-            perplexity = None
-            if what == logits.REAL_TEXT:
-                perplexity = (logits.perplexity(theirs, probes[i].ids), logits.perplexity(ours, probes[i].ids))
-            extra = 0.0 if not rounded else own if rounding is None else rounding
-            gap, tolerance = logits.distance(ours, true), min(factor * (own + extra), _CEILING)
-            facts: dict[str, Any] = {**vars(gap), "own": own, "tolerance": tolerance, "perplexity": perplexity}
-            behavior.measured.append(LogitComparison(what=what, dtype=name, **facts))
-            largest = max(largest, own)
-        if self.tokenizer is not None and not small:
-            behavior.prompt = logits.PROMPT
-            behavior.source_text = self.tokenizer.decode(plain.tokens, skip_special_tokens=True)
-            behavior.grown_text = self.tokenizer.decode(mine.tokens, skip_special_tokens=True)
-        return largest
+    def add_comparison(
+        self,
+        probe: Probe | None,
+        compute: torch.dtype,
+        plain: Tensor,
+        truth: Tensor,
+        grown: Tensor,
+        *,
+        rounding: float | None,
+    ) -> float:
+        """Compare the logits on one probe, or (None) those of generation with a KV cache; returns the source error."""
+        what, dtype = probe.name if probe else "KV cache", str(compute).removeprefix("torch.")
+        if "padding" in what and not bool((plain.isfinite() & truth.isfinite()).all()):
+            # Windows that hold padding only, as in Gemma 2 with eager attention: nothing to compare.
+            self.behavior.skipped.append(f"{what}, {dtype}: the source itself gives NaN there")
+            return 0.0
+        for side, values in (("source", truth), ("grown model", grown)):
+            if not bool(values.isfinite().all()):
+                self.behavior.failures.append(f"{what}, {dtype}: logits of the {side} are not all finite")
+        source_error = max(logits.distance(plain, truth).relative, _FLOOR * torch.finfo(compute).eps)
+        rounded = self.plan.growth.recipe.noise is Noise.GAUSSIAN or self.plan.rounds
+        extra = 0.0 if not rounded else source_error if rounding is None else rounding
+        perplexity = None
+        if probe and probe.name == logits.REAL_TEXT:
+            perplexity = (logits.perplexity(plain, probe.ids), logits.perplexity(grown, probe.ids))
+        self.behavior.measured.append(
+            LogitComparison(
+                **vars(logits.distance(grown, truth)),
+                what=what,
+                dtype=dtype,
+                source_error=source_error,
+                tolerance=min(tolerated_factor(self.plan) * (source_error + extra), _CEILING),
+                perplexity=perplexity,
+            )
+        )
+        return source_error
 
     def load_source(self, compute: torch.dtype) -> Any:
         """The source as it was grown: rounded to the output's type, where --dtype converts it."""

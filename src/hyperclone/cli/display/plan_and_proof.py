@@ -144,16 +144,16 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behavior = proof.behavior
     if behavior and behavior.measured:
-        table = _table("logits", "rel. error", "source's own", "allowed", "largest", "KL", "same top")
+        table = _table("logits", "rel. error", "source's error", "allowed", "largest", "KL", "same top")
         for m in behavior.measured:
             figures = [
-                *(f"{x:.1e}" for x in (m.relative, m.own, m.tolerance, m.maximum)),
+                *(f"{x:.1e}" for x in (m.relative, m.source_error, m.tolerance, m.maximum)),
                 f"{m.kl:.0e}",
                 f"{m.top1:.1%}",
             ]
             what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
             table.add_row(what, *figures, style=None if m.passed else "red")
-        explained = "source's own: the source in this type against itself in the next wider one"
+        explained = "source's error: the source in this type against itself in the next wider one"
         parts += [table, Text(explained, style="dim")]
         for m in behavior.measured:
             if m.perplexity:
