@@ -1,7 +1,7 @@
 """Errors a user can cause. Each says where, what was found, what was expected, and the cure.
 
-`assert` is kept for our own bugs; anything raised here is about the input or the request, and the command line
-prints it without a traceback and exits with its code.
+`assert` is for bugs in hyperclone. Errors raised here are about the input or the request; the command line prints them
+without a traceback and exits with their code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class HypercloneError(Exception):
-    """What the user asked for cannot be done; the message says why and what to do instead.
+    """The request cannot be carried out; the message says why and what to do instead.
 
     Args:
         problem: one sentence, what is wrong.
@@ -19,7 +19,7 @@ class HypercloneError(Exception):
         cure: what to do next.
 
     Attributes:
-        exit_code: of the command line. (1 is a failed proof, 3 a bug of ours.)
+        exit_code: of the command line (1 is a failed proof, 3 a bug in hyperclone).
     """
 
     exit_code = 2
@@ -70,7 +70,7 @@ class GrowthError(HypercloneError):
 
 
 class DestinationError(HypercloneError):
-    """The output cannot be written where it was asked for."""
+    """The output cannot be written to the requested path."""
 
 
 class CollapseError(HypercloneError):
@@ -88,7 +88,7 @@ class NonFiniteLossError(TrainingError):
 
 
 class StudyError(HypercloneError):
-    """A study asks for what there is not, or one of its commands failed."""
+    """A study file asks for something that does not exist, or one of its commands failed."""
 
 
 class ProofFailed(HypercloneError):

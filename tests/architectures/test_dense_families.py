@@ -46,19 +46,23 @@ def config_of(source: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("model_type", sorted(registry.families()))
 def test_defaults_are_those_of_the_config_class(model_type: str) -> None:
     """A field that the family file reads has the class's default; or there is none; or a config must have the field."""
-    fam = registry.families()[model_type]
+    family = registry.families()[model_type]
     # What the class says before it fills in one field from others (heads without KV heads of their own).
-    told = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
-    defaults = {field: value for field, value in fam.fields({"model_type": model_type}).items() if field in told}
-    assert defaults == {field: told[field] for field in defaults}
-    texts = [text for where, text in family_file._expressions(fam) if not where.startswith("upcycled")]
+    class_defaults = {field.name: field.default for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    defaults = {
+        field: value for field, value in family.fields({"model_type": model_type}).items() if field in class_defaults
+    }
+    assert defaults == {field: class_defaults[field] for field in defaults}
+    texts = [text for where, text in family_file._expressions(family) if not where.startswith("upcycled")]
     read = {name for text in texts for name in names(text)}
-    read |= {spec.eps for spec in fam.residual.values()} | {field for field in told if notes._is_dropout(field)}
-    open_to_all = {field for field in read & set(told) - set(defaults) if told[field] is not None}
+    read |= {spec.eps for spec in family.residual.values()} | {
+        field for field in class_defaults if notes._is_dropout(field)
+    }
+    open_to_all = {field for field in read & set(class_defaults) - set(defaults) if class_defaults[field] is not None}
     for field in open_to_all:
-        without = {key: value for key, value in told.items() if key != field} | {"model_type": model_type}
+        without = {key: value for key, value in class_defaults.items() if key != field} | {"model_type": model_type}
         with pytest.raises(CheckpointError):
-            _ = fam.depth(without), fam.sizes(without)
+            _ = family.depth(without), family.sizes(without)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +181,10 @@ def test_depth_is_refused_where_a_layers_number_decides_what_it_computes(model_d
 
 @pytest.mark.parametrize("model_type", sorted(registry.families()))
 def test_every_list_that_the_config_class_makes_for_the_layers_is_known(model_type: str) -> None:
-    fam = registry.families()[model_type]
-    two, nine = (CONFIG_MAPPING[model_type](**{fam.layers: depth}).to_dict() for depth in (2, 9))
-    changed = {field for field in two if two[field] != nine[field]} - {fam.layers}
-    assert changed <= set(fam.per_layer)
+    family = registry.families()[model_type]
+    two, nine = (CONFIG_MAPPING[model_type](**{family.layers: depth}).to_dict() for depth in (2, 9))
+    changed = {field for field in two if two[field] != nine[field]} - {family.layers}
+    assert changed <= set(family.per_layer)
 
 
 PATTERNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -218,9 +222,9 @@ def test_depth_writes_the_lists_of_layers_that_a_config_leaves_out(name: str, mo
     before, after = (AutoConfig.from_pretrained(path) for path in (source, tmp_path / "grown"))
     seen = set()
     for field in done.plan.family.per_layer:
-        if (told := getattr(before, field)) is not None:
-            seen |= set(told)
-            assert getattr(after, field) == [told[layer] for layer in done.plan.layers]
+        if (entries := getattr(before, field)) is not None:
+            seen |= set(entries)
+            assert getattr(after, field) == [entries[layer] for layer in done.plan.layers]
     assert len(seen) > 1
     if done.proof is not None:
         assert done.proof.passed
@@ -229,8 +233,8 @@ def test_depth_writes_the_lists_of_layers_that_a_config_leaves_out(name: str, mo
 @pytest.mark.parametrize("name", PATTERNS)
 def test_lists_of_layers_that_a_config_leaves_out_are_not_written_where_layers_stay(name: str, tmp_path: Path) -> None:
     source = patterned(name, tmp_path / "source")
-    made = hyperclone.plan(source, Growth(width=2, allow_rounding=True))
-    assert made.config.keys() == config_of(source).keys()
+    plan = hyperclone.plan(source, Growth(width=2, allow_rounding=True))
+    assert plan.config.keys() == config_of(source).keys()
 
 
 def test_a_config_that_transformers_cannot_read_says_so_where_its_lists_are_wanted(

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 
 from hyperclone import Growth
-from hyperclone.architectures import family, family_file, registry
+from hyperclone.architectures import family_file, registry
+from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError, GrowthError
 from hyperclone.planning import growth
 from tests.helpers.models import MODELS
@@ -61,7 +62,7 @@ tensors = ["h.{i}.mask"]
 """
 
 
-def load(text: str) -> family.Family:
+def load(text: str) -> Family:
     return family_file.parse(text, name="toy", file="families/toy.toml")
 
 
@@ -92,9 +93,9 @@ def test_the_expected_tensors_are_exactly_those_that_transformers_saves(
 ) -> None:
     path = model_dir(name, shard=shard)
     config = config_of(path)
-    fam = registry.of_config(config)
-    sizes = fam.sizes(config)
-    expected = {name: layout.shape(sizes) for name, layout in fam.tensors(config).items()}
+    family = registry.of_config(config)
+    sizes = family.sizes(config)
+    expected = {name: layout.shape(sizes) for name, layout in family.tensors(config).items()}
     stored: dict[str, tuple[int, ...]] = {}
     for file in path.glob("*.safetensors"):
         with safe_open(file, framework="np") as tensors:
@@ -107,13 +108,13 @@ def test_a_field_that_a_config_leaves_out_means_what_transformers_takes_it_to_me
     from transformers import AutoConfig
 
     full = AutoConfig.for_model(model_type).to_dict()
-    fam = registry.of_config(full)
-    short = {field: value for field, value in full.items() if field not in fam.defaults}
-    assert fam.sizes(short) == fam.sizes(full)
-    assert fam.conditions(short) == fam.conditions(full)
-    assert fam.tied(short) == fam.tied(full)
-    assert {field: full[field] for field in fam.defaults if field in full} == {
-        field: value for field, value in fam.defaults.items() if field in full
+    family = registry.of_config(full)
+    short = {field: value for field, value in full.items() if field not in family.defaults}
+    assert family.sizes(short) == family.sizes(full)
+    assert family.conditions(short) == family.conditions(full)
+    assert family.tied(short) == family.tied(full)
+    assert {field: full[field] for field in family.defaults if field in full} == {
+        field: value for field, value in family.defaults.items() if field in full
     }
 
 
@@ -133,49 +134,49 @@ def test_stock_transformers_reads_the_intended_sizes_from_the_grown_config(name:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = config_of(model_dir(name))
-    fam = registry.of_config(config)
-    old = fam.sizes(config)
-    made = []
+    family = registry.of_config(config)
+    old = family.sizes(config)
+    accepted = []
     for request in GROWTHS:
         try:
-            sizes = fam.grown_sizes(config, growth.resolve(request, old))
-            grown = fam.grown_config(config, sizes)
+            sizes = family.grown_sizes(config, growth.resolve(request, old))
+            grown = family.grown_config(config, sizes)
         except GrowthError:
             continue
-        made.append(request)
+        accepted.append(request)
         new = {axis: size for axis, (_, size) in sizes.items()}
-        assert fam.sizes(grown) == new
+        assert family.sizes(grown) == new
         read = AutoConfig.for_model(**grown)
         assert read.hidden_size == new["hidden"]
         assert read.num_attention_heads == (new["heads"] if "heads" in new else new["kv_heads"] * new["group"])
         assert new["head_dim"] == old["head_dim"]
-        assert read.num_hidden_layers == fam.depth(config)
-        assert fam.sizes(read.to_dict()) == new
+        assert read.num_hidden_layers == family.depth(config)
+        assert family.sizes(read.to_dict()) == new
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(read)
         assert sum(p.numel() for p in model.parameters()) == sum(
-            math.prod(layout.shape(new)) for layout in fam.tensors(grown).values()
+            math.prod(layout.shape(new)) for layout in family.tensors(grown).values()
         )
-    assert made[:2] == GROWTHS[:2]  # a common factor is never refused
-    assert GROWTHS[3] in made
+    assert accepted[:2] == GROWTHS[:2]  # a common factor is never refused
+    assert GROWTHS[3] in accepted
 
 
 def test_head_size_that_was_implied_is_written_out_where_it_would_change(model_dir: ModelDir) -> None:
     config = {k: v for k, v in config_of(model_dir("mistral-window")).items() if k != "head_dim"}
-    fam = registry.of_config(config)
-    sizes = fam.grown_sizes(config, growth.resolve(Growth(heads="2x"), fam.sizes(config)))
-    assert fam.grown_config(config, sizes)["head_dim"] == 8
+    family = registry.of_config(config)
+    sizes = family.grown_sizes(config, growth.resolve(Growth(heads="2x"), family.sizes(config)))
+    assert family.grown_config(config, sizes)["head_dim"] == 8
     assert "head_dim" not in config
 
 
 @pytest.mark.parametrize("name", ["neox-parallel", "opt"])
 def test_head_size_that_the_config_cannot_say_is_refused(name: str, model_dir: ModelDir) -> None:
     config = config_of(model_dir(name))
-    fam = registry.of_config(config)
+    family = registry.of_config(config)
     for request in (Growth(hidden="2x"), Growth(heads="2x")):
-        sizes = fam.grown_sizes(config, growth.resolve(request, fam.sizes(config)))
+        sizes = family.grown_sizes(config, growth.resolve(request, family.sizes(config)))
         with pytest.raises(GrowthError, match="cannot express") as caught:
-            fam.grown_config(config, sizes)
+            family.grown_config(config, sizes)
         for word in ("head_dim", "hidden_size / num_attention_heads", "8 (unchanged)", "same factor"):
             assert word in str(caught.value)
 
@@ -183,10 +184,10 @@ def test_head_size_that_the_config_cannot_say_is_refused(name: str, model_dir: M
 def test_a_growth_that_would_make_a_tensor_come_or_go_is_refused(model_dir: ModelDir) -> None:
     """OPT with projections whose hidden size grows up to its embedding size would lose them."""
     config = {**config_of(model_dir("opt-projected-post-norm")), "word_embed_proj_dim": 64}
-    fam = registry.of_config(config)
-    sizes = fam.grown_sizes(config, growth.resolve(Growth(width=2), fam.sizes(config)))
+    family = registry.of_config(config)
+    sizes = family.grown_sizes(config, growth.resolve(Growth(width=2), family.sizes(config)))
     with pytest.raises(GrowthError, match="gain or lose tensors"):
-        fam.grown_config(config, sizes)
+        family.grown_config(config, sizes)
 
 
 def test_buffers_that_old_checkpoints_store_are_known_by_their_whole_name() -> None:
@@ -209,15 +210,15 @@ def test_an_unknown_model_lists_the_known_ones_and_how_to_add_one() -> None:
 
 
 def test_the_smallest_file_loads() -> None:
-    fam = load(FILE)
+    family = load(FILE)
     config = {"width": 8, "heads": 2, "vocab": 10, "depth": 3}
-    assert fam.sizes(config) == {"hidden": 8, "ffn": 32, "heads": 2, "head_dim": 4, "vocab": 10, "embed": 8}
-    assert list(fam.tensors(config)) == ["embed", "h.0.up", "h.1.up", "h.2.up", "norm", "head"]
-    assert fam.grows_with("embed", config) == "hidden"
-    assert fam.grows_with("embed", {**config, "embed": 4}) == "embed"
-    assert fam.ignored("h.7.mask")
-    assert fam.tied(config)
-    assert not fam.tied({**config, "tied": False})
+    assert family.sizes(config) == {"hidden": 8, "ffn": 32, "heads": 2, "head_dim": 4, "vocab": 10, "embed": 8}
+    assert list(family.tensors(config)) == ["embed", "h.0.up", "h.1.up", "h.2.up", "norm", "head"]
+    assert family.grows_with("embed", config) == "hidden"
+    assert family.grows_with("embed", {**config, "embed": 4}) == "embed"
+    assert family.ignored("h.7.mask")
+    assert family.tied(config)
+    assert not family.tied({**config, "tied": False})
 
 
 @pytest.mark.parametrize(

@@ -255,8 +255,8 @@ def test_in_memory_and_on_disk_give_the_same_bytes(toml: Path, model_dir: ModelD
     ["gpt2-tied", "gptj-tied", "opt-projected-post-norm", "qwen3-moe", "cohere2", "falcon-40b", "glm4-grouped-untied"],
 )
 def test_a_tiny_instance_of_any_family_grows_and_passes(name: str, model_dir: ModelDir) -> None:
-    made = planner.make_plan(Checkpoint.open(model_dir(name)), Growth(width=2, allow_rounding=True))
-    assert family_validation.prove_tiny(made).passed
+    plan = planner.make_plan(Checkpoint.open(model_dir(name)), Growth(width=2, allow_rounding=True))
+    assert family_validation.prove_tiny(plan).passed
 
 
 def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_flags() -> None:
@@ -266,9 +266,9 @@ def test_a_tiny_instance_has_small_sizes_every_kind_of_layer_and_the_models_own_
         "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 8,
         "eos_token_id": 102399, "rms_norm_eps": 1e-5,
     }  # fmt: skip
-    fam = registry.families()["exaone4"]
-    small = next(tiny_models.small_configs(config, fam))
-    assert fam.sizes(small) == {
+    exaone = registry.families()["exaone4"]
+    small = next(tiny_models.small_configs(config, exaone))
+    assert exaone.sizes(small) == {
         "hidden": 32, "ffn": 48, "kv_heads": 2, "group": 2, "head_dim": 8, "vocab": 304,
     }  # fmt: skip
     assert small["layer_types"] == config["layer_types"][:4]  # the first that has both kinds
@@ -316,9 +316,9 @@ def test_the_command_line_uses_the_file_and_says_so(
     done = run("grow", source, tmp_path / "grown", "--width", "2", "--family", toml)
     assert done.returncode == 0, done.stderr
     assert "mine.toml" in done.stdout
-    told = run("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
-    assert told.returncode == 0, told.stderr
-    assert len(json.loads(told.stdout)["notes"]) == 2
+    verified = run("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
+    assert verified.returncode == 0, verified.stderr
+    assert len(json.loads(verified.stdout)["notes"]) == 2
     failed = run("grow", source, tmp_path / "other", "--width", "2", "--family", wrong)
     assert failed.returncode == 1
     assert "nothing was written" in failed.stderr

@@ -56,9 +56,9 @@ def refusal(model: Headers, **growth: Any) -> str:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_cell_says_what_the_planner_does(name: str) -> None:
     model = headers(name)
-    fam, old = model.family, model.family.sizes(model.config)
-    cells = {title: cell(fam) for title, cell in support_table.COLUMNS.items()}
-    notes = " ".join(support_table.notes(fam))
+    family, old = model.family, model.family.sizes(model.config)
+    cells = {title: cell(family) for title, cell in support_table.COLUMNS.items()}
+    notes = " ".join(support_table.notes(family))
 
     def is_noted(why: str) -> bool:
         return why.split("\n")[0].removeprefix("this model cannot be grown like this: ") in notes
@@ -70,8 +70,8 @@ def test_a_cell_says_what_the_planner_does(name: str) -> None:
     assert refusal(model, **dict.fromkeys(together, "2x")) == ""
 
     uneven = refusal(model, **dict.fromkeys(together, "1.5x"))
-    when = fam.residual["hidden"].when if cells["hidden"] == "(any)" else None
-    fillable = cells["hidden"] != "multiples" and (when is None or bool(fam.value(when, model.config)))
+    when = family.residual["hidden"].when if cells["hidden"] == "(any)" else None
+    fillable = cells["hidden"] != "multiples" and (when is None or bool(family.value(when, model.config)))
     assert ("can only grow to multiples" in uneven) == (not fillable), uneven
 
     assert (refusal(model, ffn=str(old["ffn"] + 1)) == "") == (cells["ffn"] == "any")

@@ -105,29 +105,29 @@ def test_new_layers_have_experts_where_their_originals_have(
 
 
 def test_numbers_of_layers_that_stay_are_left_as_they_are(model_dir: ModelDir) -> None:
-    made = hyperclone.plan(model_dir("qwen3-moe-every-second-tied"), Growth(width=2))
-    assert (made.config["decoder_sparse_step"], made.config["mlp_only_layers"]) == (2, [1])
+    plan = hyperclone.plan(model_dir("qwen3-moe-every-second-tied"), Growth(width=2))
+    assert (plan.config["decoder_sparse_step"], plan.config["mlp_only_layers"]) == (2, [1])
 
 
 def test_a_shared_expert_and_dense_layers_grow_with_the_experts(model_dir: ModelDir) -> None:
-    made = hyperclone.plan(model_dir("qwen2-moe-every-second-tied"), Growth(width=2, ffn="3x"))
+    plan = hyperclone.plan(model_dir("qwen2-moe-every-second-tied"), Growth(width=2, ffn="3x"))
     fields = ("moe_intermediate_size", "shared_expert_intermediate_size", "intermediate_size")
-    assert [made.config[field] for field in fields] == [3 * 24, 3 * 40, 3 * 48]
-    gate = next(t for t in made.tensors if t.name.endswith("shared_expert_gate.weight"))
+    assert [plan.config[field] for field in fields] == [3 * 24, 3 * 40, 3 * 48]
+    gate = next(t for t in plan.tensors if t.name.endswith("shared_expert_gate.weight"))
     assert (gate.shape, gate.scale) == ((1, 64), 0.5)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
 def test_experts_grow_and_stay_as_many(name: str, model_dir: ModelDir) -> None:
-    made = hyperclone.plan(model_dir(name), Growth(width=2))
-    assert made.sizes["experts"] == (4, 4)
-    router, *_ = [t for t in made.tensors if t.name.endswith(".gate.weight")]
+    plan = hyperclone.plan(model_dir(name), Growth(width=2))
+    assert plan.sizes["experts"] == (4, 4)
+    router, *_ = [t for t in plan.tensors if t.name.endswith(".gate.weight")]
     assert (router.source_shape, router.shape, router.scale) == ((4, 32), (4, 64), 0.5)
-    experts = [t for t in made.tensors if ".experts." in t.name]
+    experts = [t for t in plan.tensors if ".experts." in t.name]
     assert len(experts) == 2 * 4 * 3
     assert all(sorted(t.shape) == [2 * n for n in sorted(t.source_shape)] for t in experts)
-    source = {key: value for key, value in made.source_config.items() if "expert" in key}
-    assert {key: value for key, value in made.config.items() if "expert" in key} == source
+    source = {key: value for key, value in plan.source_config.items() if "expert" in key}
+    assert {key: value for key, value in plan.config.items() if "expert" in key} == source
 
 
 def test_both_feed_forward_sizes_grow_by_one_factor(model_dir: ModelDir) -> None:
@@ -142,11 +142,11 @@ CONFIG = {"width": 8, "heads": 2, "vocab": 10, "depth": 2, "experts": 2}
 
 
 def test_a_pattern_runs_over_layers_and_experts() -> None:
-    fam = load(EXPERTS.replace("[axes]", '[axes]\nexperts = "experts"'))
-    numbered = [name for name in fam.tensors(CONFIG) if name.count(".") == 3]
+    family = load(EXPERTS.replace("[axes]", '[axes]\nexperts = "experts"'))
+    numbered = [name for name in family.tensors(CONFIG) if name.count(".") == 3]
     assert numbered == ["h.0.0.up", "h.0.1.up", "h.1.0.up", "h.1.1.up"]
     with pytest.raises(CheckpointError, match="number of experts"):
-        fam.tensors({**CONFIG, "experts": 10**9})
+        family.tensors({**CONFIG, "experts": 10**9})
     with pytest.raises(FamilyError, match="counts them"):
         load(EXPERTS)
 
@@ -162,12 +162,12 @@ def gates(names: Iterable[str]) -> list[str]:
 
 
 def test_a_condition_sees_the_number_of_its_layer() -> None:
-    fam = load(NUMBERED)
-    assert gates(fam.tensors({**CONFIG, "depth": 6})) == ["h.1.gate", "h.3.gate", "h.5.gate"]
+    family = load(NUMBERED)
+    assert gates(family.tensors({**CONFIG, "depth": 6})) == ["h.1.gate", "h.3.gate", "h.5.gate"]
     config = {**CONFIG, "depth": 6, "plain": [3, 4]}
-    assert gates(fam.tensors(config)) == ["h.1.gate", "h.5.gate"]
-    assert fam.conditions(config)["i % 2 == 1 and i not in plain"] == (False, True, False, False, False, True)
-    names = fam.grown_names(config, [0, 0, 1, 1, 5])
+    assert gates(family.tensors(config)) == ["h.1.gate", "h.5.gate"]
+    assert family.conditions(config)["i % 2 == 1 and i not in plain"] == (False, True, False, False, False, True)
+    names = family.grown_names(config, [0, 0, 1, 1, 5])
     assert {name: names[name] for name in gates(names)} == {
         "h.2.gate": ("h.1.gate", 2), "h.3.gate": ("h.1.gate", 3), "h.4.gate": ("h.5.gate", 4)
     }  # fmt: skip
@@ -197,28 +197,28 @@ def test_what_a_config_says_of_new_layers_by_number_must_be_what_their_originals
 
 def test_a_default_of_one_model_type_is_its_own() -> None:
     two = FILE.replace('["toy"]', '["toy", "other"]').replace("[axes]", "[defaults.other]\nwidth = 16\n\n[axes]", 1)
-    fam = load(two.replace("tied = true", "tied = true\nwidth = 8"))
+    family = load(two.replace("tied = true", "tied = true\nwidth = 8"))
     config = {"heads": 2, "vocab": 10, "depth": 2}
     for model_type, size in (("toy", 8), ("other", 16), ("unheard of", 8), (None, 8)):
-        assert fam.sizes({**config, "model_type": model_type})["hidden"] == size
-    assert fam.sizes({**config, "model_type": "other", "width": 4})["hidden"] == 4
+        assert family.sizes({**config, "model_type": model_type})["hidden"] == size
+    assert family.sizes({**config, "model_type": "other", "width": 4})["hidden"] == 4
     with pytest.raises(FamilyError, match="unknown keys"):
         load(two.replace("defaults.other", "defaults.strange"))
 
 
 def test_of_several_lines_for_a_tensor_the_first_that_holds_is_meant() -> None:
     cases = '[{ line = "(2 hidden)", when = "wide" }, "norm(hidden)"]'
-    fam = load(FILE.replace('"norm" = "norm(hidden)"', f'"norm" = {cases}'))
-    assert fam.tensors(CONFIG)["norm"].text == "norm(hidden)"
-    assert fam.tensors({**CONFIG, "wide": True})["norm"].text == "(2 hidden)"
+    family = load(FILE.replace('"norm" = "norm(hidden)"', f'"norm" = {cases}'))
+    assert family.tensors(CONFIG)["norm"].text == "norm(hidden)"
+    assert family.tensors({**CONFIG, "wide": True})["norm"].text == "(2 hidden)"
 
 
 def test_a_refusal_sees_the_config_and_the_grown_sizes() -> None:
-    fam = load(FILE.replace("[tensors]", '[refuse]\n"odd and hidden != width" = "because"\n\n[tensors]', 1))
-    new = {**fam.sizes(CONFIG), "hidden": 16}
-    assert fam.grown_sizes(CONFIG, new)["hidden"] == (8, 16)
+    family = load(FILE.replace("[tensors]", '[refuse]\n"odd and hidden != width" = "because"\n\n[tensors]', 1))
+    new = {**family.sizes(CONFIG), "hidden": 16}
+    assert family.grown_sizes(CONFIG, new)["hidden"] == (8, 16)
     with pytest.raises(GrowthError, match="because"):
-        fam.grown_sizes({**CONFIG, "odd": True}, new)
-    assert fam.grown_sizes({**CONFIG, "odd": True}, fam.sizes(CONFIG))["hidden"] == (8, 8)
+        family.grown_sizes({**CONFIG, "odd": True}, new)
+    assert family.grown_sizes({**CONFIG, "odd": True}, family.sizes(CONFIG))["hidden"] == (8, 8)
     with pytest.raises(FamilyError, match="refuse"):
         load(FILE.replace("[tensors]", '[refuse]\n"odd and" = "because"\n\n[tensors]', 1))

@@ -146,8 +146,8 @@ def by_name(plan: Plan) -> dict[str, TensorPlan]:
 def test_multipliers_obey_the_law(name: str, n: int, model_dir: ModelDir) -> None:
     """s = 1 for what writes, 1/n for what reads and for a norm that carries the head's 1/n; r = 1/(k s)."""
     plan = hyperclone.plan(model_dir(name), Growth(width=n))
-    fam = registry.of_config(plan.source_config)
-    folds = fam.tie.fold if fam.tie and fam.tied(plan.source_config) and not plan.untied else ()
+    family = registry.of_config(plan.source_config)
+    folds = family.tie.fold if family.tie and family.tied(plan.source_config) and not plan.untied else ()
     for tensor in plan.tensors:
         growths = [new / old for new, old in zip(tensor.shape, tensor.source_shape, strict=True)]
         copies = math.prod(growths)
@@ -192,9 +192,9 @@ def test_multipliers_by_hand(model_dir: ModelDir) -> None:
 def test_the_receipt_holds_the_plans_multipliers(model_dir: ModelDir, tmp_path: Path) -> None:
     done = hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2), proof="none")
     receipt = json.loads((tmp_path / "grown/hyperclone.json").read_text())
-    told = receipt["training"]["parameters"]
-    assert told.keys() == {t.name for t in done.plan.tensors}
-    assert all(told[t.name].items() >= t.multipliers.items() for t in done.plan.tensors)
+    settings = receipt["training"]["parameters"]
+    assert settings.keys() == {t.name for t in done.plan.tensors}
+    assert all(settings[t.name].items() >= t.multipliers.items() for t in done.plan.tensors)
 
 
 # --- What must be known beforehand
@@ -223,9 +223,9 @@ def test_with_dropout_it_is_a_note_that_names_the_dropout(
         (place / "config.json").write_text(json.dumps(config))
         return hyperclone.plan(place, LOCKED)
 
-    for made in (plan("opt"), plan("opt", dropout=None)):  # 0.1 is what OPT's config class takes if it is left out
-        assert not made.warnings
-        assert any("only dropout (dropout)" in note for note in made.notes)
+    for result in (plan("opt"), plan("opt", dropout=None)):  # 0.1 is what OPT's config class takes if it is left out
+        assert not result.warnings
+        assert any("only dropout (dropout)" in note for note in result.notes)
     assert plan("opt", dropout=0.0).warnings
     assert plan("opt", dropout=0.0, layerdrop=0.5).warnings  # drops whole layers, all copies alike
     assert not plan("opt", dropout=0.0, attention_dropout=0.1).warnings
@@ -314,5 +314,5 @@ def test_the_summary_is_plain_json_and_complete(model_dir: ModelDir) -> None:
 
 def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() -> None:
     source = headers("llama-grouped-tied")  # 2 layers, 2 KV heads
-    made = planner.make_plan(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
-    assert planner.plan_from_sizes(source, made.config).sizes == made.sizes
+    planned = planner.make_plan(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
+    assert planner.plan_from_sizes(source, planned.config).sizes == planned.sizes

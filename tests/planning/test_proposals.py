@@ -55,10 +55,10 @@ QWEN25_05B = {
 
 def hollow(path: Path, config: dict[str, Any], *, dtype: str = "BF16") -> Path:
     """A model directory of real size whose weights are a hole in a file: it has headers, and takes no space."""
-    fam = of_config(config)
+    family = of_config(config)
     header, end = {}, 0
-    for name, layout in fam.tensors(config).items():
-        shape = layout.shape(fam.sizes(config))
+    for name, layout in family.tensors(config).items():
+        shape = layout.shape(family.sizes(config))
         begin, end = end, end + math.prod(shape) * (4 if dtype == "F32" else 2)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     path.mkdir()
@@ -72,12 +72,12 @@ def hollow(path: Path, config: dict[str, Any], *, dtype: str = "BF16") -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    made: dict[str, Path] = {}
+    proposed: dict[str, Path] = {}
 
     def get(name: str, config: dict[str, Any], dtype: str = "BF16") -> Path:
-        if name not in made:
-            made[name] = hollow(tmp_path_factory.mktemp("hollow") / name, config, dtype=dtype)
-        return made[name]
+        if name not in proposed:
+            proposed[name] = hollow(tmp_path_factory.mktemp("hollow") / name, config, dtype=dtype)
+        return proposed[name]
 
     return get
 
@@ -107,10 +107,10 @@ def test_every_proposal_is_near_and_has_the_parameters_that_transformers_counts(
     name: str, config: dict[str, Any], dtype: str, target: str, models: Callable[..., Path]
 ) -> None:
     source = models(name, config, dtype)
-    made = propose(source, target)
-    assert made.source_parameters == parameters_in_transformers(config)
-    assert made.proposals
-    for p in made.proposals:
+    proposed = propose(source, target)
+    assert proposed.source_parameters == parameters_in_transformers(config)
+    assert proposed.proposals
+    for p in proposed.proposals:
         assert p.plan.parameters == parameters_in_transformers(p.plan.config)
         assert abs(p.off) <= 0.1
         assert p.off == pytest.approx(p.plan.parameters / units.parse(target, "params") - 1)
@@ -150,9 +150,9 @@ def test_for_every_architecture_counting_agrees_with_planning() -> None:
 
 
 def test_pythia_1_4b_is_found_from_pythia_410m(models: Callable[..., Path]) -> None:
-    made = propose(models("pythia", PYTHIA_410M, "F16"), 1_414_647_808)
-    assert made.proposals[0].growth == Growth(width="2")
-    assert (made.proposals[0].off, made.proposals[0].rounds, made.proposals[0].warnings) == (0, False, ())
+    proposed = propose(models("pythia", PYTHIA_410M, "F16"), 1_414_647_808)
+    assert proposed.proposals[0].growth == Growth(width="2")
+    assert (proposed.proposals[0].off, proposed.proposals[0].rounds, proposed.proposals[0].warnings) == (0, False, ())
 
 
 def kind(p: Proposal) -> tuple[bool, bool]:
@@ -189,27 +189,31 @@ def test_rounded_is_what_is_refused_without_being_asked_for(models: Callable[...
 
 def test_what_was_asked_for_beside_the_sizes_is_in_every_proposal(models: Callable[..., Path]) -> None:
     request = Growth(expansion="diagonal", noise="gaussian", seed=3, untie=True, snr_db=20)
-    made = propose(models("smollm2", SMOLLM2_135M), "450M", request=request, multiple_of=128, revision=None)
-    for p in made.proposals:
+    proposed = propose(models("smollm2", SMOLLM2_135M), "450M", request=request, multiple_of=128, revision=None)
+    for p in proposed.proposals:
         assert (p.growth.expansion, p.growth.noise, p.growth.seed, p.growth.untie) == ("diagonal", "gaussian", 3, True)
         assert p.plan.untied
-        assert "--expansion diagonal --noise gaussian --snr-db 20 --seed 3 --untie" in made.command(p)
+        assert "--expansion diagonal --noise gaussian --snr-db 20 --seed 3 --untie" in proposed.command(p)
         for axis in ("hidden", "ffn"):
             old, new = p.plan.sizes[axis]
             assert new == old or new % 128 == 0
 
 
-def warnings(made: Proposals) -> list[str]:
-    return [" ".join(p.warnings) for p in made.proposals]
+def warnings(proposed: Proposals) -> list[str]:
+    return [" ".join(p.warnings) for p in proposed.proposals]
 
 
 def test_more_than_2x_and_more_than_20_tokens_for_each_parameter_are_warned_of(models: Callable[..., Path]) -> None:
     source = models("smollm2", SMOLLM2_135M)
-    for made in (propose(source, "481M"), propose(source, "1B", tokens="5B"), propose(source, "481M", tokens="50B")):
-        for p, text in zip(made.proposals, warnings(made), strict=True):
+    for proposed in (
+        propose(source, "481M"),
+        propose(source, "1B", tokens="5B"),
+        propose(source, "481M", tokens="50B"),
+    ):
+        for p, text in zip(proposed.proposals, warnings(proposed), strict=True):
             largest = max(new / old for old, new in p.plan.widths().values())
             assert ("2x in one step" in text) == (largest > 2)
-            assert ("20 tokens" in text) == (made.tokens is not None and made.tokens > 20 * p.plan.parameters)
+            assert ("20 tokens" in text) == (proposed.tokens is not None and proposed.tokens > 20 * p.plan.parameters)
             assert ("2605.13405" in text) == bool(text)
     assert all(warnings(propose(source, "1B", tokens="50B")))
     assert "20 tokens" in warnings(propose(source, "481M", tokens="50B"))[0]
@@ -226,17 +230,17 @@ def test_tokens_beside_a_plan_are_remarked_on(models: Callable[..., Path]) -> No
 
 
 def test_where_nothing_is_near_the_nearest_sizes_are_shown_and_it_is_said(models: Callable[..., Path]) -> None:
-    made = propose(models("bloom", BLOOM_560M, "F16"), "1.18B")  # grows to multiples only
-    assert any("Nothing comes within 10%" in note for note in made.notes)
-    assert [p.growth.width for p in made.proposals] == ["2"]
-    assert abs(made.proposals[0].off) > 0.1
+    proposed = propose(models("bloom", BLOOM_560M, "F16"), "1.18B")  # grows to multiples only
+    assert any("Nothing comes within 10%" in note for note in proposed.notes)
+    assert [p.growth.width for p in proposed.proposals] == ["2"]
+    assert abs(proposed.proposals[0].off) > 0.1
 
 
 def test_a_model_whose_own_sizes_are_no_multiples_is_told_so(model_dir: ModelDir) -> None:
-    made = propose(model_dir("opt"), "60_000")  # hidden 32, feed-forward 48
-    assert any("hidden size, 32, is no multiple of 64" in note for note in made.notes)
-    assert any("feed-forward size, 48, is no multiple of 64" in note for note in made.notes)
-    for p in made.proposals:
+    proposed = propose(model_dir("opt"), "60_000")  # hidden 32, feed-forward 48
+    assert any("hidden size, 32, is no multiple of 64" in note for note in proposed.notes)
+    assert any("feed-forward size, 48, is no multiple of 64" in note for note in proposed.notes)
+    for p in proposed.proposals:
         for axis in ("hidden", "ffn"):
             old, new = p.plan.sizes[axis]
             assert new == old or new % 64 == 0
@@ -307,15 +311,15 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_proposed_command_is_one_that_can_be_run(models: Callable[..., Path]) -> None:
     source = models("smollm2", SMOLLM2_135M)
-    made = run("plan", source, "--params", "450M", "--tokens", "50B")
-    assert (made.returncode, made.stderr.strip()) == (0, "set()")  # neither torch nor transformers
-    commands = [line.split(maxsplit=1)[1] for line in made.stdout.splitlines() if "hyperclone grow" in line]
+    proposed = run("plan", source, "--params", "450M", "--tokens", "50B")
+    assert (proposed.returncode, proposed.stderr.strip()) == (0, "set()")  # neither torch nor transformers
+    commands = [line.split(maxsplit=1)[1] for line in proposed.stdout.splitlines() if "hyperclone grow" in line]
     data = json.loads(run("plan", source, "--params", "450M", "--json").stdout)
     assert commands == [p["command"] for p in data["proposals"]]
     first = commands[0].split()
     again = run("plan", source, *first[4:], "--json")
     assert json.loads(again.stdout)["parameters"][1] == data["proposals"][0]["parameters"]
-    assert f"{data['proposals'][0]['parameters']:,}" in made.stdout
-    assert "2605.13405" in made.stdout
+    assert f"{data['proposals'][0]['parameters']:,}" in proposed.stdout
+    assert "2605.13405" in proposed.stdout
     dry = run("grow", *first[2:4], *first[4:], "--dry-run")
     assert dry.returncode == 0, dry.stderr

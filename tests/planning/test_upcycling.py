@@ -255,8 +255,8 @@ def test_an_explicit_null_window_stays_none(model_dir: ModelDir, tmp_path: Path)
     source = tmp_path / "source"
     shutil.copytree(model_dir("mistral-window"), source)
     (source / "config.json").write_text(json.dumps({**config_of(source), "sliding_window": None}))
-    made = planner.make_plan(Checkpoint.open(source), Growth(experts=2))
-    assert made.config["sliding_window"] is None
+    plan = planner.make_plan(Checkpoint.open(source), Growth(experts=2))
+    assert plan.config["sliding_window"] is None
 
 
 @pytest.mark.parametrize(
@@ -346,13 +346,13 @@ def test_one_expert_for_each_token_leaves_routers_untrained_and_warns(model_dir:
 
 
 def test_every_mixture_names_dense_types_and_tensors_that_are_known() -> None:
-    mixtures = {fam.name: fam for fam in registry.families().values() if fam.upcycled}
+    mixtures = {mixture.name: mixture for mixture in registry.families().values() if mixture.upcycled}
     assert mixtures.keys() == {"mixtral", "qwen3_moe"}
-    for fam in mixtures.values():
-        assert fam.upcycled is not None
-        for model_type in fam.upcycled.dense:
+    for mixture in mixtures.values():
+        assert mixture.upcycled is not None
+        for model_type in mixture.upcycled.dense:
             patterns = {line.pattern for line in registry.families()[model_type].lines}
-            assert set(fam.upcycled.tensors.values()) <= patterns
+            assert set(mixture.upcycled.tensors.values()) <= patterns
 
 
 @pytest.mark.parametrize(

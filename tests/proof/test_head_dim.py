@@ -216,8 +216,8 @@ def test_the_law_of_training_knows_the_scale_of_queries(name: str) -> None:
     source = build(name, dtype=torch.float64, dropout=0.0).train()
     growth = Growth(width=2, head_dim="2x", noise="none")
     grown = hyperclone.grow_model(source, growth).train()
-    made = planner.make_plan(InMemory(source), growth)
-    law = hyperclone.param_groups(grown, lr=3e-3, weight_decay=0.1, eps=1e-6, receipt=made, decay_norms_and_biases=True)
+    plan = planner.make_plan(InMemory(source), growth)
+    law = hyperclone.param_groups(grown, lr=3e-3, weight_decay=0.1, eps=1e-6, receipt=plan, decay_norms_and_biases=True)
     expected = train(source, one_group(source))
     assert train(grown, law) == pytest.approx(expected, abs=2e-6)
 

@@ -138,9 +138,9 @@ def test_tied_heads_stay_tied_and_untie_gives_the_head_a_tensor(model_dir: Model
 
 
 def test_a_tied_model_without_a_last_norm_is_untied_and_says_so(model_dir: ModelDir, tmp_path: Path) -> None:
-    made = hyperclone.plan(model_dir("opt-plain-norms"), Growth(width=2))
-    assert made.untied
-    assert any("untied" in note for note in made.notes)
+    plan = hyperclone.plan(model_dir("opt-plain-norms"), Growth(width=2))
+    assert plan.untied
+    assert any("untied" in note for note in plan.notes)
 
 
 def test_dtype_conversion_is_proved_against_the_converted_source(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -344,8 +344,8 @@ def test_tolerances_are_the_sources_own_rounding_times_the_derived_factor(model_
 
 
 def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) -> None:
-    made = hyperclone.plan(model_dir("opt"), Growth(width=2, noise="gaussian"))
-    tensor = max(made.tensors, key=lambda t: t.nbytes)
+    plan = hyperclone.plan(model_dir("opt"), Growth(width=2, noise="gaussian"))
+    tensor = max(plan.tensors, key=lambda t: t.nbytes)
     from hyperclone.io.checkpoint import Checkpoint
 
     weights = load_file(model_dir("opt") / "model.safetensors")[tensor.source]

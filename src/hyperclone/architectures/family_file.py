@@ -1,4 +1,4 @@
-"""Reading a family file: TOML into a Family, every key, line and expression checked; errors name the place."""
+"""Reading a family file: TOML into a Family, every key, line and expression checked; errors say where."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hyperclone.json, the receipt that travels with a grown model: how it was plan, and what was proved.
+"""hyperclone.json, the receipt in a grown directory: how the model was made, and what was proved.
 
 It holds the request and seed, versions, hashes of every tensor of source and output, the figures of the proof, and
 for every parameter the multipliers that keep the source's training dynamics, as plain numbers for any framework.

@@ -51,23 +51,23 @@ class CopyMap:
 
     @cached_property
     def groups(self) -> tuple[tuple[int, Tensor, Tensor], ...]:
-        """Old units by their number of copies: (c, units (J,), places (c, J)); places[b] holds copy b of each unit."""
+        """Old units by number of copies: (c, units (J,), positions (c, J)); row b: copy b of each unit."""
         groups = []
         for c in sorted(set(self.count.tolist()) - {0}):
             first = ((self.number == 0) & (self.count == c)).nonzero().flatten()
             units = self.source[first]
             slot = torch.full((self.old,), -1, dtype=torch.long)
             slot[units] = torch.arange(units.numel())
-            places = torch.empty(c, units.numel(), dtype=torch.long)
-            here = (self.count == c).nonzero().flatten()
-            places[self.number[here], slot[self.source[here]]] = here
-            groups.append((c, units, places))
+            positions = torch.empty(c, units.numel(), dtype=torch.long)
+            copied = (self.count == c).nonzero().flatten()
+            positions[self.number[copied], slot[self.source[copied]]] = copied
+            groups.append((c, units, positions))
         return tuple(groups)
 
     @cached_property
     def spans(self) -> tuple[tuple[int, slice | Tensor, tuple[slice | Tensor, ...]], ...]:
         """`groups`, with runs of consecutive units as slices, which read and write without a gather."""
-        return tuple((c, as_slice(units), tuple(map(as_slice, places))) for c, units, places in self.groups)
+        return tuple((c, as_slice(units), tuple(map(as_slice, positions))) for c, units, positions in self.groups)
 
 
 def as_slice(index: Tensor) -> slice | Tensor:

@@ -27,7 +27,7 @@ from hyperclone.expansion.copy_map import CopyMap, as_slice
 from hyperclone.expansion.padding import Padding, pad_rows, padding_columns, random_columns
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
-_UNIFORM = math.sqrt(12) / 65536  # makes a 16-bit draw one of unit variance
+_UNIFORM = math.sqrt(12) / 65536  # scales a 16-bit draw to unit variance
 _TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
 _RUN = 4096  # weights summed at once
 
@@ -173,9 +173,9 @@ def expand_rows(
         elif len(columns.padding):
             grown[tile, padding] = padding_columns(weight[tile], columns, tensor.column_padding, name=name)
         if tensor.exact_repeat:
-            for _, units, places in columns.spans:
-                for place in places:
-                    grown[tile, place] = weight[tile, units]
+            for _, units, positions in columns.spans:
+                for position in positions:
+                    grown[tile, position] = weight[tile, units]
             continue
         numbers = tensor.rows.number[rows[tile].start : rows[tile].stop]
         _split_columns(weight[tile], grown[tile], columns, numbers, recipe, name, rows[tile], power)
@@ -194,17 +194,17 @@ def _split_columns(
 ) -> None:
     """Fill `grown` (R, D) with the shares of `weight` (R, d); `numbers` (R,) is which output copy each row is."""
     raw = None if recipe.noise is Noise.NONE else noise.draws(recipe.seed, name, rows=rows, columns=columns.new)
-    for c, units, places in columns.spans:
+    for c, units, positions in columns.spans:
         for chosen, first in _rows_by_own_copy(numbers, c, recipe.expansion):
             block = weight[chosen][:, units]
             order = [(first + k) % c for k in range(c)]  # own copy first, so that the remainder is a small part
-            where = [places[b] for b in order]
+            where = [positions[b] for b in order]
             draws = None if raw is None else [raw[chosen][:, w] for w in where]
-            for place, part in zip(where, _shares(block, c, recipe, draws, power), strict=True):
-                if isinstance(chosen, Tensor) and isinstance(place, Tensor):
-                    grown[chosen[:, None], place] = part  # side by side the two would pair up
+            for position, part in zip(where, _shares(block, c, recipe, draws, power), strict=True):
+                if isinstance(chosen, Tensor) and isinstance(position, Tensor):
+                    grown[chosen[:, None], position] = part  # two index tensors side by side would be paired
                 else:
-                    grown[chosen, place] = part
+                    grown[chosen, position] = part
 
 
 def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator[tuple[slice | Tensor, int]]:
@@ -238,7 +238,7 @@ def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tenso
 
 
 def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, power: float | None) -> list[Tensor]:
-    """The c shares of a block, own copy first; they sum to the block. `raw`: draws for each copy, if there is noise."""
+    """The c shares of a block, the row's own copy first; they sum to the block. `raw`: draws for each copy."""
     if c == 1:
         return [block]
     symmetric = recipe.expansion is Expansion.SYMMETRIC
@@ -252,7 +252,7 @@ def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, pow
         # The last share is what the others leave, so its noise is not needed.
         noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
         shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
-        # Noise is loudest where one draw stands at one end of its range and all others at the other: 65535 apart.
+        # Noise is loudest where one draw is at one end of its range and all others are at the other: 65535 apart.
         loudest = level * _UNIFORM * 65536 * math.sqrt((c - 1) / c)
         return exact_split.split_by_shares(block, shares, within=min(base) >= loudest)
     assert power is not None
@@ -270,8 +270,8 @@ def collapse_rows(grown: Tensor, columns: CopyMap) -> Tensor:
     step = max(1, _TILE // columns.new)
     for start in range(0, grown.shape[0], step):
         tile = slice(start, start + step)
-        for _, units, places in columns.spans:
-            total = exact_split.join_wide([grown[tile, place] for place in places])
+        for _, units, positions in columns.spans:
+            total = exact_split.join_wide([grown[tile, position] for position in positions])
             if joined is None:
                 joined = torch.empty(grown.shape[0], columns.old, dtype=total.dtype)
             joined[tile, units] = total
@@ -292,8 +292,8 @@ def rounding_bound(grown: Tensor, columns: CopyMap) -> Tensor:
     work = exact_split.arithmetic_type(dtype)
     stored, computed = 2.0 ** -exact_split.precision(dtype), 2.0 ** -exact_split.precision(work)
     bound = torch.empty(grown.shape[0], columns.old, dtype=work)
-    for c, units, places in columns.spans:
-        total = torch.stack([grown[:, place].to(work).abs() for place in places]).sum(0)  # (R, J)
+    for c, units, positions in columns.spans:
+        total = torch.stack([grown[:, position].to(work).abs() for position in positions]).sum(0)  # (R, J)
         smallest = torch.finfo(dtype).smallest_normal * 2 * stored
         bound[:, units] = 1.5 * (total * (stored + (7 + c) * computed) + c * smallest)
     return bound

@@ -34,9 +34,9 @@ def draws(seed: int, name: str, *, rows: range, columns: int) -> Tensor:
     return values.view(len(rows), blocks * _DRAWS_PER_BLOCK)[:, :columns]
 
 
-def normal(drawn: Tensor) -> Tensor:
+def normal(draws: Tensor) -> Tensor:
     """Standard normal numbers (float32) from 16-bit draws."""
-    return normal_quantiles()[drawn.to(torch.int32) + 32768]
+    return normal_quantiles()[draws.to(torch.int32) + 32768]
 
 
 @cache

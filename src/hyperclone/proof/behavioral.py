@@ -80,7 +80,7 @@ class Behavior:
     Attributes:
         measured: every comparison.
         prompt, source_text, grown_text: the same prompt continued greedily by both, in fp32.
-        skipped: comparisons that were not plan, and why.
+        skipped: comparisons that were not made, and why.
         failures: one sentence for each failed comparison.
     """
 
