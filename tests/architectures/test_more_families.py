@@ -180,7 +180,7 @@ def test_only_what_has_a_layer_sees_its_number() -> None:
         ('when = "tied"', 'when = "tied and i == 0"'),
     ):
         assert FILE.count(old) == 1
-        with pytest.raises(FamilyError, match="number of a layer where there is none"):
+        with pytest.raises(FamilyError, match="a layer's number where there is no layer"):
             load(FILE.replace(old, new))
 
 
