@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,18 @@ from tests.helpers import examples  # noqa: F401 - it registers the profiles of 
 from tests.helpers.models import MODELS, build, save_tokenizer
 
 torch.set_num_threads(1)
+
+
+_modules = 0  # that were imported when garbage was last collected and what is left was frozen
+
+
+def pytest_runtest_teardown() -> None:
+    """What imports leave behind stays for good, so no later gc.collect() need walk it: every proof calls that twice."""
+    global _modules
+    if len(sys.modules) > _modules + 100:
+        gc.collect()
+        gc.freeze()
+        _modules = len(sys.modules)
 
 
 # One row of MODELS for each kind of arithmetic. `make quick` runs what is parametrized over rows with these alone.
