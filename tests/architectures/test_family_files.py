@@ -24,7 +24,7 @@ from hyperclone.hf import tiny_models
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
 from hyperclone.proof import behavioral, family_validation
-from tests.cli.test_cli import run
+from tests.helpers.command import call, run
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
 
@@ -316,10 +316,10 @@ def test_the_command_line_uses_the_file_and_says_so(
     done = run("grow", source, tmp_path / "grown", "--width", "2", "--family", toml)
     assert done.returncode == 0, done.stderr
     assert "mine.toml" in done.stdout
-    verified = run("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
+    verified = call("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
     assert verified.returncode == 0, verified.stderr
     assert len(json.loads(verified.stdout)["notes"]) == 2
-    failed = run("grow", source, tmp_path / "other", "--width", "2", "--family", wrong)
+    failed = call("grow", source, tmp_path / "other", "--width", "2", "--family", wrong)
     assert failed.returncode == 1
     assert "nothing was written" in failed.stderr
     assert not (tmp_path / "other").exists()
@@ -331,7 +331,7 @@ def test_a_file_that_is_none_is_refused_without_a_traceback(
 ) -> None:
     if text is not None:
         (tmp_path / "mine.toml").write_text(text)
-    result = run("plan", model_dir("llama-grouped-tied"), "--width", "2", "--family", tmp_path / "mine.toml")
+    result = call("plan", model_dir("llama-grouped-tied"), "--width", "2", "--family", tmp_path / "mine.toml")
     assert result.returncode == 2
     assert "mine.toml" in result.stderr
     assert "Traceback" not in result.stderr

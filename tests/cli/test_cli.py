@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,16 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.command import call, run
+
 pytestmark = pytest.mark.slow
 
 ModelDir = Callable[..., Path]
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from hyperclone.cli.main import main; main()", *map(str, arguments)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "100", **environment},
-    )  # fmt: skip
 
 
 def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_path: Path) -> None:
@@ -32,7 +26,7 @@ def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_pat
     assert grow.returncode == 0, grow.stderr
     for words in ("hidden size", "64", "PROVED", "20 of 20 tensors", "real text, fp32", "Greedy continuation", "Wrote"):
         assert words in grow.stdout
-    verify = run("verify", source, tmp_path / "grown", "--json")
+    verify = call("verify", source, tmp_path / "grown", "--json")
     assert verify.returncode == 0, verify.stderr
     assert json.loads(verify.stdout)["passed"] is True
     collapse = run("collapse", tmp_path / "grown", tmp_path / "again")
@@ -42,7 +36,7 @@ def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_pat
 
 def test_a_failed_proof_exits_with_1_and_names_the_tensor(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("opt")
-    assert run("grow", source, tmp_path / "grown", "--width", "2", "--proof", "none").returncode == 0
+    assert call("grow", source, tmp_path / "grown", "--width", "2", "--proof", "none").returncode == 0
     tensors = load_file(tmp_path / "grown/model.safetensors")
     tensors["model.decoder.layers.1.fc2.weight"][0, 0] += 1
     save_file(tensors, tmp_path / "grown/model.safetensors", {"format": "pt"})
@@ -50,7 +44,7 @@ def test_a_failed_proof_exits_with_1_and_names_the_tensor(model_dir: ModelDir, t
     assert verify.returncode == 1
     assert "FAILED" in verify.stdout
     assert "model.decoder.layers.1.fc2.weight" in verify.stdout
-    as_json = run("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
+    as_json = call("verify", source, tmp_path / "grown", "--proof", "structural", "--json")
     assert as_json.returncode == 1
     assert json.loads(as_json.stdout)["passed"] is False
 
@@ -80,7 +74,7 @@ def test_what_is_impossible_exits_with_2_and_one_message(
     arguments: list[str], words: list[str], model_dir: ModelDir, tmp_path: Path
 ) -> None:
     places = {"SRC": str(model_dir("opt")), "DST": str(tmp_path / "dst")}
-    result = run(*[places.get(a, a) for a in arguments])
+    result = call(*[places.get(a, a) for a in arguments])
     assert result.returncode == 2
     for word in words:
         assert word in result.stderr
@@ -89,19 +83,19 @@ def test_what_is_impossible_exits_with_2_and_one_message(
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(model_dir: ModelDir, tmp_path: Path) -> None:
-    result = run("grow", model_dir("opt"), tmp_path / "grown", "--width", "2", "--dry-run")
+    result = call("grow", model_dir("opt"), tmp_path / "grown", "--width", "2", "--dry-run")
     assert result.returncode == 0
     assert "hidden size" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_locked_clone_is_announced(model_dir: ModelDir) -> None:
-    result = run("plan", model_dir("llama-grouped-tied"), "--width", "2", "--noise", "none")
+    result = call("plan", model_dir("llama-grouped-tied"), "--width", "2", "--noise", "none")
     assert "WARNING: The copies will never diverge" in result.stdout
 
 
 def test_plan_as_json_is_the_whole_plan(model_dir: ModelDir) -> None:
-    plan = json.loads(run("plan", model_dir("neox-parallel"), "--width", "3", "--json").stdout)
+    plan = json.loads(call("plan", model_dir("neox-parallel"), "--width", "3", "--json").stdout)
     assert plan["sizes"]["hidden"] == [32, 96]
     (head,) = [t for t in plan["tensors"] if t["name"] == "embed_out.weight"]
     assert (head["shape"], head["layout"], head["lr"]) == ([300, 96], "vocab <- hidden", pytest.approx(1 / 3))
@@ -148,7 +142,7 @@ def test_the_grown_directory_is_plain_hugging_face_with_a_card_and_a_receipt(
     (source / "LICENSE").write_text("Apache")
     (source / "generation_config.json").write_text('{"bos_token_id": 1}')
     (source / "optimizer.pt").write_bytes(b"training state stays behind")
-    assert run("grow", source, tmp_path / "grown", "--width", "2").returncode == 0
+    assert call("grow", source, tmp_path / "grown", "--width", "2").returncode == 0
     names = {p.name for p in (tmp_path / "grown").iterdir()}
     assert names == {
         "README.md", "LICENSE", "config.json", "generation_config.json", "hyperclone.json", "model.safetensors",

@@ -18,7 +18,7 @@ from hyperclone.architectures import family_file, layout, registry
 from hyperclone.drafting import draft as drafting
 from hyperclone.drafting import toml_text
 from hyperclone.errors import CheckpointError, FamilyError
-from tests.cli.test_cli import run
+from tests.helpers.command import call, run
 from tests.helpers.models import MODELS, build
 
 pytestmark = pytest.mark.slow
@@ -98,7 +98,7 @@ def test_a_drafted_file_grows_real_weights_from_the_command_line(tmp_path: Path)
     grown = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2), family=tmp_path / "my.toml")
     assert grown.proof is not None
     assert grown.proof.passed
-    again = run("family", "draft", tmp_path / "source", "-o", tmp_path / "my.toml")
+    again = call("family", "draft", tmp_path / "source", "-o", tmp_path / "my.toml")
     assert again.returncode == 2  # what stands there may have been edited
     assert "exists already" in again.stderr
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_grown_is_drafted_and_not_called_proved(tmp_path: Path) -
     fields = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "vocab_size": 300,
               "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "xglm", **fields}))
-    result = run("family", "draft", tmp_path / "config.json", "-o", tmp_path / "my.toml")
+    result = call("family", "draft", tmp_path / "config.json", "-o", tmp_path / "my.toml")
     assert result.returncode == 1
     assert "NOT PROVED: 2x widths: the logits change" in result.stdout
     text = (tmp_path / "my.toml").read_text()
