@@ -1,5 +1,6 @@
-"""`python -m hyperclone`, which launchers of many processes need: `torchrun --nproc-per-node 8 -m hyperclone train
-...`.
+"""`python -m hyperclone`, for launchers of many processes.
+
+For example `torchrun --nproc-per-node 8 -m hyperclone train ...`.
 """
 
 from hyperclone.cli.main import main

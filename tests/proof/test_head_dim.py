@@ -24,7 +24,7 @@ from hyperclone.planning import planner
 from tests.helpers.models import MODELS, build, save_tokenizer
 from tests.optim.test_symmetry import one_group, train
 from tests.proof.test_proof import logits_of
-from tests.proof.test_rounded_families import ROWS as rounded
+from tests.proof.test_rounded_families import ROWS as ROUNDED
 
 pytestmark = pytest.mark.matrix
 
@@ -232,7 +232,7 @@ def test_a_plan_says_where_fused_queries_leave_the_law(model_dir: ModelDir) -> N
 
 def test_a_models_multiplied_embedding_is_in_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma's embedding shrinks by sqrt(d / D), so it must also move by that much less."""
-    monkeypatch.setitem(MODELS, "gemma", rounded["gemma"])
+    monkeypatch.setitem(MODELS, "gemma", ROUNDED["gemma"])
     tensors = planner.make_plan(InMemory(build("gemma")), Growth(width=4, noise="none")).tensors
     embedding = next(t for t in tensors if t.name == "model.embed_tokens.weight")
     assert (embedding.scale, embedding.gradient) == (0.5, 0.5)

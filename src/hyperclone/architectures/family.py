@@ -73,21 +73,19 @@ class Residual:
 
 @dataclass(frozen=True)
 class Dense:
-    """A dense model type that can become a mixture of experts: config fields that a mixture does not have, and
-    conditions over the config -> why such a model has no counterpart."""
+    """A dense model type that can become a mixture of experts."""
 
-    leave: tuple[str, ...]
-    refuse: Mapping[str, str]
+    leave: tuple[str, ...]  # config fields that a mixture does not have
+    refuse: Mapping[str, str]  # conditions over the config -> why such a model has no counterpart
 
 
 @dataclass(frozen=True)
 class Upcycling:
-    """How dense models become mixtures of this family (upcycling.py): config fields to write, the router, which has no
-    source, and the dense names of tensors that are renamed."""
+    """How dense models become mixtures of this family (upcycling.py)."""
 
     architecture: str
-    write: Mapping[str, str]
-    router: str
+    write: Mapping[str, str]  # config fields
+    router: str  # the tensor that has no source
     tensors: Mapping[str, str]  # pattern here -> pattern there
     dense: Mapping[str, Dense]  # by model type
 

@@ -66,8 +66,10 @@ def prepare(output: Path) -> None:
 
 
 def grow(output: Path, *, on_plan: Callable[[Plan], None] | None = None, progress: Any = None) -> Grown | None:
-    """Seedling grown 2-fold and proved from disk, unless that was done before (of this Seedling: another version's is
-    grown again)."""
+    """Seedling grown 2-fold and proved from disk, unless that was done before.
+
+    The clone of another version's Seedling is replaced.
+    """
     clone, seedling = output / "clone", DATA / "seedling"
     if clone.is_dir():
         try:

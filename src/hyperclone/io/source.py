@@ -16,14 +16,20 @@ class Source(Protocol):
     """What a plan needs: the config, the headers of the tensors, and the architecture."""
 
     @property
-    def config(self) -> dict[str, Any]: ...
+    def config(self) -> dict[str, Any]:
+        """config.json, as transformers writes it."""
+
     @property
-    def entries(self) -> Mapping[str, Entry]: ...
+    def entries(self) -> Mapping[str, Entry]:
+        """Every tensor's header, by the name it has on disk."""
+
     @property
-    def family(self) -> Family: ...
+    def family(self) -> Family:
+        """How this architecture lays out its tensors."""
 
 
 class Weights(Source, Protocol):
     """A source whose rows can be read: a directory, or a model in memory."""
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start to stop of a tensor, in its stored type."""

@@ -43,13 +43,21 @@ class OptimizerState(Protocol):
     """
 
     @property
-    def file(self) -> Path: ...
+    def file(self) -> Path:
+        """The file that messages name."""
+
     @property
-    def moments(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+    def moments(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Of every parameter by kind, on device meta."""
+
     @property
-    def steps(self) -> Mapping[str, int]: ...
+    def steps(self) -> Mapping[str, int]:
+        """Of every parameter whose steps are counted."""
+
     @property
-    def settings(self) -> list[dict[str, Any]]: ...
+    def settings(self) -> list[dict[str, Any]]:
+        """The optimizer's groups as plain numbers."""
+
     def tensor(self, name: str, kind: str) -> Tensor:
         """A moment of a parameter."""
 

@@ -36,8 +36,9 @@ def clone(source: str, growth: Growth, moments: str | None) -> str:
 
 
 def model(directory: Path) -> str:
-    """A key of a model directory: config, tokenizer, weights (or none if it has none), and of a grown one what training
-    takes from its receipt.
+    """A key of a model directory: config, tokenizer and weights, if it has any.
+
+    Of a grown one also what training takes from its receipt.
     """
     grown = receipt.read(directory)
     if grown is None:

@@ -93,6 +93,7 @@ class RecordedAnatomyCallback(AnatomyCallback):
         self._run_log = run_log
 
     def record(self, entry: dict[str, float]) -> None:
+        """Write a measurement into the run's log."""
         figures = {key.removeprefix("anatomy/"): value for key, value in _figures(entry).items()}
         self._run_log.anatomy(int(entry["step"]), figures)
 

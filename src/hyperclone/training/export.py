@@ -1,6 +1,7 @@
-"""The trained model as a plain Hugging Face directory: weights in the type that the model came in, its own config,
-tokenizer, license, receipt, and a model card. Files are written to a hidden directory and moved one by one, config.json
-last, without which nothing loads.
+"""The trained model as a plain Hugging Face directory.
+
+That is: weights in the type that the model came in, its own config, tokenizer, license, receipt, and a model card.
+Files are written to a hidden directory and moved one by one, config.json last, without which nothing loads.
 
 A sharded model is not gathered over processes: Trainer has saved a sharded checkpoint after the last step, and the
 main process reads that, tensor by tensor, while the others wait. It never holds more than one output file.

@@ -1,5 +1,6 @@
-"""What a training reads before it starts: config, tokenizer, text and weights of a model directory, each checked
-against the others.
+"""What a training reads before it starts, each checked against the others.
+
+That is: config, tokenizer, text, and weights of a model directory.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Random numbers of a training are its own: measuring must not consume them, or dropout would depend on how often the
-held-out loss is measured (a DataLoader draws a seed whenever it starts).
+"""Random numbers of a training are its own: measuring must not consume them.
+
+Else dropout would depend on how often the held-out loss is measured (a DataLoader draws a seed whenever it starts).
 """
 
 from __future__ import annotations

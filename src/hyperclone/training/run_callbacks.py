@@ -21,6 +21,7 @@ class OptimizerStateCallback(TrainerCallback):  # type: ignore[misc]  # transfor
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
+        """Load it, unless the run is resumed."""
         if state.global_step == 0:  # a resumed run has its own
             loaded = load_state(getattr(optimizer, "optimizer", optimizer), model, self._directory)
             event = OptimizerStateLoaded(step=loaded.step, filled=loaded.filled, fresh=len(loaded.fresh))
@@ -34,16 +35,20 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
         self._run_log = run_log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Setting up is no time of a step."""
         self._run_log.clock.skip()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count a step."""
         self._run_log.clock.step()
         self._run_log.tell(StepTaken(step=state.global_step, steps=state.max_steps))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Evaluating is no time of a step."""
         self._run_log.clock.skip()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Saving is no time of a step."""
         self._run_log.clock.skip()
 
 
@@ -51,6 +56,7 @@ class EarlyEvaluationCallback(TrainerCallback):  # type: ignore[misc]
     """Evaluates after 1, 2, 4, 8, ... steps as well, up to the first regular evaluation."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for an evaluation after a power of two."""
         step = state.global_step
         if step < state.eval_steps and step & (step - 1) == 0:
             control.should_evaluate = True

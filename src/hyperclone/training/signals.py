@@ -43,6 +43,7 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
             signal.signal(each, handler)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Save and stop if any process has had a signal."""
         if args.world_size > 1:
             received = torch.tensor(self.signal, device=args.device)
             torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)

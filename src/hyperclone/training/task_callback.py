@@ -20,6 +20,7 @@ class TaskCallback(TrainerCallback):  # type: ignore[misc]
         self._tasks, self._tokenizer, self._run_log = tasks, tokenizer, run_log
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Run the tasks and log their metrics."""
         training = model.training
         try:
             with rng.preserved():

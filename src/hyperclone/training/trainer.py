@@ -1,7 +1,8 @@
-"""transformers' Trainer with the little that a grown model needs besides: param groups by the scaling rule, our
-schedule and order of windows, checkpoints that are complete or absent, and logs with tokens, speed, MFU and bits per
-byte. The loop, accumulation, mixed precision, clipping, sharding, resuming and integrations are those of Trainer and
-accelerate.
+"""transformers' Trainer with the little that a grown model needs besides.
+
+That is: param groups by the scaling rule, our schedule and order of windows, checkpoints that are complete or absent,
+and logs with tokens, speed, MFU and bits per byte. The loop, accumulation, mixed precision, clipping, sharding,
+resuming and integrations are those of Trainer and accelerate.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Curves in a terminal, in braille dots: two dots across and four down for each character, so that a window of text is
-enough to see which curve is below which.
+"""Curves in a terminal, in braille dots.
+
+A character is two dots across and four down, so that a window of text is enough to see which curve is below which.
 """
 
 from __future__ import annotations
