@@ -33,14 +33,25 @@ REPRESENTATIVE = frozenset({"llama-grouped-tied", "neox-parallel", "opt", "gpt2-
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cases of other rows repeat a statement that a representative makes: `matrix`."""
-    for item in items:
-        values = (
-            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-        )
-        rows = {value for value in values if isinstance(value, str)} & MODELS.keys()
-        if rows - REPRESENTATIVE:
+    """Cases of other rows repeat a statement that a representative makes: `matrix`; a test without one keeps a case."""
+    rows = {item: _rows(item) for item in items}
+    kept = {_test(item) for item, names in rows.items() if names and names <= REPRESENTATIVE}
+    for item, names in rows.items():
+        if names <= REPRESENTATIVE:
+            continue
+        if _test(item) in kept:
             item.add_marker(pytest.mark.matrix)
+        kept.add(_test(item))
+
+
+def _rows(item: pytest.Item) -> set[str]:
+    """The rows of MODELS that a case is about."""
+    values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    return {value for value in values if isinstance(value, str)} & MODELS.keys()
+
+
+def _test(item: pytest.Item) -> str:
+    return item.nodeid.partition("[")[0]
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from hyperclone.expansion.query_rows import row_factors
 from hyperclone.planning import planner
 from tests.helpers.models import MODELS, build, save_tokenizer
 from tests.optim.test_symmetry import one_group, train
-from tests.proof.test_proof import logits_of
+from tests.proof.test_proof import IDS, logits_of, source_logits
 from tests.proof.test_rounded_families import ROWS as ROUNDED
 
 pytestmark = pytest.mark.matrix
@@ -47,11 +47,10 @@ GROWTHS = {
     "4x": Growth(width=4, head_dim="4x"),
     "gaussian": Growth(hidden="2x", head_dim="2x", noise="gaussian"),
 }
-IDS = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
 def apart(source: Path, grown: Path) -> float:
-    before, after = logits_of(source, IDS), logits_of(grown, IDS)
+    before, after = source_logits(source), logits_of(grown, IDS)
     return float((after - before).norm() / before.norm())
 
 

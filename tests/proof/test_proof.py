@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -45,6 +46,15 @@ def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
         return logits
 
 
+IDS = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@functools.cache
+def source_logits(source: Path) -> torch.Tensor:
+    """Of IDS, by a model that `model_dir` made: nobody writes into it, so it is loaded once for all its growths."""
+    return logits_of(source, IDS)
+
+
 @pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_grown_models_logits_equal_its_sources(
@@ -52,8 +62,7 @@ def test_a_grown_models_logits_equal_its_sources(
 ) -> None:
     source = model_dir(name)
     hyperclone.grow(source, tmp_path / "grown", growth, proof="none")
-    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
-    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    before, after = source_logits(source), logits_of(tmp_path / "grown", IDS)
     # Norms compute in fp32 inside transformers, whatever the model's type.
     assert (after - before).norm() / before.norm() < 2e-6
 
@@ -72,8 +81,7 @@ def test_a_grown_models_logits_equal_its_sources(
 def test_widths_grow_independently(name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir(name)
     hyperclone.grow(source, tmp_path / "grown", Growth(**sizes), proof="none")
-    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
-    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    before, after = source_logits(source), logits_of(tmp_path / "grown", IDS)
     assert (after - before).norm() / before.norm() < 2e-6
 
 
@@ -95,8 +103,7 @@ def test_heads_grow_apart_from_hidden_where_the_config_can_say_so(
 ) -> None:
     source = model_dir(name)
     hyperclone.grow(source, tmp_path / "grown", Growth(**sizes), proof="none")
-    ids = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
-    before, after = logits_of(source, ids), logits_of(tmp_path / "grown", ids)
+    before, after = source_logits(source), logits_of(tmp_path / "grown", IDS)
     assert (after - before).norm() / before.norm() < 2e-6
 
 
