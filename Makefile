@@ -11,6 +11,8 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 CACHE := $(or $(HYPERCLONE_CACHE),$(HOME)/.cache/hyperclone)
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 export OMP_WAIT_POLICY := PASSIVE
+# Else every process that a test starts compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: demo test quick lint browser real bench clean

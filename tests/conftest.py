@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _test(item) in kept:
             item.add_marker(pytest.mark.matrix)
         kept.add(_test(item))
+    _mark_all_but_the_first(items)
+
+
+def _mark_all_but_the_first(items: list[pytest.Item]) -> None:
+    """Cases beyond the number that a test's `quick` marker names: `matrix`."""
+    counts: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("quick")
+        if marker is None or item.get_closest_marker("matrix"):
+            continue
+        counts[_test(item)] += 1
+        if counts[_test(item)] > marker.args[0]:
+            item.add_marker(pytest.mark.matrix)
 
 
 def _rows(item: pytest.Item) -> set[str]:

@@ -22,8 +22,6 @@ from hyperclone.errors import HypercloneError
 from hyperclone.expansion import copy_map
 from tests.helpers.models import build, save_tokenizer
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 
 
@@ -146,6 +144,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_without_noise_every_family_is_locked_has_its_sources_rank_and_equal_activations(
     name: str, model_dir: ModelDir, tmp_path: Path
@@ -332,6 +331,7 @@ def command(
     return int(str(left.value.code)), shown.out, shown.err
 
 
+@pytest.mark.slow
 def test_from_the_command_line(
     model_dir: ModelDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,8 +28,6 @@ from tests.helpers.command import call, run
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 
 
@@ -87,6 +85,7 @@ def test_an_unlisted_model_is_planned_grown_verified_and_collapsed(
     assert all(one[name].equal(two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_the_receipt_holds_the_file_and_no_place_on_disk(toml: Path, model_dir: ModelDir, tmp_path: Path) -> None:
     hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(ffn="2x"), family=toml)
     content = json.loads((tmp_path / "grown/hyperclone.json").read_text())
@@ -168,6 +167,7 @@ def put(directory: Path, text: Any) -> None:
     (directory / receipt.FILE).write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proof", ["full", "structural"])
 def test_a_receipt_with_a_wrong_family_fails(
     proof: Literal["full", "structural"], grown: Path, model_dir: ModelDir
@@ -178,6 +178,7 @@ def test_a_receipt_with_a_wrong_family_fails(
     assert any("failed its proof on a tiny random instance" in failure for failure in result.failures)
 
 
+@pytest.mark.slow
 def test_a_file_given_to_verify_goes_before_the_receipts(grown: Path, wrong: Path, model_dir: ModelDir) -> None:
     source = model_dir("llama-grouped-tied")
     assert not hyperclone.verify(source, grown, family=wrong, proof="structural").passed
@@ -237,6 +238,7 @@ def test_another_text_is_another_growth(toml: Path, model_dir: ModelDir) -> None
     assert hyperclone.plan(source, Growth(width=2), family=toml).fingerprint != one
 
 
+@pytest.mark.slow
 def test_in_memory_and_on_disk_give_the_same_bytes(toml: Path, model_dir: ModelDir, tmp_path: Path) -> None:
     hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2), family=toml).save_pretrained(
         tmp_path / "memory"
@@ -250,6 +252,7 @@ def test_in_memory_and_on_disk_give_the_same_bytes(toml: Path, model_dir: ModelD
 # --- The tiny instance
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "name",
     ["gpt2-tied", "gptj-tied", "opt-projected-post-norm", "qwen3-moe", "cohere2", "falcon-40b", "glm4-grouped-untied"],
@@ -297,6 +300,7 @@ def test_the_trial_grows_what_is_asked_for(
     assert (found.expansion, found.seed, found.dtype) == ("diagonal", 3, None)
 
 
+@pytest.mark.slow
 def test_stacked_layers_are_left_out_of_the_trial_so_that_logits_can_be_judged(
     wrong: Path, toml: Path, model_dir: ModelDir, tmp_path: Path
 ) -> None:
@@ -309,6 +313,7 @@ def test_stacked_layers_are_left_out_of_the_trial_so_that_logits_can_be_judged(
 # --- The command line
 
 
+@pytest.mark.slow
 def test_the_command_line_uses_the_file_and_says_so(
     toml: Path, wrong: Path, model_dir: ModelDir, tmp_path: Path
 ) -> None:

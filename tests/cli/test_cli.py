@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.command import call, run
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
     grow = run("grow", source, tmp_path / "grown", "--width", "2")
@@ -34,6 +33,7 @@ def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_pat
     assert "every tensor has the hash" in collapse.stdout
 
 
+@pytest.mark.slow
 def test_a_failed_proof_exits_with_1_and_names_the_tensor(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("opt")
     assert call("grow", source, tmp_path / "grown", "--width", "2", "--proof", "none").returncode == 0

@@ -31,6 +31,7 @@ def same_weights(a: Path, b: Path) -> bool:
     )
 
 
+@pytest.mark.quick(9)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_collapse_gives_the_source_back_bit_for_bit(

@@ -26,8 +26,6 @@ from hyperclone.study.progress import Began, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, compare
 from hyperclone.training import metrics
 
-pytestmark = pytest.mark.slow
-
 SEEDLING = demo.DATA / "seedling"
 
 
@@ -41,6 +39,7 @@ def test_seedling_is_small_whole_and_says_where_it_comes_from() -> None:
     assert lines[-1]["tokens"] > 19e6
 
 
+@pytest.mark.slow
 def test_seedlings_loss_on_its_held_out_text_is_the_one_on_record() -> None:
     """By unmodified transformers, on windows cut by hand; bf16 weights, so not to the last digit."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,6 +90,7 @@ def test_the_verdict_charges_seedling_whatever_comes_out() -> None:
     assert "fewer" not in never
 
 
+@pytest.mark.slow
 def test_a_clone_of_another_seedling_is_grown_anew(tmp_path: Path) -> None:
     assert demo.grow(tmp_path) is not None
     assert demo.grow(tmp_path) is None
@@ -175,6 +175,7 @@ def test_a_missing_extra_is_said_before_anything_is_made(tmp_path: Path, monkeyp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_done(tmp_path: Path) -> None:
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "HYPERCLONE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",

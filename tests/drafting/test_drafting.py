@@ -21,8 +21,6 @@ from hyperclone.errors import CheckpointError, FamilyError
 from tests.helpers.command import call, run
 from tests.helpers.models import MODELS, build
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 
 _SMALL = {
@@ -50,6 +48,7 @@ def meaning(line: layout.Layout) -> tuple[Any, ...]:
     return parsed.dims, parsed.reads, parsed.norm
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     "name",
     [
@@ -84,6 +83,7 @@ def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(
     )
 
 
+@pytest.mark.slow
 def test_a_drafted_file_grows_real_weights_from_the_command_line(tmp_path: Path) -> None:
     """Arcee: not one of the families that ship; a feed-forward part without gate."""
     MODELS["arcee"] = ("arcee", _SMALL)
@@ -103,6 +103,7 @@ def test_a_drafted_file_grows_real_weights_from_the_command_line(tmp_path: Path)
     assert "exists already" in again.stderr
 
 
+@pytest.mark.slow
 def test_what_shapes_cannot_tell_is_found_by_the_proof_and_marked(tmp_path: Path) -> None:
     """Falcon 40B: for each key-value head its queries, a key, a value; the likelier order is the wrong one."""
     source = config_file(
@@ -115,6 +116,7 @@ def test_what_shapes_cannot_tell_is_found_by_the_proof_and_marked(tmp_path: Path
     assert "kv_heads group head_dim + 2 kv_heads head_dim" in line.split("#")[1]
 
 
+@pytest.mark.slow
 def test_gains_stored_minus_one_are_found_by_trying_the_head_tied(tmp_path: Path) -> None:
     """Nemotron: in the untied model itself nothing shows it; folded into a tied head's norm it would be wrong."""
     draft = drafting.draft(config_file(tmp_path / "config.json", "nemotron", tie_word_embeddings=False))
@@ -123,6 +125,7 @@ def test_gains_stored_minus_one_are_found_by_trying_the_head_tied(tmp_path: Path
     assert draft.results["with the head tied"] == ""
 
 
+@pytest.mark.slow
 def test_an_eps_that_other_norms_share_is_not_drafted_as_free(tmp_path: Path) -> None:
     """Qwen 3's q and k norms have the eps of the others, which padding would change."""
     draft = drafting.draft(config_file(tmp_path / "config.json", "qwen3", head_dim=8))
@@ -130,6 +133,7 @@ def test_an_eps_that_other_norms_share_is_not_drafted_as_free(tmp_path: Path) ->
     assert "[residual]" not in draft.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_grown_is_drafted_and_not_called_proved(tmp_path: Path) -> None:
     """XGLM computes its positions from the hidden size, so a wider model has others."""
     fields = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4, "vocab_size": 300,
@@ -161,6 +165,7 @@ def test_tensors_that_only_some_layers_have_are_named(tmp_path: Path) -> None:
     assert "model.layers.{i}.mlp.gate_proj.weight: not understood" in draft.failures
 
 
+@pytest.mark.slow
 def test_a_wrong_candidate_layout_is_not_called_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict is the logits', not the search's."""
     source = config_file(tmp_path / "config.json", "gpt_neox")
@@ -174,6 +179,7 @@ def test_a_wrong_candidate_layout_is_not_called_proved(tmp_path: Path, monkeypat
     assert "# NOT PROVED" in wrong.text
 
 
+@pytest.mark.slow
 def test_weights_that_the_draft_does_not_describe_are_named(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("llama-grouped-untied")
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())

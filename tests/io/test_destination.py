@@ -27,8 +27,6 @@ from hyperclone.errors import CheckpointError, DestinationError
 from hyperclone.io import streaming
 from hyperclone.io.destination import RECEIPT
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 NAME = "llama-grouped-tied"
 TWICE = Growth(width=2)
@@ -301,6 +299,7 @@ def test_a_run_that_fails_at_the_very_end_has_nothing_to_write_again(
     assert content(tmp_path / "grown") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["weights", "weights of the same time", "config", "seed", "shard size", "dtype"])
 def test_what_another_source_or_request_has_left_is_not_used(change: str, source: Path, tmp_path: Path) -> None:
     mine, target = Path(shutil.copytree(source, tmp_path / "source")), tmp_path / "grown"
@@ -345,6 +344,7 @@ def test_files_of_an_earlier_run_that_the_source_no_longer_has_do_not_reappear(s
     assert (mine / "config.json").exists()
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -434,6 +434,7 @@ class Failing:
         return operation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_whichever_disk_operation_fails_it_is_reported_and_a_rerun_succeeds(
     overwrite: bool, source: Path, whole: dict[str, bytes], tmp_path: Path
@@ -536,6 +537,7 @@ print("killed", total)
 """
 
 
+@pytest.mark.slow
 def test_killed_before_any_disk_operation_a_run_leaves_nothing_or_everything_and_a_rerun_completes_it(
     source: Path, tmp_path: Path
 ) -> None:
@@ -562,6 +564,7 @@ def command(*arguments: object, slowly: bool = False) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_killed_at_random_moments_leaves_nothing_and_a_rerun_completes_it(
     source: Path, tmp_path: Path
 ) -> None:
@@ -594,6 +597,7 @@ def test_the_command_killed_at_random_moments_leaves_nothing_and_a_rerun_complet
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grown", "whole"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_without_a_traceback_and_the_next_run_resumes(
     source: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -24,8 +24,6 @@ from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning.recipe import NoiseName
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 NAMES = ["llama-grouped-tied", "neox-parallel", "opt-projected-post-norm"]
 GROWTHS = {
@@ -50,6 +48,7 @@ def grow(source: Path, target: Path, growth: Growth, **options: Any) -> dict[str
     return found
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("llama-grouped-tied", kind) for kind in GROWTHS]
@@ -206,6 +205,7 @@ print(json.dumps({"bytes": done.plan.nbytes, "peak": peak * 1024}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """Not getrusage: its peak begins with the parent's, and this parent has built models."""

@@ -31,8 +31,6 @@ from tests.helpers.training_steps import (
     train,
 )
 
-pytestmark = pytest.mark.matrix
-
 ModelDir = Callable[..., Path]
 STEPS = 50
 __all__ = ["in_float64"]
@@ -45,6 +43,7 @@ def scaled(model: Any, made: Plan, optimizer: str, **options: Any) -> torch.opti
     return MAKE[optimizer](groups)
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(
     ("name", "optimizer"), [*((name, "adamw") for name in FAMILIES), *((name, "sgd") for name in CORE)]
 )
@@ -56,6 +55,7 @@ def test_a_clone_follows_its_sources_loss_for_fifty_steps(name: str, optimizer: 
     assert abs(expected[-1] - expected[0]) > 1e-3  # it has been trained
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     "growth",
     [
@@ -117,6 +117,7 @@ def with_muon(
     return [torch.optim.Muon(hidden, adjust_lr_fn=adjust), MAKE["adamw"](rest)]
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(("adjust", "eps", "steps"), [
     ("original", 1e-7, STEPS),
     ("match_rms_adamw", 1e-7, STEPS),
@@ -207,6 +208,7 @@ def load(path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(path)
 
 
+@pytest.mark.slow
 def test_wrapped_models_have_the_groups_of_the_bare_one(model_dir: ModelDir, tmp_path: Path) -> None:
     hyperclone.grow(model_dir("neox-parallel"), tmp_path / "grown", Growth(width=2), proof="none")
     model = load(tmp_path / "grown")

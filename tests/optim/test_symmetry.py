@@ -13,8 +13,6 @@ from hyperclone.conversion.in_memory import InMemory
 from hyperclone.planning import planner
 from tests.helpers.models import build
 
-pytestmark = pytest.mark.matrix
-
 STEPS = 12
 
 

@@ -20,8 +20,6 @@ from hyperclone.errors import CheckpointError, GrowthError, OptionError
 from tests.helpers import training_steps
 from tests.helpers.training_steps import CORE, DECAY, LR, MAKE, batches, in_double, in_float64, plain, source, train
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 __all__ = ["in_float64"]
 NO_NOISE = Growth(width=2, noise="none")
@@ -49,6 +47,7 @@ def by_the_law(model: Any, optimizer: str, path: Path | None = None) -> torch.op
     )
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [
@@ -72,6 +71,8 @@ def test_with_its_state_a_clone_follows_its_source_from_where_that_stands(
     assert train(wide, [follows], batches(50)) == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.slow
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "opt", "gpt2-untied", "gemma"])
 def test_what_copies_have_in_common_goes_on_under_rotated_adamw(name: str, tmp_path: Path) -> None:
     small, past = trained(name, "adamw", tmp_path / "source")
@@ -87,6 +88,7 @@ def test_what_copies_have_in_common_goes_on_under_rotated_adamw(name: str, tmp_p
     assert train(wide, [follows], batches(50)) == pytest.approx(expected, abs=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999)])
 def test_differences_have_no_past_and_step_as_if_they_knew_that(betas: tuple[float, float], tmp_path: Path) -> None:
     """With grown moments and without, where nothing but differences can move."""
@@ -112,6 +114,7 @@ def test_differences_have_no_past_and_step_as_if_they_knew_that(betas: tuple[flo
     assert any(not torch.equal(value, start[name]) for name, value in ends[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", ["first-copy", "reset"])
 def test_other_treatments_leave_the_sources_loss(moments: Literal["first-copy", "reset"], tmp_path: Path) -> None:
     """The contract above can fail: moments that are missing show."""
@@ -210,6 +213,7 @@ def test_what_has_no_past_starts_afresh(tmp_path: Path) -> None:
     assert set(done.optimizer_state.fresh) == {"lm_head.weight", "model.embed_tokens.weight"}
 
 
+@pytest.mark.slow
 def test_fused_experts_find_their_moments_again(tmp_path: Path) -> None:
     """In memory experts are one parameter, on disk one tensor each: moments take both ways and come back."""
     small, past = trained("mixtral", "adamw", tmp_path / "source")
@@ -287,6 +291,7 @@ def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
     assert losses[1] == pytest.approx(losses[0][-3:], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])  # one tensor for each parameter, and fused ones
 def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path: Path) -> None:
     trained(name, "adamw", tmp_path / "source")
@@ -331,6 +336,7 @@ def test_a_state_of_another_architecture_is_refused_when_it_is_loaded(tmp_path: 
         hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "opt-grown")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "mixtral"])
 def test_a_state_that_lacks_a_moment_is_refused_when_it_is_loaded(name: str, tmp_path: Path) -> None:
     trained(name, "adamw", tmp_path / "source", steps=1)
@@ -348,6 +354,7 @@ def test_a_state_that_lacks_a_moment_is_refused_when_it_is_loaded(name: str, tmp
             hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "grown")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_distributed_checkpoint_gives_the_same_state(flat: bool, tmp_path: Path) -> None:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
@@ -458,6 +465,7 @@ def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypa
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_shards_and_threads_do_not_change_a_byte_and_the_model_beside_loads(tmp_path: Path) -> None:
     trained("opt", "adamw", tmp_path / "source", steps=1)
     state = tmp_path / "source"

@@ -91,6 +91,7 @@ def parameters_in_transformers(config: dict[str, Any]) -> int:
     return int(model.num_parameters())
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize(
     ("name", "config", "dtype", "target"),
     [
@@ -309,6 +310,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_proposed_command_is_one_that_can_be_run(models: Callable[..., Path]) -> None:
     source = models("smollm2", SMOLLM2_135M)
     proposed = run("plan", source, "--params", "450M", "--tokens", "50B")

@@ -23,8 +23,6 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
 from tests.helpers.models import build
 
-pytestmark = pytest.mark.matrix
-
 ModelDir = Callable[..., Path]
 DENSE = ["llama-grouped-tied", "llama-multihead", "llama-free-head-dim", "mistral-window", "qwen3-grouped-tied",
          "qwen3-multihead-untied", "qwen3-biases"]  # fmt: skip
@@ -71,6 +69,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize(
     "growth",
     [
@@ -97,6 +96,7 @@ def test_a_hidden_size_that_is_no_multiple(name: str, model_dir: ModelDir, tmp_p
     assert relative(logits(tmp_path / "grown"), logits(model_dir(name))) < 1e-5  # factors rounded to fp32
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["mistral-window", "qwen3-grouped-tied"])
 def test_both_proofs_pass_and_again_from_the_receipt(
@@ -140,6 +140,7 @@ def test_experts_are_the_dense_block_and_differ_where_they_are_split(
     assert not wide[1].equal(wide[2])
 
 
+@pytest.mark.slow
 def test_routers_are_normal_numbers_that_depend_on_seed_and_layer_only(model_dir: ModelDir, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(model_dir("mistral-window"), source)

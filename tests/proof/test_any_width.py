@@ -15,8 +15,6 @@ from hyperclone import Growth
 from hyperclone.errors import GrowthError
 from tests.proof.test_proof import IDS, logits_of, source_logits
 
-pytestmark = pytest.mark.matrix
-
 ModelDir = Callable[..., Path]
 
 SIZES: list[tuple[str, dict[str, Any]]] = [
@@ -38,6 +36,7 @@ SIZES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.quick(6)
 @pytest.mark.parametrize("options", [{}, {"expansion": "diagonal"}, {"noise": "none"}], ids=["", "diagonal", "plain"])
 @pytest.mark.parametrize(("name", "sizes"), SIZES, ids=str)
 def test_logits_are_the_sources_at_any_size(
@@ -51,6 +50,7 @@ def test_logits_are_the_sources_at_any_size(
     assert (after - before).norm() / before.norm() < 2e-6
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(("name", "sizes"), SIZES, ids=str)
 def test_the_full_proof_passes_and_collapse_gives_the_source(
     name: str, sizes: dict[str, Any], model_dir: ModelDir, tmp_path: Path

@@ -26,8 +26,6 @@ from tests.optim.test_symmetry import one_group, train
 from tests.proof.test_proof import IDS, logits_of, source_logits
 from tests.proof.test_rounded_families import ROWS as ROUNDED
 
-pytestmark = pytest.mark.matrix
-
 ModelDir = Callable[..., Path]
 NAMES = [
     "opt",
@@ -102,6 +100,7 @@ def test_only_queries_are_scaled() -> None:
 # --- Whole models
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_grown_model_has_the_sources_logits(name: str, growth: Growth, model_dir: ModelDir, tmp_path: Path) -> None:
@@ -112,6 +111,7 @@ def test_the_grown_model_has_the_sources_logits(name: str, growth: Growth, model
     assert apart(model_dir(name), tmp_path / "grown") < 2e-6
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ["gpt2-tied", "mpt", "mpt-untied-odd-heads"])
 def test_head_dim_need_not_be_a_multiple(name: str, model_dir: ModelDir, tmp_path: Path) -> None:
     done = hyperclone.grow(model_dir(name), tmp_path / "grown", Growth(width=1.5, head_dim="1.5x"))

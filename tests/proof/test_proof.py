@@ -112,6 +112,7 @@ def test_sizes_that_transformers_refuses_are_refused_by_the_plan(model_dir: Mode
         hyperclone.plan(model_dir("llama-free-head-dim"), Growth(heads=12))
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "opt"])
 def test_the_full_proof_passes_in_every_stored_type_and_measures_everything(

@@ -15,8 +15,6 @@ from hyperclone import Growth
 from hyperclone.errors import GrowthError
 from tests.helpers import models
 
-pytestmark = pytest.mark.matrix
-
 _COMMON = {
     "vocab_size": models.VOCAB, "num_hidden_layers": 3, "max_position_embeddings": 64, "hidden_size": 32,
     "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
@@ -42,6 +40,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, to
     return make
 
 
+@pytest.mark.quick(5)
 @pytest.mark.parametrize(
     "growth",
     [
@@ -65,6 +64,7 @@ def test_in_fp32_the_logits_are_the_sources(name: str, growth: Growth, source: A
     assert (after - before).norm() / before.norm() < 1e-5
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize("name", ROWS)
 def test_in_bf16_rounding_has_to_be_asked_for_and_is_then_proved_within_its_bound(
     name: str, source: Any, tmp_path: Path

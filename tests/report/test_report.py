@@ -24,8 +24,6 @@ from hyperclone.report.load import Results
 from hyperclone.report.write import report
 from hyperclone.study.speedup import Speedup
 
-pytestmark = pytest.mark.slow
-
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
@@ -180,6 +178,7 @@ def test_other_endings_are_said_as_they_are(
     assert words in said
 
 
+@pytest.mark.slow
 def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None:
     for name in ("tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.csv", "evaluations.csv"):
         (runs / name).unlink()
@@ -191,6 +190,7 @@ def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None
         report(runs, runs.parent / "r.html")
 
 
+@pytest.mark.slow
 def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
     names = [canvas.name for canvas in figures.every(load.read(runs))]
     assert names == [
@@ -200,11 +200,13 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes(runs: Path) -> None:
     first, second = (report(runs, runs.parent / f"{n}.html")[0].read_bytes() for n in (1, 2))
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_figure_shows_the_numbers_that_it_was_given(runs: Path) -> None:
     """Back from the dots on the page to the loss: the axes that hovering uses are those of the picture."""
     drawn = next(one for one in figures.every(load.read(runs)) if one.name == "loss-tokens")
@@ -220,6 +222,7 @@ def test_a_figure_shows_the_numbers_that_it_was_given(runs: Path) -> None:
     assert high - (y - top) / height * (high - low) == pytest.approx(series["y"][0], abs=0.01)
 
 
+@pytest.mark.slow
 def test_text_of_a_study_is_text(runs: Path) -> None:
     text = report(runs, runs.parent / "r.html")[0].read_text()
     assert "<script>alert(1)" not in text
@@ -227,6 +230,7 @@ def test_text_of_a_study_is_text(runs: Path) -> None:
     assert "<b>the law" not in text
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(runs: Path) -> None:
     text = report(runs, runs.parent / "r.html")[0].read_text()
     loaded = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\'\s>)]+)', text)
@@ -235,6 +239,7 @@ def test_nothing_is_loaded_from_elsewhere(runs: Path) -> None:
     assert len(text) < 1_000_000
 
 
+@pytest.mark.slow
 def test_images_are_written_for_papers(runs: Path) -> None:
     files = report(runs, runs.parent / "r.html", images=runs.parent / "images")
     assert {file.suffix for file in files[1:]} == {".svg", ".png"}
@@ -271,6 +276,7 @@ def test_a_corrupt_file_is_named_with_what_is_wrong(runs: Path, name: str, text:
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_rows_of_runs_that_the_study_no_longer_asks_for_are_left_out(runs: Path) -> None:
     edited(runs / "runs.csv", "status", lambda row: "former" if row["key"] == "clone-1" else row["status"])
     edited(runs / "tuning.csv", "arm", lambda row: "" if row["lr"] == "0.001" else row["arm"])
@@ -306,6 +312,7 @@ def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
     assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in said
 
 
+@pytest.mark.slow
 def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Path) -> None:
     """The study that is committed: its own control gives its own table; the published recipe as control, another."""
     runs = Path(__file__).parents[2] / "studies/recipes.runs"
@@ -329,6 +336,7 @@ def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Pat
     assert "split noise, scaling rule, AdamW”" in said[0]
 
 
+@pytest.mark.slow
 def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +354,7 @@ def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with
     assert "plain" in few["early-0"]
 
 
+@pytest.mark.slow
 def test_copies_diverge_by_arm_and_by_layer(runs: Path) -> None:
     canvas = next(canvas for canvas in figures.every(load.read(runs)) if canvas.name == "divergence")
     shown: list[Any] = [{one.label: (one.x, one.y) for one in axes.series} for axes in canvas.axes]
@@ -364,6 +373,7 @@ def test_a_cost_that_is_not_known_is_said_to_be_left_out(runs: Path) -> None:
     assert all(one.charged_flops is None for one in load.read(runs).speedups["clone"])
 
 
+@pytest.mark.slow
 def test_names_of_arms_are_no_formulas(runs: Path) -> None:
     for file in runs.iterdir():
         text = re.sub(r"(?<!kind\": \")(?<=[\"\n])clone(?=[\",])", "2$x$", file.read_text())
@@ -373,6 +383,7 @@ def test_names_of_arms_are_no_formulas(runs: Path) -> None:
         assert "2$x$</text>" in drawn[name]
 
 
+@pytest.mark.slow
 def test_a_fall_from_a_bad_start_does_not_flatten_the_early_figure(runs: Path) -> None:
     shift = {"0": 9.0, "1": 6.0, "2": 4.0}
     edited(
@@ -385,6 +396,7 @@ def test_a_fall_from_a_bad_start_does_not_flatten_the_early_figure(runs: Path) -
     assert drawn.numbers()[0]["y"][0] > -2
 
 
+@pytest.mark.slow
 def test_the_early_figure_shows_the_first_tenth(tmp_path: Path) -> None:
     drawn = next(one for one in figures.every(load.read(study(tmp_path / "r"))) if one.name == "early")
     for one in drawn.numbers()[0]["series"]:
@@ -448,6 +460,7 @@ addEventListener("load", () => {
 </script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here (Debian: apt-get install chromium)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> None:

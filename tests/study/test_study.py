@@ -37,8 +37,6 @@ from hyperclone.training.config import Training
 from tests.helpers.models import build, save_tokenizer
 from tests.helpers.training_text import documents
 
-pytestmark = pytest.mark.slow
-
 STUDY = """
 name = "a study"
 seeds = [1, 2]
@@ -176,6 +174,7 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_every_arm_is_run_with_every_seed_and_the_same_data_order(place: Path) -> None:
     stand_in = Commands()
     done = go(written(place, STUDY), stand_in)
@@ -350,6 +349,7 @@ def test_rows_of_runs_that_a_study_no_longer_asks_for_are_kept_and_found_again(p
     assert kinds(again) == []
 
 
+@pytest.mark.slow
 def test_a_source_whose_weights_are_gone_is_named_with_the_command_that_makes_them_again(place: Path) -> None:
     file, runs = written(place, STUDY), place / "runs-of-study"
     go(file, Commands())
@@ -461,6 +461,7 @@ def test_a_directory_without_anything_to_resume_is_in_nobodys_way(place: Path) -
     assert after.runs[0].status == "finished"
 
 
+@pytest.mark.slow
 def test_names_and_logging_are_no_part_of_a_run_but_data_and_settings_are(place: Path) -> None:
     file = written(place, STUDY)
     go(file, Commands())
@@ -521,6 +522,7 @@ def test_the_rate_with_the_lowest_validation_loss_is_taken_and_the_final_text_no
     assert {option(c, "lr") for c in final} == {"0.002"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [2.5e-4, 8e-3])
 def test_a_grid_goes_on_past_an_end_that_wins(place: Path, rate: float) -> None:
     done = go(written(place, STUDY.replace("lr = 1e-3\n", "") + TUNE), Commands(best_at(rate)))
@@ -528,6 +530,7 @@ def test_a_grid_goes_on_past_an_end_that_wins(place: Path, rate: float) -> None:
     assert min(done.rates["clone"])[0] < rate < max(done.rates["clone"])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("extend", "rates"), [(0, [1e-3, 2e-3]), (1, [1e-3, 2e-3, 4e-3])])
 def test_a_grid_goes_no_further_than_it_may(place: Path, extend: int, rates: list[float]) -> None:
     text = STUDY.replace("lr = 1e-3\n", "") + TUNE.replace("2e-3]", f"2e-3]\nextend = {extend}")
@@ -670,6 +673,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "field"), WRONG, ids=[field for _, field in WRONG])
 def test_what_a_study_file_gets_wrong_is_named(place: Path, text: str, field: str | None) -> None:
     with pytest.raises(StudyError) as caught:
@@ -745,6 +749,7 @@ def test_a_shared_difference_rate_is_for_those_that_have_differences(place: Path
         config_file.read(written(place, wrong))
 
 
+@pytest.mark.slow
 def test_every_run_names_its_optimizer(place: Path) -> None:
     """What `train` would take by default is part of the key, and so of the command."""
     more = (
@@ -827,6 +832,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_real_study_is_interrupted_resumed_and_ends_with_tables(real: Path) -> None:
     process = hyperclone("study", "study.toml", "--jobs", "2", "--threads", "1", place=real)
     deadline = time.monotonic() + 300
@@ -850,6 +856,7 @@ def test_a_real_study_is_interrupted_resumed_and_ends_with_tables(real: Path) ->
     assert "speed" in said
 
 
+@pytest.mark.slow
 def test_a_source_that_is_made_again_has_the_recorded_loss_and_its_clones_the_recorded_start(real: Path) -> None:
     """After the test above: everything but the tables is gone, as it is in a fresh copy of a repository."""
     runs = real / "study.runs"

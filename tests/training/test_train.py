@@ -29,8 +29,6 @@ from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
 from tests.helpers.training_text import documents, jsonl
 
-pytestmark = pytest.mark.slow
-
 ModelDir = Callable[..., Path]
 SEQUENCE, WINDOWS, STEPS, EVERY = 32, 8, 12, 5
 TEXTS = documents(60)
@@ -142,6 +140,7 @@ def test_the_loss_curve_and_weights_are_those_of_a_plain_loop(model_dir: ModelDi
         assert torch.allclose(value, model.state_dict()[name], atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_a_clone_without_noise_follows_its_source(model_dir: ModelDir, text: Path, tmp_path: Path) -> None:
     source = model_dir("llama-grouped-untied")
     growth = hyperclone.Growth(width=2, noise="none")
@@ -196,6 +195,7 @@ def test_a_run_that_is_stopped_and_resumed_is_the_same_to_the_bit(
     assert (again.step, losses(tmp_path / "parts")) == (STEPS, losses(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
     grown: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +221,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert losses(output) == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_save_is_not_picked_up(grown: Path, text: Path, tmp_path: Path) -> None:
     hyperclone.train(request(grown, text, tmp_path / "out"))
     shutil.copytree(tmp_path / "out/checkpoint-12", tmp_path / "out/.saving/checkpoint-99")
@@ -230,6 +231,7 @@ def test_a_killed_save_is_not_picked_up(grown: Path, text: Path, tmp_path: Path)
     assert not (tmp_path / "out/.saving").exists()
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_that_of_unmodified_transformers(grown: Path, text: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -271,6 +273,7 @@ def test_isolated_documents_are_trained_as_each_alone(model_dir: ModelDir, text:
     assert losses(tmp_path / "out") == [pytest.approx(total / predicted, abs=1e-5)]
 
 
+@pytest.mark.slow
 def test_the_control_arm_is_randomly_initialized_and_sees_the_same_data(
     grown: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -300,6 +303,7 @@ def test_the_control_arm_is_randomly_initialized_and_sees_the_same_data(
     assert losses(tmp_path / "random") != losses(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_the_output_is_a_plain_model_directory_in_the_type_that_came_in(
     model_dir: ModelDir, text: Path, tmp_path: Path
 ) -> None:
@@ -324,6 +328,7 @@ def test_the_output_is_a_plain_model_directory_in_the_type_that_came_in(
         assert torch.equal(value, checkpoint.state_dict()[name].bfloat16())
 
 
+@pytest.mark.slow
 def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Path, tmp_path: Path) -> None:
     hyperclone.train(request(source, text, tmp_path / "first"))
     state = tmp_path / "first/checkpoint-12"
@@ -352,6 +357,7 @@ def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Pat
         hyperclone.train(request(other, text, tmp_path / "refused"))
 
 
+@pytest.mark.slow
 def test_tasks_are_noted_and_change_nothing(
     grown: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +377,7 @@ def test_tasks_are_noted_and_change_nothing(
     assert [(line["step"], line["tasks"]) for line in found] == [(s, {"piqa": {"acc": 0.5}}) for s in (0, 6, 12)]
 
 
+@pytest.mark.slow
 def test_the_rotated_optimizer_trains_and_is_resumed_to_the_bit(grown: Path, text: Path, tmp_path: Path) -> None:
     asked = {"optimizer": "rotated", "difference_lr": 6e-3, "optimizer_state": "none", "resume": True}
     hyperclone.train(request(grown, text, tmp_path / "whole", **asked))
@@ -396,6 +403,7 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
         hyperclone.train(request(source, text, tmp_path / "out", difference_lr=6e-3))
 
 
+@pytest.mark.slow
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
     """Rotated for a wider clone; AdamW for everything else, such as the published recipe and first-copy moments."""
     hyperclone.train(request(source, text, tmp_path / "first"))
@@ -445,6 +453,7 @@ def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_pat
     assert error.value.exit_code == 4  # by which a study tells it from a failure
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     hyperclone.train(request(grown, text, output, optimizer="adamw"))
@@ -508,6 +517,7 @@ def test_tokens_that_the_model_does_not_have_are_refused(text: Path, tmp_path: P
         hyperclone.train(request(tmp_path / "small", text, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_the_command_stops_with_143_and_resumes(grown: Path, text: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -563,6 +573,7 @@ def test_the_command_stops_with_143_and_resumes(grown: Path, text: Path, tmp_pat
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_early_evaluations_are_at_powers_of_two_and_change_nothing(source: Path, text: Path, tmp_path: Path) -> None:
     for name, early in (("plain", False), ("early", True)):
         hyperclone.train(request(source, text, tmp_path / name, eval_early=early))
@@ -589,6 +600,7 @@ def stopped_after(step: int) -> Watch:
     return stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 4])  # between two measurements; right at one
 def test_a_resumed_run_repeats_no_measurement(step: int, grown: Path, text: Path, tmp_path: Path) -> None:
     asked = {"eval_early": True, "anatomy": True, "resume": True}
@@ -606,6 +618,7 @@ def test_a_resumed_run_repeats_no_measurement(step: int, grown: Path, text: Path
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_anatomy_while_training_is_that_of_the_directories_and_changes_nothing(
     grown: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -645,6 +658,7 @@ def test_anatomy_of_a_model_that_was_not_grown_is_refused_before_anything_is_wri
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_trained_directory_says_what_it_is_and_leaves_a_card_of_the_users_alone(
     source: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -669,6 +683,7 @@ def test_a_trained_directory_says_what_it_is_and_leaves_a_card_of_the_users_alon
     assert (tmp_path / "out/README.md").read_text() == "# mine\n"
 
 
+@pytest.mark.slow
 def test_the_card_of_a_trained_clone_says_what_it_grew_from_and_by_which_rates(
     grown: Path, text: Path, tmp_path: Path
 ) -> None:
