@@ -12,6 +12,7 @@ from torch import Tensor
 import hyperclone
 from hyperclone import Growth
 from hyperclone.conversion.in_memory import InMemory
+from hyperclone.expansion.noise import normal_quantiles
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
 from tests.helpers.models import MODELS, VOCAB, build
@@ -56,6 +57,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A tensor that is float64 stays so when float32 is asked for. Everything else is unmodified.
     """
+    normal_quantiles()  # cached: made in float64, the table would outlive this test
     to, softmax = torch.Tensor.to, torch.nn.functional.softmax
 
     def keep(self: Tensor, *args: Any, **values: Any) -> Tensor:
