@@ -20,6 +20,8 @@ class Option:
         flag: on the command line; None for `--` and the field's name.
         metavar: what stands for its value in help; None for its choices (of a Literal) or its type.
         least: smallest whole number that it can be.
+        short: its one-letter flag.
+        commas: of several values: they are typed in one, separated by commas; else the flag is repeated.
         group: heading that it stands under in help.
         positional: it is an argument of the command, without a flag.
     """
@@ -30,6 +32,8 @@ class Option:
     least: int | None = None
     group: str | None = None
     positional: bool = False
+    short: str | None = None
+    commas: bool = False
 
 
 def option(
@@ -40,10 +44,22 @@ def option(
     least: int | None = None,
     group: str | None = None,
     positional: bool = False,
+    short: str | None = None,
+    commas: bool = False,
 ) -> Mapping[str, Option]:
     """Metadata of a field that is an option (`Option` has the arguments)."""
-    described = Option(help=help, flag=flag, metavar=metavar, least=least, group=group, positional=positional)
-    return {_KEY: described}
+    return {
+        _KEY: Option(
+            help=help,
+            flag=flag,
+            metavar=metavar,
+            least=least,
+            group=group,
+            positional=positional,
+            short=short,
+            commas=commas,
+        )
+    }
 
 
 def option_of(field: Field[Any]) -> Option:
@@ -75,6 +91,8 @@ def flags(request: type[Any], given: Mapping[str, Any]) -> list[str]:
             typed.append(flag_of(field) if value else flag_of(field).replace("--", "--no-", 1))
         else:
             several = value if isinstance(value, list | tuple) else [value]
+            if option_of(field).commas and several:
+                several = [",".join(map(str, several))]
             typed += [part for item in several for part in (flag_of(field), str(item))]
     return typed
 

@@ -8,11 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+import typer.main
 from safetensors.torch import load_file, save_file
 
+from hyperclone.cli.main import app
+from hyperclone.optimizer_state.moments import Treatment
+from hyperclone.options import flags
+from hyperclone.planning.recipe import OutputDtype
+from hyperclone.proof.proof import ProofKind, ProofToRun
+from hyperclone.training.config import Training
 from tests.helpers.command import call, run
 
 ModelDir = Callable[..., Path]
@@ -175,22 +183,57 @@ FLAGS = {
     "verify": "--family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "
-    "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --held-out --help "
-    "--keep --log-every --lr --lr-rule --max-grad-norm --micro-batch --min-lr --optimizer --optimizer-state --output "
-    "--precision --report --resume --sample-by --save-every --schedule --seed --seq-len --sharding --task --text-field "
-    "--tokens --warmup --weight-decay",
-    "anatomy": "--activations --against --family --help --json --layers --out --revision --spectra --tensors",
+    "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --grown-moments "
+    "--held-out --help --keep --log-every --lr --lr-rule --max-grad-norm --micro-batch --min-lr --optimizer --output "
+    "--precision --report-to --resume --sample-by --save-every --schedule --seed --seq-len --sharding --tasks "
+    "--text-field --tokens --warmup --weight-decay",
+    "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
     "families": "--help --json --markdown",
+    "study": "--dry-run --help --jobs --output --source --threads",
+    "report": "--control --figures --help --output",
+    "demo": "--help --jobs --output --threads --tokens",
 }
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_flags_are_these(command: str) -> None:
-    import typer.main
-
-    from hyperclone.cli.main import app
-
-    options = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
-    found = {opt for option in options for opt in option.opts if opt.startswith("--")} | {"--help"}
+    found = {opt for option in options_of(command) for opt in option.opts if opt.startswith("--")} | {"--help"}
     assert found == set(FLAGS[command].split())
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_an_option_has_the_same_short_form_and_placeholder_in_every_command(command: str) -> None:
+    placeholders = {"tokens": "COUNT", "params": "COUNT", "tasks": "NAME,...", "against": "SRC", "shard_size": "SIZE"}
+    for option in options_of(command):
+        if option.name == "output":
+            assert set(option.opts) == {"--output", "-o"}
+        if option.name in placeholders:
+            assert option.metavar == placeholders[option.name]
+        assert option.opts[0] not in ("--out", "--task", "--report")  # what they are called where they differ
+
+
+def test_help_lists_the_words_that_an_option_takes() -> None:
+    """A placeholder of words joined by | is what the request accepts; verify cannot run no proof."""
+    metavar = {(command, option.name): option.metavar for command in FLAGS for option in options_of(command)}
+    assert metavar["grow", "proof"] == "|".join(get_args(ProofKind))
+    assert metavar["verify", "proof"] == "|".join(get_args(ProofToRun)) == "full|structural"
+    assert metavar["grow", "moments"] == "|".join(get_args(Treatment))
+    assert metavar["train", "grown_moments"] == "auto|none"
+    assert metavar["eval", "dtype"] == "|".join(get_args(OutputDtype))
+    assert metavar["anatomy", "spectra"] == "some|all|none"
+
+
+def test_names_in_a_list_are_typed_with_commas_and_paths_by_repeating_the_option() -> None:
+    asked = {"data": ["a, b.txt", "c.txt"], "tasks": ["piqa", "sciq"], "report_to": ["wandb"]}
+    typed = flags(Training, asked)
+    assert typed == ["--data", "a, b.txt", "--data", "c.txt", "--tasks", "piqa,sciq", "--report-to", "wandb"]
+    training = Training(model="m", output="o", data="a, b.txt", tasks=" piqa,sciq, ", report_to="wandb")
+    assert (training.data, training.tasks, training.report_to) == (("a, b.txt",), ("piqa", "sciq"), ("wandb",))
+    assert Training(model="m", output="o", data=["a"]).tasks == ()
+
+
+def options_of(command: str) -> list[Any]:
+    """A command's arguments and options, as its parser has them."""
+    group: Any = typer.main.get_command(app)
+    return list(group.commands[command].params)

@@ -336,7 +336,7 @@ def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Pat
         tmp_path / "first", tmp_path / "grown", hyperclone.Growth(width=2), proof="none", optimizer_state=state
     )
     loaded: list[Event] = []
-    for name, asked in (("with", {}), ("without", {"optimizer_state": "none"})):
+    for name, asked in (("with", {}), ("without", {"grown_moments": "none"})):
         hyperclone.train(
             request(tmp_path / "grown", text, tmp_path / name, **asked),
             watch=lambda event: loaded.append(event) if isinstance(event, OptimizerStateLoaded) else None,
@@ -379,7 +379,7 @@ def test_tasks_are_noted_and_change_nothing(
 
 @pytest.mark.slow
 def test_the_rotated_optimizer_trains_and_is_resumed_to_the_bit(grown: Path, text: Path, tmp_path: Path) -> None:
-    asked = {"optimizer": "rotated", "difference_lr": 6e-3, "optimizer_state": "none", "resume": True}
+    asked = {"optimizer": "rotated", "difference_lr": 6e-3, "grown_moments": "none", "resume": True}
     hyperclone.train(request(grown, text, tmp_path / "whole", **asked))
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked), watch=stopped_after(4))
     hyperclone.train(request(grown, text, tmp_path / "parts", **asked))
@@ -423,7 +423,7 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         (grown, {"from_scratch": True}, "adamw"),
         (tmp_path / "moments", {}, "rotated"),
         (tmp_path / "asymmetric", {}, "adamw"),
-        (tmp_path / "asymmetric", {"optimizer_state": "none"}, "rotated"),
+        (tmp_path / "asymmetric", {"grown_moments": "none"}, "rotated"),
         (tmp_path / "deeper", {}, "adamw"),
     ]
     for number, (model, asked, expected) in enumerate(cases):
@@ -436,13 +436,13 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         assert ("rotated_avg" in state[0]) == (expected == "rotated")
         assert started.training.optimizer == expected
     for model, asked, problem in (
-        (tmp_path / "asymmetric", {}, r"--optimizer-state none"),
+        (tmp_path / "asymmetric", {}, r"--grown-moments none"),
         (grown, {"from_scratch": True}, "leave --difference-lr out: randomly"),
         (grown, {"lr_rule": "uniform"}, "--optimizer rotated"),
     ):
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(model, text, tmp_path / "out", difference_lr=6e-3, **asked))
-    with pytest.raises(TrainingError, match=r"first copies(.|\n)*--optimizer-state none"):
+    with pytest.raises(TrainingError, match=r"first copies(.|\n)*--grown-moments none"):
         hyperclone.train(request(tmp_path / "asymmetric", text, tmp_path / "out", optimizer="rotated"))
     assert not (tmp_path / "out").exists()
 
@@ -473,7 +473,7 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
         hyperclone.train(request(grown, other, output, optimizer="adamw", resume=True))
     hyperclone.train(request(grown, moved, output, resume=True))  # with the optimizer that it began with
     with pytest.raises(HypercloneError, match="optimizer"):
-        hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", optimizer_state="none"))
+        hyperclone.train(request(grown, text, output, resume=True, optimizer="rotated", grown_moments="none"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").touch()
     with pytest.raises(DestinationError, match="does not hold a training run"):
@@ -492,7 +492,7 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
         ({"data": ["SHORT"]}, ["every document is held out", "1 document", "--sample-by paragraph"]),
         ({"attention": "flash_attention_2"}, ["attention"]),
         ({"sharding": "full"}, ["torchrun"]),
-        ({"report": ["trackio"]}, ["trackio"]),
+        ({"report_to": ["trackio"]}, ["trackio"]),
     ],
     ids=str,
 )

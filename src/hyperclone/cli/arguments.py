@@ -13,15 +13,33 @@ if TYPE_CHECKING:
     from hyperclone.proof.proof import Proof
 
 Source = Annotated[str, typer.Argument(metavar="SRC", help="Model directory (safetensors), or Hub id.")]
-ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Readers and writers; the output does not depend on it.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")]
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Largest weight file: 5GB, 500MB, ...")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Threads that read and write; the output does not depend on it [one for each processor, 2 to 8]."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, where a Hub id is given [its main branch].")]
 FamilyFile = Annotated[
     str | None, typer.Option("--family", metavar="TOML", help="A family file of your own (`hyperclone family draft`).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Kind = Annotated[
-    str, typer.Option("--proof", help="full (weights and logits), structural (weights only; at any size), or none.")
+ProofOption = Annotated[
+    str,
+    typer.Option(
+        "--proof",
+        metavar="full|structural|none",
+        help="What is proved: full (weights and logits), structural (weights only, which works at any size), or none.",
+    ),
+]
+ProofToRepeat = Annotated[
+    str,
+    typer.Option(
+        "--proof",
+        metavar="full|structural",
+        help="What is proved: full (weights and logits), or structural (weights only, which works at any size).",
+    ),
 ]
 
 

@@ -13,7 +13,8 @@ from hyperclone.cli.app import app
 from hyperclone.cli.arguments import (
     FamilyFile,
     Json,
-    Kind,
+    ProofOption,
+    ProofToRepeat,
     Revision,
     ShardSize,
     Source,
@@ -30,7 +31,7 @@ from hyperclone.units import human_bytes
 
 if TYPE_CHECKING:  # their words are checked where they are used
     from hyperclone.optimizer_state.moments import Treatment
-    from hyperclone.proof.proof import ProofKind
+    from hyperclone.proof.proof import ProofKind, ProofToRun
 
 
 @app.command(
@@ -41,11 +42,20 @@ if TYPE_CHECKING:  # their words are checked where they are used
 def plan(
     src: Source,
     growth: Growth,
-    params: Annotated[str | None, typer.Option(help="Propose sizes near this many parameters: 1.3B, 350M, ...")] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT", help="Propose sizes near this many parameters: 1.3B, 350M, ..."),
+    ] = None,
     multiple_of: Annotated[
         int | None, typer.Option(help="With --params: new sizes are multiples of this [64].")
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="Tokens you mean to train the grown model on: 26B, ...")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT",
+            help="Tokens you mean to train the grown model on, 26B for example: warns where they are few for its size.",
+        ),
+    ] = None,
     shard_size: ShardSize = "5GB",
     revision: Revision = None,
     family: FamilyFile = None,
@@ -86,7 +96,7 @@ def grow(
     growth: Growth,
     shard_size: ShardSize = "5GB",
     threads: Threads = None,
-    proof: Kind = "full",
+    proof: ProofOption = "full",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a directory that hyperclone made.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     revision: Revision = None,
@@ -99,7 +109,11 @@ def grow(
     ] = None,
     moments: Annotated[
         str,
-        typer.Option(help="With --optimizer-state: copy (to every copy), first-copy (only to the first), or reset."),
+        typer.Option(
+            metavar="copy|first-copy|reset",
+            help="With --optimizer-state: copy (every copy gets its source's moments), first-copy (only the first; "
+            "the others start at zero), or reset (none does).",
+        ),
     ] = "copy",
 ) -> None:
     """Grow SRC into DST and prove from the files that the function is the same.
@@ -132,7 +146,7 @@ def grow(
 def verify(
     src: Source,
     dst: Annotated[Path, typer.Argument(metavar="DST", help="The grown directory.")],
-    proof: Kind = "full",
+    proof: ProofToRepeat = "full",
     threads: Threads = None,
     revision: Revision = None,
     family: FamilyFile = None,
@@ -146,7 +160,7 @@ def verify(
         result = verifying.verify(
             src,
             dst,
-            proof=cast("ProofKind", proof),
+            proof=cast("ProofToRun", proof),
             threads=threads,
             revision=revision,
             family=family,

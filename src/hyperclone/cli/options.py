@@ -64,11 +64,14 @@ def _typer_option(field: Field[Any], hint: Any) -> Any:
         return typer.Argument(metavar=metavar, help=described.help)
     if hint == bool | None:
         flag = f"{flag}/{flag.replace('--', '--no-', 1)}"
-    return typer.Option(flag, metavar=metavar, help=described.help, rich_help_panel=described.group)
+    flags = (flag,) if described.short is None else (flag, described.short)
+    return typer.Option(*flags, metavar=metavar, help=described.help, rich_help_panel=described.group)
 
 
 def _type(field: Field[Any], hint: Any) -> Any:
     """What typer makes of the words on the command line: it knows no unions, and lists instead of sequences."""
+    if option_of(field).commas:
+        return str | None
     if get_origin(hint) is Sequence:
         listed: Any = list[str]
         return listed if field.default is MISSING else listed | None

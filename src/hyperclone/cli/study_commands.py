@@ -91,7 +91,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="For everything it makes.")] = Path(
         "hyperclone-demo"
     ),
-    tokens: Annotated[str | None, typer.Option(help="Tokens for each arm [200k].")] = None,
+    tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Tokens for each arm [200k].")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Arms at a time [one for each core, up to 3].")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each arm.")] = None,
 ) -> None:

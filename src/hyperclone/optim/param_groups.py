@@ -52,13 +52,16 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer of torch, with which a clone without noise has its source's loss after every step.
 
+    The multipliers are those of the receipt (`training.parameters`): of a norm or an embedding the learning rate is the
+    source's, of a matrix that reads a grown axis, or a norm that carries a tied head's 1/n, it is 1/n of it.
+
     Args:
         model: a grown transformers model, also inside DistributedDataParallel, FSDP2 or torch.compile.
             Parameters that need no gradient are left out.
-        lr, weight_decay, eps: the source's. eps is 1e-8 (AdamW) or 1e-7 (Muon) by default.
+        lr, weight_decay, eps: with which you would continue to train the source; every group gets its multiple of
+            them. eps is 1e-8 (AdamW) or 1e-7 (Muon) by default.
         optimizer: "adamw" (torch.optim.AdamW), "sgd" (torch.optim.SGD) or "muon" (torch.optim.Muon).
-        lr_rule: "scaled", or "uniform": the source's learning rate, decay and eps everywhere, as in the HyperCloning
-            paper.
+        lr_rule: "scaled", or "uniform": these learning rate, decay and eps everywhere, as in the HyperCloning paper.
         part: "all", "hidden" (the matrices that Muon trains) or "rest"; by default what the optimizer can train.
         adjust_lr_fn: Muon's, "original" or "match_rms_adamw"; give the optimizer the same.
         decay_norms_and_biases: decay them as well; by default they do not decay, as in transformers' Trainer.

@@ -349,9 +349,9 @@ def rotated_adamw(
 
     Args:
         model: a grown transformers model, also inside DistributedDataParallel, FSDP2 or torch.compile.
-        lr, weight_decay, eps, betas: as the source was trained.
-        difference_lr: of the differences between copies, about what random weights of this size would want; by default
-            lr. Schedulers multiply both.
+        lr, weight_decay, eps, betas: with which you would continue to train the source.
+        difference_lr: of the differences between copies: about the rate with which you would train a model of the
+            grown size from random weights; by default lr. Schedulers multiply both.
         lr_rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
         compile: as of `RotatedAdamW`.

@@ -18,8 +18,8 @@ from hyperclone.planning.plan import Plan
 from hyperclone.proof.behavioral import Behavior, prove_behavior
 from hyperclone.proof.structural import Structure, prove_structure
 
+ProofToRun = Literal["full", "structural"]
 ProofKind = Literal["full", "structural", "none"]
-KINDS: tuple[ProofKind, ...] = get_args(ProofKind)
 
 
 @dataclass
@@ -59,10 +59,10 @@ class Proof:
         }
 
 
-def check_kind(kind: str) -> None:
-    """Raise OptionError unless `kind` is "full", "structural" or "none"."""
-    if kind not in KINDS:
-        raise OptionError("unknown kind of proof", field="proof", found=kind, expected=", ".join(KINDS))
+def check_kind(kind: str, kinds: tuple[str, ...] = get_args(ProofKind)) -> None:
+    """Raise OptionError unless `kind` is one of `kinds`."""
+    if kind not in kinds:
+        raise OptionError("unknown kind of proof", field="proof", found=kind, expected=", ".join(kinds))
 
 
 def prove(

@@ -16,7 +16,7 @@ from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
 from hyperclone.training.config import Training, usual_optimizer
 
 _PATHS = ("data", "eval_data", "cache")
-_OURS = ("model", "output", "seed", "from_scratch", "resume", "optimizer_state")  # a study sets these itself
+_OURS = ("model", "output", "seed", "from_scratch", "resume", "grown_moments")  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 

@@ -20,7 +20,15 @@ from hyperclone.conversion import receipt
 from hyperclone.planning.growth import Growth
 from hyperclone.training import data_sources
 
-_UNRELATED = ("cache", "log_every", "save_every", "keep", "report", "micro_batch", "anatomy")  # these change no result
+_UNRELATED = (
+    "cache",
+    "log_every",
+    "save_every",
+    "keep",
+    "report_to",
+    "micro_batch",
+    "anatomy",
+)  # these change no result
 _MODEL = ("config.json", "tokenizer.json", "*.safetensors")
 
 

@@ -21,7 +21,8 @@ ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 PrecisionName = Literal["bf16", "fp32"]
 OptimizerName = Literal["rotated", "adamw"]
 
-_SEVERAL = ("data", "eval_data", "tasks", "report")  # one value stands for a tuple of it
+_SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
+_NAMES = ("tasks", "report_to")  # or of several, separated by commas
 _PATHS = ("model", "output", "cache")
 _RANGES = {
     "lr": (0.0, math.inf),
@@ -86,12 +87,19 @@ class Training:
     )
     output: str = field(
         metadata=option(
-            "Directory for the trained model, its checkpoints and metrics.jsonl.", metavar="DIR", group=_FILES
+            "Directory for the trained model, its checkpoints and metrics.jsonl.",
+            short="-o",
+            metavar="DIR",
+            group=_FILES,
         )
     )
     seq_len: int | None = field(
         default=None,
-        metadata=option("Tokens of a window [1024, or the model's positions].", least=1, group=_SIZES),
+        metadata=option(
+            "Sequence length: tokens of a training window [1024, or as many as the model can take].",
+            least=1,
+            group=_SIZES,
+        ),
     )
     documents: Literal["packed", "isolated"] = field(
         default="packed",
@@ -121,10 +129,11 @@ class Training:
             "Initialize the weights randomly: the control arm, on the same data with the same settings.", group=_START
         ),
     )
-    optimizer_state: Literal["auto", "none"] = field(
+    grown_moments: Literal["auto", "none"] = field(
         default="auto",
         metadata=option(
-            "auto: start from the optimizer state that was grown with the model, if there is one; none: start without.",
+            "auto: start the optimizer from the moments that `grow --optimizer-state` wrote beside the model, if there "
+            "are any; none: start it without.",
             group=_START,
         ),
     )
@@ -135,30 +144,33 @@ class Training:
     optimizer: OptimizerName | None = field(
         default=None,
         metadata=option(
-            "rotated: AdamW on what copies have in common and on their differences; or adamw "
-            "[rotated for a wider clone with the scaled rule, else adamw].",
+            "adamw, or rotated: AdamW on the common part of copies and on their differences, which brings the added "
+            "width into use [rotated for a wider clone with the scaled rule, else adamw].",
             group=_OPTIMIZER,
         ),
     )
     lr: float = field(
         default=3e-4,
         metadata=option(
-            "Peak learning rate; for a grown model, the rate its source was trained with.", group=_OPTIMIZER
+            "Peak learning rate. For a grown model: the rate with which you would continue to train its source, from "
+            "which the scaling rule derives each parameter's.",
+            group=_OPTIMIZER,
         ),
     )
     lr_rule: LrRule | None = field(
         default=None,
         metadata=option(
-            "scaled: learning rate, weight decay and epsilon of each parameter by the scaling rule; uniform: the same "
-            "for all, as in the HyperCloning paper [scaled for a grown model].",
+            "scaled: learning rate, weight decay and epsilon of each parameter by the scaling rule, so that the grown "
+            "model follows its source; uniform: the same for all, as in the HyperCloning paper [scaled for a grown "
+            "model].",
             group=_OPTIMIZER,
         ),
     )
     difference_lr: float | None = field(
         default=None,
         metadata=option(
-            "Rotated AdamW's peak learning rate of the differences between copies, about what random weights of this "
-            "size would want [the learning rate].",
+            "Peak learning rate of the differences between copies, which start untrained: about the rate with which "
+            "you would train a model of the grown size from random weights. For the rotated optimizer only [--lr].",
             group=_OPTIMIZER,
         ),
     )
@@ -230,15 +242,20 @@ class Training:
     tasks: Sequence[str] = field(
         default=(),
         metadata=option(
-            "Task of lm-evaluation-harness, run at every evaluation. Repeatable.",
-            flag="--task",
-            metavar="NAME",
+            "Tasks of lm-evaluation-harness, separated by commas, run at every evaluation [none].",
+            commas=True,
+            metavar="NAME,...",
             group=_REPORTS,
         ),
     )
-    report: Sequence[str] = field(
+    report_to: Sequence[str] = field(
         default=(),
-        metadata=option("Also log to tensorboard, wandb, trackio, ... Repeatable.", metavar="NAME", group=_REPORTS),
+        metadata=option(
+            "Log to these as well, separated by commas: tensorboard, wandb, trackio, ... (transformers' integrations).",
+            commas=True,
+            metavar="NAME,...",
+            group=_REPORTS,
+        ),
     )
     save_every: int | None = field(
         default=None, metadata=option("Steps between checkpoints [1/10 of the run].", least=1, group=_REPORTS)
@@ -252,6 +269,8 @@ class Training:
     def __post_init__(self) -> None:
         for name in _SEVERAL:
             value = getattr(self, name)
+            if isinstance(value, str) and name in _NAMES:
+                value = [part.strip() for part in value.split(",") if part.strip()]
             object.__setattr__(self, name, (value,) if isinstance(value, str | os.PathLike) else tuple(value))
         for name in _PATHS:
             if isinstance(value := getattr(self, name), os.PathLike):

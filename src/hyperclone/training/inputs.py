@@ -53,7 +53,7 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def check_optimizer_state(directory: Path) -> None:
+def check_grown_moments(directory: Path) -> None:
     """The optimizer state in a directory must belong to the model in it.
 
     Raises:
@@ -70,7 +70,7 @@ def check_optimizer_state(directory: Path) -> None:
                     tensor=name,
                     found=f"{kind} of {list(entry.shape)}",
                     expected=list(entries[name].shape) if name in entries else "a tensor of the model",
-                    cure="--optimizer-state none starts without it",
+                    cure="--grown-moments none starts without it",
                 )
 
 

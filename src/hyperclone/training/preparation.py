@@ -42,7 +42,7 @@ class PreparedRun:
         budget: sizes of the run.
         receipt: directory whose receipt gives the param groups and the copies, as `param_groups` takes it; None if
             the model was not grown, or is trained from scratch.
-        optimizer_state: directory whose grown moments the optimizer starts from; None to start without.
+        grown_moments: directory whose grown moments the optimizer starts from; None to start without.
         record: content of training.json.
         checkpoint: that it resumes from; None to start at step 0.
         tasks: to run at every evaluation; None if there are none.
@@ -60,7 +60,7 @@ class PreparedRun:
     held_out_windows: Windows | None
     budget: Budget
     receipt: Path | None
-    optimizer_state: Path | None
+    grown_moments: Path | None
     record: dict[str, Any]
     checkpoint: Path | None
     tasks: evaluate.Tasks | None
@@ -101,8 +101,8 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         check_target(output, source=directory, overwrite=False)
     config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)
     grown = _receipt(training, directory)
-    optimizer_state = _optimizer_state(training, grown)
-    training = _with_optimizer(training, output, grown, moments=optimizer_state is not None)
+    grown_moments = _grown_moments(training, grown)
+    training = _with_optimizer(training, output, grown, moments=grown_moments is not None)
     seq_len = budget.sequence_length(training.seq_len, max_positions(config))
     text, held_out = inputs.load_texts(training, config, tokenizer, seq_len=seq_len, watch=watch)
     isolated = training.documents == "isolated"
@@ -121,7 +121,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         held_out_windows=Windows(held_out, seq_len, isolated=isolated) if held_out else None,
         budget=sizes,
         receipt=grown,
-        optimizer_state=optimizer_state,
+        grown_moments=grown_moments,
         record=record,
         checkpoint=run_record.checkpoint_to_resume(output, record, resume=training.resume),
         tasks=task_callback.choose(training.tasks, processes=processes),
@@ -131,12 +131,12 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
 
 
 def _check_installed(training: Training) -> None:
-    for package in (*_REQUIRED, *(name for name in training.report if name in _REPORTERS)):
+    for package in (*_REQUIRED, *(name for name in training.report_to if name in _REPORTERS)):
         if importlib.util.find_spec(package) is None:
             required = package in _REQUIRED
             raise TrainingError(
                 f"{package} is not installed",
-                field=None if required else "report",
+                field=None if required else "report_to",
                 cure="pip install 'hyperclone[train]'" if required else f"pip install {package}",
             )
 
@@ -175,11 +175,11 @@ def _receipt(training: Training, directory: Path) -> Path | None:
     return None
 
 
-def _optimizer_state(training: Training, grown: Path | None) -> Path | None:
+def _grown_moments(training: Training, grown: Path | None) -> Path | None:
     """The directory of the grown moments that the optimizer starts from."""
-    if grown is None or training.optimizer_state == "none" or not writer.moment_files(grown):
+    if grown is None or training.grown_moments == "none" or not writer.moment_files(grown):
         return None
-    inputs.check_optimizer_state(grown)
+    inputs.check_grown_moments(grown)
     return grown
 
 
@@ -203,14 +203,14 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             file=grown,
             field="optimizer",
             found=optimizer,
-            cure="--optimizer-state none starts without them; --optimizer adamw uses them",
+            cure="--grown-moments none starts without them; --optimizer adamw uses them",
         )
     if optimizer == "adamw" and training.difference_lr is not None:
         cure = "--optimizer rotated, or leave --difference-lr out"
         if training.from_scratch:
             cure = "leave --difference-lr out: randomly initialized weights are no copies"
         elif first_copy:
-            cure = "--optimizer-state none starts without the moments of the first copies, which are AdamW's"
+            cure = "--grown-moments none starts without the moments of the first copies, which are AdamW's"
         raise TrainingError(
             "AdamW does not distinguish differences between copies",
             file=grown,

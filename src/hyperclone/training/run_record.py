@@ -39,7 +39,7 @@ _CURVE = (
     "max_grad_norm",
     "seed",
     "from_scratch",
-    "optimizer_state",
+    "grown_moments",
 )
 _RUN = ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")

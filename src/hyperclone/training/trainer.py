@@ -171,8 +171,8 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
 
 def _callbacks(prepared: PreparedRun, run_log: RunLog) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = []
-    if prepared.optimizer_state is not None:
-        callbacks.append(OptimizerStateCallback(prepared.optimizer_state, run_log))
+    if prepared.grown_moments is not None:
+        callbacks.append(OptimizerStateCallback(prepared.grown_moments, run_log))
     callbacks.append(StepCallback(run_log))
     if prepared.training.eval_early and prepared.held_out_windows is not None:
         callbacks.append(EarlyEvaluationCallback())

@@ -43,7 +43,7 @@ def trainer_arguments(prepared: PreparedRun) -> Any:
         eval_on_start=evaluate and prepared.checkpoint is None,
         save_strategy="steps",
         save_steps=training.save_every or -(-budget.steps // 10),
-        report_to=list(training.report) or "none",
+        report_to=list(training.report_to) or "none",
         seed=training.seed,
         disable_tqdm=True,
         log_level="error",

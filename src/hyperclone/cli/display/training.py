@@ -135,7 +135,7 @@ def summary(run: RunStarted) -> list[str]:
     if device.processes > 1 or budget.accumulation > 1:
         processes = "1 process" if device.processes == 1 else f"{device.processes} processes"
         batch += f" = {processes} x {budget.accumulation} x {budget.micro_batch}"
-    rates = "the source's, times each group's multiplier by the scaling rule" if run.scaled else "uniform"
+    rates = "lr times each group's multiplier by the scaling rule" if run.scaled else "the same for all parameters"
     lines = [
         f"model     {run.model}, {human_count(run.parameters)} parameters, weights {_WEIGHTS[run.weights]}",
         f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
@@ -162,8 +162,8 @@ def _optimizer(training: Training) -> str:
     if training.optimizer == "adamw":
         return "AdamW"
     lr, difference_lr = training.lr, training.difference_lr
-    return f"rotated AdamW: lr {lr:g} on what copies have in common, " + (
-        f"{lr:g} on their differences (a higher --difference-lr, about what random weights would want, makes them "
+    return f"rotated AdamW: lr {lr:g} on the common part of copies, " + (
+        f"{lr:g} on their differences (a higher --difference-lr, about that of random weights of this size, makes them "
         "diverge sooner)"
         if difference_lr is None
         else f"{difference_lr:g} on their differences"
