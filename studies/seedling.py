@@ -25,7 +25,7 @@ import corpus
 import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from hyperclone.training import metrics, run_record
+from hyperclone.training import metrics, resume
 
 PACKAGE = Path(__file__).parents[1] / "src/hyperclone/demo/seedling"
 RUN = corpus.CACHE.parent / "seedling"
@@ -111,9 +111,9 @@ def main() -> None:
     ):
         shutil.copy(RUN / "trained" / name, PACKAGE / name)
     shutil.copy(RUN / "trained" / metrics.FILE, PACKAGE / metrics.FILE)
-    told = json.loads((RUN / "trained" / run_record.FILE).read_text())
+    told = json.loads((RUN / "trained" / resume.RECORD_FILE).read_text())
     told["data"] = [Path(one).name for one in told["data"]]  # places are a machine's own
-    (PACKAGE / run_record.FILE).write_text(json.dumps(told, indent=2) + "\n")
+    (PACKAGE / resume.RECORD_FILE).write_text(json.dumps(told, indent=2) + "\n")
     (PACKAGE / "README.md").write_text(CARD.format(**summary()))
     for name in ("train", "held_out"):
         shutil.copy(text / f"{name}.jsonl.gz", PACKAGE / f"{name}.jsonl.gz")

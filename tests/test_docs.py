@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -58,6 +59,21 @@ def test_options_that_are_shown_belong_to_their_command(page: Path) -> None:
 def test_options_that_are_named_are_options_of_some_command(page: Path) -> None:
     every = set().union(*(options_of(name) for name in all_commands())) | _OTHER_PROGRAMS
     assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]*", written(page))) - every
+
+
+def test_options_that_messages_and_docstrings_name_are_options_of_some_command() -> None:
+    """A cure that names an option which is gone helps nobody."""
+    every = set().union(*(options_of(name) for name in all_commands())) | _OTHER_PROGRAMS | {"--version"}
+    named: dict[str, set[str]] = {}
+    for module in (ROOT / "src/hyperclone").rglob("*.py"):
+        if module.name == "canvas.py":  # its -- are variables of CSS
+            continue
+        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*\b", node.value):
+                    named.setdefault(flag, set()).add(module.name)
+    named.pop("--no", None)  # the beginning of --no-compile
+    assert {flag: sorted(files) for flag, files in named.items() if flag not in every} == {}
 
 
 @pytest.mark.parametrize("page", PROSE, ids=PROSE_IDS)

@@ -87,7 +87,7 @@ def test_parentheses_that_change_nothing_leave_no_trace(line: str, plain: str) -
 
 @pytest.mark.parametrize("line", ["norm(hidden)", " norm ( hidden ) ", "hidden", "(a b)", "norm(a (b + 2) c)"])
 def test_a_vector_becomes_a_reader_that_the_language_can_spell(line: str) -> None:
-    reader = parse(line).reading()
+    reader = parse(line).as_reader()
     assert reader.dims == parse(line).dims
     assert (reader.reads, reader.norm) == (0, False)
     assert parse(reader.text) == reader
@@ -214,7 +214,7 @@ def test_what_is_written_is_what_is_parsed(case: tuple[str, Layout], size: int) 
 @examples(200)
 @given(dims)
 def test_a_readers_text_says_what_it_reads(dim: Dim) -> None:
-    reader = Layout("", (dim,), None).reading()
+    reader = Layout("", (dim,), None).as_reader()
     assert parse(reader.text) == reader
 
 

@@ -97,6 +97,23 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model_dir: ModelDir, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [("--experts", "4", "--untie"), ("--hidden", "2", "--ffn", "1x")], ids=" ".join)
+def test_a_plans_table_explains_its_words_and_shortens_every_name_alike(
+    options: tuple[str, ...], model_dir: ModelDir
+) -> None:
+    out = call("plan", model_dir("llama-grouped-tied"), *options, *(["--width", "2"] if "--experts" in options else []))
+    assert out.returncode == 0, out.stderr
+    table, _, legend = out.stdout.partition("tensor: without .weight; {i}: model.layers.0, 1, ...")
+    rows = [line.split() for line in table.split("layout")[1].splitlines() if line.strip()]
+    assert not [row for row in rows if ".weight" in row[0] or row[0].startswith("model.layers")]
+    words = {word for row in rows for word in row[1:3] if word in ("repeat", "same", "random") or word.startswith("1/")}
+    assert words
+    for word in words:
+        assert f"{'1/n' if word.startswith('1/') else word}:" in legend
+    for word in {"repeat", "same", "random", "1/n"} - {"1/n" if word.startswith("1/") else word for word in words}:
+        assert f"{word}:" not in legend
+
+
 def test_a_locked_clone_is_announced(model_dir: ModelDir) -> None:
     result = call("plan", model_dir("llama-grouped-tied"), "--width", "2", "--noise", "none")
     assert "WARNING: The copies will never diverge" in result.stdout

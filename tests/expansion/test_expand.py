@@ -471,7 +471,7 @@ def test_a_vector_that_reads_is_split_and_one_that_does_not_repeats() -> None:
     sizes = {"hidden": (16, 48)}
     repeated = expand(gain, tensor_map(parse("norm(hidden)"), sizes), Recipe(), name="norm")
     assert torch.equal(repeated, gain.repeat(3))
-    reader = tensor_map(parse("norm(hidden)").reading(), sizes)
+    reader = tensor_map(parse("norm(hidden)").as_reader(), sizes)
     shares = expand(gain, reader, Recipe(), name="norm")
     assert shares.shape == (48,)
     assert torch.equal(shares.double().view(3, 16).sum(0), gain.double())

@@ -239,7 +239,7 @@ def test_notes_say_what_is_done_without_being_asked(model_dir: ModelDir, tmp_pat
         return " ".join(hyperclone.plan(model_dir(name), Growth(**fields)).notes)
 
     assert "stays tied" in notes("llama-grouped-tied", width=2)
-    assert "1/2 goes into model.norm.weight" in notes("llama-grouped-tied", width=2)
+    assert "model.norm.weight is divided among the copies" in notes("llama-grouped-tied", width=2)
     assert "tied" not in notes("llama-grouped-untied", width=2)
     assert "no last norm" in notes("opt-plain-norms", width=2)
     assert "not tied, so untie changes nothing" in notes("llama-grouped-untied", width=2, untie=True)

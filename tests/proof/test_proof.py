@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.cli.display import plan_and_proof
 from hyperclone.errors import ProofFailed
 from hyperclone.expansion import grown_tensors
+from hyperclone.hf import logits
 from tests.helpers.models import MODELS, save_tokenizer
 
 ModelDir = Callable[..., Path]
@@ -35,15 +41,13 @@ GROWTHS = {
 
 def logits_of(path: Path, ids: torch.Tensor) -> torch.Tensor:
     """Logits in float64 through unmodified transformers, with nothing of ours involved."""
-    from transformers import AutoModelForCausalLM
-
     model, info = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float64, output_loading_info=True, experts_implementation="eager"
     )
     assert not any(info.values()), info
     with torch.inference_mode():
-        logits: torch.Tensor = model.eval()(ids).logits
-        return logits
+        output: torch.Tensor = model.eval()(ids).logits
+        return output
 
 
 IDS = torch.randint(300, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -311,13 +315,13 @@ def test_a_broken_growth_is_never_published(
     broken: str, model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hyperclone.expansion import expand, grown_tensors
-    from hyperclone.planning import planner
+    from hyperclone.planning import tied_head
 
     if broken == "expand_rows":
         intact = expand.expand_rows
         monkeypatch.setattr(grown_tensors, "expand_rows", lambda *a, **k: intact(*a, **k) * 1.01)
     else:
-        monkeypatch.setattr(planner, "fold_head", lambda *a, **k: (frozenset(), False))
+        monkeypatch.setattr(tied_head, "decide", lambda *a, **k: tied_head.TiedHead())
     with pytest.raises(ProofFailed):
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
     assert not (tmp_path / "grown").exists()
@@ -340,15 +344,42 @@ def test_without_memory_the_logits_are_skipped_and_that_is_said(
 
 
 def test_tolerances_are_the_sources_own_rounding_times_the_derived_factor(model_dir: ModelDir, tmp_path: Path) -> None:
-    from hyperclone.proof.behavioral import tolerated_factor
+    from hyperclone.proof import tolerance
 
     done = hyperclone.grow(model_dir("neox-parallel", dtype=torch.bfloat16), tmp_path / "grown", Growth(width=2))
-    assert tolerated_factor(done.plan) == pytest.approx(4 * (1 + 0.1) ** 0.5 * 2**0.5)
+    assert tolerance.factor(done.plan) == pytest.approx(4 * (1 + 0.1) ** 0.5 * 2**0.5)
     assert done.proof is not None
     assert done.proof.behavior is not None
     for m in done.proof.behavior.measured:
-        assert m.tolerance == pytest.approx(m.source_error * tolerated_factor(done.plan))
+        assert m.tolerance == pytest.approx(m.source_error * tolerance.factor(done.plan))
         assert m.source_error < (1e-4 if m.dtype == "float32" else 0.2)
+
+
+def test_perplexities_that_are_shown_are_of_the_same_tokens(model_dir: ModelDir, tmp_path: Path) -> None:
+    """In bf16 fewer tokens are compared; a perplexity of them beside one of all would look like a difference."""
+    done = hyperclone.grow(model_dir("llama-grouped-tied", dtype=torch.bfloat16), tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.behavior is not None
+    (measured,) = [m for m in done.proof.behavior.measured if m.perplexity is not None]
+    assert (measured.what, measured.dtype) == ("real text", "float32")
+    paths = model_dir("llama-grouped-tied", dtype=torch.bfloat16), tmp_path / "grown"
+    source, grown = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in paths)
+    vocab, context = source.config.vocab_size, source.config.max_position_embeddings
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
+    probes, _ = logits.make_probes(tokenizer, vocab=vocab, context=context, small=False)
+    (text,) = [probe.ids for probe in probes if probe.name == logits.REAL_TEXT]
+    assert measured.predicted == text[:, 1:].numel() == measured.positions - len(text)
+    for model, shown in zip((source, grown), measured.perplexity or (), strict=True):
+        with torch.inference_mode():
+            assert shown == pytest.approx(math.exp(float(model(text, labels=text).loss)), rel=1e-5)
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(plan_and_proof.proof_table(done.proof))
+    shown_lines = [line for line in console.export_text().splitlines() if "perplexity" in line]
+    assert shown_lines == [
+        f"perplexity, fp32, the same {measured.predicted} tokens of real text: source {{:.4f}}, grown {{:.4f}}".format(
+            *measured.perplexity or ()
+        )
+    ]
 
 
 def test_power_of_gaussian_noise_does_not_depend_on_slices(model_dir: ModelDir) -> None:
@@ -395,10 +426,6 @@ def test_the_sources_own_generation_settings_do_not_touch_the_proof(model_dir: M
 
 
 def test_what_a_model_writes_is_not_read_as_markup(model_dir: ModelDir, tmp_path: Path) -> None:
-    from rich.console import Console
-
-    from hyperclone.cli.display import plan_and_proof
-
     done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
     assert done.proof is not None
     assert done.proof.behavior is not None

@@ -561,8 +561,8 @@ def test_tuning_looks_at_losses_only(place: Path) -> None:
     done = go(written(place, text), stand_in)
     assert done.chosen["clone"] == 2e-3
     trained = [c for c in stand_in.run_commands if c[0] == "train" and "/sources/" not in option(c, "output")]
-    assert {"--task" in c for c in trained if "/tuning/" in option(c, "output")} == {False}
-    assert {"--task" in c for c in trained if "/runs/" in option(c, "output")} == {True}
+    assert {"--tasks" in c for c in trained if "/tuning/" in option(c, "output")} == {False}
+    assert {"--tasks" in c for c in trained if "/runs/" in option(c, "output")} == {True}
 
 
 def test_rates_at_which_all_training_diverges_are_no_choice(place: Path) -> None:

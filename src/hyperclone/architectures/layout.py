@@ -86,7 +86,7 @@ class Layout:
         """The stored shape for the given axis sizes."""
         return tuple(_size(dim, sizes) for dim in self.dims)
 
-    def reading(self) -> Layout:
+    def as_reader(self) -> Layout:
         """The same one-dimensional tensor as a reader of its axis: its copies are split instead of repeated."""
         assert len(self.dims) == 1, self.text
         return Layout(text=f"<- {_spelled(self.dims[0])}", dims=self.dims, reads=0)

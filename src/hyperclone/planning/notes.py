@@ -89,13 +89,13 @@ def _is_dropout(field: str) -> bool:
 def _head_stays_tied(facts: Facts) -> str | None:
     if not facts.folded:
         return None
-    n = facts.sizes["hidden"][1] / facts.sizes["hidden"][0]
-    return f"The head stays tied to the embedding: its 1/{n:g} goes into {' and '.join(sorted(facts.folded))}."
+    norms = " and ".join(sorted(facts.folded)) + (" is" if len(facts.folded) == 1 else " are")
+    return f"The head stays tied to the embedding: instead of the head's weights, {norms} divided among the copies."
 
 
 def _head_is_untied(facts: Facts) -> str | None:
     if facts.tied and facts.untied and not facts.growth.untie:
-        return "The head is untied: this model has no last norm that could carry the head's 1/n."
+        return "The head is untied: this model has no last norm that could be divided among the copies in its stead."
     return None
 
 

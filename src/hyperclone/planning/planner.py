@@ -14,12 +14,13 @@ from hyperclone.io import shards
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
-from hyperclone.planning import head_scaling, upcycling
+from hyperclone.planning import head_scaling, tied_head, upcycling
 from hyperclone.planning.checks import check_head_dim, check_level, check_rounding, check_tensors, check_uneven
 from hyperclone.planning.depth import deepen, originals
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_layers, spelled
 from hyperclone.planning.notes import Facts, notes_on
 from hyperclone.planning.plan import Plan, TensorPlan
+from hyperclone.planning.tied_head import TiedHead
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
@@ -33,8 +34,7 @@ class _Target:
         layouts: of every tensor of `base`.
         sizes, layers: as in the plan.
         tied: the source's head shares the embedding.
-        folded: norm tensors that carry the tied head's 1/n.
-        untied: the head becomes a tensor of its own.
+        head: what becomes of a tied head.
         padding: as in the plan.
     """
 
@@ -44,8 +44,7 @@ class _Target:
     sizes: dict[str, tuple[int, int]]
     layers: tuple[int, ...]
     tied: bool
-    folded: frozenset[str]
-    untied: bool
+    head: TiedHead
     padding: dict[str, str]
 
     @property
@@ -94,7 +93,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         config=grown_config,
         tensors=tuple(sorted(tensors, key=lambda tensor: position[tensor.name])),
         shards=tuple(files),
-        untied=target.untied,
+        untied=target.head.untied,
         ties_to_check=ties_to_check,
         dropped=dropped,
         notes=texts.notes,
@@ -109,7 +108,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
     wanted = resolve(growth, family.sizes(config), deeper=deeper or mixture)
     sizes = family.grown_sizes(config, wanted, identity=deeper and not growth.stacks)
     layouts = family.tensors(config)
-    folded, untied = fold_head(family, sizes, layouts, growth, tied=tied)
+    head = tied_head.decide(family, sizes, layouts, growth, tied=tied)
     return _Target(
         growth=growth,
         base=base,
@@ -117,8 +116,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
         sizes=sizes,
         layers=layers,
         tied=tied,
-        folded=folded,
-        untied=untied,
+        head=head,
         padding=family.padding(config, sizes),
     )
 
@@ -129,7 +127,7 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     config.pop("auto_map", None)  # points at code that is neither run nor copied
     if target.deeper:
         config = deepen(family, source_config, config, target.layers)
-    if target.untied:
+    if target.head.untied:
         config["tie_word_embeddings"] = False
     if target.growth.dtype:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = DTYPES[OUTPUT_DTYPES[target.growth.dtype]][0]
@@ -145,13 +143,13 @@ def _tensor_plans(target: _Target) -> list[TensorPlan]:
     plans = []
     for name, (source_name, layer) in family.grown_names(config, target.layers).items():
         layout = target.layouts[source_name]
-        plan = _tensor_plan(target, name, layout, source=source_name, folded=source_name in target.folded)
+        plan = _tensor_plan(target, name, layout, source=source_name, folded=source_name in target.head.folded)
         if layer is not None and not first[layer]:
             zero = not target.growth.stacks and family.writes_hidden(layout, config)
             plan = replace(plan, original=False, zero=zero)
         plans.append(plan)
     plans.sort(key=lambda plan: (_position(entries[plan.source]), plan.name))
-    if target.untied:
+    if target.head.untied:
         assert family.tie is not None
         head = _tensor_plan(target, family.tie.head, family.head_layout, source=family.tie.embedding)
         plans.append(replace(head, original=False))
@@ -174,9 +172,8 @@ def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, fol
     if gain:
         factor *= math.prod(padding_scale(*sizes[axis]) for axis in layout.axes if axis in padding)
     if folded:
-        layout = layout.reading()
-        assert family.tie is not None
-        factor /= family.factor(family.tie.embedding, sizes)  # the head is the embedding, scaled
+        layout, divisor = tied_head.fold(family, sizes, layout)
+        factor /= divisor
     inputs = 1.0 if layout.reads is None else shape[layout.reads] / layout.shape(old)[layout.reads]
     return TensorPlan(
         name=name,
@@ -201,35 +198,13 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         sizes=target.sizes,
         config=target.base.config,
         stored_dtypes=frozenset(entry.dtype for entry in target.base.entries.values()),
-        folded=target.folded,
+        folded=target.head.folded,
         tied=target.tied,
-        untied=target.untied,
+        untied=target.head.untied,
         dropped=dropped,
         deeper=target.deeper,
         fused_queries=any(tensor.queries and not tensor.layout.only_queries for tensor in tensors),
     )
-
-
-def fold_head(
-    family: Family,
-    sizes: Mapping[str, tuple[int, int]],
-    layouts: Mapping[str, Layout],
-    growth: Growth,
-    *,
-    tied: bool,
-) -> tuple[frozenset[str], bool]:
-    """(norm tensors that carry the head's 1/n, whether the head is untied).
-
-    A tied head cannot be divided by n, since the embedding must not be; the last norm in front of it can.
-    """
-    if not tied or family.tie is None:
-        return frozenset(), False
-    head = family.head_layout
-    assert head.reads is not None
-    head_grows = any(sizes[axis][0] != sizes[axis][1] for axis in head.axes_of(head.reads))
-    norms = frozenset(name for name in family.tie.fold if name in layouts)
-    untied = growth.untie or (head_grows and not norms)
-    return (norms if head_grows and not untied else frozenset()), untied
 
 
 def plan_from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:

@@ -27,6 +27,16 @@ norm 1 whose odd powers (X X^T)^i X are itself, so the polynomial acts on b / |b
 Hence lr' = lr s sqrt(p q) a / a'. Decay is decoupled and does not see a: lr' wd' = lr wd. The eps under the norm
 follows the norm, eps' = eps r sqrt(p q). Grown p = q = n times, s = 1/n: the learning rate is the source's, unchanged.
 
+*Which parameter gets which learning rate.* AdamW's, where everything grows n-fold, relative to the source's:
+
+    embedding, biases, norms (of layers, queries, keys)         s = 1      lr x 1      they write: copies repeat
+    matrices in the blocks                                      s = 1/n    lr x 1/n    they read a grown axis
+    an untied head                                              s = 1/n    lr x 1/n
+    the norm that carries a tied head's 1/n (tied_head.py)      s = 1/n    lr x 1/n
+
+TensorPlan.scale (plan.py) is the s of each tensor, for any growth. conversion/receipt.py writes the multipliers, and
+optim/param_groups.py makes param groups of them.
+
 *What is exact.* All of it, where every unit of an axis has the same number of copies, s is one number for the tensor,
 and copies are equal: the symmetric expansion without noise, before training or after. Otherwise the numbers are
 averages over the tensor: axes with uneven counts, fused tensors whose parts have different k (Falcon-7B: only eps is

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import GrowthError
 from hyperclone.io.source import Source
-from hyperclone.planning import checks, growth, planner
+from hyperclone.planning import checks, growth, tied_head
 from hyperclone.planning.depth import layer_map
 from hyperclone.planning.growth import Growth, spelled
 
@@ -130,7 +130,7 @@ class Search:
         sizes = self._sizes(request)
         new = {axis: size for axis, (_, size) in sizes.items()}
         parameters = self._scalars(new, layers or self.depth)
-        if planner.fold_head(self.family, sizes, self._expected, request, tied=self.family.tied(self.config))[1]:
+        if tied_head.decide(self.family, sizes, self._expected, request, tied=self.family.tied(self.config)).untied:
             parameters += math.prod(self.family.head_layout.shape(new))  # a head that is untied
         hidden, width = (new[axis] / self.old[axis] for axis in ("hidden", "ffn"))
         return SizeCandidate(request, parameters, hidden, width, (layers or self.depth) / self.depth)

@@ -2,26 +2,12 @@
 
 It does not depend on our understanding of an architecture: a wrong family file can pass the structural proof.
 
-The tolerance is derived, not chosen. On the same inputs the source itself is run in the computing type and in the next
-wider one. Their difference, the source error E, is the rounding error of this model. Rounding errors of a dot product
-grow with the size of its terms and, being independent, with the root of their number. A grown layer has n times as many
-terms, and the absolute values of the shares of a weight sum to at most a = sqrt(n B (1 + q)) times the weight in root
-mean square (q the noise-to-signal power ratio; B = 1/n for symmetric, 1 for diagonal). So the grown model may differ
-from the wide source by 4 a sqrt(n) E; the 4 covers the spread between two samples of rounding errors. Gaussian noise,
-and factors that the stored type cannot hold, move weights by a rounding error of the stored type as well, whose effect
-is the source error in that type.
-
-New experts (upcycling.py) round a block's output y more often than the dense block: the weights p of a token's k
-experts, their products with y, and k - 1 sums. Relative to one rounding of y these have mean squares of at most
-sum p^2 <= 1, the same, and k - 1 (no partial sum is larger than y): k + 1 together. One rounding of y is part of E, so
-E^2 grows by at most k + 1 times itself, and the tolerance by a factor sqrt(k + 2). A single expert has weight 1, and
-adds nothing.
+By how much they may differ is derived from the source's own rounding errors: tolerance.py.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -39,14 +25,11 @@ from hyperclone.hf.memory import available_memory
 from hyperclone.hf.models import load_model, load_tokenizer, max_positions, model_errors, quiet
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.streaming import Progress, digest, worker_pool
-from hyperclone.planning.recipe import Expansion, Noise
+from hyperclone.planning.recipe import Noise
+from hyperclone.proof import tolerance
 
 if TYPE_CHECKING:
     from hyperclone.planning.plan import Plan
-
-_SPREAD = 4.0
-_CEILING = 0.5  # whatever rounding may explain, this is another function
-_FLOOR = 1.0  # units in the last place that the source error is at least: a small model may round to itself by luck
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,10 @@ class LogitComparison(logits.Distance):
         what: which inputs.
         dtype: the computing type.
         source_error: `relative` of the source itself between the two types.
-        tolerance: the largest `relative` that rounding explains (see the module).
-        perplexity: of source and grown model, both in the computing type, where the inputs are text.
+        tolerance: the largest `relative` that rounding explains (tolerance.py).
+        perplexity: of source and grown model on the same real text, both in fp32; None in other comparisons, which
+            have fewer tokens.
+        predicted: tokens of the text that the perplexity is a mean over.
     """
 
     what: str
@@ -66,6 +51,7 @@ class LogitComparison(logits.Distance):
     source_error: float
     tolerance: float
     perplexity: tuple[float, float] | None = None
+    predicted: int = 0
 
     @property
     def passed(self) -> bool:
@@ -212,20 +198,22 @@ class _ModelPair:
         for side, values in (("source", truth), ("grown model", grown)):
             if not bool(values.isfinite().all()):
                 self.behavior.failures.append(f"{what}, {dtype}: logits of the {side} are not all finite")
-        source_error = max(logits.distance(plain, truth).relative, _FLOOR * torch.finfo(compute).eps)
+        source_error = tolerance.source_error(logits.distance(plain, truth).relative, compute)
         rounded = self.plan.growth.recipe.noise is Noise.GAUSSIAN or self.plan.rounds
         extra = 0.0 if not rounded else source_error if rounding is None else rounding
-        perplexity = None
-        if probe and probe.name == logits.REAL_TEXT:
+        perplexity, predicted = None, 0
+        if probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
             perplexity = (logits.perplexity(plain, probe.ids), logits.perplexity(grown, probe.ids))
+            predicted = probe.ids[:, 1:].numel()
         self.behavior.measured.append(
             LogitComparison(
                 **vars(logits.distance(grown, truth)),
                 what=what,
                 dtype=dtype,
                 source_error=source_error,
-                tolerance=min(tolerated_factor(self.plan) * (source_error + extra), _CEILING),
+                tolerance=tolerance.largest_difference(self.plan, source_error + extra),
                 perplexity=perplexity,
+                predicted=predicted,
             )
         )
         return source_error
@@ -269,12 +257,3 @@ class _ModelPair:
                 if a != b
             ]
         self.advance()
-
-
-def tolerated_factor(plan: Plan) -> float:
-    """4 a sqrt(n), times sqrt(k + 2) for several experts of a token, as derived in the module's docstring."""
-    n = max(tensor.inputs for tensor in plan.tensors)
-    q = 0.0 if plan.growth.recipe.noise is Noise.NONE else 10 ** (-plan.growth.snr_db / 10)
-    spread = n if plan.growth.recipe.expansion is Expansion.DIAGONAL else 1.0
-    k = plan.growth.top_k if plan.growth.experts is not None else 1
-    return _SPREAD * math.sqrt(spread * (1 + q)) * math.sqrt(n) * (math.sqrt(k + 2) if k > 1 else 1.0)

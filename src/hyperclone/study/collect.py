@@ -23,7 +23,7 @@ from hyperclone.study.records import (
 )
 from hyperclone.study.speedup import Curve
 from hyperclone.study.tables import rounded
-from hyperclone.training import flops, metrics, run_record
+from hyperclone.training import flops, metrics, resume
 from hyperclone.training.config import Training
 
 _ACCURACIES = ("acc", "acc_norm", "exact_match")  # the first that a task has
@@ -37,7 +37,7 @@ def run(path: Path, *, key: str, arm: str, seed: int, options: Mapping[str, Any]
         key, arm, seed: what run it is.
         options: those of its training.
     """
-    training = json.loads((path / run_record.FILE).read_text())
+    training = json.loads((path / resume.RECORD_FILE).read_text())
     lines = metrics.read(path)
     tokens = training["curve"]["steps"] * training["curve"]["batch_tokens"]
     parameters, per_token = sizes(path / "config.json", training["curve"]["seq_len"])
@@ -53,10 +53,10 @@ def run(path: Path, *, key: str, arm: str, seed: int, options: Mapping[str, Any]
 
 def source(path: Path, *, key: str, name: str) -> SourceRecord:
     """The record of a source; what its training took is known if `hyperclone train` made it."""
-    if not (path / run_record.FILE).is_file():
+    if not (path / resume.RECORD_FILE).is_file():
         parameters, _ = sizes(path / "config.json", 2)
         return SourceRecord(key=key, name=name, parameters=parameters)
-    training = json.loads((path / run_record.FILE).read_text())
+    training = json.loads((path / resume.RECORD_FILE).read_text())
     tokens = training["curve"]["steps"] * training["curve"]["batch_tokens"]
     parameters, per_token = sizes(path / "config.json", training["curve"]["seq_len"])
     loss = metrics.last_loss(path)

@@ -29,7 +29,7 @@ from hyperclone.study.commands import Diverged, Interrupted, Processes
 from hyperclone.study.config import Arm, SourceModel, Study
 from hyperclone.study.progress import Began, Progress, RateChosen, Run, RunEnded, SourceRemade, Watch
 from hyperclone.study.records import RunRecord, SourceRecord, Trial
-from hyperclone.training import checkpoints, metrics, run_record
+from hyperclone.training import checkpoints, metrics, resume
 from hyperclone.training.config import usual_optimizer
 from hyperclone.training.export import carry
 
@@ -371,7 +371,7 @@ class Runner:
         self, model: Path, directory: Path, options: dict[str, Any], seed: int, *, scratch: bool, began: Began
     ) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        if directory.is_dir() and not (directory / run_record.FILE).exists():
+        if directory.is_dir() and not (directory / resume.RECORD_FILE).exists():
             shutil.rmtree(directory)  # nothing of it can be resumed
         command = commands.train(model, directory, options, seed=seed, scratch=scratch)
         log = directory.with_name(f"{directory.name}.log")

@@ -17,7 +17,7 @@ from hyperclone.hf.models import max_positions
 from hyperclone.io import hub
 from hyperclone.io.destination import check_target
 from hyperclone.optimizer_state import writer
-from hyperclone.training import budget, inputs, run_record, task_callback
+from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import PrecisionName, Training, usual_optimizer
 from hyperclone.training.events import Watch, Weights
@@ -109,7 +109,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     windows = Windows(text, seq_len, isolated=isolated)
     sizes = budget.plan(training, seq_len=seq_len, available=len(windows), processes=processes)
     digests = [corpus.digest[:20] for corpus in (text, held_out) if corpus is not None]
-    record = run_record.make_record(training, sizes, directory, digests)
+    record = resume.make_record(training, sizes, directory, digests)
     return PreparedRun(
         training=training,
         directory=directory,
@@ -123,7 +123,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         receipt=grown,
         grown_moments=grown_moments,
         record=record,
-        checkpoint=run_record.checkpoint_to_resume(output, record, resume=training.resume),
+        checkpoint=resume.checkpoint_to_resume(output, record, resume=training.resume),
         tasks=task_callback.choose(training.tasks, processes=processes),
         processes=processes,
         precision=training.precision or _usual_precision(),
@@ -194,7 +194,7 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     usual = usual_optimizer(
         grown=recorded is not None and recorded.growth.wider, first_copy_moments=first_copy, lr_rule=training.lr_rule
     )
-    earlier = run_record.recorded_optimizer(output) if training.resume else None
+    earlier = resume.recorded_optimizer(output) if training.resume else None
     optimizer = training.optimizer or earlier or usual
     if optimizer == "rotated" and first_copy:
         raise TrainingError(

@@ -16,7 +16,7 @@ import torch
 
 from hyperclone.errors import TrainingError
 from hyperclone.io import hub
-from hyperclone.training import export, flops, inputs, packing, run_record
+from hyperclone.training import export, flops, inputs, packing, resume
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Watch
@@ -90,7 +90,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
     peak = flops.peak(arguments.device, prepared.precision)
     arguments.distributed_state.wait_for_everyone()  # until all have seen the output as it was
     if main and prepared.step < budget.steps:  # a finished run keeps the record of where it ran
-        run_record.write_record(prepared.output, prepared.record, resumed=prepared.checkpoint is not None)
+        resume.write_record(prepared.output, prepared.record, resumed=prepared.checkpoint is not None)
     gpu = torch.cuda.is_available()
     watch(
         RunStarted(

@@ -43,7 +43,7 @@ def choose(tasks: Sequence[str], *, processes: int) -> evaluate.Tasks | None:
             "tasks are run by a single process",
             field="task",
             found=f"{processes} processes",
-            cure="leave --task out, and run `hyperclone eval` on the checkpoints",
+            cure="leave --tasks out, and run `hyperclone eval` on the checkpoints",
         )
     from huggingface_hub.constants import HF_HUB_OFFLINE
 

@@ -29,6 +29,18 @@ _STAGES = {
 }
 
 
+_LAYER = re.compile(r"^(.*?\.)\d+\.")  # what stands before a layer's number
+_COPIES = {  # words of a plan's table
+    "repeat": "each is the source's weight",
+    "1/n": "n of them sum to the source's weight",
+    "same": "the tensor does not grow",
+    "random": "new, randomly initialized",
+}
+_LOGITS_LEGEND = (
+    "rel. error: of the grown model's logits, against the source's in the next wider type\n"
+    "source's error: the same of the source itself, which is its rounding; allowed: what rounding explains\n"
+    "largest: difference of one logit; same top: tokens after which both models rank the same token first"
+)
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
@@ -62,28 +74,42 @@ def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-def _tensor_table(plan: Plan) -> Table:
-    """One row for each kind of tensor; layers are counted."""
+def _tensor_table(plan: Plan) -> RenderableType:
+    """One row for each kind of tensor, whose layers and experts are counted, and a legend."""
     kinds: dict[str, list[TensorPlan]] = {}
     for tensor in plan.tensors:
-        kinds.setdefault(re.sub(r"^(.*\.)\d+\.", r"{i}.", tensor.name), []).append(tensor)
+        kinds.setdefault(_kind(tensor.name), []).append(tensor)
     table = _table("tensor", "copies", "grown", "layout")
     table.columns[3].justify = "left"
     for column in table.columns[:3]:
         column.no_wrap = True
-    for kind, (t, *others) in kinds.items():
-        how = (
-            "random"
-            if t.init_std
-            else ""
-            if t.shape == t.source_shape
-            else "repeat"
-            if t.inputs == 1
-            else f"1/{t.inputs:g}"
-        )
-        name = kind.removesuffix(".weight") if len(kind) > 30 else kind
-        table.add_row(Text(name + (f" x{len(others) + 1}" if others else "")), how, _shape(t.shape), t.layout.text)
-    return table
+    used = set()
+    for kind, (first, *others) in kinds.items():
+        copies = _copies(first)
+        used.add("1/n" if copies.startswith("1/") else copies)
+        name = kind + (f" x{len(others) + 1}" if others else "")
+        table.add_row(Text(name), copies, _shape(first.shape), first.layout.text)
+    prefix = next((match[1] for tensor in plan.tensors if (match := _LAYER.match(tensor.name))), None)
+    legend = ["tensor: without .weight" + (f"; {{i}}: {prefix}0, 1, ..." if prefix else "")]
+    legend += [f"copies: {'; '.join(f'{word}: {meaning}' for word, meaning in _COPIES.items() if word in used)}"]
+    grouped = "; group: query heads of a key-value head" if "group" in plan.sizes else ""
+    legend += [f"layout: what rows and columns count; a <- b: the tensor writes a and reads b{grouped}"]
+    return Group(table, Text("\n".join(legend), style="dim"))
+
+
+def _kind(name: str) -> str:
+    """A tensor's name for all layers and experts at once."""
+    kind = _LAYER.sub("{i}.", name).removesuffix(".weight")
+    return re.sub(r"\.\d+\.", ".{e}.", kind)
+
+
+def _copies(tensor: TensorPlan) -> str:
+    """What the copies of the source's weights hold, in a word of `_COPIES`."""
+    if tensor.init_std:
+        return "random"
+    if tensor.shape == tensor.source_shape:
+        return "same"
+    return "repeat" if tensor.inputs == 1 else f"1/{tensor.inputs:g}"
 
 
 def proposals_table(proposed: Proposals) -> RenderableType:
@@ -104,6 +130,9 @@ def proposals_table(proposed: Proposals) -> RenderableType:
         table.add_row(str(number), f"{p.plan.parameters:,}", f"{p.off:+.1%}", *cells, *tokens, exact)
     for column in table.columns:
         column.no_wrap = True
+    legend = "off: parameters, against the target"
+    if proposed.tokens is not None:
+        legend += f"; tokens/p.: {human_count(proposed.tokens)} tokens over parameters"
     notes = list(proposed.notes)
     if any(p.rounds for p in proposed.proposals):
         notes.append("Rounded: the stored type cannot hold some factors exactly, which moves the logits by some 1e-3.")
@@ -111,7 +140,11 @@ def proposals_table(proposed: Proposals) -> RenderableType:
     for number, p in enumerate(proposed.proposals, 1):
         for warning in p.warnings:
             warnings.setdefault(warning, []).append(str(number))
-    parts: list[RenderableType] = [table, *(Text(f"- {note}", style="dim") for note in notes)]
+    parts: list[RenderableType] = [
+        table,
+        Text(legend, style="dim"),
+        *(Text(f"- {note}", style="dim") for note in notes),
+    ]
     for text, of in warnings.items():
         which = "all" if len(of) == len(proposed.proposals) else ", ".join(of)
         parts.append(Text(f"WARNING ({which}): {text}", style="bold yellow"))
@@ -144,7 +177,7 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behavior = proof.behavior
     if behavior and behavior.measured:
-        table = _table("logits", "rel. error", "source's error", "allowed", "largest", "KL", "same top")
+        table = _table("logits", "tokens", "rel. error", "source's error", "allowed", "largest", "KL", "same top")
         for m in behavior.measured:
             figures = [
                 *(f"{x:.1e}" for x in (m.relative, m.source_error, m.tolerance, m.maximum)),
@@ -152,13 +185,13 @@ def proof_table(proof: Proof) -> RenderableType:
                 f"{m.top1:.1%}",
             ]
             what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
-            table.add_row(what, *figures, style=None if m.passed else "red")
-        explained = "source's error: the source in this type against itself in the next wider one"
-        parts += [table, Text(explained, style="dim")]
+            table.add_row(what, str(m.positions), *figures, style=None if m.passed else "red")
+        parts += [table, Text(_LOGITS_LEGEND, style="dim")]
         for m in behavior.measured:
             if m.perplexity:
-                dtype = _SHORT.get(m.dtype, m.dtype)
-                parts.append(Text(f"perplexity, {dtype}: source {m.perplexity[0]:.4f}, grown {m.perplexity[1]:.4f}"))
+                source, grown = m.perplexity
+                compared = f"source {source:.4f}, grown {grown:.4f}"
+                parts.append(Text(f"perplexity, fp32, the same {m.predicted} tokens of real text: {compared}"))
     if behavior:
         parts += [Text(f"not measured: {reason}", style="dim") for reason in behavior.skipped]
     parts += [Text(note, style="dim") for note in proof.notes]

@@ -19,7 +19,7 @@ from hyperclone.study import results
 from hyperclone.study.config import Arm, Study
 from hyperclone.study.progress import Began, Event, Progress, RateChosen, Run, RunEnded, SourceRemade
 from hyperclone.study.speedup import Speedup, Spread
-from hyperclone.training import metrics, run_record
+from hyperclone.training import metrics, resume
 from hyperclone.training.config import Training
 from hyperclone.units import human_count
 
@@ -71,7 +71,7 @@ class StudyView:
             for path, task in list(self._running.items()):
                 try:
                     lines = metrics.read(path)
-                    steps = json.loads((path / run_record.FILE).read_text())["curve"]["steps"]
+                    steps = json.loads((path / resume.RECORD_FILE).read_text())["curve"]["steps"]
                 except (OSError, ValueError, KeyError):
                     continue
                 if not lines:

@@ -1,7 +1,10 @@
-"""training.json: what a run computes, so that nothing else is resumed in its place.
+"""How a run resumes: training.json records what it computes, and only the same may continue from its last checkpoint.
 
-What may change between the parts of a run is where and how it computes (processes, precision, sharding, compilation),
-and how often it logs, evaluates and saves. What would change the loss curve may not.
+`train --resume` on an output with a run compares the request with that run's training.json (`checkpoint_to_resume`).
+What would change the loss curve must be equal, and the text must have the same tokens. What may change is where and how
+it computes (processes, precision, sharding, compilation), and how often it logs, evaluates and saves.
+Then preparation.py passes the newest complete checkpoint (checkpoints.py) to run.py, and Trainer loads weights,
+optimizer, schedule and random states from it; the order of the data is a function of seed and step (packing.py).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from hyperclone.training.budget import Budget
 from hyperclone.training.config import OptimizerName, Training
 from hyperclone.version import __version__
 
-FILE = "training.json"
+RECORD_FILE = "training.json"
 _CURVE = (
     "held_out",
     "documents",
@@ -86,7 +89,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
     """
     if not output.exists() or not any(output.iterdir()):
         return None
-    if not (output / FILE).is_file():
+    if not (output / RECORD_FILE).is_file():
         raise DestinationError(
             "the output exists and does not hold a training run", file=output, cure="choose another directory"
         )
@@ -101,7 +104,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
         if before.get(field) != value:
             raise TrainingError(
                 "this output holds a training run with other settings",
-                file=output / FILE,
+                file=output / RECORD_FILE,
                 field=field,
                 found=value,
                 expected=before.get(field),
@@ -112,7 +115,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
 
 def recorded_optimizer(output: Path) -> OptimizerName | None:
     """The optimizer of the run in the output; None if there is none."""
-    return _curve(output).get("optimizer") if (output / FILE).is_file() else None
+    return _curve(output).get("optimizer") if (output / RECORD_FILE).is_file() else None
 
 
 def write_record(output: Path, record: dict[str, Any], *, resumed: bool) -> None:
@@ -123,14 +126,14 @@ def write_record(output: Path, record: dict[str, Any], *, resumed: bool) -> None
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        earlier = read_json(output / FILE).get("hardware", []) if resumed else []
+        earlier = read_json(output / RECORD_FILE).get("hardware", []) if resumed else []
         record = {**record, "hardware": hardware.distinct([*earlier, *record["hardware"]])}
         checkpoints.clear(output)
-        write_text(output / FILE, json.dumps(record, indent=2) + "\n")
+        write_text(output / RECORD_FILE, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise DestinationError("the output cannot be written", file=output, found=error.strerror) from None
 
 
 def _curve(output: Path) -> dict[str, Any]:
-    curve: dict[str, Any] = read_json(output / FILE).get("curve", {})
+    curve: dict[str, Any] = read_json(output / RECORD_FILE).get("curve", {})
     return curve
