@@ -17,6 +17,8 @@ import pytest
 import typer.main
 
 from hyperclone.cli.main import app
+from hyperclone.errors import StudyError
+from hyperclone.study import config_file
 
 ROOT = Path(__file__).parents[1]
 BLOB = "https://github.com/hyperclone/hyperclone/blob/main/"  # so that README's links work on a package index, too
@@ -105,6 +107,21 @@ def test_the_reference_has_every_option_of_a_training() -> None:
     page = (ROOT / "docs" / "training-reference.md").read_text("utf-8")
     named = set(re.findall(r"`(--[a-z0-9-]+)`", page))
     assert options_of("train") - {"--help"} <= named
+
+
+def test_the_study_file_that_is_shown_can_be_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "study.md").read_text("utf-8")
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my.toml").write_text(shown)
+    study = config_file.read(tmp_path / "my.toml")
+    assert (study.control, study.headline, list(study.sources)) == ("random", "clone", ["base"])
+    every_key = {"label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like"}
+    assert not {key for key in every_key if not re.search(rf"^(# )?{key} = ", shown, re.MULTILINE)}
+    with_all = "[arms.x]\n" + "\n".join(f"{key} = 1" for key in [*every_key, "nonsense"])
+    (tmp_path / "keys.toml").write_text(f'[train]\ndata = "a"\ntokens = 1\n{with_all}\n')
+    with pytest.raises(StudyError) as unknown:
+        config_file.read(tmp_path / "keys.toml")
+    assert set(str(unknown.value.details["expected"]).split(", ")) == every_key
 
 
 def test_every_key_of_a_family_file_is_explained() -> None:
