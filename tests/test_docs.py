@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -18,18 +20,20 @@ import typer.main
 
 from hyperclone.cli.main import app
 from hyperclone.errors import StudyError
+from hyperclone.planning.growth import Growth
 from hyperclone.study import config_file
+from hyperclone.training.config import Training
 
 ROOT = Path(__file__).parents[1]
 BLOB = "https://github.com/hyperclone/hyperclone/blob/main/"  # so that README's links work on a package index, too
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PROSE = [page for page in PAGES if page.parent.name == "docs" or page.name == "README.md"]
 PROSE_IDS = [page.name for page in PROSE]
-_HISTORY = {"log.md", "CHANGELOG.md"}  # they may name what is gone
+_HISTORY = {"log.md", "CHANGELOG.md"}  # they may name options that are gone
 
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-_PATH = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)+[\w-]+\.(?:py|toml|yaml))(?![\w*])")
+_PATH = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)+[\w.-]+\.(?:py|toml|yaml|json|csv|svg|md|runs))(?![\w*])")
 _COMMAND = re.compile(r"(?:-m )?\bhyperclone ((?:family draft|[a-z]+)\b[^#\n|`]*)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _TWO = re.compile(r"""(?<!\b[A-Z])[.!?][)"”*_`]*\s+["“(*_\[]*[A-Z`]""")  # a sentence ends, and another begins
@@ -45,16 +49,46 @@ def test_links_and_anchors_exist(page: Path) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize("page", [p for p in PROSE if p.name not in _HISTORY], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_that_are_named_exist(page: Path) -> None:
     named = set(_PATH.findall(written(page)))
-    assert not {path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "src/hyperclone"))}
+    bases = (ROOT, ROOT / "src/hyperclone", page.parent)
+    assert not {path for path in named if not any((base / path).exists() for base in bases)}
 
 
 @pytest.mark.parametrize("page", PROSE, ids=PROSE_IDS)
 def test_options_that_are_shown_belong_to_their_command(page: Path) -> None:
     text = written(page).replace("\\\n", " ")
     assert not {f"{command} {flag}" for command, flags in commands(text) for flag in flags - options_of(command)}
+
+
+@pytest.mark.parametrize("page", [p for p in PROSE if p.name not in _HISTORY], ids=lambda page: page.name)
+def test_commands_that_are_shown_whole_are_accepted_with_their_values(page: Path) -> None:
+    """Parsed as on the command line, up to where files are opened: arguments, types, choices, ranges."""
+    for shown in whole_commands(written(page)):
+        name = next(name for name in all_commands() if shown[: len(name.split())] == name.split())
+        context = all_commands()[name].make_context(name, shown[len(name.split()) :])
+        given = {field: value for field, value in context.params.items() if value is not None}
+        request = {"train": Training, "grow": Growth, "plan": Growth}.get(name)
+        if request is not None:
+            named = {field.name for field in dataclasses.fields(request)}
+            request(**{field: value for field, value in given.items() if field in named})
+
+
+def test_commands_that_are_shown_are_found() -> None:
+    block = "$ A=1 hyperclone plan SRC --width 2  # sizes\n$ torchrun --x 8 -m hyperclone train m \\\n  --data d"
+    text = f"```console\n{block}\n```"
+    assert list(whole_commands(text)) == [["plan", "SRC", "--width", "2"], ["train", "m", "--data", "d"]]
+    assert sum(len(list(whole_commands(written(page)))) for page in PROSE) > 30
+
+
+@pytest.mark.parametrize("page", PROSE, ids=PROSE_IDS)
+def test_arms_that_are_named_as_a_control_are_in_their_study(page: Path) -> None:
+    text = written(page)
+    of_study = re.findall(r"hyperclone report (studies/[\w-]+)\.runs [^`\n]*--control (\w+)", text)
+    assert not [(study, arm) for study, arm in of_study if arm not in arms(study)]
+    every = set().union(*(arms(f"studies/{file.stem}") for file in (ROOT / "studies").glob("*.toml")))
+    assert set(re.findall(r"--control ([a-z][\w-]*)", text)) <= every
 
 
 @pytest.mark.parametrize("page", [p for p in PROSE if p.name not in _HISTORY], ids=lambda page: page.name)
@@ -164,6 +198,21 @@ def commands(text: str) -> Iterator[tuple[str, set[str]]]:
         name = next((name for name in all_commands() if re.match(rf"{name}\b", shown)), None)
         if name is not None:
             yield name, set(_FLAG.findall(shown))
+
+
+def whole_commands(text: str) -> Iterator[list[str]]:
+    """The parts of every `$ hyperclone ...` in blocks of a text, without launchers, comments and elisions."""
+    for block in _FENCE.findall(text):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.match(r"\$ (?:[A-Z_]+=\S+ )*(?:torchrun .*-m )?hyperclone (.*)", line)
+            if found is not None and "..." not in line:
+                yield shlex.split(found[1], comments=True)
+
+
+@cache
+def arms(study: str) -> set[str]:
+    """Arms of a study of this repository, by its path without suffix."""
+    return set(tomllib.loads((ROOT / f"{study}.toml").read_text("utf-8"))["arms"])
 
 
 @cache
