@@ -23,6 +23,7 @@ from hyperclone.errors import StudyError
 from hyperclone.planning.growth import Growth
 from hyperclone.study import config_file
 from hyperclone.training.config import Training
+from tests import test_structure
 
 ROOT = Path(__file__).parents[1]
 BLOB = "https://github.com/hyperclone/hyperclone/blob/main/"  # so that README's links work on a package index, too
@@ -135,6 +136,19 @@ def test_the_code_map_is_the_tree() -> None:
             section = page.read_text("utf-8").split(f"### {package.name}/\n")[1].split("\n### ")[0]
             for module in package.rglob("[!_]*.py"):
                 assert f"`{module.relative_to(package)}`" in section
+
+
+def test_what_contributing_says_about_the_code_is_what_is_checked() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    drawing = code_map().tables().split("```")[1].strip()
+    assert f"```\n{drawing}\n```" in page, "the layers of pyproject.toml"
+    assert f"modules of at most {test_structure.LONGEST} " in page
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    assert f"at most {settings['ruff']['line-length']} characters in a line" in page
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)`", page)) <= targets
+    markers = {marker.split(":")[0].split("(")[0] for marker in settings["pytest"]["ini_options"]["markers"]}
+    assert markers == {marker for marker in markers if f"`{marker}" in page}
 
 
 def test_the_reference_has_every_option_of_a_training() -> None:
