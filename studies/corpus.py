@@ -16,7 +16,7 @@ that parts never depend on order or machine. Documents that occur twice are kept
 16 MB, so that none rules the rest; `whole` is for models that need more text than that. Debian mends its packages: on
 another day some documents differ, and a study's runs, which are known by their text, may not be found again.
 
-Licences: `public` is in the public domain in the United States (17 USC 105; authors dead for centuries). Of the others,
+Licenses: `public` is in the public domain in the United States (17 USC 105; authors dead for centuries). Of the others,
 anarchism and GCIDE are GPL-2+, Linux's documentation is GPL-2, Python's is PSF-2.0; they are fetched, never shipped.
 """
 

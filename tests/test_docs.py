@@ -120,7 +120,7 @@ def test_a_line_has_one_sentence_and_a_sentence_one_line(page: Path) -> None:
     assert not [line for line, continued in lines if continued and not re.search(r"[.!?:)\]]\W*$", line)], "wrapped"
 
 
-def test_sentences_are_told_apart() -> None:
+def test_sentences_are_counted() -> None:
     assert _TWO.search("One. Two.")
     assert _TWO.search("One (or two.) Three.")
     assert _TWO.search("**One.** *Two* follows.")

@@ -30,12 +30,12 @@ pytestmark = pytest.mark.matrix
 ModelDir = Callable[..., Path]
 
 
-def save_changed(source: Path, place: Path, *, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
+def save_changed(source: Path, directory: Path, *, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Path:
     """A model directory with another config and weights."""
-    place.mkdir()
-    (place / "config.json").write_text(json.dumps(config))
-    save_file(tensors, place / "model.safetensors", {"format": "pt"})
-    return place
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory
 
 
 def config_of(source: Path) -> dict[str, Any]:
@@ -242,10 +242,10 @@ def test_a_config_that_transformers_cannot_read_says_so_where_its_lists_are_want
 ) -> None:
     source = model_dir("smollm3-multihead-untied")
     config = {**config_of(source), "no_rope_layer_interval": 0, "no_rope_layers": None}
-    place = save_changed(source, tmp_path / "s", config=config, tensors=load_file(source / "model.safetensors"))
-    assert hyperclone.plan(place, Growth(width=2))
+    directory = save_changed(source, tmp_path / "s", config=config, tensors=load_file(source / "model.safetensors"))
+    assert hyperclone.plan(directory, Growth(width=2))
     with pytest.raises(CheckpointError, match="ZeroDivisionError") as caught:
-        hyperclone.plan(place, Growth(width=2, layers="2x"))
+        hyperclone.plan(directory, Growth(width=2, layers="2x"))
     assert caught.value.details["field"] == "no_rope_layers"
 
 

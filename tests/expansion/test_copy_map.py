@@ -20,17 +20,17 @@ NAMES = ("a", "b", "c")
 
 def units(factor: Factor, sizes: Sizes) -> tuple[list[int], int]:
     """(the old unit of each new unit, number of old units), one unit at a time."""
-    assert not isinstance(factor, Query)  # none is drawn here
+    assert not isinstance(factor, Query)  # none is generated here
     if not isinstance(factor, tuple):
         old, new = (factor, factor) if isinstance(factor, int) else sizes[factor]
         return [i % old for i in range(new)], old
     found, offset = [], 0
     for block in factor:
         parts = [units(inner, sizes) for inner in block]
-        for places in itertools.product(*(source for source, _ in parts)):
+        for positions in itertools.product(*(source for source, _ in parts)):
             flat = 0
-            for place, (_, old) in zip(places, parts, strict=True):
-                flat = flat * old + place
+            for position, (_, old) in zip(positions, parts, strict=True):
+                flat = flat * old + position
             found.append(offset + flat)
         offset += math.prod(old for _, old in parts)
     return found, offset
@@ -41,13 +41,13 @@ def check(map_: CopyMap, source: list[int], old: int) -> None:
     assert map_.source.tolist() == source
     assert (map_.old, map_.new) == (old, len(source))
     assert map_.count.tolist() == [source.count(unit) for unit in source]
-    assert map_.number.tolist() == [source[:place].count(unit) for place, unit in enumerate(source)]
+    assert map_.number.tolist() == [source[:position].count(unit) for position, unit in enumerate(source)]
     assert map_.grown == (len(source) > old)
     seen = []
-    for c, units, places in map_.groups:
-        assert places.shape == (c, units.numel())
+    for c, units, positions in map_.groups:
+        assert positions.shape == (c, units.numel())
         for k, unit in enumerate(units.tolist()):
-            assert places[:, k].tolist() == [place for place, of in enumerate(source) if of == unit]
+            assert positions[:, k].tolist() == [position for position, of in enumerate(source) if of == unit]
             assert source.count(unit) == c
             seen.append(unit)
     assert sorted(seen) == list(range(old))
@@ -99,10 +99,10 @@ def test_product_is_in_c_order() -> None:
 
 
 def test_parts_lie_end_to_end() -> None:
-    joined = concatenate([axis(2, 4), axis(1, 2)])
-    assert joined.source.tolist() == [0, 1, 0, 1, 2, 2]
-    assert joined.number.tolist() == [0, 0, 1, 1, 0, 1]
-    assert joined.old == 3
+    whole = concatenate([axis(2, 4), axis(1, 2)])
+    assert whole.source.tolist() == [0, 1, 0, 1, 2, 2]
+    assert whole.number.tolist() == [0, 0, 1, 1, 0, 1]
+    assert whole.old == 3
 
 
 def test_parts_inside_a_product_stay_with_their_outer_unit() -> None:
@@ -125,7 +125,7 @@ def test_an_axis_that_does_not_grow_is_the_identity() -> None:
 
 
 def test_uneven_counts_are_grouped_by_count() -> None:
-    groups = {c: (units.tolist(), places.tolist()) for c, units, places in axis(3, 5).groups}
+    groups = {c: (units.tolist(), positions.tolist()) for c, units, positions in axis(3, 5).groups}
     assert groups == {1: ([2], [[2]]), 2: ([0, 1], [[0, 1], [3, 4]])}
 
 

@@ -230,7 +230,7 @@ def test_a_sum_that_only_rounds_to_the_source_is_seen_one_type_wider(dtype: torc
 
 @examples(200)
 @given(st.lists(st.integers(-(2**52), 2**52), min_size=2, max_size=9), st.integers(-1000, 900))
-def test_fp64_parts_that_cancel_are_joined_without_rounding(integers: list[int], exponent: int) -> None:
+def test_fp64_parts_that_cancel_are_collapsed_without_rounding(integers: list[int], exponent: int) -> None:
     # The remainder brings the whole back to one number however large the partial sums were.
     integers = [*integers, *(-k for k in integers[1:])]
     parts = [torch.tensor([math.ldexp(k, exponent)], dtype=torch.float64) for k in integers]
@@ -244,7 +244,7 @@ def test_partial_sums_may_exceed_the_range_of_the_type(dtype: torch.dtype) -> No
     assert join(parts).tolist() == [largest / 2, 4.0]
 
 
-def test_what_is_not_finite_stays_visible_when_joined() -> None:
+def test_what_is_not_finite_stays_visible_when_collapsed() -> None:
     for dtype in TYPES:
         parts = [torch.tensor([math.inf, math.nan, 1.0], dtype=dtype), torch.tensor([1.0, 1.0, 1.0], dtype=dtype)]
         assert join(parts).isfinite().tolist() == [False, False, True]

@@ -276,11 +276,11 @@ def test_collapse_undoes_expand_bit_for_bit(
     recipe = Recipe(expansion=expansion, noise=noise, snr_db=snr_db, seed=seed)
     grown = expand(weight, tensor, recipe, name="w")
     assert bool(grown.isfinite().all())
-    joined = collapse_rows(grown, tensor.columns)
-    assert joined.dtype == (torch.float32 if size == 16 else torch.float64)
+    collapsed = collapse_rows(grown, tensor.columns)
+    assert collapsed.dtype == (torch.float32 if size == 16 else torch.float64)
     repeated = weight[[i % 10 for i in range(23)]]
-    assert torch.equal(joined.double(), repeated.double())
-    assert torch.equal(bits(joined.to(dtype)), bits(repeated))
+    assert torch.equal(collapsed.double(), repeated.double())
+    assert torch.equal(bits(collapsed.to(dtype)), bits(repeated))
 
 
 @pytest.mark.parametrize("expansion", EXPANSIONS)
@@ -441,7 +441,7 @@ def test_the_bytes_do_not_depend_on_how_rows_are_cut(
     assert torch.equal(small, collapse_rows(whole, tensor.columns))
 
 
-def test_a_matrix_larger_than_a_tile_is_grown_and_joined_whole() -> None:
+def test_a_matrix_larger_than_a_tile_is_grown_and_collapsed_whole() -> None:
     weight = gaussian_weights(600, 512, dtype=torch.bfloat16)
     tensor = linear(600, 512, 2, 2)
     grown = expand(weight, tensor, Recipe(), name="w")

@@ -1,7 +1,7 @@
 """`python launch_on_cpu.py train ...`: the command in a process of torchrun, with FSDP2 allowed on CPUs.
 
 accelerate shards on accelerators only: of processes on CPUs it says MULTI_CPU and makes them DDP. FSDP2 itself,
-torch's distributed checkpoint and gloo work on CPUs; so here accelerate is told that these are devices like others,
+torch's distributed checkpoint and gloo work on CPUs; so here accelerate takes these for devices like others,
 and everything else is what users run.
 """
 

@@ -46,7 +46,7 @@ MODELS |= rows_dense.ROWS | rows_drafted.ROWS | rows_more.ROWS
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
-    """A model of MODELS with every parameter drawn at random: a forgotten bias or gain must show."""
+    """A model of MODELS with every parameter random: a forgotten bias or gain must show."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, config = (MODELS | rows_more.ALIBI)[name]

@@ -1,8 +1,8 @@
 """Random small models of every known architecture, and random growths of them.
 
 A config starts as that of its config class in transformers. Sizes go to the fields that the family file names for its
-axes; every yes-or-no field of the class is drawn, and so is every other field that FIELDS knows by name. A new family,
-or a new field of `Growth`, is drawn without a change here.
+axes; every yes-or-no field of the class is generated, and so is every field that FIELDS knows by name. A new family,
+or a new field of `Growth`, is generated without a change here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ACTIVATION = st.sampled_from(["relu", "gelu", "silu", "gelu_pytorch_tanh"])
 _CONTEXT = st.integers(24, 40)
 _OPTIONAL = {"clip_qkv": 0.5, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 3.0}
 
-# Fields by name, drawn where a config class has them.
+# Fields by name, generated where a config class has them.
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **{name: st.sampled_from([None, None, None, value, 4 * value]) for name, value in _OPTIONAL.items()},
     **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "attention_multiplier"), _MULTIPLIER),
@@ -106,9 +106,9 @@ def _configs(draw: st.DrawFn, model_type: str, sizes: dict[str, int]) -> dict[st
     """Fields that differ from the config class's defaults."""
     from transformers import AutoConfig
 
-    family, stock = registry.families()[model_type], AutoConfig.for_model(model_type).to_dict()
+    family, defaults = registry.families()[model_type], AutoConfig.for_model(model_type).to_dict()
     config: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": draw(st.sampled_from([None, 0]))}
-    for field, value in stock.items():
+    for field, value in defaults.items():
         if field in FIELDS:
             config[field] = draw(FIELDS[field])
         elif isinstance(value, bool) and field not in _NOT_DRAWN:
@@ -123,20 +123,20 @@ def _configs(draw: st.DrawFn, model_type: str, sizes: dict[str, int]) -> dict[st
             config.setdefault(field, sizes[name])
     for field, text in family.write.items():
         config[field] = evaluate(text, sizes)
-    if "sliding_window" in stock:  # a class that has layers with a window by default needs one
-        needed = "layer_types" in stock and stock["sliding_window"] is not None
+    if "sliding_window" in defaults:  # a class that has layers with a window by default needs one
+        needed = "layer_types" in defaults and defaults["sliding_window"] is not None
         config["sliding_window"] = draw(st.sampled_from([3, 12] if needed else [None, 3, 12]))
-    if "layer_types" in stock and draw(st.booleans()):  # else the class makes the list
+    if "layer_types" in defaults and draw(st.booleans()):  # else the class makes the list
         windows = config["sliding_window"] and config.get("use_sliding_window", True)
         kind = st.sampled_from(["full_attention", "sliding_attention"] if windows else ["full_attention"])
         config["layer_types"] = draw(st.lists(kind, min_size=depth, max_size=depth))
-    if "no_rope_layers" in stock and draw(st.booleans()):
+    if "no_rope_layers" in defaults and draw(st.booleans()):
         config["no_rope_layers"] = draw(st.lists(st.integers(0, 1), min_size=depth, max_size=depth))
-    if "mlp_only_layers" in stock:
+    if "mlp_only_layers" in defaults:
         config["mlp_only_layers"] = draw(st.lists(st.integers(0, depth - 1), unique=True, max_size=1))
-    if "partial_rotary_factor" in (stock.get("rope_parameters") or {}):
+    if "partial_rotary_factor" in (defaults.get("rope_parameters") or {}):
         partial = draw(st.sampled_from([0.5, 1.0]))
-        config["rope_parameters"] = {**stock["rope_parameters"], "partial_rotary_factor": partial}
+        config["rope_parameters"] = {**defaults["rope_parameters"], "partial_rotary_factor": partial}
     return config
 
 
@@ -147,9 +147,9 @@ def _implied(sizes: dict[str, int]) -> bool:
 
 @st.composite
 def _growths(draw: st.DrawFn, sizes: dict[str, int], *, alibi: bool) -> dict[str, Any]:
-    """Arguments of a Growth; sizes that do not go together are drawn too, and refused.
+    """Arguments of a Growth; sizes that do not go together are generated too, and refused.
 
-    `alibi`: the number of heads cannot grow, so what can is drawn more often.
+    `alibi`: the number of heads cannot grow, so what can is generated more often.
     """
     names = [field.name for field in fields(Growth)]
     heads = sizes.get("heads", sizes.get("kv_heads", 1) * sizes.get("group", 1))

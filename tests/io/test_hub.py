@@ -24,26 +24,26 @@ ModelDir = Callable[..., Path]
 @pytest.fixture
 def hub(model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A Hub with one model, `someone/small`; returns what was fetched of it."""
-    place = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    directory = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
     fetched: list[str] = []
 
     def hf_hub_download(repo: str, file: str, *, revision: str | None = None) -> str:
         fetched.append(file)
         if repo != "someone/small":
             raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository")
-        return str(place / file)
+        return str(directory / file)
 
     def headers(self: Any, repo: str, *, revision: str | None = None) -> Any:
         fetched.append("headers")
         tensors = {
             name: SimpleNamespace(dtype=e.dtype, shape=list(e.shape), data_offsets=(e.offset, e.offset + e.nbytes))
-            for name, e in Checkpoint.open(place).entries.items()
+            for name, e in Checkpoint.open(directory).entries.items()
         }
         return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
 
     def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         fetched.append("model")
-        return str(place)
+        return str(directory)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

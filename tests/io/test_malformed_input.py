@@ -382,8 +382,8 @@ def test_whatever_bytes_a_header_holds_it_is_refused_or_means_the_same(
     """Bytes replaced, inserted and deleted anywhere in the length and the header."""
     source = model_dir(NAME)
     content = bytearray((source / "model.safetensors").read_bytes())
-    for place, new, length in edits:
-        content[place : place + length] = new
+    for offset, new, length in edits:
+        content[offset : offset + length] = new
     refused_or_the_same(source, bytes(content), tmp_path_factory)
 
 
@@ -455,19 +455,19 @@ def edit_index(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["../outside.safetensors", "sub/inside.safetensors", "/etc/passwd", "..", ".", "", "sub/../x.safetensors"]
+    "path", ["../outside.safetensors", "sub/inside.safetensors", "/etc/passwd", "..", ".", "", "sub/../x.safetensors"]
 )
-def test_an_index_that_points_elsewhere_is_refused(place: str, sharded: Path, tmp_path: Path) -> None:
+def test_an_index_that_points_elsewhere_is_refused(path: str, sharded: Path, tmp_path: Path) -> None:
     (sharded / "sub").mkdir()
     first = sorted(sharded.glob("*.safetensors"))[0]
     for file in (tmp_path / "outside.safetensors", sharded / "sub/inside.safetensors", sharded / "x.safetensors"):
         shutil.copy(first, file)
 
     def escape(index: dict[str, Any]) -> None:
-        index["weight_map"] = {n: place if f == first.name else f for n, f in index["weight_map"].items()}
+        index["weight_map"] = {n: path if f == first.name else f for n, f in index["weight_map"].items()}
 
     edit_index(sharded, escape)
-    refused(sharded, "points outside", "model.safetensors.index.json", f"found:    {place}", "a bare file name")
+    refused(sharded, "points outside", "model.safetensors.index.json", f"found:    {path}", "a bare file name")
 
 
 def test_links_inside_the_directory_may_point_outside_as_in_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:

@@ -211,9 +211,9 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """Not getrusage: its peak begins with the parent's, and this parent has built models."""
 
     def measure(layers: int) -> dict[str, int]:
-        place = tmp_path / str(layers)
-        place.mkdir()
-        arguments = [sys.executable, "-c", MEASURE, str(place), str(layers)]
+        directory = tmp_path / str(layers)
+        directory.mkdir()
+        arguments = [sys.executable, "-c", MEASURE, str(directory), str(layers)]
         result = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
         assert result.returncode == 0, result.stderr
         peaks: dict[str, int] = json.loads(result.stdout)
@@ -259,18 +259,18 @@ def test_rows_are_read_as_the_safetensors_library_reads_them(model_dir: ModelDir
 
 
 def test_progress_counts_every_byte_once_and_never_backwards(model_dir: ModelDir, tmp_path: Path) -> None:
-    told: dict[str, list[tuple[int, int]]] = {}
+    calls: dict[str, list[tuple[int, int]]] = {}
     done = hyperclone.grow(
         model_dir("opt"), tmp_path / "grown", Growth(width=2), proof="structural", threads=3, shard_size="50KB",
-        progress=lambda stage, at, total: told.setdefault(stage, []).append((at, total)),
+        progress=lambda stage, at, total: calls.setdefault(stage, []).append((at, total)),
     )  # fmt: skip
-    assert list(told) == ["grow", "prove"]
-    for steps in told.values():
+    assert list(calls) == ["grow", "prove"]
+    for steps in calls.values():
         assert len({total for _, total in steps}) == 1
         assert [at for at, _ in steps] == sorted(at for at, _ in steps)
         assert steps[0][0] == 0
         assert steps[-1][0] == steps[-1][1]
-    assert told["grow"][-1][1] == done.plan.nbytes
+    assert calls["grow"][-1][1] == done.plan.nbytes
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -157,7 +157,7 @@ def test_the_papers_recipe_is_one_word_away_and_leaves_the_sources_loss() -> Non
     assert abs(train(wide, [optimizer], batches(12))[-1] - expected[-1]) > 1e-3
 
 
-def test_schedulers_that_multiply_keep_the_law() -> None:
+def test_schedulers_that_multiply_keep_the_scaling_rule() -> None:
     small = source("llama-grouped-tied")
     wide, made = grow(small, Growth(width=2, noise="none"))
     curves: list[list[float]] = []
@@ -170,7 +170,7 @@ def test_schedulers_that_multiply_keep_the_law() -> None:
     assert curves[1] == pytest.approx(curves[0], abs=1e-10)
 
 
-def test_any_width_the_copies_settings_count_copies_and_not_fillers() -> None:
+def test_at_any_width_settings_count_copies_and_not_padding_channels() -> None:
     """At 1.5x every old channel has one copy: what reads it is not divided, so its learning rate stays."""
     made = planner.make_plan(InMemory(build("llama-grouped-untied")), Growth(hidden=48, noise="none"))
     by_name = {t.name: t for t in made.tensors}

@@ -198,7 +198,7 @@ def test_it_parts_copies_sooner_than_adamw() -> None:
         ("qwen3-grouped-tied", Growth(width=3)),
         ("neox-tied", Growth(width=2, expansion="diagonal")),
     ],
-    ids=["fillers", "transposed", "deeper", "experts", "three", "diagonal"],
+    ids=["padding", "transposed", "deeper", "experts", "three", "diagonal"],
 )
 def test_whatever_was_grown_can_be_trained_and_its_optimizer_copied(name: str, growth: Growth) -> None:
     wide, made = grow(source(name), growth)

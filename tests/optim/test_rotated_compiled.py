@@ -33,7 +33,7 @@ COMPILED = {
     "halves": (HALVES, HALVES),
     "interleaved": (INTERLEAVED, HALVES),
     "some have copies": (copy_map.axis(8, 12), HALVES),
-    "fillers": (copy_map.axis(5, 12, padded=True), HALVES),
+    "padding": (copy_map.axis(5, 12, padded=True), HALVES),
     "one dimension": (HALVES,),
     "no copies": (copy_map.axis(12, 12), copy_map.axis(12, 12)),
     "three, as they were": (copy_map.axis(4, 12), HALVES),

@@ -1,4 +1,4 @@
-"""Growing a optimizer state: a clone goes on where its source stood, and what cannot be kept is said."""
+"""Growing an optimizer state: a clone continues where its source stood, and what cannot be kept is reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def load(path: Path) -> Any:
     return in_double(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64))
 
 
-def by_the_law(model: Any, optimizer: str, path: Path | None = None) -> torch.optim.Optimizer:
+def by_the_scaling_rule(model: Any, optimizer: str, path: Path | None = None) -> torch.optim.Optimizer:
     return MAKE[optimizer](
         hyperclone.param_groups(model, lr=LR[optimizer], weight_decay=DECAY, optimizer=optimizer, receipt=path)
     )
@@ -64,7 +64,7 @@ def test_with_its_state_a_clone_follows_its_source_from_where_that_stands(
         tmp_path / "source", tmp_path / "grown", growth, optimizer_state=tmp_path / "source", proof="structural"
     )
     wide = load(tmp_path / "grown")
-    follows = by_the_law(wide, optimizer)
+    follows = by_the_scaling_rule(wide, optimizer)
     loaded = hyperclone.load_state(follows, wide, tmp_path / "grown")
     assert (loaded.step, loaded.fresh) == (6 if optimizer == "adamw" else None, ())
     expected = train(small, [past], batches(50))
@@ -101,7 +101,7 @@ def test_differences_have_no_past_and_step_as_if_they_knew_that(betas: tuple[flo
         wide = load(tmp_path / "grown")
         optimizer = hyperclone.rotated_adamw(wide, lr=1e-12, difference_lr=1e-4, betas=betas, eps=1e-13)
         for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if p.dim() == 2]  # norms have no law to keep here
+            group["params"] = [p for p in group["params"] if p.dim() == 2]  # norms have no rule to keep here
             group["param_names"] = [name for name in group["param_names"] if "proj" in name or "embed" in name]
         if loads:
             hyperclone.load_state(optimizer, wide, tmp_path / "grown")
@@ -122,7 +122,7 @@ def test_other_treatments_leave_the_sources_loss(moments: Literal["first-copy", 
     state = tmp_path / "source"
     hyperclone.grow(state, tmp_path / "grown", NO_NOISE, optimizer_state=state, moments=moments, proof="none")
     wide = load(tmp_path / "grown")
-    optimizer = by_the_law(wide, "adamw")
+    optimizer = by_the_scaling_rule(wide, "adamw")
     loaded = hyperclone.load_state(optimizer, wide, tmp_path / "grown")
     assert (loaded.step, loaded.filled == 0) == (6, moments == "reset")
     expected, found = train(small, [past], batches(8)), train(wide, [optimizer], batches(8))
@@ -143,7 +143,7 @@ def test_first_copy_keeps_the_moments_of_the_first_copy_and_breaks_the_lock(tmp_
     assert not up[48:].any()
     assert not up[:, 32:].any()
     wide = load(tmp_path / "grown")
-    optimizer = by_the_law(wide, "adamw")
+    optimizer = by_the_scaling_rule(wide, "adamw")
     hyperclone.load_state(optimizer, wide, tmp_path / "grown")
     train(wide, [optimizer], batches(3))
     first, second = wide.get_input_embeddings().weight.detach().chunk(2, 1)
@@ -174,7 +174,7 @@ def test_moments_sum_to_the_sources_as_gradients_do(tmp_path: Path) -> None:
         torch.testing.assert_close(size, before["exp_avg_sq"].sqrt())
 
 
-def test_fillers_uneven_copies_and_bf16_moments_pass_the_proof(tmp_path: Path) -> None:
+def test_padding_channels_uneven_copies_and_bf16_moments_pass_the_proof(tmp_path: Path) -> None:
     model, past = trained("llama-grouped-tied", "adamw", tmp_path / "source")
     for moments in past.state.values():
         moments["exp_avg"] = moments["exp_avg"].bfloat16()
@@ -198,7 +198,7 @@ def test_what_has_no_past_starts_afresh(tmp_path: Path) -> None:
         tmp_path / "source", tmp_path / "deep", deeper, optimizer_state=tmp_path / "source", proof="structural"
     )
     wide = load(tmp_path / "deep")
-    optimizer = by_the_law(wide, "adamw")
+    optimizer = by_the_scaling_rule(wide, "adamw")
     loaded = hyperclone.load_state(optimizer, wide, tmp_path / "deep")
     assert {int(name.split(".")[2]) for name in loaded.fresh} == {1, 3}  # the copies beside their originals
     assert optimizer.state[wide.model.norm.weight]["step"] == 6
@@ -221,7 +221,7 @@ def test_fused_experts_find_their_moments_again(tmp_path: Path) -> None:
         tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="structural"
     )
     wide = load(tmp_path / "grown")
-    optimizer = by_the_law(wide, "adamw")
+    optimizer = by_the_scaling_rule(wide, "adamw")
     assert hyperclone.load_state(optimizer, wide, tmp_path / "grown").fresh == ()
     grown = optimizer.state[wide.model.layers[0].mlp.experts.gate_up_proj]["exp_avg"]  # (4, 2 x 96, 64)
     before = past.state[small.model.layers[0].mlp.experts.gate_up_proj]["exp_avg"]  # (4, 2 x 48, 32)
@@ -243,13 +243,13 @@ def test_muons_momentum_grows_as_well(tmp_path: Path) -> None:
         tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="structural"
     )
     wide = load(tmp_path / "grown")
-    optimizer = by_the_law(wide, "muon")
+    optimizer = by_the_scaling_rule(wide, "muon")
     loaded = hyperclone.load_state(optimizer, wide, tmp_path / "grown")
     assert (loaded.step, loaded.filled, loaded.fresh) == (None, len(matrices), ())
 
 
 def test_a_real_trainer_run_goes_on_as_a_wider_one(tmp_path: Path) -> None:
-    """Trainer trains and saves; the clone goes on in a Trainer with our groups; the resumed source has its losses."""
+    """Trainer trains and saves; the clone continues in a Trainer with our groups; the resumed source has its losses."""
     from transformers import Trainer, TrainingArguments
 
     data = [{"input_ids": ids[0], "labels": ids[0]} for ids in batches(16)]
@@ -301,7 +301,7 @@ def test_a_state_of_other_sizes_is_refused_when_it_is_loaded(name: str, tmp_path
         )
     wide = load(tmp_path / "grown")
     with pytest.raises(CheckpointError, match="belongs to another model"):
-        hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "wider")
+        hyperclone.load_state(by_the_scaling_rule(wide, "adamw"), wide, tmp_path / "wider")
 
 
 def test_moments_in_rotated_coordinates_are_not_taken_for_adamws_nor_first_copies_for_theirs(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_state_of_another_architecture_is_refused_when_it_is_loaded(tmp_path: 
         )
     wide = load(tmp_path / "llama-grouped-tied-grown")
     with pytest.raises(CheckpointError, match="belongs to another model"):
-        hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "opt-grown")
+        hyperclone.load_state(by_the_scaling_rule(wide, "adamw"), wide, tmp_path / "opt-grown")
 
 
 @pytest.mark.slow
@@ -351,7 +351,7 @@ def test_a_state_that_lacks_a_moment_is_refused_when_it_is_loaded(name: str, tmp
         left_out = {first.rpartition(".")[0] + kind for kind in gone}
         save_file({key: value for key, value in moments.items() if key not in left_out}, file)
         with pytest.raises(CheckpointError, match="a moment is missing"):
-            hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "grown")
+            hyperclone.load_state(by_the_scaling_rule(wide, "adamw"), wide, tmp_path / "grown")
 
 
 @pytest.mark.slow
@@ -433,9 +433,9 @@ def test_a_state_of_another_model_or_optimizer_is_refused(tmp_path: Path) -> Non
     )
     wide = load(tmp_path / "grown")
     with pytest.raises(CheckpointError, match="belongs to another optimizer"):
-        hyperclone.load_state(by_the_law(wide, "sgd"), wide, tmp_path / "grown")
+        hyperclone.load_state(by_the_scaling_rule(wide, "sgd"), wide, tmp_path / "grown")
     with pytest.raises(CheckpointError, match="no optimizer state here"):
-        hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "source")
+        hyperclone.load_state(by_the_scaling_rule(wide, "adamw"), wide, tmp_path / "source")
 
 
 def test_a_wrong_moment_is_found_by_proof_and_by_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,7 +480,7 @@ def test_shards_and_threads_do_not_change_a_byte_and_the_model_beside_loads(tmp_
     assert one.keys() == many.keys()
     assert all(one[key].equal(many[key]) for key in one)
     wide = load(tmp_path / "two")
-    assert hyperclone.load_state(by_the_law(wide, "adamw"), wide, tmp_path / "two").fresh == ()
+    assert hyperclone.load_state(by_the_scaling_rule(wide, "adamw"), wide, tmp_path / "two").fresh == ()
 
 
 def test_sharded_parameters_get_sharded_moments(tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ def test_sharded_parameters_get_sharded_moments(tmp_path: Path) -> None:
     try:
         wide = load(tmp_path / "grown")
         fully_shard(wide, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
-        optimizer = by_the_law(wide, "adamw", tmp_path / "grown")
+        optimizer = by_the_scaling_rule(wide, "adamw", tmp_path / "grown")
         assert hyperclone.load_state(optimizer, wide, tmp_path / "grown").fresh == ()
         rotated = hyperclone.rotated_adamw(wide, lr=1e-3, receipt=tmp_path / "grown")
         assert hyperclone.load_state(rotated, wide, tmp_path / "grown").fresh == ()
@@ -515,10 +515,10 @@ def test_the_receipt_remembers_step_treatment_and_the_sources_settings(tmp_path:
     hyperclone.grow(
         tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source", proof="none"
     )
-    told = json.loads((tmp_path / "grown/hyperclone.json").read_text())["optimizer_state"]
-    figures = [told[field] for field in ("optimizer", "moments", "step", "steps", "fresh")]
+    recorded = json.loads((tmp_path / "grown/hyperclone.json").read_text())["optimizer_state"]
+    figures = [recorded[field] for field in ("optimizer", "moments", "step", "steps", "fresh")]
     assert figures == ["adamw", "copy", 2, {}, []]
-    assert [group["lr"] for group in told["settings"]] == [training_steps.LR["adamw"]] * 2
-    assert [group["weight_decay"] for group in told["settings"]] == [DECAY, 0]
-    assert set(told["sha256"]) == set(load_file(tmp_path / "grown/optimizer_state.safetensors"))
-    assert str(tmp_path) not in json.dumps(told)
+    assert [group["lr"] for group in recorded["settings"]] == [training_steps.LR["adamw"]] * 2
+    assert [group["weight_decay"] for group in recorded["settings"]] == [DECAY, 0]
+    assert set(recorded["sha256"]) == set(load_file(tmp_path / "grown/optimizer_state.safetensors"))
+    assert str(tmp_path) not in json.dumps(recorded)

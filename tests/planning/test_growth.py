@@ -60,7 +60,7 @@ def test_factors_and_sizes_mix_and_what_is_said_of_one_width_goes_before_width()
     assert grown(PYTHIA, heads="64x") == {"heads": 1024}
 
 
-def test_a_bare_number_that_could_be_both_is_refused_and_both_readings_are_spelt_out() -> None:
+def test_a_bare_number_that_could_be_both_is_refused_and_both_meanings_are_spelled_out() -> None:
     small = {"hidden": 4, "ffn": 8, "heads": 2, "head_dim": 2}
     refused(small, "factor or a size", "heads", "4x for 8", "2x for 4", heads=4)
     refused(small, "factor or a size", "hidden", "4x for 16", "1x for 4", hidden=4)
@@ -162,8 +162,8 @@ def test_sizes_are_those_asked_for_and_every_query_head_keeps_its_kv_head(
     # New query head (i, g) reads new KV head i, a copy of old i mod kv_heads; it is itself a copy of the old query head
     # (i mod kv_heads, g mod group), which reads that one.
     for query in range(new["kv_heads"] * new["group"]):
-        reads, place = divmod(query, new["group"])
-        old_query = (reads % kv_heads) * group + place % group
+        reads, position = divmod(query, new["group"])
+        old_query = (reads % kv_heads) * group + position % group
         assert old_query // group == reads % kv_heads
 
 
@@ -171,7 +171,7 @@ def test_sizes_are_those_asked_for_and_every_query_head_keeps_its_kv_head(
 
 
 @pytest.mark.parametrize("name", ["widht", "d_model", "hidden_size", "snr", "noise_level", "n_experts"])
-def test_a_misspelt_option_is_an_error(name: str) -> None:
+def test_a_misspelled_option_is_an_error(name: str) -> None:
     options: dict[str, Any] = {name: 2}
     with pytest.raises(TypeError, match=name):
         Growth(**options)

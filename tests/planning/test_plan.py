@@ -143,7 +143,7 @@ def by_name(plan: Plan) -> dict[str, TensorPlan]:
 
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("name", MODELS)
-def test_multipliers_obey_the_law(name: str, n: int, model_dir: ModelDir) -> None:
+def test_multipliers_follow_the_scaling_rule(name: str, n: int, model_dir: ModelDir) -> None:
     """s = 1 for what writes, 1/n for what reads and for a norm that carries the head's 1/n; r = 1/(k s)."""
     plan = hyperclone.plan(model_dir(name), Growth(width=n))
     family = registry.of_config(plan.source_config)
@@ -216,12 +216,12 @@ def test_with_dropout_it_is_a_note_that_names_the_dropout(
 ) -> None:
     def plan(name: str, **fields: Any) -> Plan:
         source = model_dir(name)
-        place = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
-        place.mkdir()
-        (place / "model.safetensors").symlink_to(source / "model.safetensors")
+        directory = tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"
+        directory.mkdir()
+        (directory / "model.safetensors").symlink_to(source / "model.safetensors")
         config = {k: v for k, v in {**config_of(source), **fields}.items() if v is not None}
-        (place / "config.json").write_text(json.dumps(config))
-        return hyperclone.plan(place, LOCKED)
+        (directory / "config.json").write_text(json.dumps(config))
+        return hyperclone.plan(directory, LOCKED)
 
     for result in (plan("opt"), plan("opt", dropout=None)):  # 0.1 is what OPT's config class takes if it is left out
         assert not result.warnings

@@ -237,7 +237,7 @@ def test_where_nothing_is_near_the_nearest_sizes_are_shown_and_it_is_said(models
     assert abs(proposed.proposals[0].off) > 0.1
 
 
-def test_a_model_whose_own_sizes_are_no_multiples_is_told_so(model_dir: ModelDir) -> None:
+def test_a_note_says_that_a_models_own_sizes_are_no_multiples(model_dir: ModelDir) -> None:
     proposed = propose(model_dir("opt"), "60_000")  # hidden 32, feed-forward 48
     assert any("hidden size, 32, is no multiple of 64" in note for note in proposed.notes)
     assert any("feed-forward size, 48, is no multiple of 64" in note for note in proposed.notes)

@@ -161,8 +161,8 @@ def test_routers_are_normal_numbers_that_depend_on_seed_and_layer_only(model_dir
     assert not first.equal(second)
     assert not first.equal(c[ROUTER["mixtral"].format(0)])
     # The noise with which a wider router is split has draws of its own.
-    drawn = noise.normal(noise.draws(0, ROUTER["mixtral"].format(0), rows=range(64), columns=32))
-    assert abs(float(torch.corrcoef(torch.stack([drawn.flatten(), first.flatten()]))[0, 1])) < 0.1
+    expected = noise.normal(noise.draws(0, ROUTER["mixtral"].format(0), rows=range(64), columns=32))
+    assert abs(float(torch.corrcoef(torch.stack([expected.flatten(), first.flatten()]))[0, 1])) < 0.1
 
 
 @pytest.mark.parametrize("growth", [Growth(experts=4), Growth(experts=3, width=2, layers="1.5x")], ids=["", "grown"])

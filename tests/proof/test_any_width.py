@@ -76,7 +76,7 @@ def test_bf16_asks_before_it_rounds(model_dir: ModelDir, tmp_path: Path) -> None
     assert max(m.relative for m in done.proof.behavior.measured) < 1e-5
 
 
-def test_fillers_are_free_to_learn_and_invisible_at_the_start(model_dir: ModelDir, tmp_path: Path) -> None:
+def test_padding_channels_are_free_to_learn_and_invisible_at_the_start(model_dir: ModelDir, tmp_path: Path) -> None:
     hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(hidden=40), proof="structural")
     new = load_file(tmp_path / "grown/model.safetensors")
     assert not new["model.embed_tokens.weight"][:, 32:].any()

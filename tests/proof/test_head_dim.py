@@ -188,7 +188,7 @@ def test_alibi_keeps_the_number_of_heads_and_says_what_grows_instead(name: str, 
         hyperclone.plan(model_dir(name), Growth(ffn="2x"))
 
 
-def test_blooms_norm_after_the_embedding_leaves_no_room_for_fillers(model_dir: ModelDir) -> None:
+def test_blooms_norm_after_the_embedding_allows_no_padding_channels(model_dir: ModelDir) -> None:
     with pytest.raises(GrowthError, match="multiples of 32"):
         hyperclone.plan(model_dir("bloom"), Growth(width=1.5, head_dim="1.5x"))
 
@@ -211,17 +211,19 @@ def test_attention_of_another_scale_is_refused(name: str, fields: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", ["opt", "opt-untied"])
-def test_the_law_of_training_knows_the_scale_of_queries(name: str) -> None:
+def test_the_scaling_rule_knows_the_scale_of_queries(name: str) -> None:
     source = build(name, dtype=torch.float64, dropout=0.0).train()
     growth = Growth(width=2, head_dim="2x", noise="none")
     grown = hyperclone.grow_model(source, growth).train()
     plan = planner.make_plan(InMemory(source), growth)
-    law = hyperclone.param_groups(grown, lr=3e-3, weight_decay=0.1, eps=1e-6, receipt=plan, decay_norms_and_biases=True)
+    groups = hyperclone.param_groups(
+        grown, lr=3e-3, weight_decay=0.1, eps=1e-6, receipt=plan, decay_norms_and_biases=True
+    )
     expected = train(source, one_group(source))
-    assert train(grown, law) == pytest.approx(expected, abs=2e-6)
+    assert train(grown, groups) == pytest.approx(expected, abs=2e-6)
 
 
-def test_a_plan_says_where_fused_queries_leave_the_law(model_dir: ModelDir) -> None:
+def test_a_plan_says_where_fused_queries_leave_the_scaling_rule(model_dir: ModelDir) -> None:
     fused = hyperclone.plan(model_dir("gpt2-tied"), Growth(width=2, head_dim="2x"))
     apart = hyperclone.plan(model_dir("opt"), Growth(width=2, head_dim="2x"))
     assert any("multiplied by 0.707" in note for note in fused.notes)
@@ -229,7 +231,7 @@ def test_a_plan_says_where_fused_queries_leave_the_law(model_dir: ModelDir) -> N
     assert not any("share a tensor" in note for note in apart.notes)
 
 
-def test_a_models_multiplied_embedding_is_in_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_models_multiplied_embedding_is_in_the_scaling_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gemma's embedding shrinks by sqrt(d / D), so it must also move by that much less."""
     monkeypatch.setitem(MODELS, "gemma", ROUNDED["gemma"])
     tensors = planner.make_plan(InMemory(build("gemma")), Growth(width=4, noise="none")).tensors

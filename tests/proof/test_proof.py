@@ -292,7 +292,7 @@ def test_moved_noise_is_caught_by_the_receipts_hashes(grown: tuple[Path, Path], 
 def test_a_wrong_family_file_passes_the_structural_and_fails_the_behavioral_proof(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The behavioral proof does not trust our reading of the architecture, and nothing is published."""
+    """The behavioral proof does not trust our understanding of the architecture, and nothing is published."""
     from hyperclone.architectures import family_file, registry
 
     text = (Path(registry.__file__).parent / "families/llama.toml").read_text()
@@ -326,7 +326,7 @@ def test_a_broken_growth_is_never_published(
         hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2))
     assert not (tmp_path / "grown").exists()
     monkeypatch.undo()
-    assert hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2)).proof  # starts anew
+    assert hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(width=2)).proof  # starts again
 
 
 def test_without_memory_the_logits_are_skipped_and_that_is_said(
@@ -455,7 +455,7 @@ def test_a_swapped_tokenizer_is_noticed(model_dir: ModelDir, tmp_path: Path) -> 
     assert any("tokenizer.json" in failure for failure in proof.failures)
 
 
-def test_unrelated_or_swapped_directories_are_told_apart(model_dir: ModelDir, tmp_path: Path) -> None:
+def test_unrelated_or_swapped_directories_are_refused(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("llama-grouped-tied")
     hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none")
     for first, second in ((source, source), (tmp_path / "grown", source), (model_dir("opt"), source)):

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.matrix
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 _EXACT = 5e-6  # of the logits; norms compute in fp32 inside transformers, whatever the model's type
 _SPREAD = 16  # what the grown model may be off, in units of what it does to a model to move its weights by an ulp
-_FIT = 0.1  # at least this share of what is drawn for an architecture must be accepted (MPT: only larger heads)
+_FIT = 0.1  # at least this share of the cases of an architecture must be accepted (MPT: only larger heads)
 
 THOROUGH = examples(
     5,  # that are not refused
@@ -83,9 +83,9 @@ def _hold(case: Case, scratch: Path) -> str | None:
     hyperclone.collapse(grown, again)
     old, new, wide = (_weights(path) for path in (source, again, grown))
     assert new.keys() == old.keys() - set(plan.dropped)
-    place = {tensor.source: tensor.name for tensor in plan.tensors if tensor.original}
+    grown_name = {tensor.source: tensor.name for tensor in plan.tensors if tensor.original}
     for name in new:
-        expected, copies = old[name].to(stored), wide[place[name]]
+        expected, copies = old[name].to(stored), wide[grown_name[name]]
         assert new[name].dtype == stored
         if exact:
             assert new[name].equal(expected), name
@@ -127,8 +127,8 @@ def _strip(file: Path, case: Case) -> None:
     from transformers import AutoConfig
 
     depth = registry.families()[case.model_type].layers
-    stock = AutoConfig.for_model(case.model_type, **{depth: case.config[depth]})
-    assumed = json.loads(stock.to_json_string(use_diff=False))
+    unmodified = AutoConfig.for_model(case.model_type, **{depth: case.config[depth]})
+    assumed = json.loads(unmodified.to_json_string(use_diff=False))
     config = json.loads(file.read_text())
     needed = ("model_type", depth)
     file.write_text(json.dumps({k: v for k, v in config.items() if k in needed or k not in assumed or assumed[k] != v}))

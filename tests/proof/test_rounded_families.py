@@ -69,22 +69,22 @@ def test_in_fp32_the_logits_are_the_sources(name: str, growth: Growth, source: A
 def test_in_bf16_rounding_has_to_be_asked_for_and_is_then_proved_within_its_bound(
     name: str, source: Any, tmp_path: Path
 ) -> None:
-    place = source(name, torch.bfloat16)
+    directory = source(name, torch.bfloat16)
     with pytest.raises(GrowthError, match="--allow-rounding"):
-        hyperclone.grow(place, tmp_path / "grown", Growth(width=2))
-    done = hyperclone.grow(place, tmp_path / "grown", Growth(width=2, allow_rounding=True))
+        hyperclone.grow(directory, tmp_path / "grown", Growth(width=2))
+    done = hyperclone.grow(directory, tmp_path / "grown", Growth(width=2, allow_rounding=True))
     assert done.proof is not None
     assert done.proof.passed
     # As fp32, the same growth of the same bf16 weights is exact to fp32's rounding.
-    exact = hyperclone.grow(place, tmp_path / "fp32", Growth(width=2, dtype="fp32")).proof
+    exact = hyperclone.grow(directory, tmp_path / "fp32", Growth(width=2, dtype="fp32")).proof
     assert exact is not None
     assert exact.behavior is not None
     assert max(m.relative for m in exact.behavior.measured) < 1e-5
 
 
 def test_fourfold_the_root_is_a_power_of_two_and_an_untied_gemma_is_exact(source: Any, tmp_path: Path) -> None:
-    place = source("gemma-untied-multiquery", torch.bfloat16)
-    done = hyperclone.grow(place, tmp_path / "grown", Growth(width=4, kv_heads="4x"))
+    directory = source("gemma-untied-multiquery", torch.bfloat16)
+    done = hyperclone.grow(directory, tmp_path / "grown", Growth(width=4, kv_heads="4x"))
     assert done.proof is not None
     assert done.proof.structure.bit_equal == done.proof.structure.tensors
     assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
@@ -92,33 +92,35 @@ def test_fourfold_the_root_is_a_power_of_two_and_an_untied_gemma_is_exact(source
 
 def test_in_fp16_a_power_of_two_below_one_has_to_be_asked_for_too(source: Any, tmp_path: Path) -> None:
     """Half of a small fp16 number is no fp16 number: it has fewer bits the smaller it is."""
-    place = source("gemma-untied-multiquery", torch.float16)
+    directory = source("gemma-untied-multiquery", torch.float16)
     with pytest.raises(GrowthError, match="--allow-rounding"):
-        hyperclone.plan(place, Growth(width=4, kv_heads="4x"))
+        hyperclone.plan(directory, Growth(width=4, kv_heads="4x"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_an_untied_head_and_the_embedding_that_was_rounded_go_back_to_one_source(
     dtype: torch.dtype, source: Any, tmp_path: Path
 ) -> None:
-    place = source("gemma", dtype)
-    hyperclone.grow(place, tmp_path / "grown", Growth(width=2, untie=True, allow_rounding=True), proof="none")
+    directory = source("gemma", dtype)
+    hyperclone.grow(directory, tmp_path / "grown", Growth(width=2, untie=True, allow_rounding=True), proof="none")
     hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
-    old, new = (load_file(p / "model.safetensors") for p in (place, tmp_path / "again"))
+    old, new = (load_file(p / "model.safetensors") for p in (directory, tmp_path / "again"))
     assert old.keys() == new.keys()
     assert all(torch.allclose(old[k], new[k], rtol=4 * torch.finfo(dtype).eps, atol=1e-6) for k in old)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3"])
-def test_sizes_that_stock_transformers_does_not_accept_are_refused(name: str, source: Any) -> None:
+def test_sizes_that_unmodified_transformers_does_not_accept_are_refused(name: str, source: Any) -> None:
     with pytest.raises(GrowthError, match="does not accept"):
         hyperclone.plan(source(name, torch.float32), Growth(heads=6))
 
 
 def test_a_folded_gain_is_stored_less_one_and_its_copies_sum_to_the_scaled_gain(source: Any, tmp_path: Path) -> None:
-    place = source("gemma2", torch.float32)
-    hyperclone.grow(place, tmp_path / "grown", Growth(width=2), proof="none")
-    old, new = (load_file(p / "model.safetensors")["model.norm.weight"].double() for p in (place, tmp_path / "grown"))
+    directory = source("gemma2", torch.float32)
+    hyperclone.grow(directory, tmp_path / "grown", Growth(width=2), proof="none")
+    old, new = (
+        load_file(p / "model.safetensors")["model.norm.weight"].double() for p in (directory, tmp_path / "grown")
+    )
     assert torch.allclose((1 + new[:32]) + (1 + new[32:]), (1 + old) * 2**0.5, rtol=1e-6)
 
 

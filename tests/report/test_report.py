@@ -29,17 +29,17 @@ CHROMIUM = next(
 )
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"kind": "random", "label": "random weights", "group": None},
-    "clone": {"kind": "clone", "label": "2x, <b>the law</b>", "group": ["noise", "source quality"]},
+    "clone": {"kind": "clone", "label": "2x, <b>the rule</b>", "group": ["noise", "source quality"]},
     "plain": {"kind": "clone", "label": "2x, no noise", "group": ["noise", "source quality"]},
     "source": {"kind": "source", "label": "the source", "group": None},
 }
 STEPS = (0, 1, 2, 4, 10, 20, 30, 40)
 
 
-def study(place: Path, *, seeds: int = 3) -> Path:
+def study(directory: Path, *, seeds: int = 3) -> Path:
     """The directory of a study that was never run."""
-    place.mkdir(exist_ok=True)
-    told: dict[str, Any] = {
+    directory.mkdir(exist_ok=True)
+    content: dict[str, Any] = {
         "name": "made <up>", "note": "For tests.", "hyperclone": "0.1.0", "control": "random", "headline": None,
         "seeds": list(range(1, seeds + 1)), "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
         "sources": {name: {"key": f"source-{name}", "train": None} for name in ("a", "b")},
@@ -47,16 +47,16 @@ def study(place: Path, *, seeds: int = 3) -> Path:
                         "train": {}, "tuned": {"lr": 2e-3}}
                  for name, arm in ARMS.items()},
     }  # fmt: skip
-    (place / "study.json").write_text(json.dumps(told))
+    (directory / "study.json").write_text(json.dumps(content))
     write(
-        place / "sources.csv",
+        directory / "sources.csv",
         ["key", "name", "parameters", "tokens", "flops", "seconds", "loss", "hardware"],
         [[f"source-{name}", name, 500_000 * k, 1_000_000 * k, 1e12, 60.0, 3.5, ""] for k, name in enumerate("ab", 1)],
     )
     machine = ["one, 2 cores, 1 thread a run", "torch 2.13.0"]
     ran = ["finished", 0.002, "adamw", 40_000, 1_000_000, 6_000_000, 40.0, *machine, "2026-11-25"]
     write(
-        place / "runs.csv",
+        directory / "runs.csv",
         ["arm", "seed", "key", "status", "lr", "optimizer", "tokens", "parameters", "flops_per_token", "seconds",
          "hardware", "versions", "date", "error"],
         [[arm, seed, f"{arm}-{seed}", *ran, ""] for arm in ARMS for seed in range(1, seeds + 1)]
@@ -71,28 +71,28 @@ def study(place: Path, *, seeds: int = 3) -> Path:
         for loss in [end + (start - end) * math.exp(-step / 10) + 0.01 * seed * (step > 0)]
     ]
     columns = ["step", "tokens", "seconds", "loss", "bits_per_byte", "task:sciq", "task:piqa"]
-    write(place / "evaluations.csv", [*WHICH, *columns], rows)
+    write(directory / "evaluations.csv", [*WHICH, *columns], rows)
     write(
-        place / "tuning.csv",
+        directory / "tuning.csv",
         ["arm", "lr", "loss", "seed", "key"],
         [["clone", lr, loss, 0, f"trial-{lr}"] for lr, loss in ((0.001, 3.5), (0.002, 3.4), (0.004, "inf"))],
     )
     which = ["clone", 1, "clone-1"]
     write(
-        place / "anatomy.csv",
+        directory / "anatomy.csv",
         [*WHICH, "tokens", "layer", "matrices", "cosine", "divergence", "effective_rank", "source_effective_rank"],
         [[*which, t, i, 7, 0.8 - t / 1e5, 0.1, 9, 8] for t in (0, 40_000) for i in range(2)],
     )
     write(
-        place / "symmetry.csv", [*WHICH, "tokens", "layer", "matrices", "cosine"],
+        directory / "symmetry.csv", [*WHICH, "tokens", "layer", "matrices", "cosine"],
         [[*which, t, i, 7, 0.8 - i * t / 1e5] for t in (0, 20_000, 40_000) for i in range(2)],
     )  # fmt: skip
     write(
-        place / "spectra.csv",
+        directory / "spectra.csv",
         [*WHICH, "tokens", "layer", "name", "values"],
         [[*which, t, 1, "l.1.up_proj", "1 0.5 0.2"] for t in (0, 40_000)],
     )
-    return place
+    return directory
 
 
 WHICH = ("arm", "seed", "key")
@@ -191,7 +191,7 @@ def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None
 
 
 @pytest.mark.slow
-def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
+def test_the_runs_give_every_figure_of_the_paper(runs: Path) -> None:
     names = [canvas.name for canvas in figures.every(load.read(runs))]
     assert names == [
         "loss-tokens", "loss-tokens-log", "loss-flops", "loss-flops-log", "loss-seconds", "loss-seconds-log", "early",
@@ -227,7 +227,7 @@ def test_text_of_a_study_is_text(runs: Path) -> None:
     text = report(runs, runs.parent / "r.html")[0].read_text()
     assert "<script>alert(1)" not in text
     assert "made &lt;up&gt;" in text
-    assert "<b>the law" not in text
+    assert "<b>the rule" not in text
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
 
 def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
     said = answered(results(runs, charged_flops=0.5))[1]
-    assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in said
+    assert "it takes more FLOPs than the control arm: a speed-up of 0.50x." in said
 
 
 @pytest.mark.slow
@@ -321,9 +321,9 @@ def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Pat
         rows = {(row.pop("arm"), int(row.pop("seed"))): row for row in csv.DictReader(stream)}
     for arm, speedups in found.speedups.items():
         for run, one in zip(found.runs[arm], speedups, strict=True):
-            told = {name: float(cell) for name, cell in rows[arm, run.seed].items() if cell}
+            written = {name: float(cell) for name, cell in rows[arm, run.seed].items() if cell}
             known = {name: value for name, value in asdict(one).items() if value is not None}
-            assert known == pytest.approx(told, rel=1e-6, abs=1e-7)
+            assert known == pytest.approx(written, rel=1e-6, abs=1e-7)
     report(runs, tmp_path / "report.html", control="published")
     assert "2.18x" in (tmp_path / "report.html").read_text()
     ours = load.against(found, "published").speedups["rotated"]
@@ -416,11 +416,11 @@ def test_names_beside_lines_never_overlap(heights: list[float]) -> None:
 PROBE = """<script>
 const wrong = [];
 addEventListener("error", event => wrong.push(event.message || "a resource did not load"), true);
-console.error = (...told) => wrong.push(told.join(" "));
+console.error = (...state) => wrong.push(state.join(" "));
 addEventListener("load", () => {
-  const told = {figures: {}, wrong, loaded: performance.getEntriesByType("resource").map(one => one.name)};
+  const state = {figures: {}, wrong, loaded: performance.getEntriesByType("resource").map(one => one.name)};
   const rgb = name => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number);
-  told.paper = rgb("backgroundColor"); told.ink = rgb("color");
+  state.paper = rgb("backgroundColor"); state.ink = rgb("color");
   for (const figure of document.querySelectorAll("figure")) {
     const hidden = figure.hidden;
     figure.hidden = false;
@@ -440,21 +440,21 @@ addEventListener("load", () => {
     const keyed = tip.hidden ? "" : tip.textContent;
     figure.querySelector(".plot").dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
     const text = svg.querySelector("text");
-    told.figures[figure.id] = {left, keyed, escaped: tip.hidden, width: box.width, height: box.height, tip: seen,
+    state.figures[figure.id] = {left, keyed, escaped: tip.hidden, width: box.width, height: box.height, tip: seen,
       ink: text ? getComputedStyle(text).fill : "", paths: svg.querySelectorAll("path").length};
     figure.hidden = hidden;
   }
   const heads = [...document.querySelectorAll("#arms th")];
   heads.find(one => one.textContent === "final loss").click();
-  told.sorted = [...document.querySelectorAll("#arms tbody b")].map(one => one.textContent);
+  state.sorted = [...document.querySelectorAll("#arms tbody b")].map(one => one.textContent);
   document.querySelector("input[value=loss-flops]").click();
-  told.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
+  state.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
   document.getElementById("log").click();
-  told.log = [...document.querySelectorAll(".switched figure")].filter(one => !one.hidden).map(one => one.id);
+  state.log = [...document.querySelectorAll(".switched figure")].filter(one => !one.hidden).map(one => one.id);
   document.getElementById("theme").click();
-  told.other = rgb("backgroundColor");
+  state.other = rgb("backgroundColor");
   const out = document.createElement("pre");
-  out.id = "probe"; out.textContent = JSON.stringify(told);
+  out.id = "probe"; out.textContent = JSON.stringify(state);
   document.body.append(out);
 });
 </script>"""
@@ -475,12 +475,12 @@ def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> 
     dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)
     assert found, dom[-2000:]
-    told = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert told["wrong"] == []
-    assert told["loaded"] == []
+    state = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert state["wrong"] == []
+    assert state["loaded"] == []
     drawn = {canvas.name for canvas in figures.every(load.read(runs))}
-    assert set(told["figures"]) == drawn
-    for name, figure in told["figures"].items():
+    assert set(state["figures"]) == drawn
+    for name, figure in state["figures"].items():
         assert figure["width"] > 300, name
         assert figure["height"] > 60, name
         assert figure["paths"] > 3, name
@@ -488,14 +488,14 @@ def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> 
         assert figure["left"], f"values stay after the pointer has left {name}"
         assert figure["keyed"], f"no values are shown in {name} by the keyboard"
         assert figure["escaped"], name
-    assert told["sorted"] == ["random", "source", "plain", "clone"]
-    assert told["figures"]["loss-tokens"]["keyed"].startswith("40k")
-    assert "plain3.3" in told["figures"]["loss-tokens"]["keyed"]
-    assert told["figures"]["tasks"]["keyed"].startswith("sciq")
-    dark_page, dark_ink = sum(told["paper"]) < 3 * 80, sum(told["ink"]) < 3 * 80
+    assert state["sorted"] == ["random", "source", "plain", "clone"]
+    assert state["figures"]["loss-tokens"]["keyed"].startswith("40k")
+    assert "plain3.3" in state["figures"]["loss-tokens"]["keyed"]
+    assert state["figures"]["tasks"]["keyed"].startswith("sciq")
+    dark_page, dark_ink = sum(state["paper"]) < 3 * 80, sum(state["ink"]) < 3 * 80
     assert (dark_page, dark_ink) == (dark, not dark)
-    ink = [int(part) for part in re.findall(r"\d+", told["figures"]["loss-tokens"]["ink"])[:3]]
+    ink = [int(part) for part in re.findall(r"\d+", state["figures"]["loss-tokens"]["ink"])[:3]]
     assert (sum(ink) < 3 * 80) == (not dark), "the figure's text follows the page"
-    assert told["switched"] == [True, False]
-    assert told["log"] == ["loss-flops-log"]
-    assert (sum(told["other"]) < 3 * 80) != dark
+    assert state["switched"] == [True, False]
+    assert state["log"] == ["loss-flops-log"]
+    assert (sum(state["other"]) < 3 * 80) != dark

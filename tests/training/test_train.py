@@ -114,9 +114,9 @@ def test_the_loss_curve_and_weights_are_those_of_a_plain_loop(model_dir: ModelDi
     data = windows_of([t for i, t in enumerate(TEXTS) if i % EVERY], tokenizer)
     assert 0.5 < steps * WINDOWS / len(data) > 1
     order = [
-        place
+        index
         for epoch in range(9)
-        for place in np.random.Generator(np.random.Philox(key=[3, epoch])).permutation(len(data))
+        for index in np.random.Generator(np.random.Philox(key=[3, epoch])).permutation(len(data))
     ]
     groups = hyperclone.param_groups(model, lr=3e-3, weight_decay=0.1)
     assert len({group["lr"] for group in groups}) > 1
@@ -407,7 +407,7 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
     """Rotated for a wider clone; AdamW for everything else, such as the published recipe and first-copy moments."""
     hyperclone.train(request(source, text, tmp_path / "first"))
-    treatments: dict[str, Literal["copy", "first-copy"]] = {"moments": "copy", "asymmetric": "first-copy"}
+    treatments: dict[str, Literal["copy", "first-copy"]] = {"moments": "copy", "first-copy": "first-copy"}
     for name, moments in treatments.items():
         hyperclone.grow(
             tmp_path / "first", tmp_path / name, hyperclone.Growth(width=2), proof="none",
@@ -422,8 +422,8 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         (grown, {"lr_rule": "uniform"}, "adamw"),
         (grown, {"from_scratch": True}, "adamw"),
         (tmp_path / "moments", {}, "rotated"),
-        (tmp_path / "asymmetric", {}, "adamw"),
-        (tmp_path / "asymmetric", {"grown_moments": "none"}, "rotated"),
+        (tmp_path / "first-copy", {}, "adamw"),
+        (tmp_path / "first-copy", {"grown_moments": "none"}, "rotated"),
         (tmp_path / "deeper", {}, "adamw"),
     ]
     for number, (model, asked, expected) in enumerate(cases):
@@ -436,14 +436,14 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         assert ("rotated_avg" in state[0]) == (expected == "rotated")
         assert started.training.optimizer == expected
     for model, asked, problem in (
-        (tmp_path / "asymmetric", {}, r"--grown-moments none"),
+        (tmp_path / "first-copy", {}, r"--grown-moments none"),
         (grown, {"from_scratch": True}, "leave --difference-lr out: randomly"),
         (grown, {"lr_rule": "uniform"}, "--optimizer rotated"),
     ):
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(model, text, tmp_path / "out", difference_lr=6e-3, **asked))
     with pytest.raises(TrainingError, match=r"first copies(.|\n)*--grown-moments none"):
-        hyperclone.train(request(tmp_path / "asymmetric", text, tmp_path / "out", optimizer="rotated"))
+        hyperclone.train(request(tmp_path / "first-copy", text, tmp_path / "out", optimizer="rotated"))
     assert not (tmp_path / "out").exists()
 
 
@@ -466,9 +466,9 @@ def test_what_cannot_be_resumed_says_why(grown: Path, text: Path, tmp_path: Path
         with pytest.raises(HypercloneError, match=problem):
             hyperclone.train(request(grown, text, output, optimizer="adamw", **asked))
     other, moved = (tmp_path / name / text.name for name in ("other", "moved"))
-    for place, lines in ((other, text.read_text().splitlines()[1:]), (moved, text.read_text().splitlines())):
-        place.parent.mkdir()
-        place.write_text("\n".join(lines) + "\n")
+    for file, lines in ((other, text.read_text().splitlines()[1:]), (moved, text.read_text().splitlines())):
+        file.parent.mkdir()
+        file.write_text("\n".join(lines) + "\n")
     with pytest.raises(HypercloneError, match="texts"):
         hyperclone.train(request(grown, other, output, optimizer="adamw", resume=True))
     hyperclone.train(request(grown, moved, output, resume=True))  # with the optimizer that it began with

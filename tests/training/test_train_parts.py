@@ -230,16 +230,16 @@ def test_text_is_tokenized_once_and_again_when_it_changes(tokenizer: Any, tmp_pa
 
 
 def test_text_is_the_same_wherever_it_lies_and_another_is_not(tokenizer: Any, tmp_path: Path) -> None:
-    here, there = (tmp_path / place / name for place, name in (("a", "a.jsonl"), ("b", "b.jsonl.gz")))
-    for place in (here, there):
-        place.parent.mkdir()
+    here, there = (tmp_path / folder / name for folder, name in (("a", "a.jsonl"), ("b", "b.jsonl.gz")))
+    for file in (here, there):
+        file.parent.mkdir()
     there.write_bytes(gzip.compress(jsonl(here, made_up(5)).read_bytes()))
     other = jsonl(tmp_path / "c.jsonl", [*made_up(4), "another"])
     end = tokenizer.eos_token
-    joined = jsonl(
+    one_text = jsonl(
         tmp_path / "d.jsonl", [end.join(made_up(5)[:2]), *made_up(5)[2:]]
     )  # the same tokens, one document less
-    entries = [prepare(file, tokenizer, tmp_path / "c")[0] for file in (here, there, other, joined)]
+    entries = [prepare(file, tokenizer, tmp_path / "c")[0] for file in (here, there, other, one_text)]
     assert entries[0].ids().tolist() == entries[3].ids().tolist()
     assert entries[0].digest == entries[1].digest
     assert len({entry.digest for entry in entries}) == 3
@@ -256,13 +256,13 @@ def test_a_failed_tokenization_leaves_nothing(tokenizer: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_empty_files_hold_no_text_and_do_no_harm(suffix: str, tokenizer: Any, tmp_path: Path) -> None:
-    place = tmp_path / "data"
-    place.mkdir()
-    (place / f"a.{suffix}").touch()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / f"a.{suffix}").touch()
     with pytest.raises(TrainingError, match="the data holds no text"):
-        prepare(place, tokenizer, tmp_path / "c")
-    jsonl(place / f"b.{suffix}", ["abc"])
-    assert len(read(place)) == 1
+        prepare(folder, tokenizer, tmp_path / "c")
+    jsonl(folder / f"b.{suffix}", ["abc"])
+    assert len(read(folder)) == 1
 
 
 def test_the_size_of_compressed_text_is_not_known_before_it_is_read(tmp_path: Path) -> None:
@@ -274,16 +274,16 @@ def test_the_size_of_compressed_text_is_not_known_before_it_is_read(tmp_path: Pa
 def test_windows_of_isolated_documents_know_their_documents(tokenizer: Any, tmp_path: Path) -> None:
     texts = ["abc", "defgh", "i", "jklmnopqrst"]
     stream, _ = prepare(jsonl(tmp_path / "a.jsonl", texts), tokenizer, tmp_path / "c")
-    owner = [(n, place) for n, text in enumerate(texts) for place in range(len(text) + 1)]
+    owner = [(n, position) for n, text in enumerate(texts) for position in range(len(text) + 1)]
     windows = packing.Windows(stream, 8, isolated=True)
     assert len(windows) == len(owner) // 8
     for index in range(len(windows)):
-        window, places = windows[index], owner[8 * index : 8 * index + 8]
-        first = {n: min(i for i, (m, _) in enumerate(places) if m == n) for n, _ in places}
-        assert window["position_ids"].tolist() == [i - first[n] for i, (n, _) in enumerate(places)]
+        window, positions = windows[index], owner[8 * index : 8 * index + 8]
+        first = {n: min(i for i, (m, _) in enumerate(positions) if m == n) for n, _ in positions}
+        assert window["position_ids"].tolist() == [i - first[n] for i, (n, _) in enumerate(positions)]
         ids = stream.ids()[8 * index : 8 * index + 8].tolist()
         assert window["input_ids"].tolist() == ids
-        expected = [packing.IGNORED if place == 0 else i for i, (_, place) in zip(ids, places, strict=True)]
+        expected = [packing.IGNORED if position == 0 else i for i, (_, position) in zip(ids, positions, strict=True)]
         assert window["labels"].tolist() == expected
         assert packing.Windows(stream, 8)[index]["labels"].tolist() == ids
 
@@ -411,17 +411,17 @@ def test_a_sharded_checkpoint_becomes_what_transformers_saves(name: str, dtype: 
         bare = type(model)(model.config)  # names are all that is asked of it
     if model.config.tie_word_embeddings:
         bare.tie_weights()
-    for place, size in (("one", "5GB"), ("many", "20KB")):
-        export.write_shards(bare, saved, tmp_path / place, dtype, file_size=size)
-        files = sorted((tmp_path / place).glob("*.safetensors"))
-        assert (len(files) > 1) == (place == "many") == (tmp_path / place / "model.safetensors.index.json").is_file()
+    for folder, size in (("one", "5GB"), ("many", "20KB")):
+        export.write_shards(bare, saved, tmp_path / folder, dtype, file_size=size)
+        files = sorted((tmp_path / folder).glob("*.safetensors"))
+        assert (len(files) > 1) == (folder == "many") == (tmp_path / folder / "model.safetensors.index.json").is_file()
         found = {key: value for file in files for key, value in load_file(file).items()}
         expected = load_file(tmp_path / "expected/model.safetensors")
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             assert found[key].dtype == dtype
             assert torch.equal(found[key], value), key
-        model.config.save_pretrained(tmp_path / place)
-        again, info = AutoModelForCausalLM.from_pretrained(tmp_path / place, output_loading_info=True)
+        model.config.save_pretrained(tmp_path / folder)
+        again, info = AutoModelForCausalLM.from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not any(info.values())
         assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())

@@ -43,30 +43,30 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a grown model, text, and the run of a single process."""
-    place = tmp_path_factory.mktemp("runs")
-    models.build("llama-grouped-tied").save_pretrained(place / "source")
-    models.save_tokenizer(place / "source")
-    hyperclone.grow(place / "source", place / "grown", hyperclone.Growth(width=2), proof="none")
-    jsonl(place / "text.jsonl", documents(60))
-    train_here(place, "one")
-    return place
+    directory = tmp_path_factory.mktemp("runs")
+    models.build("llama-grouped-tied").save_pretrained(directory / "source")
+    models.save_tokenizer(directory / "source")
+    hyperclone.grow(directory / "source", directory / "grown", hyperclone.Growth(width=2), proof="none")
+    jsonl(directory / "text.jsonl", documents(60))
+    train_here(directory, "one")
+    return directory
 
 
-def train_here(place: Path, output: str, **options: Any) -> None:
+def train_here(directory: Path, output: str, **options: Any) -> None:
     """A run of a single process: this one."""
     hyperclone.train(
         hyperclone.Training(
-            model=str(place / "grown"),
-            data=str(place / "text.jsonl"),
-            output=str(place / output),
-            cache=str(place / "cache"),
+            model=str(directory / "grown"),
+            data=str(directory / "text.jsonl"),
+            output=str(directory / output),
+            cache=str(directory / "cache"),
             anatomy=True,
             **{**OPTIONS, **options},
         )
     )
 
 
-def run(place: Path, output: str, *more: str, processes: int) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, output: str, *more: str, processes: int) -> subprocess.CompletedProcess[str]:
     options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [
         sys.executable,
@@ -78,13 +78,13 @@ def run(place: Path, output: str, *more: str, processes: int) -> subprocess.Comp
         str(Path(launch_on_cpu.__file__)) if "--sharding" in more else "-m",
         *([] if "--sharding" in more else ["hyperclone"]),
         "train",
-        str(place / "grown"),
+        str(directory / "grown"),
         "--data",
-        str(place / "text.jsonl"),
+        str(directory / "text.jsonl"),
         "--output",
-        str(place / output),
+        str(directory / output),
         "--cache",
-        str(place / "cache"),
+        str(directory / "cache"),
         *options,
         "--anatomy",
         *more,
@@ -94,22 +94,22 @@ def run(place: Path, output: str, *more: str, processes: int) -> subprocess.Comp
     )
 
 
-def check_equal(place: Path, output: str) -> None:
+def check_equal(directory: Path, output: str) -> None:
     """Losses of every step, gradients' norms, held-out losses and weights, to 1e-5; the copies' symmetry as well."""
     for figure in ("loss", "grad_norm", "eval_loss"):
         one, other = (
-            [line[figure] for line in metrics.read(place / name) if figure in line] for name in ("one", output)
+            [line[figure] for line in metrics.read(directory / name) if figure in line] for name in ("one", output)
         )
         assert other == pytest.approx(one, abs=1e-5), figure
-    one, other = ([line for line in metrics.read(place / name) if "anatomy" in line] for name in ("one", output))
+    one, other = ([line for line in metrics.read(directory / name) if "anatomy" in line] for name in ("one", output))
     assert [line["step"] for line in other] == [line["step"] for line in one] == [0, 5, STEPS]
     for mine, whole in zip(other, one, strict=True):
         assert mine["anatomy"] == pytest.approx(whole["anatomy"], rel=1e-4)
-    whole, mine = load_file(place / "one/model.safetensors"), load_file(place / output / "model.safetensors")
+    whole, mine = load_file(directory / "one/model.safetensors"), load_file(directory / output / "model.safetensors")
     assert whole.keys() == mine.keys()
     for name in whole:
         assert torch.allclose(mine[name], whole[name], atol=1e-4), name
-    plain, sharded = ({file.name for file in (place / name).iterdir()} for name in ("one", output))
+    plain, sharded = ({file.name for file in (directory / name).iterdir()} for name in ("one", output))
     assert sharded == plain
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hyperclone.version import __version__
 
+_ORDER = ("plan", "grow", "verify", "collapse", "train", "eval", "anatomy", "study", "report", "demo")
+
+
+class _InOrder(TyperGroup):
+    """Lists commands in the order in which people meet them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*_ORDER, *sorted(self.commands.keys() - set(_ORDER))]
+
+
 app = typer.Typer(
     name="hyperclone",
+    cls=_InOrder,
     help="Grow a trained language model into a wider one that computes the same function, and prove it.",
     epilog="Start with: hyperclone plan SRC --width 2",
     no_args_is_help=True,

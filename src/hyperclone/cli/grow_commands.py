@@ -53,7 +53,8 @@ def plan(
         str | None,
         typer.Option(
             metavar="COUNT",
-            help="Tokens you mean to train the grown model on, 26B for example: warns where they are few for its size.",
+            help="Tokens you mean to train the grown model on, such as 26B: shows how many those are for each "
+            "parameter, and warns where they are so many that growing loses its advantage.",
         ),
     ] = None,
     shard_size: ShardSize = "5GB",

@@ -21,7 +21,9 @@ from hyperclone.cli.arguments import (
 
 @app.command(epilog="Example: hyperclone study studies/recipes.toml --jobs 2; hyperclone report studies/recipes.runs")
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="What to compare (docs/study.md).")],
+    file: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="The study file: what to compare (docs/study.md).")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="For runs and results [STUDY.runs].")
     ] = None,
@@ -35,7 +37,7 @@ def study(
         bool, typer.Option("--dry-run", help="Show what would be run, and what has finished, and stop.")
     ] = False,
 ) -> None:
-    """Train arms x seeds on the same data in the same order, and compare them.
+    """Train several models (arms), each with several seeds, on the same data, and compare them.
 
     Finished runs are reused, interrupted ones resumed; a failed one does not stop the others. Exit code 1: some failed.
     """

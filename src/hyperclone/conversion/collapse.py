@@ -176,39 +176,39 @@ def _collapse_tensor(tensor: TensorPlan, plan: Plan, output: Checkpoint) -> Tens
         kept = rows_map.count[rows.start : rows.stop] > 0  # padding channels are no copies
         if not bool(kept.all()):
             block = block[kept]
-        joined = _columns_joined(block, grown, tensor, plan)
+        collapsed = _columns_collapsed(block, grown, tensor, plan)
         unit = rows_map.source[rows.start : rows.stop][kept]
         first = rows_map.number[rows.start : rows.stop][kept] == 0
-        result[unit[first]] = joined[first]  # in every layout the first copy of a row comes before the others
+        result[unit[first]] = collapsed[first]  # in every layout the first copy of a row comes before the others
         bound = None
         if not grown.exact_repeat:
             bound = rounding_bound(block, columns).double()
             bounds[unit[first]] = bound[first]
             bound = bound + bounds[unit]
-        if not _agree(joined, result[unit], plan, bound=bound):
+        if not _agree(collapsed, result[unit], plan, bound=bound):
             raise _changed(tensor.name, "copies of the same output unit differ")
     if (queries := grown_tensors.query_rows(tensor)) is not None:
         result = (result.double() / (queries if result.shape[0] == 1 else queries[:, None])).to(result.dtype)
     return grown.as_stored(result, len(tensor.source_shape))
 
 
-def _columns_joined(block: Tensor, grown: TensorMap, tensor: TensorPlan, plan: Plan) -> Tensor:
+def _columns_collapsed(block: Tensor, grown: TensorMap, tensor: TensorPlan, plan: Plan) -> Tensor:
     """(R, D) -> (R, d): shares summed, or repeated columns checked to be equal; the factor is divided out."""
     columns = grown.columns
     if grown.exact_repeat:
         copied = columns.count > 0
         first = (copied & (columns.number == 0)).nonzero().flatten()
-        joined = torch.empty(block.shape[0], columns.old, dtype=block.dtype)
-        joined[:, columns.source[first]] = block[:, first]
-        if not _agree(block[:, copied], joined[:, columns.source[copied]], plan):
+        collapsed = torch.empty(block.shape[0], columns.old, dtype=block.dtype)
+        collapsed[:, columns.source[first]] = block[:, first]
+        if not _agree(block[:, copied], collapsed[:, columns.source[copied]], plan):
             raise _changed(tensor.name, "copies of the same unit differ")
     else:
-        joined = collapse_rows(block.double() + tensor.offset if tensor.offset else block, columns)
+        collapsed = collapse_rows(block.double() + tensor.offset if tensor.offset else block, columns)
     if tensor.offset and grown.exact_repeat:
-        joined = joined.double() + tensor.offset
+        collapsed = collapsed.double() + tensor.offset
     if tensor.factor != 1:
-        joined = joined.double() / tensor.factor
-    return (joined - tensor.offset if tensor.offset else joined).to(block.dtype)
+        collapsed = collapsed.double() / tensor.factor
+    return (collapsed - tensor.offset if tensor.offset else collapsed).to(block.dtype)
 
 
 def _agree(a: Tensor, b: Tensor, plan: Plan, *, bound: Tensor | None = None) -> bool:

@@ -266,17 +266,17 @@ def collapse_rows(grown: Tensor, columns: CopyMap) -> Tensor:
 
     Returned one type wider than stored (fp32, or fp64 for fp32 and fp64): exact there for an exact split.
     """
-    joined: Tensor | None = None
+    collapsed: Tensor | None = None
     step = max(1, _TILE // columns.new)
     for start in range(0, grown.shape[0], step):
         tile = slice(start, start + step)
         for _, units, positions in columns.spans:
             total = exact_split.join_wide([grown[tile, position] for position in positions])
-            if joined is None:
-                joined = torch.empty(grown.shape[0], columns.old, dtype=total.dtype)
-            joined[tile, units] = total
-    assert joined is not None
-    return joined
+            if collapsed is None:
+                collapsed = torch.empty(grown.shape[0], columns.old, dtype=total.dtype)
+            collapsed[tile, units] = total
+    assert collapsed is not None
+    return collapsed
 
 
 def rounding_bound(grown: Tensor, columns: CopyMap) -> Tensor:

@@ -76,27 +76,35 @@ class Growth:
             group=_GROUP,
         ),
     )
-    top_k: int = field(default=2, metadata=option("With experts: each token is routed to this many.", group=_GROUP))
+    top_k: int = field(
+        default=2, metadata=option("With --experts: how many of them each token is routed to.", group=_GROUP)
+    )
     expansion: ExpansionName = field(
         default="symmetric",
         metadata=option(
-            "How copies of a matrix are laid out: symmetric (in every block), or diagonal (in the diagonal blocks).",
+            "Where a matrix goes in the grown one: symmetric (a share of it in every block), or diagonal (all of it in "
+            "the blocks on the diagonal).",
             group=_GROUP,
         ),
     )
     noise: NoiseName = field(
         default="split",
         metadata=option(
-            "What distinguishes the copies: split (noise that cancels exactly), gaussian (the paper's), or none.",
+            "What makes the copies differ: split (noise that cancels exactly), gaussian (the HyperCloning paper's, "
+            "which cancels up to rounding), or none.",
             group=_GROUP,
         ),
     )
     snr_db: float = field(
-        default=10.0, metadata=option("Power of the weights over that of the noise, in dB.", group=_GROUP)
+        default=10.0,
+        metadata=option(
+            "Level of the noise: power of the weights over that of the noise, in dB; more is fainter.", group=_GROUP
+        ),
     )
     seed: int = field(default=0, metadata=option("Seed of the noise: the same seed, the same bytes.", group=_GROUP))
     untie: bool = field(
-        default=False, metadata=option("Write the output head as a tensor of its own, not tied.", group=_GROUP)
+        default=False,
+        metadata=option("Write a head that is tied to the embedding as a tensor of its own.", group=_GROUP),
     )
     dtype: OutputDtype | None = field(
         default=None,

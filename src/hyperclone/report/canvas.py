@@ -2,7 +2,7 @@
 
 Ink and grid are drawn in two colors that nothing else has; in the page these and the arms' colors become CSS
 variables, so that the same figure is dark on light and light on dark. What is drawn through `Canvas` is also kept as
-numbers with the place of its axes, from which the page shows values under the pointer.
+numbers with the position of its axes, from which the page shows values under the pointer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Series:
         x, y: (points,).
         kind: what the page shows of it under the pointer: of a `line` its height there, of `points` the nearest one
             (`x`, `y` or `both` of its numbers), of `bars` the height of the nearest name.
-        told: which numbers of points are more than a place for a name.
+        shown: the numbers of points that the page shows under the pointer: `x`, `y` or `both`.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float | None]
     kind: str = "line"
-    told: str = "both"
+    shown: str = "both"
 
 
 @dataclass
@@ -66,11 +66,11 @@ class Axes:
         self.plot.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
     def points(
-        self, label: str, color: str, x: Sequence[float], y: Sequence[float], *, told: str = "both", **style: Any
+        self, label: str, color: str, x: Sequence[float], y: Sequence[float], *, shown: str = "both", **style: Any
     ) -> None:
-        """Points without a line; `told`: the numbers that are shown under the pointer, `x`, `y` or `both`."""
+        """Points without a line; `shown`: the numbers that the page shows, `x`, `y` or `both`."""
         self.plot.plot(x, y, color=color, linestyle="none", **{"marker": "o", "markersize": 5, **style})
-        self.series.append(Series(label, color, list(x), list(y), "points", told))
+        self.series.append(Series(label, color, list(x), list(y), "points", shown))
 
     def bars(self, label: str, color: str, x: Sequence[float], y: Sequence[float | None], width: float) -> None:
         """One bar for each of `names`, which stand at 0, 1, 2, ...; None: no bar."""
@@ -170,18 +170,18 @@ class Canvas:
     def numbers(self) -> list[dict[str, Any]]:
         """Axes and series for the page: boxes in the SVG's own units."""
         size = self.figure.get_size_inches() * 72
-        told = []
+        described: list[dict[str, Any]] = []
         for axes in self.axes:
             box = axes.plot.get_position()
-            told.append({
+            described.append({
                 "box": [box.x0 * size[0], (1 - box.y1) * size[1], box.width * size[0], box.height * size[1]],
                 "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
                 "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
                 "names": axes.names,
                 "series": [{"label": one.label, "color": on_page(one.color), "x": _short(one.x), "y": _short(one.y),
-                            "kind": one.kind, "told": one.told} for one in axes.series],
+                            "kind": one.kind, "shown": one.shown} for one in axes.series],
             })  # fmt: skip
-        return told
+        return described
 
     def save(self, directory: Path) -> list[Path]:
         """PNG and SVG for a paper, dark on white."""

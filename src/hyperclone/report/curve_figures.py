@@ -51,7 +51,7 @@ def principal(results: Results) -> list[str]:
 def lines(
     axes: Axes, results: Results, arms: Sequence[str], cost: str, *, log: bool = False
 ) -> list[tuple[str, list[float], list[float]]]:
-    """Held-out loss of some arms, zoomed to where they end: (arm, places, means) of what was drawn."""
+    """Held-out loss of some arms, zoomed to where they end: (arm, x, means) of what was drawn."""
     rows = []
     for arm in arms:
         x, y, low, high = mean_over_seeds(results.curves[arm], cost, lambda curve: curve.loss)
@@ -116,8 +116,8 @@ def accuracy(results: Results) -> Canvas | None:
 
     def mean(curve: Curve) -> list[float | None]:
         columns = [curve.tasks[name] for name in tasks if name in curve.tasks]
-        told = [[value for value in at if value is not None] for at in zip(*columns, strict=True)]
-        return [statistics.mean(at) if len(at) == len(columns) else None for at in told]
+        known = [[value for value in at if value is not None] for at in zip(*columns, strict=True)]
+        return [statistics.mean(at) if len(at) == len(columns) else None for at in known]
 
     for arm, curves in results.curves.items():
         x, y, low, high = mean_over_seeds(curves, "tokens", mean)

@@ -89,7 +89,7 @@ def _charged(rows: Sequence[Speedup]) -> str:
     if any(value is not None for value in charged):
         if Spread.over(charged).median >= 1:
             return f"{intro} the speed-up in FLOPs is {spread(charged)}."
-        return f"{intro} it takes, from nothing, more FLOPs than the control arm: a speed-up of {spread(charged)}."
+        return f"{intro} it takes more FLOPs than the control arm: a speed-up of {spread(charged)}."
     if any(value is not None for value in factors):
         return "What the source's own training took is not known, so it is not charged."
     return ""

@@ -15,7 +15,7 @@ _STROKES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1, 1.5)))
 
 
 def color(results: Results, arm: str) -> str:
-    """An arm's color, the same in all figures; the control is grey."""
+    """An arm's color, the same in all figures; the control is gray."""
     return CONTROL if arm == results.control else COLORS[_position(results, arm) % len(COLORS)]
 
 

@@ -230,7 +230,8 @@ class Training:
     eval_early: bool = field(
         default=False,
         metadata=option(
-            "Evaluate after 1, 2, 4, 8, ... steps as well, which shows a dip right after growing.", group=_REPORTS
+            "Evaluate after 1, 2, 4, 8, ... steps as well, to see a rise of the loss right after growing.",
+            group=_REPORTS,
         ),
     )
     anatomy: bool = field(

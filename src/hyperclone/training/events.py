@@ -1,4 +1,4 @@
-"""What happens in a training, as `hyperclone.train(..., watch=...)` is told: one frozen class for each kind of event.
+"""What happens in a training: one frozen class for each kind of event that `hyperclone.train(..., watch=...)` reports.
 
 The fields of a `Measurement` are those of its line in metrics.jsonl.
 """

@@ -1,4 +1,4 @@
-"""Floating-point operations of a token, and model FLOPs utilisation (MFU).
+"""Floating-point operations of a token, and model FLOPs utilization (MFU).
 
 After PaLM (Chowdhery et al. 2022, arXiv 2204.02311, appendix B): forward and backward cost 6 operations for each
 weight that multiplies a token and 12 L H Q T for attention (L layers of H heads of Q channels, windows of T tokens),

@@ -83,7 +83,7 @@ def load_texts(
         training: the request.
         config, tokenizer: the model's.
         seq_len: tokens of a window.
-        watch: is told of progress.
+        watch: called with progress.
 
     Raises:
         TrainingError: no text, too little of it, or tokens that the model does not have.

@@ -88,7 +88,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
 
     Args:
         training: the request.
-        watch: is told how tokenizing proceeds.
+        watch: called while text is tokenized.
 
     Raises:
         HypercloneError: it cannot be run as asked.

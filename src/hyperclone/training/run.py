@@ -52,7 +52,7 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
 
     Args:
         training: the request.
-        watch: is told of every event (events.py), in the main process only.
+        watch: called with every event (events.py), in the main process only.
 
     Raises:
         HypercloneError: it cannot be run as asked, the loss became infinite or NaN, or a checkpoint could not be

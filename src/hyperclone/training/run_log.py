@@ -71,7 +71,7 @@ class RunLog:
             peak_flops: FLOP/s of all devices together; None where that is not known.
             held_out: the text that held-out losses are measured on, for bits per byte.
             metrics: the file to write; None in all processes but the main one.
-            watch: is told of every event.
+            watch: called with every event.
         """
         self._batch_tokens, self._held_out = batch_tokens, held_out
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops

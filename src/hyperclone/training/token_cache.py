@@ -95,7 +95,7 @@ def prepare(
         tokenizer: of transformers.
         end: id of the end-of-text token.
         cache: directory of cache entries.
-        progress: is told of bytes while the entry is built.
+        progress: called with the bytes done, while the entry is built.
 
     Raises:
         TrainingError: the sources hold no text, or it cannot be read.

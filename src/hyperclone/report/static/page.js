@@ -1,5 +1,5 @@
 "use strict";
-// Values under the pointer (or at the place of the arrow keys), the switch of the loss figure, light and dark.
+// Values under the pointer (or where the arrow keys lead), the switch of the loss figure, light and dark.
 const data = JSON.parse(document.getElementById("data").textContent);
 const tip = document.getElementById("tip");
 
@@ -30,7 +30,7 @@ function values(axes, px, py) { // [series, what to show], highest first; px, py
       const far = one.x.map((v, i) => Math.hypot(scale(v, axes.x) * width - px, (1 - scale(one.y[i], axes.y)) * height - py));
       const i = far.indexOf(Math.min(...far));
       if (i >= 0 && far[i] < 9)
-        found.push([one, one.told === "both" ? show(one.x[i]) + ", " + show(one.y[i]) : show(one[one.told][i]), one.y[i]]);
+        found.push([one, one.shown === "both" ? show(one.x[i]) + ", " + show(one.y[i]) : show(one[one.shown][i]), one.y[i]]);
     }
   }
   const kind = axes.series.length ? axes.series[0].kind : "";
@@ -88,7 +88,7 @@ function stops(sets) { // where the arrow keys go: hundredths from the first to 
 for (const figure of document.querySelectorAll("figure")) {
   const sets = data[figure.id], plot = figure.querySelector(".plot"), svg = plot && plot.querySelector("svg");
   if (!sets || !svg) continue;
-  const places = stops(sets);
+  const positions = stops(sets);
   let key = null;
   plot.addEventListener("pointermove", event => {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
@@ -102,9 +102,9 @@ for (const figure of document.querySelectorAll("figure")) {
     if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
     event.preventDefault();
     const step = event.key === "ArrowLeft" ? -1 : 1;
-    key = Math.min(places.length - 1, Math.max(0, (key ?? (step > 0 ? -1 : places.length)) + step));
-    const at = new DOMPoint(...places[key]).matrixTransform(svg.getScreenCTM());
-    point(svg, sets, ...places[key], at.x, at.y);
+    key = Math.min(positions.length - 1, Math.max(0, (key ?? (step > 0 ? -1 : positions.length)) + step));
+    const at = new DOMPoint(...positions[key]).matrixTransform(svg.getScreenCTM());
+    point(svg, sets, ...positions[key], at.x, at.y);
   });
 }
 for (const head of document.querySelectorAll("#arms th")) { // a click sorts by the column, another one the other way
