@@ -114,6 +114,24 @@ def test_equal_copies_have_no_differences_at_all(count: int) -> None:
         assert not rotation.forward(value)[50:].any(), dtype
 
 
+@pytest.mark.parametrize("sizes", [(2, 3), (2, 4), (4, 5), (3, 9)])
+def test_where_copies_agree_every_unit_steps_as_adamw_does_however_often_it_is_copied(sizes: tuple[int, int]) -> None:
+    """Also next to eps, which the rotation must not weigh differently for units with more or fewer copies."""
+    axis, generator = copy_map.axis(*sizes), torch.Generator().manual_seed(0)
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-3}
+    ours = torch.nn.Parameter(torch.randn(sizes[0], 5, generator=generator)[axis.source])
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    rotation = Rotation((axis, copy_map.axis(5, 5)))
+    a = RotatedAdamW([{"params": [ours], "param_names": ["w"], **settings}], {"w": rotation}, betas=(0.9, 0.95))
+    b = torch.optim.AdamW([{"params": [theirs], **settings}], betas=(0.9, 0.95))
+    for _ in range(10):
+        ours.grad = 1e-3 * torch.randn(sizes[0], 5, generator=generator)[axis.source]
+        theirs.grad = ours.grad.clone()
+        a.step()
+        b.step()
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-7)
+
+
 def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_small_its_gradient() -> None:
     """Adam's first step is the gradient's sign: in the coordinates of copies, not in those of entries."""
     rows = columns = copy_map.axis(2, 4)
