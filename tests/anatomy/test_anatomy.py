@@ -79,7 +79,7 @@ def test_symmetry_and_apart_are_what_they_are_by_hand(columns: copy_map.CopyMap)
     matrix = torch.randn(7, columns.new, generator=torch.Generator().manual_seed(0)) + 0.7
     found = compare_copies(matrix, columns)
     assert found is not None
-    assert (found.symmetry, found.apart) == pytest.approx(by_hand(matrix.double().numpy(), columns), rel=1e-5)
+    assert (found.symmetry, found.divergence) == pytest.approx(by_hand(matrix.double().numpy(), columns), rel=1e-5)
     assert not found.equal
 
 
@@ -90,13 +90,13 @@ def test_equal_copies_are_0_apart_unrelated_ones_1_and_half_empty_ones_have_cosi
     same = compare_copies(small.repeat(1, 3), columns)
     assert same is not None
     assert same.equal
-    assert (same.symmetry, same.apart) == pytest.approx((1, 0), abs=1e-6)
+    assert (same.symmetry, same.divergence) == pytest.approx((1, 0), abs=1e-6)
     unrelated = compare_copies(torch.randn(200, 300, generator=generator), columns)
     assert unrelated is not None
-    assert (unrelated.symmetry, unrelated.apart) == pytest.approx((0, 1), abs=0.02)
+    assert (unrelated.symmetry, unrelated.divergence) == pytest.approx((0, 1), abs=0.02)
     diagonal = compare_copies(torch.cat([small, 0 * small], 1), copy_map.axis(100, 200))
     assert diagonal is not None
-    assert (diagonal.symmetry, diagonal.apart) == pytest.approx((0, 1), abs=1e-6)
+    assert (diagonal.symmetry, diagonal.divergence) == pytest.approx((0, 1), abs=1e-6)
     assert compare_copies(small, copy_map.axis(100, 100)) is None
     assert compare_copies(torch.zeros(3, 200), copy_map.axis(100, 200)) is None
 
@@ -219,7 +219,7 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
     expected = by_hand(read.double().numpy(), copy_map.axis(32, 64))
     for name in ("q_proj", "k_proj", "v_proj"):
         sides = found[f"model.layers.1.self_attn.{name}.weight"]
-        assert (sides.symmetry, sides.apart) == pytest.approx(expected, rel=1e-4)
+        assert (sides.symmetry, sides.divergence) == pytest.approx(expected, rel=1e-4)
     assert {name.split(".")[-2] for name in found} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "norm"
     }  # fmt: skip

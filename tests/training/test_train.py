@@ -636,7 +636,7 @@ def test_anatomy_while_training_is_that_of_the_directories_and_changes_nothing(
         for key, values in (
             ("read", [t.input_symmetry for t in of_layers]),
             ("write", [t.output_symmetry for t in of_layers]),
-            ("apart", [t.read and t.read.apart for t in of_layers]),
+            ("divergence", [t.read and t.read.divergence for t in of_layers]),
             ("effective_rank", [t.effective_rank for t in of_layers]),
         ):
             assert figures.pop(key) == pytest.approx(np.mean([v for v in values if v is not None]), rel=1e-6), key

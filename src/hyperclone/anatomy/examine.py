@@ -92,7 +92,7 @@ class TensorAnatomy:
     @property
     def in_use(self) -> float | None:
         """Share of the added width in use, in the activations that it reads."""
-        return None if self.active is None else self.active.apart
+        return None if self.active is None else self.active.divergence
 
 
 @dataclass

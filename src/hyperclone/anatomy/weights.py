@@ -6,10 +6,10 @@ Take the copies of one unit: columns of a matrix that read the same source unit,
   two of them, averaged over pairs and rows. 1: the copies are equal; 0: unrelated, as in a random matrix. The
   transposed matrix gives the symmetry between copies of output units. With unit vectors u_b = w_b / |w_b| the mean over
   pairs is (|u_1 + ... + u_c|^2 - c) / (c^2 - c).
-* **Divergence** (`apart`): W = mean over copies + rest, which are orthogonal, so |W|^2 is the sum of both. Where copies
+* **Divergence**: W = mean over copies + rest, which are orthogonal, so |W|^2 is the sum of both. Where copies
   are equal the rest is zero; in a random matrix it has 1 - d/D of the squares (d source units, D new ones). Hence
 
-      apart = |rest|^2 / |W|^2 / (1 - d/D)        0: copies are equal; 1: as unrelated copies; above: opposed.
+      divergence = |rest|^2 / |W|^2 / (1 - d/D)        0: copies are equal; 1: as unrelated copies; above: opposed.
 
   For 2 copies of equal length it is 1 - symmetry. Of activations, it is the share of the added width in use
   (activations.py). A model grown with noise at a power ratio q starts at symmetry (1 - q) / (1 + q) between input
@@ -35,10 +35,10 @@ _PIECE = 1 << 22  # weights processed at once
 
 @dataclass(frozen=True)
 class CopyComparison:
-    """The copies along one dimension: symmetry, divergence (`apart`), and whether they are equal to the last bit."""
+    """The copies along one dimension: symmetry, divergence, and whether they are equal to the last bit."""
 
     symmetry: float
-    apart: float
+    divergence: float
     equal: bool
 
 

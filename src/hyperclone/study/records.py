@@ -247,7 +247,7 @@ def layer_means(tokens: int, tensors: Iterable[Mapping[str, Any]]) -> list[Layer
     return [
         LayerAnatomy(
             tokens=tokens, layer=layer, matrices=sum(_has_cosine(one) for one in matrices),
-            cosine=mean(matrices, "read", "symmetry"), divergence=mean(matrices, "read", "apart"),
+            cosine=mean(matrices, "read", "symmetry"), divergence=mean(matrices, "read", "divergence"),
             effective_rank=mean(matrices, "spectrum", "effective_rank"),
             source_effective_rank=mean(matrices, "source_spectrum", "effective_rank"),
         )

@@ -30,7 +30,7 @@ class AnatomyCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
     """Logs, at every evaluation and at the start, how far the copies in some matrices have diverged.
 
     Entries go to `state.log_history` (and so to trainer_state.json), to `history`, and to `log` where one is given.
-    Keys: anatomy/read and anatomy/write (symmetry between copies of inputs and of outputs), anatomy/apart and
+    Keys: anatomy/read and anatomy/write (symmetry between copies of inputs and of outputs), anatomy/divergence and
     anatomy/effective_rank, means over the matrices; and anatomy/read/NAME for each. The rank is left out where spectra
     would take longer than a second or so. A resumed run has its first entry already.
     """
@@ -173,7 +173,7 @@ def summary(measured: list[TensorAnatomy]) -> dict[str, float]:
     numbers = {
         "read": mean([t.input_symmetry for t in measured]),
         "write": mean([t.output_symmetry for t in measured]),
-        "apart": mean([None if t.read is None else t.read.apart for t in measured]),
+        "divergence": mean([None if t.read is None else t.read.divergence for t in measured]),
         "effective_rank": mean([t.effective_rank for t in measured]),
         **{f"read/{t.name}": t.input_symmetry for t in measured},
     }

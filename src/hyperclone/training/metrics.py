@@ -3,7 +3,7 @@
     {"step": 40, "tokens": 40960, "loss": 3.91, "lr": 0.00029, "grad_norm": 0.8, "tokens_per_second": 9500.0,
      "mfu": 0.41, "seconds": 4.3}
     {"step": 40, "tokens": 40960, "eval_loss": 3.88, "bits_per_byte": 1.21, "seconds": 4.4}
-    {"step": 40, "tokens": 40960, "anatomy": {"read": 0.61, "write": 0.7, "apart": 0.2, "effective_rank": 801.5,
+    {"step": 40, "tokens": 40960, "anatomy": {"read": 0.61, "write": 0.7, "divergence": 0.2, "effective_rank": 801.5,
      "read/model.layers.0.mlp.up_proj.weight": 0.62, ...}, "seconds": 4.9}
 
 Losses are means in nats over the predicted tokens. Bits per byte do not depend on the tokenizer: the held-out loss
