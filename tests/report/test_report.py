@@ -22,60 +22,67 @@ from hyperclone.errors import DestinationError, StudyError
 from hyperclone.report import canvas, figures, headline, html_page, load
 from hyperclone.report.load import Results
 from hyperclone.report.write import report
+from hyperclone.study import record_tables
 from hyperclone.study.speedup import Speedup
 
+EVALUATIONS = "arm,seed,key,step,tokens,seconds,loss,bits_per_byte\n"
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"kind": "random", "label": "random weights", "group": None},
-    "clone": {"kind": "clone", "label": "2x, <b>the rule</b>", "group": ["noise", "source quality"]},
+    "clone": {"kind": "clone", "label": "2x, <b>the law</b>", "group": ["noise", "source quality"]},
     "plain": {"kind": "clone", "label": "2x, no noise", "group": ["noise", "source quality"]},
     "source": {"kind": "source", "label": "the source", "group": None},
 }
+BAD = {"kind": "random", "label": "one that fails", "group": None}
 STEPS = (0, 1, 2, 4, 10, 20, 30, 40)
 
 
 def study(directory: Path, *, seeds: int = 3) -> Path:
-    """The directory of a study that was never run."""
+    """The directory of a study that was never run: every arm finished but `bad`, which failed."""
     directory.mkdir(exist_ok=True)
+    every = range(1, seeds + 1)
     content: dict[str, Any] = {
         "name": "made <up>", "note": "For tests.", "hyperclone": "0.1.0", "control": "random", "headline": None,
-        "seeds": list(range(1, seeds + 1)), "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
+        "seeds": [*every], "train": {"tokens": "40k", "lr": 1e-3}, "tune": None,
         "sources": {name: {"key": f"source-{name}", "train": None} for name in ("a", "b")},
         "arms": {name: {**arm, "source": "b" if name == "plain" else "a", "growth": {"width": 2}, "moments": None,
-                        "train": {}, "tuned": {"lr": 2e-3}}
-                 for name, arm in ARMS.items()},
+                        "train": {}, "tuned": {"lr": 2e-3}, "like": None if name == "clone" else "clone"}
+                 for name, arm in {**ARMS, "bad": BAD}.items()},
     }  # fmt: skip
-    (directory / "study.json").write_text(json.dumps(content))
+    (directory / "study.json").write_text(json.dumps({**content, "rows": {}}))
     write(
         directory / "sources.csv",
         ["key", "name", "parameters", "tokens", "flops", "seconds", "loss", "hardware"],
-        [[f"source-{name}", name, 500_000 * k, 1_000_000 * k, 1e12, 60.0, 3.5, ""] for k, name in enumerate("ab", 1)],
+        [[f"source-{name}", name, 500_000 * k, 1_000_000 * k, 10**12, 60.0, 3.5, ""] for k, name in enumerate("ab", 1)],
     )
-    machine = ["one, 2 cores, 1 thread a run", "torch 2.13.0"]
-    ran = ["finished", 0.002, "adamw", 40_000, 1_000_000, 6_000_000, 40.0, *machine, "2026-11-25"]
+    fall = {"random": (7.0, 3.4), "clone": (3.6, 3.1), "plain": (3.6, 3.3), "source": (3.6, 3.35)}
+
+    def loss(arm: str, seed: int, step: int) -> float:
+        start, end = fall[arm]
+        return end + (start - end) * math.exp(-step / 10) + 0.01 * seed * (step > 0)
+
+    machine = ["one, 2 cores, 1 thread a run", "torch 2.13.0", "2026-11-25", ""]
+    size = [40_000, 1_000_000, 6_000_000, 240_000_000_000, 40]
+    source = {"random": "", "clone": "source-a", "plain": "source-b", "source": "source-a"}
     write(
         directory / "runs.csv",
-        ["arm", "seed", "key", "status", "lr", "optimizer", "tokens", "parameters", "flops_per_token", "seconds",
-         "hardware", "versions", "date", "error"],
-        [[arm, seed, f"{arm}-{seed}", *ran, ""] for arm in ARMS for seed in range(1, seeds + 1)]
-        + [["bad", 1, "", "failed", *[""] * 9, "exploded <script>alert(1)</script>"]],
+        [*record_tables.RUNS],
+        [[arm, seed, "finished", f"{arm}-{seed}", source[arm], 0.002, "adamw", *size, loss(arm, seed, 0),
+          loss(arm, seed, 40), *machine] for arm in ARMS for seed in every]
+        + [["bad", seed, "failed", *[""] * 14, "exploded <script>alert(1)</script>"] for seed in every],
     )  # fmt: skip
-    fall = {"random": (7.0, 3.4), "clone": (3.6, 3.1), "plain": (3.6, 3.3), "source": (3.6, 3.35)}
-    rows = [
-        [arm, seed, f"{arm}-{seed}", step, step * 1000, step, loss, loss / 2, 0.3, 0.5]
-        for arm, (start, end) in fall.items()
-        for seed in range(1, seeds + 1)
-        for step in STEPS
-        for loss in [end + (start - end) * math.exp(-step / 10) + 0.01 * seed * (step > 0)]
-    ]
     columns = ["step", "tokens", "seconds", "loss", "bits_per_byte", "task:sciq", "task:piqa"]
+    rows = [
+        [arm, seed, f"{arm}-{seed}", step, step * 1000, step, loss(arm, seed, step), 1.5, 0.3, 0.5]
+        for arm in fall for seed in every for step in STEPS
+    ]  # fmt: skip
     write(directory / "evaluations.csv", [*WHICH, *columns], rows)
     write(
         directory / "tuning.csv",
         ["arm", "lr", "loss", "seed", "key"],
-        [["clone", lr, loss, 0, f"trial-{lr}"] for lr, loss in ((0.001, 3.5), (0.002, 3.4), (0.004, "inf"))],
+        [["clone", lr, loss, 0, f"tuning-{lr}"] for lr, loss in ((0.001, 3.5), (0.002, 3.4), (0.004, "inf"))],
     )
     which = ["clone", 1, "clone-1"]
     write(
@@ -92,10 +99,18 @@ def study(directory: Path, *, seeds: int = 3) -> Path:
         [*WHICH, "tokens", "layer", "name", "values"],
         [[*which, t, 1, "l.1.up_proj", "1 0.5 0.2"] for t in (0, 40_000)],
     )
-    return directory
+    return counted(directory)
 
 
 WHICH = ("arm", "seed", "key")
+
+
+def counted(directory: Path) -> Path:
+    """Write into study.json how many rows each table has."""
+    file = directory / "study.json"
+    counts = {table.name: len(table.read_text().splitlines()) - 1 for table in directory.glob("*.csv")}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rows": counts}))
+    return directory
 
 
 def write(file: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -180,18 +195,23 @@ def test_other_endings_are_said_as_they_are(
 
 @pytest.mark.slow
 def test_a_study_that_still_runs_is_reported_as_far_as_it_is(runs: Path) -> None:
-    for name in ("tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.csv", "evaluations.csv"):
-        (runs / name).unlink()
-        report(runs, runs.parent / "r.html")
     edited(runs / "runs.csv", "status", lambda row: "waiting" if row["key"] == "random-1" else row["status"])
-    assert "not finished" in answered(load.read(runs))[1]
-    for name in ("runs.csv", "sources.csv"):
+    report(runs, runs.parent / "r.html")
+    assert "1 of 15 runs is not finished" in answered(load.read(runs))[1]
+    for name in ("tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.csv", "evaluations.csv", "sources.csv"):
         (runs / name).unlink()
-        report(runs, runs.parent / "r.html")
+    write(runs / "runs.csv", [*record_tables.RUNS],
+          [[arm, seed, "waiting", *[""] * 15] for arm in (*ARMS, "bad") for seed in (1, 2, 3)])  # fmt: skip
+    content = json.loads((runs / "study.json").read_text())
+    content["sources"] = {name: {"key": None, "train": None} for name in content["sources"]}
+    content["arms"] = {name: {**arm, "tuned": None} for name, arm in content["arms"].items()}
+    (runs / "study.json").write_text(json.dumps(content))
+    report(counted(runs), runs.parent / "r.html")
+    assert "15 of 15 runs are not finished" in answered(load.read(runs))[1]
 
 
 @pytest.mark.slow
-def test_the_runs_give_every_figure_of_the_paper(runs: Path) -> None:
+def test_every_figure_of_the_paper_is_drawn_from_the_runs(runs: Path) -> None:
     names = [canvas.name for canvas in figures.every(load.read(runs))]
     assert names == [
         "loss-tokens", "loss-tokens-log", "loss-flops", "loss-flops-log", "loss-seconds", "loss-seconds-log", "early",
@@ -227,7 +247,7 @@ def test_text_of_a_study_is_text(runs: Path) -> None:
     text = report(runs, runs.parent / "r.html")[0].read_text()
     assert "<script>alert(1)" not in text
     assert "made &lt;up&gt;" in text
-    assert "<b>the rule" not in text
+    assert "<b>the law" not in text
 
 
 @pytest.mark.slow
@@ -259,12 +279,13 @@ def test_what_is_no_study_is_named(runs: Path) -> None:
     ("name", "text", "said"),
     [
         ("evaluations.csv", "key,step\nclone-1,1\n", "no column"),
-        ("evaluations.csv", "key,step,tokens,seconds,loss,bits_per_byte\nclone-1,1,0,0\n", "line 2"),
-        ("evaluations.csv", "key,step,tokens,seconds,loss,bits_per_byte\nclone-1,0,0,0,3.,x\n", "'x'"),
+        ("evaluations.csv", EVALUATIONS + "clone,1,clone-1,1,0,0\n", "line 2"),
+        ("evaluations.csv", EVALUATIONS + "clone,1,clone-1,0,0,0,3.,x\n", "'3.'"),
         ("tuning.csv", "arm,lr,loss,seed,key\nclone,,3,0,k\n", "''"),
-        ("runs.csv", 'arm,seed\n"clone', "unexpected end of data"),
+        ("runs.csv", 'arm,seed\n"clone\n', "unexpected end of data"),
+        ("runs.csv", "arm,seed", "an incomplete last line"),
         ("study.json", "{", "Expecting"),
-        ("study.json", '{"name": "a", "train": {}, "arms": {"clone": {"kind": "clone"}}}', "kind, label and train"),
+        ("study.json", '{"name": "a", "train": {}, "arms": {"clone": {"kind": "clone"}}}', "note"),
         ("spectra.csv", "key,name\nclone-1,l.1.up_proj\n", "no column"),
     ],
 )
@@ -278,21 +299,28 @@ def test_a_corrupt_file_is_named_with_what_is_wrong(runs: Path, name: str, text:
 
 @pytest.mark.slow
 def test_rows_of_runs_that_the_study_no_longer_asks_for_are_left_out(runs: Path) -> None:
-    edited(runs / "runs.csv", "status", lambda row: "former" if row["key"] == "clone-1" else row["status"])
+    edited(
+        runs / "runs.csv",
+        "status",
+        lambda row: "former" if row["key"] == "clone-1" or row["arm"] == "plain" else row["status"],
+    )
+    with (runs / "runs.csv").open("a") as stream:
+        stream.write("clone,1,waiting" + "," * 15 + "\n")
     edited(runs / "tuning.csv", "arm", lambda row: "" if row["lr"] == "0.001" else row["arm"])
-    found = load.read(runs)
+    content = json.loads((runs / "study.json").read_text())
+    del content["arms"]["plain"]
+    (runs / "study.json").write_text(json.dumps(content))
+    found = load.read(counted(runs))
     assert [run.key for run in found.runs["clone"]] == ["clone-2", "clone-3"]
     assert found.tuning == {"clone": [(0.002, 3.4), (0.004, math.inf)]}
-    for name in ("runs.csv", "evaluations.csv", "tuning.csv", "anatomy.csv", "symmetry.csv", "spectra.csv"):
-        (runs / name).write_text((runs / name).read_text().replace("plain", "gone"))
-    assert "gone" not in report(runs, runs.parent / "r.html")[0].read_text()
+    assert "plain" not in report(runs, runs.parent / "r.html")[0].read_text()
 
 
 def test_runs_that_are_missing_are_counted_beside_the_answer(runs: Path) -> None:
     edited(runs / "runs.csv", "status", lambda row: "interrupted" if row["key"] == "plain-1" else row["status"])
     number, said = answered(results(runs))
     assert number == "5.00x"
-    assert "1 of 13 runs is not finished; 1 of 13 runs failed." in said
+    assert "1 of 15 runs is not finished; 3 of 15 runs failed." in said
 
 
 def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
@@ -309,7 +337,7 @@ def test_the_table_of_arms_says_what_speedup_says(runs: Path) -> None:
 
 def test_a_source_that_costs_more_than_it_saves_is_said(runs: Path) -> None:
     said = answered(results(runs, charged_flops=0.5))[1]
-    assert "it takes more FLOPs than the control arm: a speed-up of 0.50x." in said
+    assert "it takes, from nothing, more FLOPs than the control arm: a speed-up of 0.50x." in said
 
 
 @pytest.mark.slow
@@ -321,9 +349,9 @@ def test_another_control_is_compared_as_the_study_compared_its_own(tmp_path: Pat
         rows = {(row.pop("arm"), int(row.pop("seed"))): row for row in csv.DictReader(stream)}
     for arm, speedups in found.speedups.items():
         for run, one in zip(found.runs[arm], speedups, strict=True):
-            written = {name: float(cell) for name, cell in rows[arm, run.seed].items() if cell}
+            shown = {name: float(cell) for name, cell in rows[arm, run.seed].items() if cell}
             known = {name: value for name, value in asdict(one).items() if value is not None}
-            assert known == pytest.approx(written, rel=1e-6, abs=1e-7)
+            assert known == pytest.approx(shown, rel=1e-6, abs=1e-7)
     report(runs, tmp_path / "report.html", control="published")
     assert "2.18x" in (tmp_path / "report.html").read_text()
     ours = load.against(found, "published").speedups["rotated"]
@@ -387,6 +415,11 @@ def test_names_of_arms_are_no_formulas(runs: Path) -> None:
 def test_a_fall_from_a_bad_start_does_not_flatten_the_early_figure(runs: Path) -> None:
     shift = {"0": 9.0, "1": 6.0, "2": 4.0}
     edited(
+        runs / "runs.csv",
+        "start_loss",
+        lambda row: float(row["start_loss"]) + shift["0"] if row["arm"] == "plain" else row["start_loss"],
+    )
+    edited(
         runs / "evaluations.csv",
         "loss",
         lambda row: float(row["loss"]) + shift.get(row["step"], 0.0) * (row["arm"] == "plain"),
@@ -416,11 +449,11 @@ def test_names_beside_lines_never_overlap(heights: list[float]) -> None:
 PROBE = """<script>
 const wrong = [];
 addEventListener("error", event => wrong.push(event.message || "a resource did not load"), true);
-console.error = (...state) => wrong.push(state.join(" "));
+console.error = (...page) => wrong.push(page.join(" "));
 addEventListener("load", () => {
-  const state = {figures: {}, wrong, loaded: performance.getEntriesByType("resource").map(one => one.name)};
+  const page = {figures: {}, wrong, loaded: performance.getEntriesByType("resource").map(one => one.name)};
   const rgb = name => getComputedStyle(document.body)[name].match(/\\d+/g).map(Number);
-  state.paper = rgb("backgroundColor"); state.ink = rgb("color");
+  page.paper = rgb("backgroundColor"); page.ink = rgb("color");
   for (const figure of document.querySelectorAll("figure")) {
     const hidden = figure.hidden;
     figure.hidden = false;
@@ -440,21 +473,21 @@ addEventListener("load", () => {
     const keyed = tip.hidden ? "" : tip.textContent;
     figure.querySelector(".plot").dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
     const text = svg.querySelector("text");
-    state.figures[figure.id] = {left, keyed, escaped: tip.hidden, width: box.width, height: box.height, tip: seen,
+    page.figures[figure.id] = {left, keyed, escaped: tip.hidden, width: box.width, height: box.height, tip: seen,
       ink: text ? getComputedStyle(text).fill : "", paths: svg.querySelectorAll("path").length};
     figure.hidden = hidden;
   }
   const heads = [...document.querySelectorAll("#arms th")];
   heads.find(one => one.textContent === "final loss").click();
-  state.sorted = [...document.querySelectorAll("#arms tbody b")].map(one => one.textContent);
+  page.sorted = [...document.querySelectorAll("#arms tbody b")].map(one => one.textContent);
   document.querySelector("input[value=loss-flops]").click();
-  state.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
+  page.switched = [document.getElementById("loss-tokens").hidden, document.getElementById("loss-flops").hidden];
   document.getElementById("log").click();
-  state.log = [...document.querySelectorAll(".switched figure")].filter(one => !one.hidden).map(one => one.id);
+  page.log = [...document.querySelectorAll(".switched figure")].filter(one => !one.hidden).map(one => one.id);
   document.getElementById("theme").click();
-  state.other = rgb("backgroundColor");
+  page.other = rgb("backgroundColor");
   const out = document.createElement("pre");
-  out.id = "probe"; out.textContent = JSON.stringify(state);
+  out.id = "probe"; out.textContent = JSON.stringify(page);
   document.body.append(out);
 });
 </script>"""
@@ -475,12 +508,12 @@ def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> 
     dom = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.S)
     assert found, dom[-2000:]
-    state = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert state["wrong"] == []
-    assert state["loaded"] == []
+    page = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert page["wrong"] == []
+    assert page["loaded"] == []
     drawn = {canvas.name for canvas in figures.every(load.read(runs))}
-    assert set(state["figures"]) == drawn
-    for name, figure in state["figures"].items():
+    assert set(page["figures"]) == drawn
+    for name, figure in page["figures"].items():
         assert figure["width"] > 300, name
         assert figure["height"] > 60, name
         assert figure["paths"] > 3, name
@@ -488,14 +521,14 @@ def test_the_page_works_in_a_browser(runs: Path, dark: bool, tmp_path: Path) -> 
         assert figure["left"], f"values stay after the pointer has left {name}"
         assert figure["keyed"], f"no values are shown in {name} by the keyboard"
         assert figure["escaped"], name
-    assert state["sorted"] == ["random", "source", "plain", "clone"]
-    assert state["figures"]["loss-tokens"]["keyed"].startswith("40k")
-    assert "plain3.3" in state["figures"]["loss-tokens"]["keyed"]
-    assert state["figures"]["tasks"]["keyed"].startswith("sciq")
-    dark_page, dark_ink = sum(state["paper"]) < 3 * 80, sum(state["ink"]) < 3 * 80
+    assert page["sorted"] == ["random", "source", "plain", "clone", "bad"]
+    assert page["figures"]["loss-tokens"]["keyed"].startswith("40k")
+    assert "plain3.3" in page["figures"]["loss-tokens"]["keyed"]
+    assert page["figures"]["tasks"]["keyed"].startswith("sciq")
+    dark_page, dark_ink = sum(page["paper"]) < 3 * 80, sum(page["ink"]) < 3 * 80
     assert (dark_page, dark_ink) == (dark, not dark)
-    ink = [int(part) for part in re.findall(r"\d+", state["figures"]["loss-tokens"]["ink"])[:3]]
+    ink = [int(part) for part in re.findall(r"\d+", page["figures"]["loss-tokens"]["ink"])[:3]]
     assert (sum(ink) < 3 * 80) == (not dark), "the figure's text follows the page"
-    assert state["switched"] == [True, False]
-    assert state["log"] == ["loss-flops-log"]
-    assert (sum(state["other"]) < 3 * 80) != dark
+    assert page["switched"] == [True, False]
+    assert page["log"] == ["loss-flops-log"]
+    assert (sum(page["other"]) < 3 * 80) != dark

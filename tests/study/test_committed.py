@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hyperclone.report import load
-from hyperclone.study import config_file, paths, records
+from hyperclone.study import config_file, paths, run
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
@@ -17,20 +20,57 @@ STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_every_finished_run_has_its_evaluations_and_every_source_its_cost(file: Path) -> None:
     study, directory = config_file.read(file), paths.runs_of(file)
-    found, known = load.read(directory), records.load(directory)
-    assert list(found.arms) == list(study.arms)
+    results = load.read(directory)
+    assert list(results.arms) == list(study.arms)
     asked = {(arm, seed) for arm in study.arms for seed in study.seeds}
-    assert {(row["arm"], row["seed"]) for row in found.standings} == asked
-    finished = [row for row in found.standings if row["status"] == "finished"]
-    assert len(finished) == sum(len(runs) for runs in found.runs.values()) > 0
-    for runs in found.runs.values():
+    assert {(row.arm, row.seed) for row in results.rows} == asked
+    finished = [row for row in results.rows if row.status == "finished"]
+    assert len(finished) == sum(len(runs) for runs in results.runs.values()) > 0
+    for arm, runs in results.runs.items():
         assert all(run.curve.tokens[-1] == run.tokens for run in runs)
-    for source in found.study["sources"].values():
-        assert known.sources[source["key"]].flops
-    for arm in study.arms.values():
-        if arm.tuning is not None:
-            losses = dict(found.tuning[arm.name])
-            assert found.arms[arm.name]["tuned"]["lr"] == min(losses, key=lambda rate: losses[rate])
+        source = study.arms[arm].source
+        assert source is not None
+        key = "" if study.arms[arm].kind == "random" else results.study["sources"][source.name]["key"]
+        assert {run.source for run in runs} == {key}
+    for source in results.study["sources"].values():
+        assert results.sources[source["key"]].flops
+    for one in study.arms.values():
+        if one.tuning is not None:
+            losses = dict(results.tuning[one.name])
+            assert results.arms[one.name]["tuned"]["lr"] == min(losses, key=lambda rate: losses[rate])
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_a_study_that_cannot_start_leaves_its_results_as_they_are(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy of the studies, on a machine without their text and models."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(ROOT / "studies", tmp_path / "studies", ignore=shutil.ignore_patterns("sources"))
+    before = committed(tmp_path)
+    progress = run.run(tmp_path / "studies" / file.name, jobs=1)
+    assert {one.status for one in progress.runs} == {"failed"}
+    assert all("no such file or directory" in str(one.error) for one in progress.runs)
+    assert committed(tmp_path) == before
+
+
+def committed(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in (directory / "studies").rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_a_study_that_cannot_start_fails_at_the_command_line_and_says_why(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "studies", tmp_path / "studies", ignore=shutil.ignore_patterns("sources"))
+    before = committed(tmp_path)
+    command = [sys.executable, "-m", "hyperclone", "study", "studies/recipes.toml"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True,
+                          text=True, check=False, timeout=300)  # fmt: skip
+    assert done.returncode == 1
+    assert "rotated, seed 1: failed; its recorded result is kept" in done.stderr
+    assert "corpora/mixed/train.jsonl.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "3.0654" in done.stdout  # what is recorded is shown
+    assert committed(tmp_path) == before
 
 
 def test_the_repository_stays_small() -> None:

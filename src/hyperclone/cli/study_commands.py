@@ -31,7 +31,11 @@ def study(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run.")] = None,
     source: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Train this source only, again if its weights were deleted, and stop."),
+        typer.Option(
+            metavar="NAME",
+            help="Train this source only, again if its weights were deleted, and stop; of the results, only "
+            "sources.csv changes.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be run, and what has finished, and stop.")
@@ -39,7 +43,9 @@ def study(
 ) -> None:
     """Train several models (arms), each with several seeds, on the same data, and compare them.
 
-    Finished runs are reused, interrupted ones resumed; a failed one does not stop the others. Exit code 1: some failed.
+    Finished runs are reused, interrupted ones resumed; a failed one does not stop the others. Recorded results stay as
+    they are while text or model is missing on this machine; those of another text, model or setting become former.
+    Exit code 1: some failed.
     """
     from hyperclone.cli.display import study as study_display
     from hyperclone.study import run as studies
@@ -48,14 +54,16 @@ def study(
         asked = studies.read(file)
         before = studies.finished(asked, output=output)
         make_console().print(study_display.outlook(asked, before), highlight=False)
+        if before is not None and (changed := study_display.compared(before.compared)):
+            print(f"\n{changed}", file=sys.stderr)
         for obstacle in study_display.obstacles(before):
             print(f"\nWhat has finished is not known for some arms: {obstacle}", file=sys.stderr)
         return
     with study_display.StudyView(make_console(error=True)) as view:
         if source is not None:
-            record = studies.remake(file, source, output=output, threads=threads, watch=view)
+            record = studies.remake(file, source, output=output, threads=threads, on_event=view)
         else:
-            done = studies.run(file, output=output, jobs=jobs, threads=threads, watch=view)
+            done = studies.run(file, output=output, jobs=jobs, threads=threads, on_event=view)
     if source is not None:
         loss = "" if record.loss is None else f", held-out loss {record.loss:.4f}"
         print(f"Source {source}: {units.human_count(record.parameters)} parameters{loss}")
@@ -116,7 +124,7 @@ def demo(
             show_proof(done.proof)
     jobs = jobs or min(os.cpu_count() or 1, len(study.arms))
     with demo.DemoView(console, study, units.parse(study.train["tokens"], "tokens"), jobs=jobs) as view:
-        ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, watch=view)
+        ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, on_event=view)
     if any(run.status == "interrupted" for run in ran.runs):
         print("Interrupted: rerun the same command to resume.")
         raise typer.Exit(130)

@@ -24,7 +24,7 @@ from hyperclone.planning.growth import Growth
 from hyperclone.planning.plan import Plan
 from hyperclone.study.config import Study
 from hyperclone.study.config_file import read as read_study
-from hyperclone.study.progress import Event, Progress
+from hyperclone.study.progress import OnEvent, Progress
 from hyperclone.study.run import run as run_study
 
 DATA = Path(str(resources.files("hyperclone.demo")))
@@ -82,10 +82,10 @@ def grow(output: Path, *, on_plan: Callable[[Plan], None] | None = None, progres
 
 def train(
     output: Path, *, tokens: str | int | None = None, jobs: int | None = None, threads: int | None = None,
-    watch: Callable[[Event], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Progress:  # fmt: skip
     """The arms, or what is left of them."""
-    return run_study(request(tokens), output=output / "runs", jobs=jobs, threads=threads, watch=watch)
+    return run_study(request(tokens), output=output / "runs", jobs=jobs, threads=threads, on_event=on_event)
 
 
 def report(output: Path) -> Path:

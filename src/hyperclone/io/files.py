@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,28 @@ def write_text(file: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; an older file is still there.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    write_texts({file: text})
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write or replace text files that belong together, each as `write_text` does, the first one first.
+
+    All of them are on disk before the first gets its name, so a full disk or an interruption leaves every older file,
+    and only a power failure or a kill between two renames leaves some new ones beside older ones.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    partials = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in texts}
     try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, file)
+        for file, text in texts.items():
+            with partials[file].open("w", encoding="utf-8", newline="") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for file, partial in partials.items():
+            os.replace(partial, file)
     except BaseException:  # an interruption as well
-        partial.unlink(missing_ok=True)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
         raise

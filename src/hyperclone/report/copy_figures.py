@@ -8,7 +8,7 @@ from typing import Any
 from hyperclone.report.canvas import COLORS, Axes, Canvas
 from hyperclone.report.load import Results
 from hyperclone.report.styles import color, stroke
-from hyperclone.study.records import LayerAnatomy, LayerSymmetry
+from hyperclone.study.layers import LayerAnatomy, LayerSymmetry
 
 
 def symmetry(results: Results) -> Canvas | None:

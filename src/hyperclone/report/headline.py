@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from hyperclone.report.load import Results
+from hyperclone.study.records import FAILED, FINISHED
 from hyperclone.study.speedup import Speedup, Spread
 from hyperclone.units import short_count
 
@@ -119,9 +120,9 @@ def missing(results: Results) -> str:
 
 def standing(results: Results) -> str:
     """How many runs a report lacks; nothing if all are there."""
-    states = [run["status"] for run in results.standings]
-    failed = states.count("failed")
-    waiting = len(states) - failed - states.count("finished")
+    states = [row.status for row in results.rows]
+    failed = states.count(FAILED)
+    waiting = len(states) - failed - states.count(FINISHED)
     counts = [f"{count} of {len(states)} runs {'is' if count == 1 and verb == 'are' else verb} {rest}".rstrip()
             for count, verb, rest in ((waiting, "are", "not finished"), (failed, "failed", "")) if count]  # fmt: skip
     return "; ".join(counts) + "." if counts else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from hyperclone.report import figures, headline, styles
 from hyperclone.report.canvas import Canvas, on_page
 from hyperclone.report.load import Results
+from hyperclone.study.records import FAILED
 from hyperclone.study.speedup import Speedup, Spread
 from hyperclone.units import short_count
 
@@ -175,24 +177,30 @@ def _configuration(results: Results) -> str:
     versions = dict.fromkeys(run.versions for run in runs if run.versions)
     seeds = f"seeds {', '.join(map(str, study.get('seeds', [])))}"
     parts = [f"<p>{_text('; '.join((*machines, *versions, seeds)))}.</p>"]
-    failed = [run for run in results.standings if run["status"] == "failed"]
-    if failed:
-        rows = [[run["arm"], str(run["seed"]), run["error"] or ""] for run in failed]
+    rows = [[row.arm, str(row.seed), row.error] for row in results.rows if row.status == FAILED]
+    if rows:
         parts.append(f"<h3>Runs that failed</h3><div class=words>{_table(['arm', 'seed', 'error'], rows)}</div>")
     parts.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
     if study.get("tune"):
         parts.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))
-    for name, source in study.get("sources", {}).items():
-        parts.append(
-            f"<h3>Source {_text(name)}</h3>" + _settings({key: value for key, value in source.items() if key != "name"})
-        )
+    for name, source in study["sources"].items():
+        parts.append(f"<h3>Source {_text(name)}</h3>" + _settings(_without_name(source)))
+    first = {source["key"] for source in study["sources"].values()}
+    for key in dict.fromkeys(run.source for run in runs if run.source and run.source not in first):
+        which = ", ".join(f"{run.arm} seed {run.seed}" for run in runs if run.source == key)
+        parts.append(f"<h3>Source {_text(results.sources[key].name)}, trained again, of {_text(which)}</h3>"
+                     + _settings(_without_name(asdict(results.sources[key]))))  # fmt: skip
     for name, arm in results.arms.items():
         given = {key: value for key, value in arm.items() if value not in (None, {}, [])}
         parts.append(f"<details><summary>arm {_text(name)}</summary>{_settings(given)}</details>")
     return "".join(parts)
 
 
-def _settings(settings: dict[str, Any]) -> str:
+def _without_name(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key != "name"}
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
     rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in settings.items()]
     return f"<div class=settings>{_table(['', ''], rows)}</div>"
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
-from hyperclone.study import records, speedup
-from hyperclone.study.records import FINISHED, RunRecord
-from hyperclone.study.results import STUDY
+from hyperclone.study import record_tables, speedup
+from hyperclone.study.records import RunRecord, RunRow, SourceRecord
+from hyperclone.study.request import STUDY
 from hyperclone.study.speedup import Contender, Cost, Curve, Speedup
 
 AXES = {  # groups that are drawn against something: a field of the source, and what it is
@@ -26,15 +25,17 @@ class Results:
 
     Attributes:
         study: study.json, its sources and arms with what runs.csv and sources.csv say of them.
-        standings: of every run of the study: arm, seed, status, key and error.
+        rows: every run of the study, and what became of it.
         runs: finished runs by arm.
+        sources: records of sources by key; the finished runs name theirs.
         speedups: by arm, of the seeds that the control has too.
         tuning: (learning rate, loss) by arm.
     """
 
     study: Mapping[str, Any]
-    standings: Sequence[Mapping[str, Any]]
+    rows: Sequence[RunRow]
     runs: Mapping[str, Sequence[RunRecord]]
+    sources: Mapping[str, SourceRecord]
     speedups: Mapping[str, Sequence[Speedup]]
     tuning: Mapping[str, Sequence[tuple[float, float]]]
 
@@ -88,23 +89,21 @@ def read(directory: Path) -> Results:
     Raises:
         StudyError: this is no directory of a study, or a file in it is corrupt or truncated.
     """
-    if not (directory / STUDY).is_file():
+    recorded = record_tables.load(directory)
+    if recorded.request is None:
         raise StudyError("no results of a study are here", file=directory, expected=STUDY,
                          cure="hyperclone study STUDY.toml makes them, beside the file as STUDY.runs")  # fmt: skip
-    study = _study(directory / STUDY)
-    known, standings = records.load(directory), records.standings(directory)
+    study, sources = recorded.request, recorded.records.sources
+    finished = sorted(recorded.finished(), key=lambda pair: pair[0].seed)
     runs: dict[str, list[RunRecord]] = {}
     for arm in study["arms"]:
-        rows = sorted((row for row in standings if row["arm"] == arm), key=lambda row: row["seed"])
-        done = [replace(known.runs[row["key"]], arm=arm, seed=row["seed"]) for row in rows
-                if row["status"] == FINISHED and row["key"] in known.runs]  # fmt: skip
-        if done:
+        if done := [replace(record, arm=arm, seed=row.seed) for row, record in finished if row.arm == arm]:
             runs[arm] = done
     tuning: dict[str, list[tuple[float, float]]] = {}
-    for trial in records.trials(directory):
-        if trial.arm in study["arms"]:
-            tuning.setdefault(trial.arm, []).append((trial.lr, trial.loss))
-    results = Results(_with_results(study, known, runs), standings, runs, {}, tuning)
+    for tuning_run in recorded.tuning_rows:
+        if tuning_run.arm in study["arms"]:
+            tuning.setdefault(tuning_run.arm, []).append((tuning_run.lr, tuning_run.loss))
+    results = Results(_with_results(study, sources, runs), recorded.rows, runs, sources, {}, tuning)
     return replace(results, speedups=_speedups(results))
 
 
@@ -131,16 +130,15 @@ def _speedups(results: Results) -> dict[str, list[Speedup]]:
     """Every finished run against the control with its seed, by arm."""
     if results.control is None:
         return {}
-    sources = results.study.get("sources", {})
 
-    def cost(arm: Mapping[str, Any]) -> Cost | None:
-        spent = sources.get(arm.get("source"))
-        return speedup.charged(arm["kind"], spent if spent and "flops" in spent else None)
+    def cost(kind: str, run: RunRecord) -> Cost | None:
+        source = results.sources.get(run.source)
+        return speedup.charged(kind, None if source is None else source.cost)
 
     contenders = [
         Contender(
-            arm=arm, seed=run.seed, kind=results.arms[arm]["kind"], source=results.arms[arm].get("source"),
-            curve=run.curve, cost=cost(results.arms[arm]),
+            arm=arm, seed=run.seed, kind=results.arms[arm]["kind"], source=run.source, curve=run.curve,
+            cost=cost(results.arms[arm]["kind"], run),
         )
         for arm, runs in results.runs.items() for run in runs
     ]  # fmt: skip
@@ -151,7 +149,7 @@ def _speedups(results: Results) -> dict[str, list[Speedup]]:
 
 
 def _with_results(
-    study: dict[str, Any], known: records.Records, runs: Mapping[str, Sequence[RunRecord]]
+    study: Mapping[str, Any], records: Mapping[str, SourceRecord], runs: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, Any]:
     """study.json with what is known of its sources and arms since."""
     arms = {
@@ -161,23 +159,7 @@ def _with_results(
         for name, arm in study["arms"].items()
     }  # fmt: skip
     sources = {
-        name: {**(asdict(known.sources[key]) if (key := source.get("key")) in known.sources else {}), **source}
-        for name, source in study.get("sources", {}).items()
+        name: {**(asdict(records[source["key"]]) if source["key"] is not None else {}), **source}
+        for name, source in study["sources"].items()
     }
     return {**study, "arms": arms, "sources": sources}
-
-
-def _study(file: Path) -> dict[str, Any]:
-    try:
-        study = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise StudyError("this file is corrupt or truncated", file=file, found=error) from None
-    wanted: tuple[tuple[str, type], ...] = (("name", str), ("train", dict), ("arms", dict))
-    for field, kind in wanted:
-        if not isinstance(study, dict) or not isinstance(study.get(field), kind):
-            raise StudyError("this file is not a study's", file=file, field=field, expected=f"a {kind.__name__}")
-    for name, arm in study["arms"].items():
-        if not isinstance(arm, dict) or not {"kind", "label", "train"} <= {*arm}:
-            raise StudyError("this file is not a study's", file=file, field=f"arms.{name}",
-                             expected="kind, label and train")  # fmt: skip
-    return study  # type: ignore[no-any-return]

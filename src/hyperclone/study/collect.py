@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hyperclone.errors import StudyError
 from hyperclone.hf.models import quiet
 from hyperclone.study import paths
-from hyperclone.study.records import (
+from hyperclone.study.layers import (
     LayerAnatomy,
     LayerSymmetry,
-    RunRecord,
-    SourceRecord,
     Spectrum,
     layer_means,
     layer_symmetry,
     middle_spectra,
 )
+from hyperclone.study.records import RunRecord, SourceRecord
 from hyperclone.study.speedup import Curve
 from hyperclone.study.tables import rounded
 from hyperclone.training import flops, metrics, resume
@@ -29,13 +29,17 @@ from hyperclone.training.config import Training
 _ACCURACIES = ("acc", "acc_norm", "exact_match")  # the first that a task has
 
 
-def run(path: Path, *, key: str, arm: str, seed: int, options: Mapping[str, Any]) -> RunRecord:
+def run(path: Path, *, key: str, arm: str, seed: int, source: str, options: Mapping[str, Any]) -> RunRecord:
     """The record of a run that has ended in a directory.
 
     Args:
         path: the directory.
         key, arm, seed: what run it is.
+        source: key of the record of the source that it began from; empty if it has none.
         options: those of its training.
+
+    Raises:
+        StudyError: it was not evaluated before and after training.
     """
     training = json.loads((path / resume.RECORD_FILE).read_text())
     lines = metrics.read(path)
@@ -43,10 +47,10 @@ def run(path: Path, *, key: str, arm: str, seed: int, options: Mapping[str, Any]
     parameters, per_token = sizes(path / "config.json", training["curve"]["seq_len"])
     anatomy, spectra = _examined(path, tokens)
     return RunRecord(
-        key=key, arm=arm, seed=seed, lr=float(options.get("lr", Training.lr)), optimizer=options["optimizer"],
-        tokens=tokens, parameters=parameters, flops_per_token=per_token,
+        key=key, arm=arm, seed=seed, source=source, lr=float(options.get("lr", Training.lr)),
+        optimizer=options["optimizer"], tokens=tokens, parameters=parameters, flops_per_token=per_token,
         seconds=round(Timing(lines).at(tokens), 3), hardware=hardware(training), versions=versions(training),
-        date=f"{datetime.now(UTC):%Y-%m-%d}", curve=curve(lines, per_token), symmetry=_symmetry(lines),
+        date=f"{datetime.now(UTC):%Y-%m-%d}", curve=_curve(path, lines, tokens, per_token), symmetry=_symmetry(lines),
         anatomy=anatomy, spectra=spectra,
     )  # fmt: skip
 
@@ -67,9 +71,8 @@ def source(path: Path, *, key: str, name: str) -> SourceRecord:
     )  # fmt: skip
 
 
-def curve(lines: Iterable[Mapping[str, Any]], flops_per_token: float) -> Curve:
+def _curve(path: Path, lines: Sequence[Mapping[str, Any]], tokens: int, flops_per_token: int) -> Curve:
     """The evaluations in the lines of metrics.jsonl."""
-    lines = list(lines)
     timing = Timing(lines)
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
@@ -79,6 +82,11 @@ def curve(lines: Iterable[Mapping[str, Any]], flops_per_token: float) -> Curve:
         for task, scores in line.get("tasks", {}).items():
             row["tasks"][task] = next((scores[name] for name in _ACCURACIES if name in scores), None)
     evaluated = [row for _, row in sorted(rows.items()) if "loss" in row]
+    at = [row["tokens"] for row in evaluated]
+    if not at or (at[0], at[-1]) != (0, tokens):
+        raise StudyError("this run has no held-out loss before and after training", file=path / metrics.FILE,
+                         found=f"evaluations after {', '.join(map(str, at)) or 'no'} tokens",
+                         expected=f"one after 0 and one after {tokens}", cure="give eval_data or held_out")  # fmt: skip
     tasks = sorted({task for row in evaluated for task in row["tasks"]})
     return Curve(
         step=[row["step"] for row in evaluated], tokens=[row["tokens"] for row in evaluated],
@@ -110,14 +118,14 @@ def versions(training: Mapping[str, Any]) -> str:
 
 
 @cache
-def sizes(config: Path, seq_len: int) -> tuple[int, float]:
-    """(parameters, flops of a token) of a model that is never loaded."""
+def sizes(config: Path, seq_len: int) -> tuple[int, int]:
+    """(parameters, FLOPs of a token) of a model that is never loaded."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.parent, local_files_only=True))
-    return sum(p.numel() for p in model.parameters()), float(flops.per_token(model, seq_len))
+    return sum(p.numel() for p in model.parameters()), round(flops.per_token(model, seq_len))
 
 
 class Timing:

@@ -1,11 +1,12 @@
-"""The results of a study as plain files, written anew whenever a run ends: what `hyperclone report` and people read.
+"""The results of a study as plain files, written whenever there are new ones: what `hyperclone report` and people read.
 
-study.json      what was asked for: arms, sources, options of training, seeds
-runs.csv, evaluations.csv, tuning.csv, sources.csv, symmetry.csv, anatomy.csv, spectra.csv    records.py
+study.json      what was asked for: arms, sources, options of training, seeds (request.py)
+runs.csv, evaluations.csv, tuning.csv, sources.csv, symmetry.csv, anatomy.csv, spectra.csv    record_tables.py
 speedup.csv     one row for each finished run, against the control (speedup.py)
 
 Together they are some hundred kilobytes, hold no path of a machine, and are committed: a rerun finds in them what has
-finished.
+finished. A file whose text would not change is not touched. While no run can be identified on this machine, what is on
+record stays as it is, and only sources.csv is written.
 """
 
 from __future__ import annotations
@@ -13,54 +14,75 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hyperclone.io.files import write_text
-from hyperclone.study import records, tables
+from hyperclone.errors import DestinationError
+from hyperclone.io.files import write_texts
+from hyperclone.study import request, tables
 from hyperclone.study.config import SourceModel
+from hyperclone.study.layers import Spectrum
 from hyperclone.study.progress import Progress, Run
-from hyperclone.study.records import RUN, RunRecord, Trial
-from hyperclone.study.speedup import Contender, Cost, Speedup, charged, compare_with_control
+from hyperclone.study.record_tables import TABLES, TASK
+from hyperclone.study.records import FAILED, FINISHED, FORMER, INTERRUPTED, RunRecord, TuningRun
+from hyperclone.study.speedup import Contender, Cost, Curve, Speedup, charged, compare_with_control
 from hyperclone.version import __version__
 
-STUDY = "study.json"
-_RUNS = (*RUN[:2], "status", "key", "lr", "optimizer", "tokens", "parameters", "flops_per_token", "flops", "seconds",
-         "start_loss", "final_loss", "hardware", "versions", "date", "error")  # fmt: skip
+SPEEDUP = "speedup.csv"
+_RUN = ("arm", "seed", "key")  # columns that say which run a row is of
+_Rows = list[dict[str, Any]]
 
 
 def write(progress: Progress) -> list[tuple[Run, Speedup]]:
-    """Write all files; the speed-ups of the finished runs."""
-    output, known = progress.output, progress.records
+    """Write all files; the speed-ups of the finished runs.
+
+    Raises:
+        DestinationError: they cannot be written.
+    """
     speedups = compare(progress)
-    every = _every_record(progress)
-    tables.write(output / "runs.csv", _RUNS, _run_rows(progress))
-    tables.write(output / "tuning.csv", records.TRIAL, (asdict(trial) for trial in _trials(progress)))
-    tables.write(output / "sources.csv", records.SOURCE, (asdict(source) for source in known.sources.values()))
-    tasks = sorted({task for record in every for task in record.curve.tasks})
-    tables.write(
-        output / "evaluations.csv", [*RUN, *records.EVALUATION, *(records.TASK + task for task in tasks)],
-        ({**_which(one), **row} for one in every for row in records.evaluation_rows(one.curve)),
-    )  # fmt: skip
-    tables.write(
-        output / "symmetry.csv", [*RUN, *records.SYMMETRY],
-        ({**_which(one), **asdict(layer)} for one in every for layer in one.symmetry),
-    )  # fmt: skip
-    tables.write(
-        output / "anatomy.csv", [*RUN, *records.ANATOMY],
-        ({**_which(one), **asdict(layer)} for one in every for layer in one.anatomy),
-    )  # fmt: skip
-    tables.write(
-        output / "spectra.csv", [*RUN, *records.SPECTRUM],
-        ({**_which(one), **records.spectrum_row(spectrum)} for one in every for spectrum in one.spectra),
-    )  # fmt: skip
-    tables.write(
-        output / "speedup.csv", [*RUN[:2], *(column.name for column in fields(Speedup))],
-        ({"arm": run.arm.name, "seed": run.seed, **asdict(speedup)} for run, speedup in speedups),
-    )  # fmt: skip
-    write_text(output / STUDY, json.dumps(_request(progress), indent=1) + "\n")
+    if not progress.identified and (progress.records.runs or progress.records.tuning_runs):
+        write_sources(progress)
+        return speedups
+    rows = _rows(progress)
+    texts = {name: tables.render(_columns(name, rows[name]), rows[name]) for name in TABLES}
+    texts[SPEEDUP] = tables.render(
+        [*_RUN[:2], *(column.name for column in fields(Speedup))],
+        [{"arm": run.arm.name, "seed": run.seed, **asdict(speedup)} for run, speedup in speedups],
+    )
+    counts = {name: len(rows[name]) for name in TABLES if rows[name]}
+    texts[request.STUDY] = json.dumps({**_request(progress), "rows": counts}, indent=1) + "\n"
+    _replace(progress.output, texts)
     return speedups
+
+
+def write_sources(progress: Progress) -> None:
+    """Write sources.csv alone, and into study.json how many rows it has and keys of sources that it lacks."""
+    rows = [asdict(source) for source in progress.records.sources.values()]
+    texts = {"sources.csv": tables.render(_columns("sources.csv", rows), rows)}
+    if progress.recorded.request is not None:
+        content = json.loads(json.dumps(progress.recorded.request))
+        content["rows"]["sources.csv"] = len(rows)
+        for name, source in content["sources"].items():
+            source["key"] = source["key"] or progress.sources.get(name)
+        texts[request.STUDY] = json.dumps(content, indent=1) + "\n"
+    _replace(progress.output, texts)
+
+
+def _replace(output: Path, texts: Mapping[str, str]) -> None:
+    """Write the files whose text has changed, together; those without text are removed."""
+    changed = {}
+    for name, text in texts.items():
+        file = output / name
+        if not text:
+            file.unlink(missing_ok=True)
+        elif not file.is_file() or file.read_bytes() != text.encode():
+            changed[file] = text
+    try:
+        write_texts(changed)
+    except OSError as error:
+        raise DestinationError("the results cannot be written", file=output, found=error.strerror,
+                               cure="mend that, and rerun the same command to resume") from None  # fmt: skip
 
 
 def compare(progress: Progress) -> list[tuple[Run, Speedup]]:
@@ -68,20 +90,20 @@ def compare(progress: Progress) -> list[tuple[Run, Speedup]]:
     study = progress.study
     if study.control is None:
         return []
-    runs = {(run.arm.name, run.seed): run for run in progress.runs if run.record is not None}
+    runs = {(run.arm.name, run.seed): (run, run.result) for run in progress.runs if run.result is not None}
 
-    def cost(run: Run) -> Cost | None:
-        source = None if run.arm.source is None else progress.sources.get(run.arm.source.name)
-        return charged(run.arm.kind, None if source is None else asdict(progress.records.sources[source]))
+    def cost(run: Run, result: RunRecord) -> Cost | None:
+        source = progress.records.sources.get(result.source)
+        return charged(run.arm.kind, None if source is None else source.cost)
 
     contenders = [
         Contender(
-            arm=run.arm.name, seed=run.seed, kind=run.arm.kind, curve=run.record.curve, cost=cost(run),
-            source=None if run.arm.source is None else run.arm.source.name,
+            arm=run.arm.name, seed=run.seed, kind=run.arm.kind, source=result.source, curve=result.curve,
+            cost=cost(run, result),
         )
-        for run in runs.values() if run.record is not None
+        for run, result in runs.values()
     ]  # fmt: skip
-    return [(runs[one.arm, one.seed], speedup) for one, speedup in compare_with_control(contenders, study.control)]
+    return [(runs[one.arm, one.seed][0], speedup) for one, speedup in compare_with_control(contenders, study.control)]
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,65 +117,99 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _rows(progress: Progress) -> dict[str, _Rows]:
+    """The rows of each table."""
+    every = _every_record(progress)
+    return {
+        "runs.csv": list(_run_rows(progress)),
+        "tuning.csv": [asdict(run) for run in _tuning_runs(progress)],
+        "sources.csv": [asdict(source) for source in progress.records.sources.values()],
+        "evaluations.csv": [{**_which(one), **row} for one in every for row in evaluation_rows(one.curve)],
+        "symmetry.csv": [{**_which(one), **asdict(layer)} for one in every for layer in one.symmetry],
+        "anatomy.csv": [{**_which(one), **asdict(layer)} for one in every for layer in one.anatomy],
+        "spectra.csv": [{**_which(one), **_spectrum_row(spectrum)} for one in every for spectrum in one.spectra],
+    }
+
+
+def _columns(name: str, rows: _Rows) -> list[str]:
+    """The columns of a table; that of evaluations also has the tasks."""
+    tasks = {column for row in rows for column in row if name == "evaluations.csv" and column.startswith(TASK)}
+    return [*TABLES[name], *sorted(tasks)]
+
+
+def evaluation_rows(curve: Curve) -> _Rows:
+    """A curve as rows of evaluations.csv."""
+    names = ("step", "tokens", "seconds", "loss", "bits_per_byte")
+    columns: dict[str, Sequence[Any]] = {name: getattr(curve, name) for name in names}
+    columns |= {f"{TASK}{name}": column for name, column in curve.tasks.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _spectrum_row(spectrum: Spectrum) -> dict[str, Any]:
+    return {**asdict(spectrum), "values": " ".join(f"{value:.4g}" for value in spectrum.values)}
+
+
 def _which(record: RunRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in RUN}
+    return {name: getattr(record, name) for name in _RUN}
 
 
 def _every_record(progress: Progress) -> list[RunRecord]:
     """Records of the study's runs, in its order, then those that it no longer asks for; each once."""
     found: dict[str, RunRecord] = {}
-    for record in (*(run.record for run in progress.runs if run.record is not None), *progress.records.runs.values()):
+    for record in (*(run.result for run in progress.runs if run.result is not None), *progress.records.runs.values()):
         found.setdefault(record.key, record)
     return list(found.values())
 
 
 def _run_rows(progress: Progress) -> Iterable[dict[str, Any]]:
+    before = {(row.arm, row.seed): row for row in progress.recorded.rows}
     current = set()
     for run in progress.runs:
-        error = run.error and " ".join(run.error.replace(f"{progress.output}{os.sep}", "").split())
-        row = {"arm": run.arm.name, "seed": run.seed, "status": run.status, "error": error}
-        if run.record is not None:
-            current.add(run.record.key)
-            row = {**_result(run.record), **row}
-        yield row
+        row = before.get((run.arm.name, run.seed))
+        which = {"arm": run.arm.name, "seed": run.seed}
+        if run.result is not None:
+            current.add(run.result.key)
+            yield {**_result(run.result), **which, "status": FINISHED}
+        elif not run.identified and run.status == FAILED and row is not None and row.status == INTERRUPTED:
+            yield {**which, "status": INTERRUPTED}  # it did not get so far as to fail
+        else:
+            error = run.error and " ".join(run.error.replace(f"{progress.output}{os.sep}", "").split())
+            yield {**which, "status": run.status, "error": error}
     for key, record in progress.records.runs.items():
         if key not in current:
-            yield {**_which(record), **_result(record), "status": records.FORMER}
+            yield {**_result(record), "status": FORMER}
 
 
 def _result(record: RunRecord) -> dict[str, Any]:
-    shown = ("key", *records.COSTS, "optimizer", "hardware", "versions", "date")
-    return {
-        **{name: getattr(record, name) for name in shown}, "flops": record.tokens * record.flops_per_token,
-        "start_loss": record.curve.loss[0], "final_loss": record.curve.loss[-1],
-    }  # fmt: skip
+    """The columns of a finished run."""
+    shown = {name: getattr(record, name) for name in TABLES["runs.csv"] if hasattr(record, name)}
+    loss = record.curve.loss
+    return {**shown, "flops": record.tokens * record.flops_per_token, "start_loss": loss[0], "final_loss": loss[-1]}
 
 
-def _trials(progress: Progress) -> Iterable[Trial]:
-    """Trials of the study's arms, in its order, then those that it no longer asks for: these of no arm."""
-    known, current = progress.records.trials, set()
-    for arm, tried in progress.rates.items():
-        for lr, _ in tried:
-            key = progress.trials[arm, lr]
-            current.add(key)
-            yield Trial(key=key, arm=arm, lr=lr, seed=known[key].seed, loss=known[key].loss)
-    for key, trial in known.items():
+def _tuning_runs(progress: Progress) -> Iterable[TuningRun]:
+    """Tuning runs of the study's arms, in its order, then those that it no longer asks for: these of no arm."""
+    current = set()
+    for arm in progress.study.arms:
+        for _, run in sorted(progress.tuning.get(arm, {}).items()):
+            current.add(run.key)
+            yield run
+    for key, run in progress.records.tuning_runs.items():
         if key not in current:
-            yield Trial(key=key, arm="", lr=trial.lr, seed=trial.seed, loss=trial.loss)
+            yield replace(run, arm="")
 
 
 def _request(progress: Progress) -> dict[str, Any]:
     study = progress.study
     arms: dict[str, Any] = {}
     for arm in study.arms.values():
-        lr = progress.chosen.get(arm.like or arm.name)
         shared = plain(study.train)
         arms[arm.name] = {
             "label": arm.label, "kind": arm.kind, "group": arm.group,
             "source": None if arm.source is None else arm.source.name, "growth": dict(arm.growth) or None,
             "moments": arm.moments,
             "train": {key: value for key, value in plain(arm.train).items() if shared.get(key) != value},
-            "tuned": None if lr is None else {"lr": lr}, "like": arm.like,
+            "tuned": _tuned(progress, arm.like or arm.name), "like": arm.like,
         }  # fmt: skip
     return {
         "name": study.name, "note": study.note, "hyperclone": __version__,
@@ -165,10 +221,19 @@ def _request(progress: Progress) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _tuned(progress: Progress, arm: str) -> dict[str, Any] | None:
+    """The chosen rate; None if there is none yet, or if one that was tried since is better."""
+    tried, chosen = progress.tuning.get(arm, {}), progress.chosen.get(arm)
+    if chosen not in tried or tried[chosen].loss > min(run.loss for run in tried.values()):
+        return None
+    return {"lr": chosen}
+
+
 def _source(progress: Progress, source: SourceModel) -> dict[str, Any]:
-    return {"key": progress.sources.get(source.name), "train": plain(source.train) if source.train else None}
+    key = progress.sources.get(source.name, progress.kept_sources.get(source.name))
+    return {"key": key, "train": plain(source.train) if source.train else None}
 
 
 def losses(runs: Sequence[Run]) -> list[float]:
     """The last held-out losses of the finished ones among some runs."""
-    return [run.record.curve.loss[-1] for run in runs if run.record is not None]
+    return [run.result.curve.loss[-1] for run in runs if run.result is not None]

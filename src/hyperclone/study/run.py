@@ -1,8 +1,8 @@
 """Studies: arms x seeds with one data order, and what came of them.
 
-read a TOML file (config.py) -> what each run is, as a key (run_keys.py) -> run it (runner.py, commands.py)
--> where it lies (paths.py), what came of it (collect.py, records.py) -> tables (results.py) with speed-ups
-(speedup.py) -> report
+read a TOML file (config.py) -> what each run is, as a key (identity.py, run_keys.py) -> compare with what is on record
+(record_tables.py, comparison.py) -> run what is missing (runner.py, commands.py) -> where it lies (paths.py), what came
+of it (collect.py, records.py) -> tables (results.py) with speed-ups (speedup.py) -> report
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hyperclone.errors import DestinationError, StudyError
-from hyperclone.study import records, results
+from hyperclone.study import record_tables, results
 from hyperclone.study.commands import Interrupted, Processes
 from hyperclone.study.config import Study
 from hyperclone.study.config_file import read
 from hyperclone.study.paths import runs_of
-from hyperclone.study.progress import Event, Progress, Run
+from hyperclone.study.progress import OnEvent, Progress, Run
 from hyperclone.study.records import SourceRecord
 from hyperclone.study.runner import Runner
 
@@ -31,7 +31,7 @@ def run(
     output: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
     threads: int | None = None,
-    watch: Callable[[Event], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> Progress:
     """Run a study, or what is left of it.
 
@@ -40,7 +40,7 @@ def run(
         output: directory of its runs and results; by default beside the file.
         jobs: runs at a time; by default one for each GPU, or one.
         threads: of each run; by default the cores are shared evenly where there is more than one job.
-        watch: called with what happens (progress.py).
+        on_event: called with every event (progress.py).
 
     Returns:
         How it stands, failed and interrupted runs included.
@@ -49,7 +49,7 @@ def run(
         StudyError: the file does not describe a study, or a table of its results is corrupt or truncated.
         DestinationError: the output cannot be written.
     """
-    runner = _runner(file, output, _processes(jobs, threads), watch)
+    runner = _runner(file, output, _processes(jobs, threads), on_event, results.write)
     asyncio.run(runner.run())
     runner.progress.speedups = results.write(runner.progress)
     return runner.progress
@@ -61,19 +61,26 @@ def remake(
     *,
     output: str | os.PathLike[str] | None = None,
     threads: int | None = None,
-    watch: Callable[[Event], None] | None = None,
+    on_event: OnEvent | None = None,
 ) -> SourceRecord:
-    """Train one source of a study, or train it again if its weights or its checkpoint were deleted; its record.
+    """Train one source of a study, or train it again if its weights or its checkpoint were deleted.
+
+    Of the results, only sources.csv changes (with its number of rows, and a key that is missing, in study.json), and it
+    does not if the source ends at the loss on record.
 
     Args:
-        file, output, threads, watch: as of `run`.
+        file, output, threads, on_event: as of `run`.
         source: its name.
 
+    Returns:
+        The record of the weights that are there now (records.SourceRecord).
+
     Raises:
-        StudyError: there is no such source, the study does not train it, or its training failed or was interrupted.
+        StudyError: there is no such source, the study does not train it, its training failed or was interrupted, or a
+            file of the results is corrupt or truncated.
         DestinationError: the output cannot be written.
     """
-    runner = _runner(file, output, _processes(1, threads), watch)
+    runner = _runner(file, output, _processes(1, threads), on_event, results.write_sources)
     known = runner.progress.study.sources
     if source not in known:
         raise StudyError("no such source", file=runner.progress.study.file, field="source", found=source,
@@ -88,11 +95,15 @@ def finished(study: Study, *, output: str | os.PathLike[str] | None = None) -> P
     """What of a study has finished, found by its keys; nothing runs and nothing is written.
 
     Returns:
-        None if it has no results yet, else how it stands: every other run is interrupted, or failed where its key
-        cannot be known, since its text or its model is not on this machine.
+        None if it has no results yet, else how it stands: every other run is interrupted, or failed where it cannot be
+        identified, since its text or its model is not on this machine.
+
+    Raises:
+        StudyError: a file of the results is corrupt or truncated.
     """
     directory = Path(runs_of(study.file) if output is None else output)
-    if not records.standings(directory):
+    recorded = record_tables.load(directory)
+    if not recorded.rows and not recorded.records.sources:
         return None
     processes = _processes(1, None)
     processes.stop()
@@ -115,7 +126,7 @@ def _processes(jobs: int | None, threads: int | None) -> Processes:
 
 def _runner(
     file: str | os.PathLike[str] | Study, output: str | os.PathLike[str] | None, processes: Processes,
-    watch: Callable[[Event], None] | None,
+    on_event: OnEvent | None, write: Callable[[Progress], object],
 ) -> Runner:  # fmt: skip
     study = file if isinstance(file, Study) else read(Path(file))
     directory = Path(runs_of(study.file) if output is None else output)
@@ -125,7 +136,7 @@ def _runner(
         raise DestinationError("the directory cannot be made", file=directory, found=error.strerror) from None
 
     def changed() -> None:
-        runner.progress.speedups = results.write(runner.progress)
+        write(runner.progress)
 
-    runner = Runner(study, directory.absolute(), processes, watch or (lambda event: None), changed)
+    runner = Runner(study, directory.absolute(), processes, on_event or (lambda event: None), changed)
     return runner

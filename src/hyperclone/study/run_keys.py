@@ -17,6 +17,7 @@ from typing import Any
 
 from hyperclone import units
 from hyperclone.conversion import receipt
+from hyperclone.errors import CheckpointError
 from hyperclone.planning.growth import Growth
 from hyperclone.training import data_sources
 
@@ -47,7 +48,12 @@ def model(directory: Path) -> str:
     """A key of a model directory: config, tokenizer and weights, if it has any.
 
     Of a grown one also what training takes from its receipt.
+
+    Raises:
+        CheckpointError: there is no model.
     """
+    if not (directory / "config.json").is_file():
+        raise CheckpointError("not a model directory: it has no config.json", file=directory)
     grown = receipt.read(directory)
     if grown is None:
         return of(_model_digests(directory))

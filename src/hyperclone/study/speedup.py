@@ -41,7 +41,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Curve:
         loss: (evaluations,) held-out, nats per token.
         seconds: (evaluations,) of training steps before each.
         flops_per_token: operations for each token of training.
-        step: (evaluations,) optimizer steps before each; empty where nobody asks.
-        bits_per_byte: (evaluations,) held-out; empty where nobody asks.
+        step: (evaluations,) optimizer steps before each; empty where they are not needed.
+        bits_per_byte: (evaluations,) held-out; empty where it is not needed.
         tasks: (evaluations,) accuracies by task, None where a task was not run.
     """
 
@@ -84,16 +83,16 @@ class Cost:
     seconds: float | None = None
 
 
-def charged(kind: str, spent: Mapping[str, Any] | None) -> Cost | None:
+def charged(kind: str, source: Cost | None) -> Cost | None:
     """What an arm is charged with for its source; None for random weights, which have none.
 
     Args:
-        kind: of the arm: "random", "source", "clone" or "model" (made elsewhere: nobody knows).
-        spent: flops and seconds of the source's training, None each where they are not known.
+        kind: of the arm: "random", "source", "clone" or "model" (made elsewhere, at an unknown cost).
+        source: what its source's training took; None where that is not known.
     """
     if kind == "random":
         return None
-    return Cost() if kind == "model" or spent is None else Cost(spent["flops"], spent["seconds"])
+    return Cost() if kind == "model" or source is None else source
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Speedup:
 
     target: float
     tokens: float | None
-    flops: float | None
+    flops: int | None
     seconds: float | None
     speedup_tokens: float | None
     speedup_flops: float | None
@@ -188,7 +187,7 @@ def compare(
     return Speedup(
         target=target,
         tokens=tokens,
-        flops=None if needed is None else needed[1],
+        flops=None if needed is None else round(needed[1]),
         seconds=None if needed is None else needed[2],
         speedup_tokens=plain[0],
         speedup_flops=plain[1],
@@ -233,7 +232,7 @@ class Contender:
     Attributes:
         arm, seed: which.
         kind: of the arm: "random", "source", "clone" or "model" (made elsewhere).
-        source: name of its source; None for a model made elsewhere.
+        source: key of its source's record (records.py); empty for random weights and models made elsewhere.
         curve: its evaluations.
         cost: what it is charged with for its source (`charged`).
     """
@@ -241,7 +240,7 @@ class Contender:
     arm: str
     seed: int
     kind: str
-    source: str | None
+    source: str
     curve: Curve
     cost: Cost | None
 

@@ -1,4 +1,4 @@
-"""What people see of a study: a bar for each training that is running, a line for each that has ended, a table."""
+"""A study in the terminal: a bar for each training that is running, a line for each that has ended, a table."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rich.table import Table
 from hyperclone import units
 from hyperclone.planning.growth import Growth
 from hyperclone.study import results
-from hyperclone.study.config import Arm, Study
-from hyperclone.study.progress import Began, Event, Progress, RateChosen, Run, RunEnded, SourceRemade
+from hyperclone.study.config import Arm, SourceModel, Study
+from hyperclone.study.progress import Began, Compared, Event, Progress, RateChosen, Run, RunEnded, SourceRemade
 from hyperclone.study.speedup import Speedup, Spread
 from hyperclone.training import metrics, resume
 from hyperclone.training.config import Training
@@ -25,9 +25,10 @@ from hyperclone.units import human_count
 
 
 class StudyView:
-    """Watches a study and tells the console. To be used as a context."""
+    """Prints the events of a study. To be used as a context."""
 
     def __init__(self, console: Console) -> None:
+        """A view on a console."""
         self._console = console
         self._bars = Bars(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
@@ -48,21 +49,24 @@ class StudyView:
         self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        """Something has happened."""
+        """Show an event."""
         match event:
+            case Compared():
+                if line := compared(event):
+                    self._print(line)
             case Began(what, path):
                 self._running[path] = self._bars.add_task(what, total=None, figures="")
                 if not self._console.is_terminal:
-                    self._say(f"{what} ...")
+                    self._print(f"{what} ...")
             case RateChosen(arm, lr, tried):
                 losses = ", ".join(f"{rate:g}: {loss:.4f}" for rate, loss in tried)
-                self._say(f"{arm.name}: learning rate {lr:g} (validation loss by rate: {losses})")
+                self._print(f"{arm.name}: learning rate {lr:g} (validation loss by rate: {losses})")
             case RunEnded(run):
-                self._say(ended(run))
+                self._print(ended(run))
             case SourceRemade():
-                self._say(remade(event))
+                self._print(remade(event))
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _read(self) -> None:
@@ -88,20 +92,35 @@ def ended(run: Run) -> str:
     """How a run ended, in a line."""
     which = f"{run.arm.name}, seed {run.seed}"
     if run.record is None:
-        return f"{which}: {run.status}" + (f"\n{run.error}" if run.error else "")
+        kept = "" if run.kept is None else "; its recorded result is kept"
+        return f"{which}: {run.status}{kept}" + (f"\n{run.error}" if run.error else "")
     losses = run.record.curve.loss
     return f"{which}: held-out loss {losses[0]:.4f} -> {losses[-1]:.4f}"
 
 
-def remade(event: SourceRemade) -> str:
-    """What came of training a source again."""
-    name, before, now = event.source.name, event.before, event.now
-    if f"{before:.4f}" == f"{now:.4f}":
-        return f"source {name} was trained again and ends at {now:.4f}, as recorded"
+def compared(event: Compared) -> str:
+    """What a study does with recorded runs that are not the ones it asks for here; empty if there are none."""
+    if not event.former:
+        return ""
+    runs = "1 recorded run is" if event.former == 1 else f"{event.former} recorded runs are"
     return (
-        f"source {name} was trained again and ends at {now:.4f} instead of {before:.4f}: arithmetic differs between "
-        "machines. Its finished runs, and those of its clones, are of the earlier one; delete their rows in runs.csv "
-        "to have all from one source."
+        f"{runs} of another text, model or setting than the study has on this machine. Their results stay in the "
+        f"tables as former; {event.missing} run{'' if event.missing == 1 else 's'} will be trained. "
+        "--output names another directory, which leaves these tables as they are."
+    )
+
+
+def remade(event: SourceRemade) -> str:
+    """How a source that was trained again ended."""
+    name, before, now = event.source.name, event.before, event.now
+    if before == now:
+        return f"source {name} was trained again and ends at {now:.4f}, as recorded"
+    digits = 4 if f"{before:.4f}" != f"{now:.4f}" else 8
+    return (
+        f"source {name} was trained again and ends at {now:.{digits}f} instead of {before:.{digits}f}: arithmetic "
+        "differs between machines. Both are recorded in sources.csv: finished runs are of the earlier one, further "
+        "runs begin from this one. To have all from this one, set the status of the finished runs in runs.csv to "
+        "waiting."
     )
 
 
@@ -123,7 +142,7 @@ def outlook(study: Study, progress: Progress | None) -> Table:
             tokens = units.parse(source.train["tokens"], "tokens")
             whole += tokens
             lr = f"{source.train.get('lr', Training.lr):g}"
-            done = "" if progress is None else str(int(source.name in progress.sources))
+            done = "" if progress is None else _found(source, progress)
             row = ("random weights", human_count(tokens), lr, "1", done, human_count(tokens))
             table.add_row(f"source {source.name}", *row)
     for arm in study.arms.values():
@@ -133,7 +152,7 @@ def outlook(study: Study, progress: Progress | None) -> Table:
         if arm.tuning is not None:
             tried = arm.tuning.lr
             total += len(tried) * units.parse({**arm.train, **arm.tuning.train}["tokens"], "tokens")
-            extended = 0 if progress is None else len(progress.rates.get(arm.name, ()))
+            extended = 0 if progress is None else len(progress.tuning.get(arm.name, ()))
             lr, runs = "one of " + ", ".join(f"{rate:g}" for rate in tried), runs + max(len(tried), extended)
         whole += total
         row = (_start(arm), human_count(tokens), lr, str(runs), _finished(arm, progress), human_count(total))
@@ -150,15 +169,19 @@ def _start(arm: Arm) -> str:
     return f"random weights ({grown})" if arm.kind == "random" else grown
 
 
+def _found(source: SourceModel, progress: Progress) -> str:
+    """How many trainings of a source have finished: one or none."""
+    return "?" if source.name in progress.kept_sources else str(int(source.name in progress.sources))
+
+
 def _finished(arm: Arm, progress: Progress | None) -> str:
-    """How many of an arm's runs have finished, the short ones that choose its learning rate included."""
+    """How many of an arm's runs have finished, those that choose its learning rate included."""
     if progress is None:
         return ""
     runs = [run for run in progress.runs if run.arm.name == arm.name]
     if any(run.status == "failed" for run in runs):
-        return "?"  # its text or its model is not on this machine, so that its key is not known
-    trials = {key for (name, _), key in progress.trials.items() if name == arm.name}
-    return str(sum(run.status == "finished" for run in runs) + len(trials & {*progress.records.trials}))
+        return "?"  # its text or its model is not on this machine, so its key is not known
+    return str(sum(run.status == "finished" for run in runs) + len(progress.tuning.get(arm.name, ())))
 
 
 def obstacles(progress: Progress | None) -> list[str]:
