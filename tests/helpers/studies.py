@@ -31,7 +31,7 @@ batch_tokens = 512
 lr = 1e-3
 
 [sources.small]
-model = "blank"
+model = "./blank"
 train = { data = ["pretrain.txt"], tokens = "2k", lr = 2e-3 }
 
 [arms.random]
@@ -82,7 +82,7 @@ class Commands:
         command = list(command)
         self.run_commands.append(command)
         if self._fail and re.search(self._fail, " ".join(command)):
-            raise StudyError("`hyperclone` failed", found="on purpose")
+            raise StudyError("`hyperclone` failed", file=log, found="on purpose")
         match command[0]:
             case "train":
                 self._train(command)

@@ -394,6 +394,24 @@ def test_copies_diverge_by_arm_and_by_layer(runs: Path) -> None:
     }
 
 
+@pytest.mark.slow
+def test_a_run_is_charged_with_the_training_of_the_source_that_it_began_from(runs: Path) -> None:
+    with (runs / "sources.csv").open("a") as stream:
+        stream.write("source-a2,a,500000,1000000,5000000000000,300,3.4,another\n")
+    edited(runs / "runs.csv", "source", lambda row: "source-a2" if row["key"] == "clone-2" else row["source"])
+    found = load.read(counted(runs))
+    one, two, _ = found.speedups["clone"]
+    assert one.flops is not None
+    assert two.flops is not None
+    control = 40_000 * 6_000_000
+    assert one.charged_flops == pytest.approx(control / (one.flops + 1e12))
+    assert two.charged_flops == pytest.approx(control / (two.flops + 5e12))
+    page = report(runs, runs.parent / "r.html")[0].read_text()
+    assert "Source a, trained again, of clone seed 2" in page
+    assert "<td>5000000000000</td>" in page
+    assert "<td>1000000000000</td>" in page
+
+
 def test_a_cost_that_is_not_known_is_said_to_be_left_out(runs: Path) -> None:
     edited(runs / "sources.csv", "flops", lambda row: "")
     head = results(runs, charged_flops=None)

@@ -55,6 +55,13 @@ def test_flops_count_what_a_token_costs_and_the_charge_is_the_sources_training()
     assert found.charged_seconds == 1.0  # 20 s against 10 + 10
 
 
+def test_flops_are_a_whole_number_wherever_the_target_is_reached() -> None:
+    assert compare(curve([5, 3], flops=7), curve([5, 4], flops=7)).flops == 350
+    flops = compare(curve([6, 3], flops=7), curve([5, 4], flops=7)).flops
+    assert flops == 467  # 2/3 of 100 tokens at 7 each
+    assert isinstance(flops, int)
+
+
 def test_a_cost_that_is_not_known_is_not_taken_for_nothing() -> None:
     found = compare(curve([5, 3]), curve([8, 4]), source=5.0, cost=Cost())
     assert found.charged_flops is None

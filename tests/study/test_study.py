@@ -573,10 +573,26 @@ def test_a_study_that_was_begun_on_one_machine_and_ended_on_another_names_both(d
 
 
 def test_paths_of_the_machine_are_in_no_result(directory: Path) -> None:
-    run_study(write_study(directory, STUDY), Commands())
+    run_study(write_study(directory, STUDY), Commands(fail="continued-s2"))
     output = directory / "runs-of-study"
-    for file in (file for file in output.iterdir() if file.is_file()):
-        assert str(directory) not in file.read_text(), file.name
+    assert "runs/continued-s2-" in (output / "runs.csv").read_text()  # the log of the failed run
+    for content in tables(output).values():
+        assert str(directory) not in content.decode()
+
+
+def test_a_run_without_a_held_out_loss_before_and_after_fails_by_itself(directory: Path) -> None:
+    class Unevaluated(Commands):
+        def _train(self, command: list[str]) -> None:
+            super()._train(command)
+            if "/clone-s1-" in " ".join(command):
+                file = Path(option(command, "output"), "metrics.jsonl")
+                file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+    without_anatomy = STUDY.replace("[train]", "anatomy = false\n\n[train]", 1)
+    done = run_study(write_study(directory, without_anatomy), Unevaluated())
+    (failed,) = (run for run in done.runs if run.status == "failed")
+    assert (failed.arm.name, failed.seed) == ("clone", 1)
+    assert "no held-out loss before and after training" in str(failed.error)
 
 
 WRONG = [
