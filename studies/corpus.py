@@ -141,8 +141,8 @@ def pieces(work: str) -> Iterator[str]:
 
 def part(document: str) -> str:
     """Where a document belongs: a property of its text."""
-    place = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) % 300
-    return "held_out" if place < 1 else "validation" if place < 2 else "train" if place < 102 else "pretrain"
+    bucket = int.from_bytes(hashlib.sha256(document.encode()).digest()[:8]) % 300
+    return "held_out" if bucket < 1 else "validation" if bucket < 2 else "train" if bucket < 102 else "pretrain"
 
 
 def fetch(name: str, *, cache: Path = CACHE) -> Path:

@@ -3,7 +3,8 @@
     python studies/run.py recipes [--jobs 2] [--threads 1] [--dry-run]
     python studies/run.py recipes --source small    # train this source only, again if its weights are not kept here
 
-Runs that have finished are found in `recipes.runs/runs.csv`; remove their rows to repeat them. Then
+Runs that have finished are found in `recipes.runs/runs.csv`; set their status to `waiting` to repeat them. Of `gpu` and
+`longer` none are found: their text cannot be fetched any more. Further options are those of `hyperclone study`. Then
 
     hyperclone report studies/recipes.runs -o recipes.html
 """

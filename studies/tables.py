@@ -178,7 +178,7 @@ def by_source(study: str) -> str:
     rows = []
     for name, source in results.study["sources"].items():
         plain, grown = (
-            next(arm for arm, told in results.arms.items() if told["source"] == name and told["kind"] == kind)
+            next(arm for arm, about in results.arms.items() if about["source"] == name and about["kind"] == kind)
             for kind in ("source", "clone")
         )
         ends = [statistics.median(run.curve.loss[-1] for run in results.runs[arm]) for arm in (plain, grown)]
@@ -249,8 +249,8 @@ def read(study: str) -> Results:
 def _source_loss(results: Results, arm: str) -> dict[int, float]:
     """Loss of an arm's source before training by seed: of the source itself where it was run."""
     source = results.arms[arm]["source"]
-    plain = next((other for other, told in results.arms.items()
-                  if told["kind"] == "source" and told["source"] == source and other in results.runs), arm)  # fmt: skip
+    same = [other for other, about in results.arms.items() if about["source"] == source and about["kind"] == "source"]
+    plain = next((other for other in same if other in results.runs), arm)
     return {run.seed: run.curve.loss[0] for run in results.runs[plain]}
 
 

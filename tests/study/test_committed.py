@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import gzip
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hyperclone.report import load
 from hyperclone.study import config_file, paths, run
+from tests.helpers.command import call
+from tests.helpers.studies import save_model
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
@@ -54,17 +55,36 @@ def test_a_study_that_cannot_start_leaves_its_results_as_they_are(
     assert committed(tmp_path) == before
 
 
+@pytest.mark.parametrize(("name", "blank", "finished"), [("gpu", "512x7x64", 12), ("longer", "192", 6)])
+def test_a_study_whose_text_cannot_be_fetched_any_more_says_so_before_it_begins(
+    name: str, blank: str, finished: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another text in the place of the recorded one: nothing is run here."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = tmp_path / ".cache/hyperclone"
+    for corpus in ("mixed", "whole"):
+        (cache / "corpora" / corpus).mkdir(parents=True)
+        for part in ("pretrain", "train", "validation", "held_out"):
+            with gzip.open(cache / "corpora" / corpus / f"{part}.jsonl.gz", "wt") as stream:
+                stream.write('{"text": "another"}\n')
+    save_model(cache / "studies")
+    (cache / "studies/blank").rename(cache / f"studies/blank-{blank}")
+    done = call("study", ROOT / f"studies/{name}.toml", "--dry-run")
+    assert f"{finished} recorded runs are of another text, model or setting" in done.stderr
+    assert "12 runs will be trained" in done.stderr
+    comment = (ROOT / f"studies/{name}.toml").read_text().split("\n\n")[0]
+    assert "cannot be repeated" in comment
+    assert "trains all 12 runs" in comment
+
+
 def committed(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in (directory / "studies").rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 def test_a_study_that_cannot_start_fails_at_the_command_line_and_says_why(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "studies", tmp_path / "studies", ignore=shutil.ignore_patterns("sources"))
     before = committed(tmp_path)
-    command = [sys.executable, "-m", "hyperclone", "study", "studies/recipes.toml"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True,
-                          text=True, check=False, timeout=300)  # fmt: skip
+    done = call("study", tmp_path / "studies/recipes.toml", HOME=str(tmp_path))
     assert done.returncode == 1
     assert "rotated, seed 1: failed; its recorded result is kept" in done.stderr
     assert "corpora/mixed/train.jsonl.gz" in done.stderr

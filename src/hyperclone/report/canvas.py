@@ -35,7 +35,7 @@ class Series:
         x, y: (points,).
         kind: what the page shows of it under the pointer: of a `line` its height there, of `points` the nearest one
             (`x`, `y` or `both` of its numbers), of `bars` the height of the nearest name.
-        shown: the numbers of points that the page shows under the pointer: `x`, `y` or `both`.
+        shown: which numbers of points the page shows; the others only say where a name is.
     """
 
     label: str
@@ -68,7 +68,7 @@ class Axes:
     def points(
         self, label: str, color: str, x: Sequence[float], y: Sequence[float], *, shown: str = "both", **style: Any
     ) -> None:
-        """Points without a line; `shown`: the numbers that the page shows, `x`, `y` or `both`."""
+        """Points without a line; `shown`: the numbers that are shown under the pointer, `x`, `y` or `both`."""
         self.plot.plot(x, y, color=color, linestyle="none", **{"marker": "o", "markersize": 5, **style})
         self.series.append(Series(label, color, list(x), list(y), "points", shown))
 
@@ -163,17 +163,17 @@ class Canvas:
             self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = stream.getvalue()
         text = text[text.index("<svg") :]
-        for drawn, shown in _PAGE.items():
-            text = text.replace(drawn.lower(), shown)
+        for color, variable in _PAGE.items():
+            text = text.replace(color.lower(), variable)
         return _small(text, self.name)
 
     def numbers(self) -> list[dict[str, Any]]:
         """Axes and series for the page: boxes in the SVG's own units."""
         size = self.figure.get_size_inches() * 72
-        described: list[dict[str, Any]] = []
+        numbers = []
         for axes in self.axes:
             box = axes.plot.get_position()
-            described.append({
+            numbers.append({
                 "box": [box.x0 * size[0], (1 - box.y1) * size[1], box.width * size[0], box.height * size[1]],
                 "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
                 "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
@@ -181,14 +181,14 @@ class Canvas:
                 "series": [{"label": one.label, "color": on_page(one.color), "x": _short(one.x), "y": _short(one.y),
                             "kind": one.kind, "shown": one.shown} for one in axes.series],
             })  # fmt: skip
-        return described
+        return numbers
 
     def save(self, directory: Path) -> list[Path]:
         """PNG and SVG for a paper, dark on white."""
         files = []
         text = self.svg()
-        for drawn, shown in _PAGE.items():
-            text = text.replace(shown, _LIGHT.get(drawn, drawn))
+        for color, variable in _PAGE.items():
+            text = text.replace(variable, _LIGHT.get(color, color))
         (directory / f"{self.name}.svg").write_text(text)
         files.append(directory / f"{self.name}.svg")
         for part in self.figure.findobj():
@@ -243,4 +243,6 @@ def _apart(heights: Sequence[float], low: float, high: float, gap: float) -> lis
 
 
 def _short(values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in values]
+    """Numbers of six digits; whole ones as such, None where there is nothing to show."""
+    shown = [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in values]
+    return [int(value) if value is not None and value.is_integer() else value for value in shown]

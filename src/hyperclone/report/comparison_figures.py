@@ -19,15 +19,15 @@ def tasks(results: Results) -> Canvas:
     names, rows = results.tasks, []
     width = 0.8 / max(1, len(results.curves))
     for number, (arm, runs) in enumerate(results.curves.items()):
-        centers = [i - 0.4 + width * (number + 0.5) for i in range(len(names))]
+        positions = [i - 0.4 + width * (number + 0.5) for i in range(len(names))]
         finals = [[v for curve in runs if (v := _last(curve.tasks.get(name, ()))) is not None] for name in names]
         heights = [statistics.mean(values) if values else None for values in finals]
-        axes.bars(arm, color(results, arm), centers, heights, width * 0.9)
-        seeds = [(x, value) for x, values in zip(centers, finals, strict=True) for value in values]
+        axes.bars(arm, color(results, arm), positions, heights, width * 0.9)
+        seeds = [(x, value) for x, values in zip(positions, finals, strict=True) for value in values]
         axes.plot.plot([x for x, _ in seeds], [y for _, y in seeds], "o", color=color(results, arm), markersize=3)
         rows += [[arm, name, f"{one:.4f}"] for name, one in zip(names, heights, strict=True) if one is not None]
-        if drawn := [one for one in heights if one is not None]:
-            axes.labels.append((len(names) - 0.5, statistics.mean(drawn), arm, color(results, arm)))
+        if known := [one for one in heights if one is not None]:
+            axes.labels.append((len(names) - 0.5, statistics.mean(known), arm, color(results, arm)))
     axes.names = names
     axes.plot.set_xticks(range(len(names)), [literal(name) for name in names])
     axes.plot.set_xlim(-0.5, len(names) - 0.5)
@@ -117,25 +117,25 @@ def sources(results: Results) -> Iterator[Canvas]:
     """Clones by what their source was: how long it was trained, how large it is."""
     known = results.study.get("sources", {})
     for group, (field, label) in AXES.items():
-        found = []
+        sized = []
         for name, arm in results.arms.items():
-            at = (known.get(arm.get("source") or "") or {}).get(field)
-            if group in in_groups(arm) and at and name in results.curves:
-                found.append((at, name))
-        if len(found) < 2:
+            size = (known.get(arm.get("source") or "") or {}).get(field)
+            if group in in_groups(arm) and size and name in results.curves:
+                sized.append((size, name))
+        if len(sized) < 2:
             continue
         canvas = Canvas(group.replace(" ", "-"), f"Clones by {group}", f"Final held-out loss against {label}; points "
                         "are seeds.")  # fmt: skip
         axes = canvas.axes[0]
         rows = []
-        for at, name in sorted(found):
+        for size, name in sorted(sized):
             losses = [curve.loss[-1] for curve in results.curves[name]]
-            axes.points(name, color(results, name), [at] * len(losses), losses)
-            axes.labels.append((at, statistics.median(losses), name, color(results, name)))
-            rows += [[name, f"{at:.5g}", f"{loss:.4f}"] for loss in losses]
+            axes.points(name, color(results, name), [size] * len(losses), losses)
+            axes.labels.append((size, statistics.median(losses), name, color(results, name)))
+            rows += [[name, f"{size:.5g}", f"{loss:.4f}"] for loss in losses]
         axes.plot.set_xscale("log")
         axes.plot.margins(x=0.25)
-        axes.plot.set_xticks(sorted({at for at, _ in found}))
+        axes.plot.set_xticks(sorted({size for size, _ in sized}))
         axes.plot.minorticks_off()
         canvas.label(axes, label, "final held-out loss (nats per token)")
         canvas.table = (["arm", field, "loss"], rows)

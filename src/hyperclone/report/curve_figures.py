@@ -51,7 +51,7 @@ def principal(results: Results) -> list[str]:
 def lines(
     axes: Axes, results: Results, arms: Sequence[str], cost: str, *, log: bool = False
 ) -> list[tuple[str, list[float], list[float]]]:
-    """Held-out loss of some arms, zoomed to where they end: (arm, x, means) of what was drawn."""
+    """Held-out loss of some arms, zoomed to where they end: (arm, x, means) of each."""
     rows = []
     for arm in arms:
         x, y, low, high = mean_over_seeds(results.curves[arm], cost, lambda curve: curve.loss)

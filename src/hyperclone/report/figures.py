@@ -1,4 +1,4 @@
-"""The figures of a report: the paper's (arXiv 2409.12903), drawn from a study's own runs, each if its data is there."""
+"""The figures of a report: the paper's (arXiv 2409.12903), from a study's runs, each if its data is there."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ COSTS = (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of train
 
 def every(results: Results) -> list[Canvas]:
     """All figures that the results allow, in the order of the page."""
-    drawn: list[Canvas | None] = []
+    canvases: list[Canvas | None] = []
     if results.runs:
-        drawn += [curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)]
-        drawn.append(curve_figures.early(results, curve_figures.principal(results)))
+        canvases += [
+            curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)
+        ]
+        canvases.append(curve_figures.early(results, curve_figures.principal(results)))
     if results.tasks:
-        drawn += [curve_figures.accuracy(results), comparison_figures.tasks(results)]
+        canvases += [curve_figures.accuracy(results), comparison_figures.tasks(results)]
     others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
     if any(row.speedup_tokens is not None for row in others):
-        drawn.append(comparison_figures.speedups(results))
-    drawn += comparison_figures.groups(results)
-    drawn += comparison_figures.sources(results)
-    drawn += [
+        canvases.append(comparison_figures.speedups(results))
+    canvases += comparison_figures.groups(results)
+    canvases += comparison_figures.sources(results)
+    canvases += [
         copy_figures.divergence(results),
         copy_figures.symmetry(results),
         copy_figures.spectra(results),
         curve_figures.tuning(results),
     ]
-    return [canvas for canvas in drawn if canvas is not None]
+    return [canvas for canvas in canvases if canvas is not None]

@@ -43,11 +43,11 @@ _DEFINITIONS = (
 )
 
 
-def render(results: Results, drawn: Sequence[Canvas]) -> str:
+def render(results: Results, canvases: Sequence[Canvas]) -> str:
     """The page as HTML."""
     number, sentences = headline.answer(results)
     study = results.study
-    costs = [canvas for canvas in drawn if canvas.name.startswith("loss-")]
+    costs = [canvas for canvas in canvases if canvas.name.startswith("loss-")]
     parts = [
         f"<header><p class=kind>hyperclone study</p><h1>{_text(study['name'])}</h1></header>",
         f"<section class=answer><p class=number>{_text(number)}"
@@ -62,12 +62,12 @@ def render(results: Results, drawn: Sequence[Canvas]) -> str:
         ),
         f"<section id=arms><h2>Arms</h2>{arms(results)}</section>",
         _switch(costs) if costs else "",
-        *(_figure(canvas) for canvas in drawn if canvas not in costs),
+        *(_figure(canvas) for canvas in canvases if canvas not in costs),
         f"<section><h2>What was run</h2>{_configuration(results)}</section>",
         f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(_last_date(results))}. "
         f"{_DEFINITIONS}</footer>",
     ]
-    data = json.dumps({canvas.name: canvas.numbers() for canvas in drawn}, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps({canvas.name: canvas.numbers() for canvas in canvases}, allow_nan=False).replace("<", "\\u003c")
     return (
         '<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
         f'<link rel=icon href="data:,"><title>{_text(study["name"])}</title><style>{_file("page.css")}</style></head>'

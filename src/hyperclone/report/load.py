@@ -13,7 +13,7 @@ from hyperclone.study.records import RunRecord, RunRow, SourceRecord
 from hyperclone.study.request import STUDY
 from hyperclone.study.speedup import Contender, Cost, Curve, Speedup
 
-AXES = {  # groups that are drawn against something: a field of the source, and what it is
+AXES = {  # groups that a figure shows against something: a field of the source, and what it is
     "source quality": ("tokens", "tokens that the source was trained on"),
     "source size": ("parameters", "parameters of the source"),
 }
@@ -64,7 +64,7 @@ class Results:
         return chosen
 
     def groups(self) -> dict[str, list[str]]:
-        """Arms with results that are to be drawn together; those whose group has an axis have a figure of their own."""
+        """Arms with results that share a figure; those whose group has an axis have a separate one."""
         grouped: dict[str, list[str]] = {}
         for name in self.runs:
             for group in in_groups(self.arms[name]):

@@ -1,4 +1,4 @@
-"""What all figures share: an arm's color and stroke, curves over seeds, tables of the numbers that were drawn."""
+"""What all figures share: an arm's color and stroke, curves over seeds, tables of the numbers in them."""
 
 from __future__ import annotations
 

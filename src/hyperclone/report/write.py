@@ -1,6 +1,6 @@
 """The report of a study: one page without a network, and its figures for papers.
 
-load.py -> headline.py (the answer in words), figures.py (drawn through canvas.py) -> html_page.py
+load.py -> headline.py (the answer in words), figures.py (through canvas.py) -> html_page.py
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def report(
     results = load.read(Path(runs))
     if control is not None:
         results = load.against(results, control)
-    drawn = figures.every(results)
-    text = html_page.render(results, drawn)
+    canvases = figures.every(results)
+    text = html_page.render(results, canvases)
     try:
         write_text(target, text)
         files = [target]
         if images is not None:
             Path(images).mkdir(parents=True, exist_ok=True)
-            files += [file for canvas in drawn for file in canvas.save(Path(images))]
+            files += [file for canvas in canvases for file in canvas.save(Path(images))]
     except OSError as error:
         raise DestinationError("the report cannot be written", file=error.filename or target,
                                found=error.strerror) from None  # fmt: skip

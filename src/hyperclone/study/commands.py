@@ -1,4 +1,4 @@
-"""The commands of a study: what a person would type to do the same by hand, and their running as processes.
+"""The commands of a study: what a person would type to do the same by hand, and the processes that run them.
 
 Nothing is trained or grown in the study's own process. A failure stays with its run, memory is given back, several runs
 share a machine, and each can be repeated from the command in its log.
@@ -44,7 +44,7 @@ class Processes:
     """
 
     def __init__(self, *, jobs: int, threads: int | None, gpus: int) -> None:
-        """Nothing runs yet.
+        """Make the slots; `run` starts a command in one of them.
 
         Args:
             jobs: commands at a time.
@@ -59,7 +59,7 @@ class Processes:
             self._slots.put_nowait(slot)
 
     def stop(self) -> None:
-        """Every command finishes its step and saves; none is started any more."""
+        """Let every command finish its step and save; start no more."""
         self.stopped = True
         for process in self._running:
             process.send_signal(signal.SIGTERM)
@@ -109,8 +109,8 @@ class Processes:
             return printed.decode()
         if self.stopped:
             raise Interrupted
-        complained = log.read_bytes()[before:].decode("utf-8", "replace")
-        lines = [line.strip() for line in complained.splitlines() if line.strip()]
+        messages = log.read_bytes()[before:].decode("utf-8", "replace")
+        lines = [line.strip() for line in messages.splitlines() if line.strip()]
         failure = Diverged if process.returncode == NonFiniteLossError.exit_code else StudyError
         raise failure(
             f"`hyperclone {command[0]}` failed with exit code {process.returncode}",
@@ -119,5 +119,5 @@ class Processes:
         )
 
 
-class Interrupted(Exception):  # not an error: somebody asked for it
+class Interrupted(Exception):  # not an error: it was asked for
     """The study is being stopped."""

@@ -12,7 +12,7 @@ tokens = "6M"
 [tune]                             # optional: choose each arm's learning rate
 lr = [2e-3, 4e-3, 8e-3]            # extended past an end that wins, up to `extend` times (4)
 tokens = "500k"                    # on a short horizon,
-seed = 0                           # a seed of its own,
+seed = 0                           # a separate seed,
 eval_data = ["validation.jsonl.gz"]  # and a text that decides nothing else
 
 [sources.small]                    # models that clones are grown from
@@ -36,9 +36,9 @@ train = { lr_rule = "scaled" }     # what differs from [train]
 tune = { lr = [1e-3, 2e-3] }       # what differs from [tune]
 like = "other"                     # take the learning rate that was chosen for another arm
 label = "2x, scaling rule"         # for figures and tables
-group = "recipes"                  # arms of a group are drawn together
+group = "recipes"                  # arms of a group share a figure
 
-[arms.own]
+[arms.ours]
 model = "my-clone"                 # a model made elsewhere, trained as it is
 """
 
@@ -103,7 +103,7 @@ class Arm:
         moments: how the optimizer's moments are grown; None for a fresh optimizer.
         train: all options of its training, shared ones included.
         like: whose tuned learning rate it takes.
-        tuning: how its own learning rate is to be chosen; None if it is given, or another arm's.
+        tuning: how its learning rate is to be chosen; None if it is given, or another arm's.
     """
 
     name: str

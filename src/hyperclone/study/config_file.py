@@ -175,16 +175,18 @@ class _Reader:
                 "learning rates to try", f"{path}.lr", found=rates, expected="two or more, as [1e-3, 2e-3]"
             )
         if not _whole(seed) or seed in seeds:
-            raise self.wrong("tuning wants a seed of its own", f"{path}.seed", found=seed,
+            raise self.wrong("tuning needs a separate seed", f"{path}.seed", found=seed,
                              expected=f"none of {', '.join(map(str, seeds))}")  # fmt: skip
         if not _whole(extend := table.get("extend", _EXTEND)):
             raise self.wrong("how often the grid may be extended", f"{path}.extend", found=extend,
                              expected="a whole number, 0 for never")  # fmt: skip
-        own = self._options({key: value for key, value in table.items() if key not in ("lr", "seed", "extend")}, path)
-        if own.get("eval_data", train.get("eval_data")) == train.get("eval_data"):
+        options = self._options(
+            {key: value for key, value in table.items() if key not in ("lr", "seed", "extend")}, path
+        )
+        if options.get("eval_data", train.get("eval_data")) == train.get("eval_data"):
             raise self.wrong("the final held-out text must not choose the learning rate", f"{path}.eval_data",
                              cure="give another text")  # fmt: skip
-        return Tuning(lr=tuple(sorted(float(rate) for rate in rates)), seed=seed, extend=extend, train=own)
+        return Tuning(lr=tuple(sorted(float(rate) for rate in rates)), seed=seed, extend=extend, train=options)
 
     def _arm(
         self, name: str, table: dict[str, Any], train: Mapping[str, Any], sources: Mapping[str, SourceModel],
@@ -194,7 +196,7 @@ class _Reader:
         self._keys(
             table, path, ("label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like")
         )
-        own, growth, model = (
+        different, growth, model = (
             self._options(table.get("train"), f"{path}.train"),
             table.get("growth", {}),
             table.get("model"),
@@ -223,14 +225,14 @@ class _Reader:
             raise self.wrong("no such moments for this arm", f"{path}.moments", found=moments,
                              expected=", ".join(MOMENTS) + ", of a clone")  # fmt: skip
         like, tuning = table.get("like"), None
-        if shared is not None and like is None and "lr" not in own:
+        if shared is not None and like is None and "lr" not in different:
             if not isinstance(differing := table.get("tune", {}), dict):
                 raise self.wrong("not a table", f"{path}.tune", found=differing, expected="what differs from [tune]")
             tuning = self._tuning({**shared, **differing}, f"{path}.tune" if differing else "tune", train, seeds)
         elif "tune" in table:
             raise self.wrong("this arm's learning rate is not to be chosen", f"{path}.tune",
                              cure="leave lr and like out, and give [tune]")  # fmt: skip
-        merged = self._options(_merged(train, own, kind, moments), f"{path}.train")
+        merged = self._options(_merged(train, different, kind, moments), f"{path}.train")
         if moments == "first-copy" and merged.get("optimizer") == "rotated":
             raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under the rotated "
                              "optimizer", f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
@@ -249,16 +251,16 @@ class _Reader:
 
 
 def _merged(
-    shared: Mapping[str, Any], own: Mapping[str, Any], kind: str | None, moments: str | None = None
+    shared: Mapping[str, Any], different: Mapping[str, Any], kind: str | None, moments: str | None = None
 ) -> dict[str, Any]:
     """All options of a training. Shared ones about copies are for arms that have copies."""
-    merged = {**shared, **own}
+    merged = {**shared, **different}
     if kind in ("clone", "model"):
         usual = usual_optimizer(grown=True, first_copy_moments=moments == "first-copy", lr_rule=merged.get("lr_rule"))
         unused = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
     else:
         unused = {"difference_lr", "optimizer"}
-    return {name: value for name, value in merged.items() if name in own or name not in unused}
+    return {name: value for name, value in merged.items() if name in different or name not in unused}
 
 
 def _whole(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The directory of a study: where each thing lies.
+"""The directory of a study: where each file lies.
 
     sources/NAME-KEY/         trained sources
     clones/KEY/               grown models

@@ -1,8 +1,8 @@
-"""Studies: arms x seeds with one data order, and what came of them.
+"""Studies: arms x seeds with one data order, and their results.
 
 read a TOML file (config.py) -> what each run is, as a key (identity.py, run_keys.py) -> compare with what is on record
-(record_tables.py, comparison.py) -> run what is missing (runner.py, commands.py) -> where it lies (paths.py), what came
-of it (collect.py, records.py) -> tables (results.py) with speed-ups (speedup.py) -> report
+(record_tables.py, comparison.py) -> run what is missing (runner.py, commands.py) -> its directory (paths.py) and record
+(collect.py, records.py) -> tables (results.py) with speed-ups (speedup.py) -> report
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Running a study: sources, then each arm's learning rate, then every arm with every seed.
 
-Each of these is a task of its own that waits for what it needs (a clone for its source, a run for its clone and its
+Each of these is a separate task that waits for what it needs (a clone for its source, a run for its clone and its
 learning rate) and for a free slot; a failure ends the tasks that need it and no other. What has finished is found by
 its key in the records and not repeated; what was interrupted resumes from its checkpoint.
 """

@@ -177,8 +177,8 @@ def compare(
     needed = None if tokens is None else (tokens, tokens * arm.flops_per_token, _at(arm.tokens, arm.seconds, tokens))
     plain = [None if needed is None else _ratio(a, b) for a, b in zip(whole, needed or whole, strict=True)]
     charged = [
-        None if needed is None or extra is None or own is None else _ratio(a + own, b + extra)
-        for a, own, b, extra in zip(
+        None if needed is None or added is None or more is None else _ratio(a + more, b + added)
+        for a, more, b, added in zip(
             whole[1:], (base.flops, base.seconds), (needed or whole)[1:], (cost.flops, cost.seconds), strict=True
         )
     ]

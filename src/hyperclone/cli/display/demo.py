@@ -1,7 +1,7 @@
-"""What people see of the demonstration: the curves as they grow, and in the end what they say.
+"""The demonstration in the terminal: the curves as they grow, and in the end what they mean.
 
 A terminal gets a picture that is redrawn while the arms train: all arms in one frame, and below it, if the terminal is
-high enough, a frame without random weights, since next to their fall the others cannot be told apart. Elsewhere a line
+high enough, a frame without random weights, since next to their fall the others look the same. Elsewhere a line
 is printed for each quarter of an arm's tokens. Both read the runs' own metrics.jsonl.
 """
 
@@ -48,13 +48,13 @@ class Standing:
 
 
 class DemoView:
-    """Watches the study of the demonstration. To be used as a context."""
+    """Shows the study of the demonstration. To be used as a context."""
 
     def __init__(self, console: Console, study: Study, tokens: int, *, jobs: int = 1) -> None:
-        """Nothing is shown yet.
+        """What to show; entering the context begins to show it.
 
         Args:
-            console: where to.
+            console: to print on.
             study: the demonstration's (demo.request).
             tokens: of each arm.
             jobs: arms that train at a time, for the time left.
@@ -62,17 +62,17 @@ class DemoView:
         self._console, self._tokens, self._jobs = console, tokens, jobs
         self._paths: dict[str, Path] = {}
         self._labels = {arm.name: arm.label for arm in study.arms.values()}
-        self._said: dict[str, int] = {}
+        self._quarters: dict[str, int] = {}
         self._over: set[str] = set()
         self._stopping = False
         self._began = time.monotonic()
         self._live = Live(console=console, refresh_per_second=2, transient=True, get_renderable=self._draw)
-        self._watching = console.is_terminal
+        self._on_terminal = console.is_terminal
         self._done = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> DemoView:
-        if self._watching:
+        if self._on_terminal:
             self._live.start()
         else:
             self._reader.start()
@@ -80,26 +80,26 @@ class DemoView:
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        if self._watching:
+        if self._on_terminal:
             self._live.stop()
         else:
             self._reader.join()
 
     def __call__(self, event: Event) -> None:
-        """Something has happened."""
+        """Show an event."""
         match event:
             case Began(path=path, run=Run(arm=arm)):
                 self._paths[arm.name] = path
-                if not self._watching:
-                    self._say(f"{arm.name}: training ({arm.label}) ...")
+                if not self._on_terminal:
+                    self._print(f"{arm.name}: training ({arm.label}) ...")
             case RunEnded(run):
                 self._over.add(run.arm.name)
                 self._stopping = self._stopping or run.status == "interrupted"
                 if run.path is not None:
                     self._paths[run.arm.name] = run.path
-                self._say(ended(run))
+                self._print(ended(run))
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _read(self) -> None:
@@ -108,9 +108,9 @@ class DemoView:
             for arm in list(self._paths):
                 now = self._standing(arm)
                 quarter = int(now.tokens / self._tokens / _QUARTER)
-                if now.loss is not None and self._said.get(arm, 0) < quarter < 1 / _QUARTER:
-                    self._said[arm] = quarter
-                    self._say(f"{arm}: {self._count(now.tokens)}, held-out loss {now.loss:.4f}")
+                if now.loss is not None and self._quarters.get(arm, 0) < quarter < 1 / _QUARTER:
+                    self._quarters[arm] = quarter
+                    self._print(f"{arm}: {self._count(now.tokens)}, held-out loss {now.loss:.4f}")
 
     def _standing(self, arm: str) -> Standing:
         lines = metrics.read(self._paths[arm]) if arm in self._paths else []

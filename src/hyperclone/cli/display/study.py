@@ -35,7 +35,7 @@ class StudyView:
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
         self._running: dict[Path, TaskID] = {}
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
     def __enter__(self) -> StudyView:
@@ -44,7 +44,7 @@ class StudyView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._closed.set()
         self._reader.join()
         self._bars.stop()
 
@@ -70,8 +70,8 @@ class StudyView:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _read(self) -> None:
-        """Follow the runs' own files."""
-        while not self._over.wait(1.0):
+        """Read how far each run is from its files."""
+        while not self._closed.wait(1.0):
             for path, task in list(self._running.items()):
                 try:
                     lines = metrics.read(path)

@@ -1,5 +1,5 @@
 "use strict";
-// Values under the pointer (or where the arrow keys lead), the switch of the loss figure, light and dark.
+// Values under the pointer (or at the position of the arrow keys), the switch of the loss figure, light and dark.
 const data = JSON.parse(document.getElementById("data").textContent);
 const tip = document.getElementById("tip");
 
