@@ -1,6 +1,7 @@
 """Does a broken formula fail a test? Breaks the arithmetic in one place at a time and runs tests on each broken copy.
 
-    python bench/mutants.py --count 60 --seed 0 --tests "-m 'not slow and not matrix' tests/expansion tests/planning"
+    python bench/mutants.py --count 80 --seed 1 -o quick.json
+    python bench/mutants.py --survivors quick.json --limit 900 --tests "tests/expansion tests/planning tests/proof"
 
 A mutant is one change of one operator or constant: + for -, < for <=, 2 for 1, True for False, ... in a copy of src;
 the repository itself is never touched. A mutant that no test notices is printed with its file, line and change.
@@ -26,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ARITHMETIC = (
     "expansion/copy_map.py", "expansion/exact_split.py", "expansion/noise.py", "expansion/padding.py",
-    "expansion/expand.py", "expansion/query_rows.py", "planning/scaling_rule.py", "planning/head_scaling.py",
+    "expansion/expand.py", "expansion/query_rows.py", "planning/scaling_rule.py", "planning/head_scaling.py", "planning/tied_head.py",
     "planning/depth.py", "optim/rotation.py",
 )  # fmt: skip
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -89,15 +90,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", default="-m 'not slow and not matrix' tests/expansion tests/planning tests/optim")
     parser.add_argument("--limit", type=float, default=300.0, help="Seconds; what runs longer counts as noticed.")
+    parser.add_argument("--survivors", type=Path, help="Only those that no test noticed in this earlier result.")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
+    chosen = list(mutants(args.count, args.seed))
+    if args.survivors:
+        before = json.loads(args.survivors.read_text())["mutants"]
+        chosen = [(row["file"], row["number"]) for row in before if not row["noticed"]]
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "src"
         shutil.copytree(ROOT / "src", source)
         environment = {**os.environ, "PYTHONPATH": f"{source}:{ROOT}", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(args.tests)]
-        for file, number in mutants(args.count, args.seed):
+        for file, number in chosen:
             target = source / "hyperclone" / file
             text = target.read_text()
             changed, change = broken(text, number)
@@ -109,7 +115,7 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 noticed = True
             target.write_text(text)
-            rows.append({"file": file, "change": change, "noticed": noticed})
+            rows.append({"file": file, "number": number, "change": change, "noticed": noticed})
             print(
                 f"{'noticed ' if noticed else 'SURVIVED'} {time.monotonic() - began:5.0f} s  {file} {change}",
                 flush=True,

@@ -26,6 +26,7 @@ from hyperclone.expansion.expand import (
     rounding_bound,
     tensor_map,
 )
+from hyperclone.expansion.padding import Padding
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 from tests.helpers.examples import examples
 
@@ -511,3 +512,29 @@ def test_a_run_of_indices_is_a_slice_and_anything_else_is_not() -> None:
     assert as_slice(torch.tensor([3, 4, 5])) == slice(3, 6)
     for index in ([3, 5, 6], [5, 4, 3], [0, 0]):
         assert isinstance(as_slice(torch.tensor(index)), Tensor)
+
+
+@pytest.mark.parametrize(("padding", "written"), [(Padding.ZERO, "zero"), (Padding.MEAN, "mean")])
+def test_padding_channels_are_written_as_their_axis_asks_and_read_with_random_weights(
+    padding: Padding, written: str
+) -> None:
+    sizes: Sizes = {"hidden": (4, 6), "ffn": (3, 6)}
+    recipe = Recipe(noise=Noise.NONE)
+    writer, reader = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    writes = tensor_map(parse("hidden <- ffn"), sizes, {"hidden": padding})
+    grown = expand(writer, writes, recipe, name="w")
+    assert writes.rows.padding.tolist() == [4, 5]
+    expected = writer.mean(0) if written == "mean" else torch.zeros(3, dtype=torch.float64)
+    summed = grown[:, :3] + grown[:, 3:]
+    assert torch.allclose(summed[4:], expected.expand(2, 3), rtol=0, atol=1e-15)
+    assert torch.equal(summed[:4], writer)
+    reads = tensor_map(parse("ffn <- hidden"), sizes, {"hidden": padding})
+    drawn = expand(reader, reads, recipe, name="r")[:, reads.columns.padding]
+    assert drawn.isfinite().all()
+    assert len(set(drawn.flatten().tolist())) == drawn.numel()
+    assert 0.3 < float(drawn.square().mean() / reader.square().mean()) < 3
+    for gain, shift in ((reader[0], False), (reader[1], True)):
+        normed = tensor_map(parse("norm(hidden)"), sizes, {"hidden": padding}, shift=shift)
+        norm = expand(gain, normed, recipe, name="n")
+        assert torch.equal(norm[:4], gain)
+        assert bool((norm[4:] == 0).all()) is shift

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from safetensors import safe_open
 import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import registry
-from hyperclone.errors import OptionError
+from hyperclone.errors import HypercloneError, OptionError
 from hyperclone.io.tensor_files import DTYPES, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -316,3 +317,12 @@ def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() 
     source = headers("llama-grouped-tied")  # 2 layers, 2 KV heads
     planned = planner.make_plan(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
     assert planner.plan_from_sizes(source, planned.config).sizes == planned.sizes
+
+
+@pytest.mark.parametrize("entries", [["full_attention"], "full_attention", {"a": 1}])
+def test_a_list_with_fewer_entries_than_layers_is_refused(entries: Any, model_dir: ModelDir, tmp_path: Path) -> None:
+    shutil.copytree(model_dir("qwen3-grouped-tied"), tmp_path / "source")
+    config = json.loads((tmp_path / "source/config.json").read_text())
+    (tmp_path / "source/config.json").write_text(json.dumps({**config, "layer_types": entries}))
+    with pytest.raises(HypercloneError, match="fewer entries than layers"):
+        hyperclone.plan(tmp_path / "source", Growth(layers="2x"))
