@@ -27,7 +27,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 ARITHMETIC = (
     "expansion/copy_map.py", "expansion/exact_split.py", "expansion/noise.py", "expansion/padding.py",
-    "expansion/expand.py", "expansion/query_rows.py", "planning/scaling_rule.py", "planning/head_scaling.py", "planning/tied_head.py",
+    "expansion/expand.py", "expansion/query_rows.py", "planning/scaling_rule.py", "planning/head_scaling.py",
+    "planning/tied_head.py",
     "planning/depth.py", "optim/rotation.py",
 )  # fmt: skip
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
