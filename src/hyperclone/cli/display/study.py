@@ -194,7 +194,7 @@ def obstacles(progress: Progress | None) -> list[str]:
 def table(progress: Progress, speedups: Sequence[tuple[Run, Speedup]]) -> Table:
     """Arms with their median over seeds (lowest to highest); compared with the control as far as that has ended."""
     control = progress.study.control
-    compared = ("minus\ncontrol", "forgets", "faster:\ntokens", "\nFLOPs", "with\nsource")
+    compared = ("minus\ncontrol", "rise", "faster:\ntokens", "\nFLOPs", "with\nsource")
     table = Table(title=progress.study.name, caption="median over seeds, lowest - highest"
                   + ("; speed-ups as in docs/study.md" if control else ""))  # fmt: skip
     table.add_column("arm")
@@ -230,4 +230,4 @@ def times(values: Sequence[float | None]) -> str:
 
 
 def _factor(value: float) -> str:
-    return "at once" if value == float("inf") else f"{value:.2f}x" if value else "not"
+    return "at the start" if value == float("inf") else f"{value:.2f}x" if value else "not"
