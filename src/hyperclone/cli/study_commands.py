@@ -28,7 +28,12 @@ def study(
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="For runs and results [STUDY.runs].")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time [one for each GPU, or one].")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each run [torch's own choice; with several jobs the cores, shared evenly].")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads of each run [torch's own choice; with several jobs the cores, shared evenly]."
+        ),
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option(

@@ -47,7 +47,9 @@ class Growth:
     hidden: Width | None = field(
         default=None, metadata=option(f"Hidden size: {_NUMBER_RULE}", metavar=_SIZE, group=_GROUP)
     )
-    ffn: Width | None = field(default=None, metadata=option("Feed-forward size, written likewise.", metavar=_SIZE, group=_GROUP))
+    ffn: Width | None = field(
+        default=None, metadata=option("Feed-forward size, written likewise.", metavar=_SIZE, group=_GROUP)
+    )
     heads: Width | None = field(
         default=None, metadata=option("Attention heads, written likewise.", metavar="FACTOR|NUMBER", group=_GROUP)
     )

@@ -135,7 +135,9 @@ def proposals_table(proposed: Proposals) -> RenderableType:
         table.add_row(str(number), f"{p.plan.parameters:,}", f"{p.off:+.1%}", *cells, *tokens, exact)
     for column in table.columns:
         column.no_wrap = True
-    legend = "off: parameters, against the target; best first: exact, widths alone, whole factors, at most 2x, then nearest"
+    legend = (
+        "off: parameters, against the target; best first: exact, widths alone, whole factors, at most 2x, then nearest"
+    )
     if proposed.tokens is not None:
         legend += f"; tokens per parameter: of {human_count(proposed.tokens)} tokens"
     notes = list(proposed.notes)
