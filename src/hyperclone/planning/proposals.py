@@ -90,8 +90,9 @@ class Proposals:
 
     def command(self, proposal: Proposal) -> str:
         """The command that makes one of them."""
-        name = f"{PurePath(hub.public_name(self.source)).name}-to-{units.human_count(proposal.plan.parameters)}"
-        alike = [p for p in self.proposals if units.human_count(p.plan.parameters) == name.rsplit("-", 1)[1]]
+        count = units.human_count(proposal.plan.parameters)
+        name = f"{PurePath(hub.public_name(self.source)).name}-to-{count}"
+        alike = [p for p in self.proposals if units.human_count(p.plan.parameters) == count]
         if len(alike) > 1:  # no two commands write to one place
             name += f"-{alike.index(proposal) + 1}"
         places = f"{shlex.quote(self.source)} {shlex.quote(name)}"

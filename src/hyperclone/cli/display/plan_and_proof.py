@@ -39,7 +39,7 @@ _COPIES = {  # words of a plan's table
 _LOGITS_LEGEND = (
     "tokens: after which logits were compared; error: of the grown model's logits, relative, against the source's in "
     "the next wider type\n"
-    "source's: the same of the source, which is its rounding, at least one unit in the last place; allowed: what "
+    "source: the same of the source, which is its rounding, at least one unit in the last place; allowed: what "
     "rounding explains\n"
     "largest: difference of one logit; KL: from the source's distribution to the grown model's, in nats; same top: "
     "tokens after which both models rank the same token first"
@@ -72,6 +72,8 @@ def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
     parts: list[RenderableType] = [sizes]
     if plan.growth.wider:
         parts.append(Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}"))
+    elif plan.growth.experts is not None:
+        parts.append(Text(f"new routers from seed {plan.growth.seed}"))
     if tensors:
         parts += [Text(), _tensor_table(plan)]
     parts += [Text(f"- {note}", style="dim") for note in plan.notes]
@@ -135,9 +137,8 @@ def proposals_table(proposed: Proposals) -> RenderableType:
         table.add_row(str(number), f"{p.plan.parameters:,}", f"{p.off:+.1%}", *cells, *tokens, exact)
     for column in table.columns:
         column.no_wrap = True
-    legend = (
-        "off: parameters, against the target; best first: exact, widths alone, whole factors, at most 2x, then nearest"
-    )
+    legend = "best first: exact, widths alone, whole factors, at most 2x, then nearest\n"
+    legend += "off: parameters, against the target"
     if proposed.tokens is not None:
         legend += f"; tokens per parameter: of {human_count(proposed.tokens)} tokens"
     notes = list(proposed.notes)
@@ -184,7 +185,7 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behavior = proof.behavior
     if behavior and behavior.measured:
-        table = _table("logits", "tokens", "error", "source's", "allowed", "largest", "KL", "same top")
+        table = _table("logits", "tokens", "error", "source", "allowed", "largest", "KL", "same\ntop")
         table.columns[0].no_wrap = True
         for m in behavior.measured:
             figures = [
