@@ -188,6 +188,13 @@ def test_rounded_is_what_is_refused_without_being_asked_for(models: Callable[...
     assert not any(p.rounds for p in propose(source, "800M", request=Growth(dtype="fp32")).proposals)
 
 
+def test_no_two_proposals_write_to_one_directory() -> None:
+    """Two of these have 3.0M parameters."""
+    proposed = propose(Path(hyperclone.__file__).parent / "demo/seedling", "3M", multiple_of=16)
+    places = [proposed.command(p).split()[3] for p in proposed.proposals]
+    assert len({units.human_count(p.plan.parameters) for p in proposed.proposals}) < len(places) == len(set(places))
+
+
 def test_what_was_asked_for_beside_the_sizes_is_in_every_proposal(models: Callable[..., Path]) -> None:
     request = Growth(expansion="diagonal", noise="gaussian", seed=3, untie=True, snr_db=20)
     proposed = propose(models("smollm2", SMOLLM2_135M), "450M", request=request, multiple_of=128, revision=None)
