@@ -1,65 +1,30 @@
 """Reading a torch distributed checkpoint without a process group: its tensors, or an optimizer state.
 
 accelerate and FSDP save them: a `.metadata` file and shards, with keys such as `model.<parameter>` in one directory and
-`optimizer.state.<parameter>.exp_avg` in another. torch reads the shards with weights_only=True. The metadata is a
-pickle, which torch loads without restriction. Here only the few classes that metadata consists of are allowed, so that
-it cannot run code. Other pickled bytes in the checkpoint are never opened.
+`optimizer.state.<parameter>.exp_avg` in another. The metadata is read as data (distributed_metadata.py). Each chunk of
+a tensor is what torch.save wrote, and is loaded with weights_only=True. Other pickled bytes in the checkpoint are never
+opened.
 """
 
 from __future__ import annotations
 
-import pickle
+import io
+import math
 import re
-import threading
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from hyperclone.errors import CheckpointError
 from hyperclone.hf.parameter_names import unwrapped_name
+from hyperclone.optimizer_state import distributed_metadata
+from hyperclone.optimizer_state.distributed_metadata import Chunk, StoredTensor
+from hyperclone.optimizer_state.torch_files import check_archive, is_plain, steps_of
 
-METADATA = ".metadata"
+METADATA = distributed_metadata.FILE
 _KEY = re.compile(r"(?:.*?\.)?state\.(?P<name>.+)\.(?P<kind>\w+)")
-_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
-_ALLOWED = {
-    *((_METADATA_MODULE, name) for name in (
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties",
-        "ChunkStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING",
-    )),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("collections", "OrderedDict"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-}  # fmt: skip
-
-
-class _Metadata(pickle.Unpickler):
-    """Unpickles metadata and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = (module, name) in _ALLOWED
-        if known or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"metadata does not need {module}.{name}")
-
-
-class _Reader(FileSystemReader):
-    """torch's reader with metadata that has already been loaded, safely."""
-
-    def __init__(self, path: Path, metadata: Metadata) -> None:
-        super().__init__(path)
-        self._metadata = metadata
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return self._metadata
 
 
 class DistributedTensors:
@@ -67,37 +32,22 @@ class DistributedTensors:
 
     Attributes:
         file: the metadata.
-        entries: the metadata of every tensor, by key.
+        entries: what is stored of every tensor, by key.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the metadata.
 
         Raises:
-            CheckpointError: it is not metadata.
+            CheckpointError: it is missing, corrupt or contradicts the shards.
         """
         self.file = path / METADATA
-        try:
-            with self.file.open("rb") as stream:
-                metadata = _Metadata(stream).load()
-            if not isinstance(metadata, Metadata):
-                raise pickle.UnpicklingError(f"found a {type(metadata).__name__}")
-        except Exception as error:  # a corrupt pickle can raise anything
-            raise CheckpointError("not the metadata of a distributed checkpoint", file=self.file,
-                                  found=error) from None  # fmt: skip
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        self._reader, self._lock = _Reader(path, metadata), threading.Lock()
-        self.entries = {
-            key: entry
-            for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
+        self.entries: dict[str, StoredTensor] = distributed_metadata.read(path)
 
     def like(self, key: str) -> Tensor:
         """A tensor's shape and type, on device meta."""
         entry = self.entries[key]
-        return torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        return torch.empty(entry.shape, dtype=entry.dtype, device="meta")
 
     def read(self, key: str) -> Tensor:
         """The whole tensor.
@@ -105,24 +55,46 @@ class DistributedTensors:
         Raises:
             CheckpointError: a shard is corrupt or missing.
         """
-        value = torch.empty_like(self.like(key), device="cpu")
-        try:
-            # It warns that there is no process group; warning filters are shared by all threads, hence the lock.
-            with self._lock, warnings.catch_warnings(action="ignore"):
-                load({key: value}, storage_reader=self._reader, no_dist=True)
-        except Exception as error:  # torch raises errors of its own classes
-            raise CheckpointError("a shard cannot be read", file=self.file, tensor=key, found=error) from error
+        entry = self.entries[key]
+        value = torch.empty(entry.shape, dtype=entry.dtype)
+        for chunk in entry.chunks:
+            part = value[tuple(slice(o, o + size) for o, size in zip(chunk.offsets, chunk.shape, strict=True))]
+            part.copy_(self._read_chunk(key, chunk, entry.dtype))
         return value
+
+    def _read_chunk(self, key: str, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+        file = self.file.with_name(chunk.file)
+        try:
+            content = io.BytesIO(_read_exactly(file, chunk.start, chunk.nbytes))
+            check_archive(content)
+            content.seek(0)
+            tensor: Tensor = torch.load(content, map_location="cpu", weights_only=True)
+            if not is_plain(tensor) or (tensor.dtype, tuple(tensor.shape)) != (dtype, chunk.shape):
+                raise ValueError("another tensor than the metadata says")
+        except Exception as error:  # zip, pickle and torch raise different ones
+            raise CheckpointError("a shard of this distributed checkpoint is corrupt or truncated", file=file,
+                                  tensor=key, found=(str(error) or type(error).__name__).splitlines()[0],
+                                  cure="copy the checkpoint again") from None  # fmt: skip
+        return tensor
+
+
+def _read_exactly(file: Path, start: int, nbytes: int) -> bytes:
+    with file.open("rb") as stream:
+        stream.seek(start)
+        content = stream.read(nbytes)
+    if len(content) < nbytes:
+        raise ValueError("the file ends before the tensor does")
+    return content
 
 
 class DistributedState:
     """The optimizer state in a distributed checkpoint directory."""
 
     def __init__(self, path: Path) -> None:
-        """Read the metadata.
+        """Read the metadata and the numbers of steps.
 
         Raises:
-            CheckpointError: it is not metadata, or has no optimizer state.
+            CheckpointError: it is not metadata, has no optimizer state, or is corrupt.
         """
         self._tensors = DistributedTensors(path)
         self.file = self._tensors.file
@@ -135,7 +107,11 @@ class DistributedState:
             raise CheckpointError("this distributed checkpoint holds no optimizer state", file=path,
                                   expected="keys such as optimizer.state.<parameter>.exp_avg")  # fmt: skip
         self.settings: list[dict[str, Any]] = []  # pickled, so not opened
-        self.steps = {name: int(self.tensor(name, kind)) for name, kind in self._keys if kind == "step"}
+        self.steps = {
+            name: steps_of(self.tensor(name, "step"), file=self.file, name=name)
+            for (name, kind), key in self._keys.items()
+            if kind == "step" and math.prod(self._tensors.entries[key].shape) == 1
+        }
         self.moments: dict[str, dict[str, Tensor]] = {}
         for (name, kind), key in self._keys.items():
             if kind != "step":

@@ -24,7 +24,7 @@ from hyperclone.hf.models import load_without_weights
 from hyperclone.hf.trainer import decayed_names
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import DTYPES
-from hyperclone.optimizer_state import distributed
+from hyperclone.optimizer_state import distributed, torch_files
 
 # kind of moment -> its power of the gradient
 MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
@@ -162,22 +162,24 @@ class TorchState:
         """
         self.file = file
         try:
+            torch_files.check_archive(file)
             content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         except Exception as error:  # zip, pickle and torch raise different ones
             raise CheckpointError("this is no optimizer state that can be loaded without running code from it",
-                                  file=file, found=str(error).splitlines()[0]) from None  # fmt: skip
-        match content:
-            case {"state": dict(state), "param_groups": list(groups)}:
-                pass
-            case _:
-                raise CheckpointError("this is no optimizer state", file=file, expected="state and param_groups")
+                                  file=file, found=(str(error) or type(error).__name__).splitlines()[0],
+                                  ) from None  # fmt: skip
+        state, groups = torch_files.check_optimizer(content, file)
         self._state: dict[str, dict[str, Any]] = {
             name: state[key] for key, name in _numbered(file, model, shapes, groups).items() if state.get(key)
         }
         self.settings = [
             {k: v for k, v in group.items() if k not in ("params", "param_names") and _plain(v)} for group in groups
         ]
-        self.steps = {name: int(moments["step"]) for name, moments in self._state.items() if "step" in moments}
+        self.steps = {
+            name: torch_files.steps_of(moments["step"], file=file, name=name)
+            for name, moments in self._state.items()
+            if "step" in moments
+        }
         self.moments = {
             name: {k: v.to("meta") for k, v in moments.items() if isinstance(v, Tensor) and k != "step"}
             for name, moments in self._state.items()
@@ -192,7 +194,7 @@ class TorchState:
 def _numbered(file: Path, model: Any, shapes: Mapping[str, torch.Size], groups: list[Any]) -> dict[Any, str]:
     """Key in the state dict -> name of the parameter in memory."""
     keys = [key for group in groups for key in group["params"]]
-    if all("param_names" in group for group in groups):
+    if all(group.get("param_names") is not None for group in groups):
         order = [parameter_names.unwrapped_name(name) for group in groups for name in group["param_names"]]
     elif all(isinstance(key, str) for key in keys):
         order = [parameter_names.unwrapped_name(key) for key in keys]
