@@ -6,7 +6,31 @@ without a traceback and exits with their code.
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+# Control characters but for tab and newline, characters that change the direction of text, and halves of characters
+# (surrogates, from file names that are no UTF-8, which cannot be printed at all).
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, line: bool = False) -> str:
+    """Text from a checkpoint, a file name or a model as a terminal may show it: it cannot move, clear or fake anything.
+
+    Args:
+        text: any.
+        line: it is a part of one line, so that newlines and tabs are replaced as well.
+
+    Returns:
+        The text with one visible character in place of each that is not.
+    """
+    shown = _UNPRINTABLE.sub(_picture, text)
+    return re.sub("[\t\n]", _picture, shown) if line else shown
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
 class HypercloneError(Exception):
@@ -37,7 +61,7 @@ class HypercloneError(Exception):
     ) -> None:
         self.problem = problem
         self.details: dict[str, str] = {
-            label: str(value)
+            label: printable(str(value), line=True)
             for label, value in (
                 ("file", file),
                 ("tensor", tensor),

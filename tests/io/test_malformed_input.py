@@ -470,14 +470,16 @@ def test_an_index_that_points_elsewhere_is_refused(path: str, sharded: Path, tmp
     refused(sharded, "points outside", "model.safetensors.index.json", f"found:    {path}", "a bare file name")
 
 
-def test_links_inside_the_directory_may_point_outside_as_in_the_hubs_cache(sharded: Path, tmp_path: Path) -> None:
+def test_a_snapshot_of_the_hubs_cache_is_links_to_its_store(sharded: Path, tmp_path: Path) -> None:
     expected = hyperclone.plan(sharded, TWICE)
-    (tmp_path / "blobs").mkdir()
-    for file in [*sharded.glob("*.safetensors*"), sharded / "config.json"]:
-        shutil.move(file, tmp_path / "blobs" / file.name)
-        os.symlink(tmp_path / "blobs" / file.name, file)
-    assert hyperclone.plan(sharded, TWICE) == expected
-    done = hyperclone.grow(sharded, tmp_path / "grown", TWICE, proof="structural")
+    snapshot, store = tmp_path / "models--a--b/snapshots/1234", tmp_path / "models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    store.mkdir()
+    for file in sharded.iterdir():
+        shutil.copy(file, store / f"hash of {file.name}")
+        os.symlink(store / f"hash of {file.name}", snapshot / file.name)
+    assert hyperclone.plan(snapshot, TWICE) == expected
+    done = hyperclone.grow(snapshot, tmp_path / "grown", TWICE, proof="structural")
     assert done.proof is not None
     assert done.proof.passed
 

@@ -103,6 +103,7 @@ def collapse(
         if (index := shards.index(files, headers)) is not None:
             target.write_text("model.safetensors.index.json", to_json(index))
         exact = _compare_hashes(receipt, plan, target.partial)
+        output.check_unchanged()
         target.publish()
     finally:
         target.close()

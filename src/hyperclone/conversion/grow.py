@@ -127,6 +127,7 @@ def grow(
             if not evidence.passed:
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
+        checkpoint.check_unchanged()
         _write_receipt_and_card(target, source, checkpoint, plan, evidence, state_plan)
         target.publish()
     finally:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import full_names, of_config
 from hyperclone.errors import CheckpointError
-from hyperclone.io.files import exists, read_json
+from hyperclone.io.files import LARGEST_FILE, exists, read_json
 from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
+from hyperclone.units import human_bytes
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Copied to the grown directory. Everything else (weights in other formats, code, optimizer state) is left behind.
@@ -75,6 +78,8 @@ class Checkpoint(TensorFiles):
         if weight_map is not None:
             _check_index(directory, weight_map, entries)
         entries = full_names(config, entries, user_family=family)
+        check_own_file(directory / "config.json", directory)
+        carried_files(directory)  # raises for links and devices, before anything else opens them
         return cls(directory, config=config, files=files, entries=entries, user_family=family)
 
     @property
@@ -223,12 +228,47 @@ def _check_index(directory: Path, weight_map: Mapping[str, str], entries: Mappin
 
 
 def carried_files(path: Path) -> list[Path]:
-    """Files of a model directory besides config and weights that belong to the model: tokenizer, templates, license."""
-    files = [p for p in sorted(path.iterdir()) if p.is_file() and _CARRIED.fullmatch(p.name)]
+    """Files of a model directory besides config and weights that belong to the model: tokenizer, templates, license.
+
+    Raises:
+        CheckpointError: one is no regular file, too large, or a link to somewhere else.
+    """
+    files = [p for p in sorted(path.iterdir()) if _CARRIED.fullmatch(p.name) and not p.is_dir()]
     for templates in (path / "chat_templates", path / "additional_chat_templates"):
         if templates.is_dir():
-            files += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and p.is_file())
+            files += sorted(p for p in templates.iterdir() if p.suffix == ".jinja" and not p.is_dir())
+    for file in files:
+        check_own_file(file, path)
     return files
+
+
+def check_own_file(file: Path, directory: Path) -> None:
+    """Raise unless a file that is copied with a model is a regular one of the model's directory.
+
+    A link may lead to a file in the directory, or in the store of a Hub cache that the directory is a snapshot of.
+    Weights may be links to files anywhere, since their content has to fit the headers; of a file that is copied as it
+    is, a link could give away any other file of this machine.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    try:
+        status, real, home = file.stat(), file.resolve(strict=True), directory.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError("a file of the model cannot be read", file=file, found=error,
+                              cure="remove it, or copy the file itself here") from None  # fmt: skip
+    if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
+        raise CheckpointError(
+            "this belongs to the model by its name, but is no file of its size", file=file,
+            found=human_bytes(status.st_size) if stat.S_ISREG(status.st_mode) else "not a regular file",
+            expected=f"a file of at most {human_bytes(LARGEST_FILE)}", cure="remove it",
+        )  # fmt: skip
+    stores = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    if not any(store in real.parents for store in stores):
+        link, target = shlex.quote(str(file)), shlex.quote(str(real))
+        raise CheckpointError("this file would be copied with the model, but is a link to a file elsewhere", file=file,
+                              found=real, expected="a file in the model's directory",
+                              cure=f"replace the link by the file: rm {link} && cp {target} {link}")  # fmt: skip
 
 
 def refuse_quantized(config: Mapping[str, Any], file: Path) -> None:

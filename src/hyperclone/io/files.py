@@ -5,11 +5,42 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import CheckpointError
+
+LARGEST_FILE = 512 << 20  # bytes of a config, an index, a receipt, a tokenizer; weights may have any size
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file to read from; a link to one is followed.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a directory, a device, a FIFO or a socket, which could block or never end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO without a writer would block
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("not a regular file")
+    return descriptor
+
+
+def read_bytes(path: Path, *, largest: int = LARGEST_FILE) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or larger than `largest` bytes.
+    """
+    with os.fdopen(open_regular(path), "rb") as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"larger than {largest} bytes")
+    return content
 
 
 def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]:
@@ -19,7 +50,7 @@ def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]
         CheckpointError: absent, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(missing, file=path) from None
     except (ValueError, OSError, RecursionError) as error:
@@ -38,8 +69,13 @@ def exists(path: Path) -> bool:
 
 
 def digests(root: Path, files: list[Path]) -> dict[str, str]:
-    """SHA-256 of some small files, by their path below `root`."""
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """SHA-256 of some small files, by their path below `root`.
+
+    Raises:
+        OSError: one cannot be read.
+        ValueError: one is no regular file, or too large.
+    """
+    return {str(file.relative_to(root)): hashlib.sha256(read_bytes(file)).hexdigest() for file in files}
 
 
 def to_json(content: dict[str, Any]) -> str:

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, printable
+from hyperclone.io.files import open_regular
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
@@ -30,15 +31,26 @@ DTYPES: dict[str, tuple[str, int]] = {
 }
 
 
+FileVersion = tuple[int, int, int, int]  # device, inode, bytes, modification time in ns
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One stored tensor: where its bytes are."""
+    """One stored tensor: where its bytes are.
+
+    Attributes:
+        file: its name in the directory.
+        dtype: as safetensors calls it.
+        shape, offset, nbytes: its sizes, where it begins in the file, and its length there.
+        version: of the file when its header was read; None where there is no file to read from.
+    """
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    version: FileVersion | None = field(default=None, compare=False, repr=False)
 
 
 class TensorFiles:
@@ -59,7 +71,7 @@ class TensorFiles:
         """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
 
         Raises:
-            CheckpointError: the file is truncated or cannot be read.
+            CheckpointError: the file is truncated, cannot be read, or is another one than when its header was read.
         """
         import torch
 
@@ -72,8 +84,8 @@ class TensorFiles:
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
             try:
-                count = os.preadv(self._descriptor(entry.file), [buffer[done:]], position + done)
-            except OSError as error:
+                count = os.preadv(self._descriptor(entry), [buffer[done:]], position + done)
+            except (OSError, ValueError) as error:
                 raise CheckpointError(
                     "the file cannot be read", file=self.path / entry.file, tensor=name, found=error
                 ) from None
@@ -82,15 +94,39 @@ class TensorFiles:
             done += count
         return tensor
 
-    def _descriptor(self, file: str) -> int:
+    def check_unchanged(self) -> None:
+        """Raise unless every file that was read is still what it was when its header was read.
+
+        Raises:
+            CheckpointError: one was written to meanwhile.
+        """
+        for entry in {entry.file: entry for entry in self.entries.values()}.values():
+            if entry.file in self._descriptors and file_version(self._descriptors[entry.file]) != entry.version:
+                raise self._changed(entry)
+
+    def _descriptor(self, entry: Entry) -> int:
         with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(self.path / file, os.O_RDONLY)
-            return self._descriptors[file]
+            if entry.file not in self._descriptors:
+                descriptor = open_regular(self.path / entry.file)
+                if entry.version is not None and file_version(descriptor) != entry.version:
+                    os.close(descriptor)
+                    raise self._changed(entry)
+                self._descriptors[entry.file] = descriptor
+            return self._descriptors[entry.file]
+
+    def _changed(self, entry: Entry) -> CheckpointError:
+        return CheckpointError("this file was changed or replaced while it was being read", file=self.path / entry.file,
+                               cure="wait until nothing writes to it, then run this again")  # fmt: skip
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_descriptors", {}).values():
             os.close(descriptor)
+
+
+def file_version(descriptor: int) -> FileVersion:
+    """What changes when a file is replaced or written to."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -100,16 +136,26 @@ def read_header(path: Path) -> dict[str, Entry]:
         CheckpointError: corrupt, truncated, or not a safetensors file.
     """
     try:
-        with safe_open(path, framework="np"):
-            pass
-        with path.open("rb") as stream:
+        with os.fdopen(open_regular(path), "rb") as stream:
+            version = file_version(stream.fileno())
+            with safe_open(path, framework="np"):
+                pass
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size), object_pairs_hook=_no_name_twice)
-        header.pop("__metadata__", None)
-        return {
-            name: _entry(path.name, name, info, start=8 + size)
-            for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-        }
+            header.pop("__metadata__", None)
+            for name in header:
+                if printable(name, line=True) != name:
+                    raise ValueError(f"the name {name!r} holds control characters")
+            entries = {
+                name: _entry(path.name, name, info, start=8 + size, version=version)
+                for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
+            }
+            with os.fdopen(
+                open_regular(path), "rb"
+            ) as again:  # what safetensors has validated must be what was read here
+                if file_version(stream.fileno()) != version or file_version(again.fileno()) != version:
+                    raise ValueError("it was replaced or written to while its header was read")
+            return entries
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             "not a valid safetensors file",
@@ -127,10 +173,10 @@ def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _entry(file: str, name: str, info: dict[str, Any], *, start: int) -> Entry:
+def _entry(file: str, name: str, info: dict[str, Any], *, start: int, version: FileVersion) -> Entry:
     begin, end = info["data_offsets"]
     shape = tuple(info["shape"])
     # safetensors checks this too; a wrong size here would silently shift every row that follows.
     if info["dtype"] in DTYPES and end - begin != math.prod(shape) * DTYPES[info["dtype"]][1]:
         raise ValueError(f"{name} has {end - begin} bytes for shape {list(shape)} of {info['dtype']}")
-    return Entry(file, info["dtype"], shape, start + begin, end - begin)
+    return Entry(file, info["dtype"], shape, start + begin, end - begin, version)

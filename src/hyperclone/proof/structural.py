@@ -24,6 +24,7 @@ from hyperclone.expansion.routers import with_random_routers
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
+from hyperclone.io.tensor_files import TensorFiles
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
 
@@ -66,8 +67,13 @@ class Structure:
 def prove_structure(
     source: Weights, path: Path, plan: Plan, *, threads: int | None = None, progress: Progress | None = None
 ) -> Structure:
-    """Compare the model directory at `path` with the plan."""
+    """Compare the model directory at `path` with the plan.
+
+    Raises:
+        CheckpointError: a file was changed while it was being read.
+    """
     structure = Structure()
+    files = source
     try:
         output = Checkpoint.open(path, family=plan.family)
     except HypercloneError as error:
@@ -87,6 +93,9 @@ def prove_structure(
 
     with worker_pool(threads) as pool:
         run_all(pool, job, sorted(present, key=lambda t: -t.nbytes))
+    for model in (files, output):
+        if isinstance(model, TensorFiles):
+            model.check_unchanged()
     for tensor in present:
         result = results[tensor.name]
         structure.tensors += 1
