@@ -26,6 +26,7 @@ from hyperclone import Growth
 from hyperclone.errors import CheckpointError, DestinationError
 from hyperclone.io import streaming
 from hyperclone.io.destination import RECEIPT
+from hyperclone.io.scratch import scratch_directory
 
 ModelDir = Callable[..., Path]
 NAME = "llama-grouped-tied"
@@ -556,8 +557,11 @@ def command(*arguments: object, slowly: bool = False) -> subprocess.Popen[str]:
     slow = (
         "import os, time\nreal = os.pwrite\nos.pwrite = lambda *a: (time.sleep(0.2), real(*a))[1]\n" if slowly else ""
     )
-    # a shell's background jobs, and so their children, ignore Ctrl-C
-    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    # a shell's background jobs, and so their children, ignore Ctrl-C; nohup's ignore SIGHUP
+    heard = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+    )
     script = f"{slow}{heard}from hyperclone.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -598,17 +602,23 @@ def test_the_command_killed_at_random_moments_leaves_nothing_and_a_rerun_complet
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_130_without_a_traceback_and_the_next_run_resumes(
-    source: Path, whole: dict[str, bytes], tmp_path: Path
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_with_one_line_that_says_what_is_kept_and_the_next_run_resumes(
+    number: signal.Signals, code: int, source: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     target, partial = tmp_path / "grown", tmp_path / ".grown.partial"
     arguments = ["grow", source, target, "--width", "2", "--shard-size", "40KB", "--proof", "none", "--threads", 2]
     process = command(*arguments, slowly=True)
     while not list(partial.glob("model-00003*")) and process.poll() is None:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
+    (line,) = (line for line in errors.splitlines() if "Interrupted" in line)
+    assert line == (
+        f"Interrupted. {target} was not touched; finished files are kept in .grown.partial beside it. "
+        "Rerun the same command to resume or to start again."
+    )
     assert "Traceback" not in errors
     assert not target.exists()
     assert len(finished_shards(partial)) >= 2
@@ -619,6 +629,38 @@ def test_ctrl_c_ends_with_130_without_a_traceback_and_the_next_run_resumes(
         (s.st_ino, s.st_mtime_ns) for s in ((target / name).stat() for name in done)
     ]
     assert all(content(target)[name] == whole[name] for name in whole if name.endswith(".safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_verification_that_is_ended_leaves_no_copy_of_the_model_for_long(
+    number: signal.Signals, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    run(source, tmp_path / "grown", Growth(width="2"))
+    script = (
+        "import time\nfrom transformers import PreTrainedModel\nsave = PreTrainedModel.save_pretrained\n"
+        "PreTrainedModel.save_pretrained = lambda *a, **k: (save(*a, **k), time.sleep(60))\n"
+        "from hyperclone.cli.main import main; main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, "verify", source, tmp_path / "grown"])
+    while not list((tmp_path / "tmp").glob(".hyperclone-*/*.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == (143 if number == signal.SIGTERM else -number)
+    left = list((tmp_path / "tmp").glob(".hyperclone-*"))
+    assert len(left) == (number == signal.SIGKILL)
+    with scratch_directory(tmp_path / "tmp") as other:
+        assert list((tmp_path / "tmp").glob(".hyperclone-*")) == [other]
+    assert not list((tmp_path / "tmp").glob(".hyperclone-*"))
+
+
+def test_scratch_directories_in_use_are_left_alone(tmp_path: Path) -> None:
+    with scratch_directory(tmp_path) as first, scratch_directory(tmp_path) as second:
+        assert first.is_dir()
+        assert second.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_closes_no_file_that_a_thread_still_writes(

@@ -45,9 +45,9 @@ ProofToRepeat = Annotated[
 
 def make_console(*, error: bool = False) -> Console:
     """The terminal; its standard error where `error`."""
-    from rich.console import Console
+    from hyperclone.cli.terminal import Terminal
 
-    return Console(stderr=error, soft_wrap=False)
+    return Terminal(stderr=error, soft_wrap=False)
 
 
 def show_plan(plan: Plan, *, tensors: bool) -> None:

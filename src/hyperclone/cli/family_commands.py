@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from hyperclone.cli.arguments import (
     Json,
     make_console,
 )
+from hyperclone.cli.terminal import say
 from hyperclone.errors import DestinationError
 
 
@@ -27,7 +27,7 @@ def families(
     from hyperclone.cli.display.families import table as families_table
 
     if markdown:
-        print(support_table.markdown(), end="")
+        say(support_table.markdown().rstrip("\n"))
     elif as_json:
         print(json.dumps(support_table.summary(), indent=2))
     else:
@@ -53,13 +53,13 @@ def draft(
     with make_console(error=True).status("Building the model at several sizes, and trying candidate layouts"):
         drafted = draft.draft(src)
     if output is None:
-        print(drafted.text, end="")
+        say(drafted.text.rstrip("\n"))
     else:
         try:
             output.write_text(drafted.text, "utf-8")
         except OSError as error:
             raise DestinationError("the file cannot be written", file=output, found=error.strerror) from None
-        print(f"Wrote {output}")
+        say(f"Wrote {output}")
     lines = [f"PROVED on a tiny random instance. Equal logits for: {', '.join(drafted.passed)}."]
     if drafted.guesses:
         lines.append(f"Lines marked as guesses: {drafted.guesses}; the proof confirms them.")
@@ -67,6 +67,6 @@ def draft(
         lines = ["NOT PROVED: " + "; ".join(drafted.failures), *draft.HINTS]
     elif output is not None:
         lines.append(f"Next: hyperclone plan {src} --width 2 --family {output}")
-    print("\n".join(lines), file=sys.stdout if output is not None else sys.stderr)
+    say("\n".join(lines), error=output is None)
     if not drafted.proved:
         raise typer.Exit(1)

@@ -25,6 +25,8 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
+from hyperclone.cli.stopping import says_what_is_kept
+from hyperclone.cli.terminal import say
 from hyperclone.conversion import plan as planning
 from hyperclone.planning.growth import Growth
 from hyperclone.units import human_bytes
@@ -82,7 +84,7 @@ def plan(
         return
     make_console().print(plan_and_proof.proposals_table(proposed), highlight=False)
     for number, proposal in enumerate(proposed.proposals, 1):
-        print(f"{number}  {proposed.command(proposal)}")  # on one line, whatever the width, so that it can be copied
+        say(f"{number}  {proposed.command(proposal)}")  # on one line, whatever the width, so that it can be copied
 
 
 @app.command(
@@ -127,7 +129,7 @@ def grow(
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.conversion import grow as growing
 
-    with plan_and_proof.progress_bars(make_console(error=True)) as progress:
+    with says_what_is_kept(dst), plan_and_proof.progress_bars(make_console(error=True)) as progress:
         grown = growing.grow(
             src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite,
             proof=cast("ProofKind", proof), revision=revision, family=family, optimizer_state=optimizer_state,
@@ -136,11 +138,11 @@ def grow(
     if grown.proof is not None:
         show_proof(grown.proof)
     else:
-        print("No proof was run (--proof none).")
+        say("No proof was run (--proof none).")
     if grown.optimizer_state is not None:
-        print(f"Optimizer state: {grown.optimizer_state.sentence}")
+        say(f"Optimizer state: {grown.optimizer_state.sentence}")
     nbytes = grown.plan.nbytes + (grown.optimizer_state.nbytes if grown.optimizer_state else 0)
-    print(f"Wrote {human_bytes(nbytes)} to {dst}")
+    say(f"Wrote {human_bytes(nbytes)} to {dst}")
 
 
 @app.command(epilog="Example: hyperclone verify HuggingFaceTB/SmolLM2-135M smollm2-480m")
@@ -186,11 +188,11 @@ def collapse(
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.conversion import collapse as collapsing
 
-    with plan_and_proof.progress_bars(make_console(error=True)) as progress:
+    with says_what_is_kept(out), plan_and_proof.progress_bars(make_console(error=True)) as progress:
         collapsed = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
     verdict = {
         True: "every tensor has the hash that the receipt recorded for the source",
         False: "the source up to rounding, not bit for bit (Gaussian noise, or rounded factors)",
         None: "not compared with the source's hashes (none were recorded, or the type was converted)",
     }[collapsed.exact]
-    print(f"Wrote {collapsed.tensors} tensors to {out}: {verdict}")
+    say(f"Wrote {collapsed.tensors} tensors to {out}: {verdict}")

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 
-import typer
-
 from hyperclone.cli import family_commands, grow_commands, study_commands, train_commands
 from hyperclone.cli.app import app
 from hyperclone.cli.arguments import show_proof
+from hyperclone.cli.stopping import Stopped, stopped_by_signals
+from hyperclone.cli.terminal import say
 from hyperclone.errors import HypercloneError, ProofFailed
 
 __all__ = ["app", "main"]
+# Errors of the operating system that say nothing about our code, and the cure.
+_REFUSALS = {
+    errno.ENOSPC: "free some space, or set TMPDIR to a larger disk",
+    errno.EDQUOT: "free some space, or ask for a larger quota",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "close some programs: the machine has too many open files",
+    errno.ENOMEM: "free some memory",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EIO: "check the disk: it could not be read or written",
+}
 COMMANDS = (grow_commands, family_commands, train_commands, study_commands)  # importing them adds their commands
 
 
@@ -21,27 +34,44 @@ def main() -> None:
     """Entry point: errors that a user can cause become one message and their exit code."""
     # Threads of OpenMP that spin while they wait make a busy machine many times slower; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    raise SystemExit(_run())
+
+
+def _run() -> int:
+    """Run the command; its exit code."""
     try:
-        code = app(standalone_mode=False)
+        with stopped_by_signals():
+            return int(app(standalone_mode=False) or 0)
     except ProofFailed as error:
         show_proof(error.proof)
-        print(f"{error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        say(error, error=True)
+        return 1
     except HypercloneError as error:
-        print(f"hyperclone: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except (KeyboardInterrupt, typer.Abort):
-        print("\nInterrupted. Nothing was damaged. Rerun the same command to resume or to start again.",
-              file=sys.stderr)  # fmt: skip
-        raise SystemExit(130) from None
+        say(f"hyperclone: {error}", error=True)
+        return error.exit_code
+    except Stopped as stop:
+        say(f"\nInterrupted. {stop.kept} Rerun the same command to resume or to start again.", error=True)
+        return stop.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
-        raise SystemExit(0) from None
+        return 0
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # of the option parser
             error.show()
-            raise SystemExit(error.exit_code) from None
-        traceback.print_exc()
-        print("hyperclone: this is a bug, please report it with the lines above", file=sys.stderr)
-        raise SystemExit(3) from None
-    raise SystemExit(code or 0)
+            return int(error.exit_code)
+        if (refusal := _of_the_machine(error)) is not None:
+            say(f"hyperclone: {refusal}", error=True)
+            return refusal.exit_code
+        say(traceback.format_exc(), error=True)
+        say("hyperclone: this is a bug, please report it with the lines above", error=True)
+        return 3
+
+
+def _of_the_machine(error: Exception) -> HypercloneError | None:
+    """What the machine lacks; None for an error of ours."""
+    if isinstance(error, MemoryError):
+        return HypercloneError("not enough memory", cure="free some, use fewer --threads, or a larger machine")
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return HypercloneError("the operating system refused to go on", file=error.filename, found=error.strerror,
+                               cure=_REFUSALS[error.errno])  # fmt: skip
+    return None

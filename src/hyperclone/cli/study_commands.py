@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from hyperclone.cli.arguments import (
     show_plan,
     show_proof,
 )
+from hyperclone.cli.terminal import say
 
 
 @app.command(epilog="Example: hyperclone study my.toml --jobs 2; hyperclone report my.runs")
@@ -62,7 +62,7 @@ def study(
         if before is not None and (changed := study_display.compared(before.compared)):
             print(f"\n{changed}", file=sys.stderr)
         for obstacle in study_display.obstacles(before):
-            print(f"\nWhat has finished is not known for some arms: {obstacle}", file=sys.stderr)
+            say(f"\nWhat has finished is not known for some arms: {obstacle}", error=True)
         return
     with study_display.StudyView(make_console(error=True)) as view:
         if source is not None:
@@ -71,13 +71,13 @@ def study(
             done = studies.run(file, output=output, jobs=jobs, threads=threads, on_event=view)
     if source is not None:
         loss = "" if record.loss is None else f", held-out loss {record.loss:.4f}"
-        print(f"Source {source}: {units.human_count(record.parameters)} parameters{loss}")
+        say(f"Source {source}: {units.human_count(record.parameters)} parameters{loss}")
         return
     make_console().print(study_display.table(done, done.speedups), highlight=False)
-    print(f"Results in {done.output}; `hyperclone report {done.output}` draws them.")
+    say(f"Results in {done.output}; `hyperclone report {done.output}` draws them.")
     states = [run.status for run in done.runs]
     if "interrupted" in states:
-        print("Interrupted: rerun the same command to resume.")
+        say("Interrupted: rerun the same command to resume.")
         raise typer.Exit(130)
     if "failed" in states:
         raise typer.Exit(1)
@@ -98,7 +98,7 @@ def report(
     from hyperclone.report.write import report as write
 
     files = write(runs, output, images=figures, control=control)
-    print(f"Wrote {files[0]}" + (f" and {len(files) - 1} images to {figures}" if figures else ""))
+    say(f"Wrote {files[0]}" + (f" and {len(files) - 1} images to {figures}" if figures else ""))
 
 
 @app.command(epilog="Example: hyperclone demo  |  shorter: hyperclone demo --tokens 50k --output /tmp/demo")
@@ -121,7 +121,7 @@ def demo(
     console = make_console()
     study = demonstration.request(tokens)
     if (output / "clone").is_dir():
-        print(f"{output / 'clone'}: grown and proved before")
+        say(f"{output / 'clone'}: grown and proved before")
     else:
         with plan_and_proof.progress_bars(make_console(error=True)) as progress:
             done = demonstration.grow(output, on_plan=partial(show_plan, tensors=False), progress=progress)
@@ -131,11 +131,11 @@ def demo(
     with demo.DemoView(console, study, units.parse(study.train["tokens"], "tokens"), jobs=jobs) as view:
         ran = demonstration.train(output, tokens=tokens, jobs=jobs, threads=threads, on_event=view)
     if any(run.status == "interrupted" for run in ran.runs):
-        print("Interrupted: rerun the same command to resume.")
+        say("Interrupted: rerun the same command to resume.")
         raise typer.Exit(130)
     if any(run.status == "failed" for run in ran.runs):
-        print("Some arms failed. Rerun the same command to try them again.", file=sys.stderr)
+        say("Some arms failed. Rerun the same command to try them again.", error=True)
         raise typer.Exit(1)
     page = demonstration.report(output)
     demo.closing(console, view, demonstration.write_on(ran), demonstration.PROMPT)
-    print(f"\n{demo.verdict(ran.speedups)}\n\nEverything is in {output}; the report: {page}")
+    say(f"\n{demo.verdict(ran.speedups)}\n\nEverything is in {output}; the report: {page}")

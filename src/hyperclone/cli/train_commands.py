@@ -18,6 +18,7 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
+from hyperclone.cli.terminal import say
 from hyperclone.training.config import Training
 
 
@@ -39,7 +40,7 @@ def train(training: Training) -> None:
     with train_display.TrainingView(make_console(error=True)) as view:
         trained = run.train(training, watch=view)
     if os.environ.get("RANK", "0") == "0":
-        print(train_display.ending(trained))
+        say(train_display.ending(trained))
     if trained.interrupted is not None:
         raise typer.Exit(128 + trained.interrupted)
 
@@ -157,4 +158,4 @@ def anatomy(
         return
     make_console().print(anatomy_display.tables(measured), highlight=False)
     if output is not None:
-        print(f"Wrote {output}")
+        say(f"Wrote {output}")

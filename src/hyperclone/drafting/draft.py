@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from hyperclone.hf import tiny_models
 from hyperclone.hf.models import load_model, model_errors, quiet
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
+from hyperclone.io.scratch import scratch_directory
 from hyperclone.planning import checks, planner
 from hyperclone.planning.growth import Growth
 from hyperclone.proof import family_validation
@@ -94,8 +94,8 @@ def draft(source: str | os.PathLike[str]) -> Draft:
     """
     config = hub.config(source)
     refuse_quantized(config, Path("config.json"))
-    with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
-        instance = Path(scratch) / "source"
+    with scratch_directory() as scratch:
+        instance = scratch / "source"
         architecture, small = _inspect(config, instance)
         if architecture.not_understood:
             failures = [f"{name}: not understood" for name in architecture.not_understood]
@@ -179,10 +179,10 @@ def _search(architecture: Architecture, small: Mapping[str, Any], instance: Path
     trials = [(name, model, growth) for name, growth in _GROWTHS.items()]
     if architecture.head:  # also with the other choice: a tie changes what the last norm must contain
         tie = not model.config.tie_word_embeddings
-        with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
+        with scratch_directory() as scratch:
             family = _family(family_text(architecture, Hypothesis()))
-            tiny_models.save_tiny_model(Path(scratch), {**small, "tie_word_embeddings": tie}, family)
-            other, _ = load_model(Path(scratch), torch.float32)
+            tiny_models.save_tiny_model(scratch, {**small, "tie_word_embeddings": tie}, family)
+            other, _ = load_model(scratch, torch.float32)
         trials.append(("with the head tied" if tie else "with the head untied", other, _GROWTHS[_FIRST]))
     best: tuple[Hypothesis, dict[str, str]] | None = None
     for hypothesis in itertools.islice(_hypotheses(architecture), _MAX_HYPOTHESES):
@@ -242,9 +242,9 @@ def _any_width(architecture: Architecture, hypothesis: Hypothesis, small: Mappin
         f'hidden = {{ padding = "{"zero" if architecture.rms else "mean"}", eps = {toml_value(eps[0])} }}'
     )
     family = _family(family_text(architecture, hypothesis))
-    with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
-        tiny_models.save_tiny_model(Path(scratch), small, family)  # its eps is large enough to matter
-        model, _ = load_model(Path(scratch), torch.float32)
+    with scratch_directory() as scratch:
+        tiny_models.save_tiny_model(scratch, small, family)  # its eps is large enough to matter
+        model, _ = load_model(scratch, torch.float32)
     if _try(model, family.text, Growth(width=1.5)):
         architecture.residual = ""
     return bool(architecture.residual)

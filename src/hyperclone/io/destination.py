@@ -50,7 +50,7 @@ class Destination:
         self._check: Callable[[], None] = partial(check_target, target, source=source, overwrite=overwrite)
         self._check()
         self.target = target.resolve()  # a link itself stays; renaming stays within one file system
-        self.partial, self._replaced = _beside(self.target)
+        self.partial, self._replaced = beside(self.target)
         with _os_errors("cannot create the output here", self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             if not (self.partial / _JOURNAL).exists() and any(self.partial.iterdir()):
@@ -229,7 +229,7 @@ def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
         raise DestinationError("the destination is inside the source", file=target, cure="choose another directory")
     if target in source.parents:
         raise DestinationError("the source is inside the destination", file=target, cure="choose another directory")
-    if any(path == source or path in source.parents for path in _beside(target)):
+    if any(path == source or path in source.parents for path in beside(target)):
         raise DestinationError(
             "the source is in the directory in which this output would be built",
             file=source,
@@ -254,7 +254,7 @@ def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
         )
 
 
-def _beside(target: Path) -> tuple[Path, Path]:
+def beside(target: Path) -> tuple[Path, Path]:
     """Where an output is built, and where an old one is kept until the new one has replaced it."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.replaced")
 

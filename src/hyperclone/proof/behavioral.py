@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hyperclone.expansion.grown_tensors import stored_type
@@ -24,6 +25,7 @@ from hyperclone.hf.logits import ModelOutputs, Probe
 from hyperclone.hf.memory import available_memory
 from hyperclone.hf.models import load_model, load_tokenizer, max_positions, model_errors, quiet
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.scratch import scratch_directory
 from hyperclone.io.streaming import Progress, digest, worker_pool
 from hyperclone.planning.recipe import Noise
 from hyperclone.proof import tolerance
@@ -239,9 +241,14 @@ class _ModelPair:
             self.behavior.skipped.append("save and reload: not enough disk for a second copy")
         else:
             model, _ = load_model(self.directory, self.stored)
-            with tempfile.TemporaryDirectory(prefix=".hyperclone-", dir=scratch_in) as scratch:
-                with quiet():
-                    model.save_pretrained(scratch)
+            with scratch_directory(scratch_in) as scratch:
+                try:
+                    with quiet():
+                        model.save_pretrained(scratch)
+                except (OSError, SafetensorError) as error:  # the disk may fill meanwhile
+                    self.behavior.skipped.append(f"save and reload: the second copy cannot be written ({error})")
+                    self.advance()
+                    return
                 del model
                 first, second = Checkpoint.open(self.directory), Checkpoint.open(scratch)
                 names = sorted(first.entries.keys() & second.entries.keys())

@@ -7,7 +7,6 @@ like the real model (the same axes, expansion, noise and depth), and its logits 
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hyperclone.expansion import writer
 from hyperclone.hf import tiny_models
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
+from hyperclone.io.scratch import scratch_directory
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.plan import Plan
@@ -54,11 +54,11 @@ def validate(plan: Plan) -> str:
 
 def prove_tiny(plan: Plan) -> Proof:
     """The full proof of a tiny instance of the plan's source, grown like the plan."""
-    with tempfile.TemporaryDirectory(prefix="hyperclone-") as scratch:
-        tiny_models.save_tiny_model(Path(scratch) / "source", plan.source_config, plan.family)
-        source = Checkpoint.open(Path(scratch) / "source", family=plan.family)
+    with scratch_directory() as scratch:
+        tiny_models.save_tiny_model(scratch / "source", plan.source_config, plan.family)
+        source = Checkpoint.open(scratch / "source", family=plan.family)
         tiny_plan = planner.make_plan(source, tiny_growth(plan))
-        grown = Path(scratch) / "grown"
+        grown = scratch / "grown"
         target = Destination(
             grown, source=source.path, fingerprint=tiny_plan.fingerprint, nbytes=tiny_plan.nbytes, overwrite=False
         )
