@@ -197,7 +197,7 @@ FLAGS = {
     "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
     "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --overwrite --proof --revision --seed "
     "--shard-size --snr-db --threads --top-k --untie --width",
-    "verify": "--family --help --json --proof --revision --threads",
+    "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "
     "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --grown-moments "

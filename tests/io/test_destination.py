@@ -210,6 +210,19 @@ def test_a_strangers_directory_where_the_output_would_be_built_is_left_alone(sou
     assert content(tmp_path) == {".grown.partial/thesis.txt": b"mine"}
 
 
+def test_a_strangers_directory_where_the_old_output_would_be_kept_is_left_alone(source: Path, tmp_path: Path) -> None:
+    run(source, tmp_path / "grown")
+    (tmp_path / ".grown.replaced").mkdir()
+    (tmp_path / ".grown.replaced/thesis.txt").write_text("mine")
+    before = content(tmp_path)
+    with pytest.raises(DestinationError, match="old output would be kept"):
+        run(source, tmp_path / "grown", overwrite=True)
+    assert content(tmp_path) == before
+    shutil.rmtree(tmp_path / "grown")
+    run(source, tmp_path / "grown")  # nothing to replace
+    assert (tmp_path / ".grown.replaced/thesis.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("place", [".grown.partial", ".grown.replaced", ".grown.partial/deeper"])
 def test_a_source_that_lies_where_the_output_would_be_built_is_not_destroyed(
     place: str, source: Path, tmp_path: Path
@@ -512,7 +525,7 @@ def killed(target, overwrite, at):
 
 def content(path):
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()
-            and p.name != "journal.jsonl"} if path.exists() else None
+            and p.name not in ("journal.jsonl", ".hyperclone-replaced")} if path.exists() else None
 
 run(place / "whole")
 total = count

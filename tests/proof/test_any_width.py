@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import GrowthError
+from tests.helpers.command import call
 from tests.proof.test_proof import IDS, logits_of, source_logits
 
 ModelDir = Callable[..., Path]
@@ -99,10 +100,17 @@ def test_stacking_is_measured_not_judged_and_said_loudly(model_dir: ModelDir, tm
     done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", growth)
     assert any("changes the function" in warning for warning in done.plan.warnings)
     assert done.proof is not None
-    assert done.proof.passed
-    assert not done.proof.keeps_function
+    assert done.proof.verdict == "changed"
+    assert not done.proof.passed
     assert done.proof.behavior is not None
     assert max(m.relative for m in done.proof.behavior.measured) > 0.01
+    assert "computes the same function" not in (tmp_path / "grown/README.md").read_text()
+    arguments = ["verify", model_dir("llama-grouped-tied"), tmp_path / "grown", "--proof", "structural"]
+    for more, code in (([], 1), (["--allow-changed"], 0)):
+        verified = call(*arguments, *more)
+        assert verified.returncode == code
+        assert "CHANGED" in verified.stdout
+        assert "PROVED" not in verified.stdout
     assert hyperclone.collapse(tmp_path / "grown", tmp_path / "again").exact
 
 

@@ -124,7 +124,7 @@ def grow(
             evidence.notes += notes
             if state_plan:
                 evidence.failures += state_writer.prove_state(state_plan, target.partial)
-            if not evidence.passed:
+            if evidence.verdict == "failed":
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
         checkpoint.check_unchanged()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperclone.errors import printable
+from hyperclone.io.checkpoint import check_own_file
 from hyperclone.version import __version__
 
 if TYPE_CHECKING:
@@ -41,13 +44,15 @@ def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, 
         ignore_metadata_errors=True,
         **{key: metadata[key] for key in CARRIED if metadata.get(key)},
     )
+    same = "that computes the same function"
+    what = same if plan.keeps_function else "with repeated layers, which change the function"
     kind = "wider copy of" if plan.growth.experts is None else "mixture of experts made from"
     lines = [
-        f"# {source.rsplit('/', 1)[-1]}, grown",
+        f"# {code(source.rsplit('/', 1)[-1])}, grown",
         "",
-        f"A {kind} `{source}` that computes the same function, made by hyperclone {__version__} "
-        "(HyperCloning, [arXiv 2409.12903](https://arxiv.org/abs/2409.12903)). It has not been trained since: "
-        "it knows exactly what its source knows, and has added capacity.",
+        f"A {kind} {code(source)} {what}, made by hyperclone {__version__} "
+        "(HyperCloning, [arXiv 2409.12903](https://arxiv.org/abs/2409.12903)). It has not been trained since"
+        + (": it knows exactly what its source knows, and has added capacity." if plan.keeps_function else "."),
         "",
         "| | source | grown |",
         "|---|---:|---:|",
@@ -74,6 +79,13 @@ def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, 
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
 
 
+def code(text: str) -> str:
+    """Text as a code span of Markdown, which shows it as it is: no markup, no HTML, no link, one line."""
+    shown = printable(text, line=True)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence}{shown}{fence}" if len(fence) == 1 else f"{fence} {shown} {fence}"
+
+
 def is_ours(file: Path) -> bool:
     """Whether a card may be replaced: hyperclone wrote it, or there is none."""
     return not file.is_file() or "hyperclone" in source_metadata(file.parent).get("tags", [])
@@ -86,6 +98,7 @@ def source_metadata(directory: Path) -> dict[str, Any]:
     if not (directory / "README.md").is_file():
         return {}
     try:
+        check_own_file(directory / "README.md", directory)
         return dict(ModelCard.load(directory / "README.md", ignore_metadata_errors=True).data.to_dict())
     except Exception:  # a malformed card must not stop a growth
         return {}

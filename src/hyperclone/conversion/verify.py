@@ -11,7 +11,7 @@ from hyperclone.architectures import family_file
 from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.io import hub
-from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.checkpoint import Checkpoint, carried_files
 from hyperclone.io.files import digests
 from hyperclone.io.streaming import Progress
 from hyperclone.optimizer_state import writer
@@ -63,7 +63,24 @@ def verify(
             result.failures.append(str(failed).replace("\n", ";"))
     if receipt is not None:
         result.failures += _changes_since(receipt, result.structure, target)
+    differences = list(_compare_carried(checkpoint.path, target))
+    if receipt is not None:
+        result.failures += differences
+    else:  # another program saved the model, and may have saved the tokenizer in its own way
+        result.notes += differences
     return result
+
+
+def _compare_carried(source: Path, directory: Path) -> Iterator[str]:
+    """What differs between the files beside the weights (tokenizer, templates, license), one sentence each."""
+    ours, theirs = (digests(root, carried_files(root)) for root in (directory, source))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name not in theirs:
+            yield f"{name}: the source has no such file"
+        elif name not in ours:
+            yield f"{name}: missing, and the source has it"
+        elif ours[name] != theirs[name]:
+            yield f"{name}: not the source's"
 
 
 def _changes_since(receipt: Receipt, structure: Structure, directory: Path) -> Iterator[str]:
@@ -77,10 +94,5 @@ def _changes_since(receipt: Receipt, structure: Structure, directory: Path) -> I
         for name, value in recorded.items():
             if current.get(name) and current[name] != value:
                 yield f"{name}: its bytes in {side} are not those that the receipt recorded"
-    files = [directory / name for name in receipt.file_sha256 if (directory / name).is_file()]
-    current = digests(directory, files)
-    for name, value in receipt.file_sha256.items():
-        if current.get(name) != value:
-            yield f"{name}: not the file that was carried over from the source"
     if receipt.optimizer_state is not None:
         yield from writer.compare_hashes(receipt.optimizer_state, directory)

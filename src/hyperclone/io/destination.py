@@ -22,6 +22,7 @@ from hyperclone.io import files
 
 RECEIPT = "hyperclone.json"
 _JOURNAL = "journal.jsonl"
+_REPLACED = ".hyperclone-replaced"  # in an old output that a new one has replaced: it may be removed
 
 
 class Destination:
@@ -51,6 +52,8 @@ class Destination:
         self._check()
         self.target = target.resolve()  # a link itself stays; renaming stays within one file system
         self.partial, self._replaced = beside(self.target)
+        # A run that was killed between its two renames has left the old output there, and no target.
+        self._left_old = not self.target.exists() and files.exists(self._replaced / RECEIPT)
         with _os_errors("cannot create the output here", self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             if not (self.partial / _JOURNAL).exists() and any(self.partial.iterdir()):
@@ -180,14 +183,17 @@ class Destination:
         old = self._replaced
         with _os_errors("the finished output cannot be renamed to its target", self.target):
             _sync_directory(self.partial)
-            if self.target.exists():
+            replaces = self.target.exists()
+            if replaces:
                 if old.exists():
-                    shutil.rmtree(old)  # left by a run that was killed while it removed it
+                    _remove_replaced(old)  # left by a run that was killed while it removed it: `_check` has looked
                 self.target.rename(old)
+                (old / _REPLACED).touch()
             try:
                 self.partial.rename(self.target)
             except OSError:
-                if old.exists():
+                if replaces:
+                    (old / _REPLACED).unlink()
                     old.rename(self.target)
                 raise
             # Only now: had the run been killed before, a rerun would still find every shard finished.
@@ -195,7 +201,9 @@ class Destination:
             _sync_directory(self.target)
             _sync_directory(self.target.parent)
         self._journal.close()
-        shutil.rmtree(old, ignore_errors=True)
+        if replaces or self._left_old:
+            with suppress(OSError):
+                _remove_replaced(old)
 
     def forget(self) -> None:
         """Count every finished shard as unfinished: a rerun starts over."""
@@ -216,7 +224,8 @@ def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
     """Raise unless the target may be written.
 
     Raises:
-        DestinationError: it exists, or it and the source are the same or inside each other.
+        DestinationError: it exists, or it and the source are the same or inside each other, or something else is where
+            an old output would be kept.
     """
     try:
         target, source = target.resolve(), source.resolve()
@@ -252,11 +261,27 @@ def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
             expected=f"a directory with {RECEIPT}",
             cure="remove it yourself if it is not needed",
         )
+    _, old = beside(target)
+    if os.path.lexists(old) and not files.exists(old / _REPLACED):
+        raise DestinationError(
+            "the directory in which the old output would be kept until the new one is there exists",
+            file=old,
+            cure="remove or rename it yourself",
+        )
 
 
 def beside(target: Path) -> tuple[Path, Path]:
     """Where an output is built, and where an old one is kept until the new one has replaced it."""
     return target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.replaced")
+
+
+def _remove_replaced(old: Path) -> None:
+    """Remove an old output; the file that says that it may be removed goes last."""
+    for entry in old.iterdir():
+        if entry.name != _REPLACED:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    (old / _REPLACED).unlink(missing_ok=True)
+    old.rmdir()
 
 
 @contextmanager

@@ -113,7 +113,8 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
 def public_name(source: str | os.PathLike[str]) -> str:
     """The name of a source in receipts and model cards: its Hub id, or a local directory's name without its path."""
     path = Path(source)
-    return path.resolve().name if exists(path) else str(source)
+    name = path.resolve().name if exists(path) else str(source)
+    return os.fsencode(name).decode("utf-8", "replace")  # file names may hold any bytes, JSON may not
 
 
 def _is_local(source: str | os.PathLike[str], revision: str | None) -> bool:

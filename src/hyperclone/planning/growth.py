@@ -209,9 +209,15 @@ def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -
     return new
 
 
+_MOST_LAYERS = 100_000
+
+
 def resolve_layers(growth: Growth, layers: int) -> tuple[int, ...]:
     """The old layer that each new one copies."""
-    return layer_map(layers, _size(growth.layers, layers, "layers"), stack=growth.stacks)
+    new = _size(growth.layers, layers, "layers")
+    if new > _MOST_LAYERS:
+        raise GrowthError("too many layers", field="layers", found=growth.layers, expected=f"at most {_MOST_LAYERS}")
+    return layer_map(layers, new, stack=growth.stacks)
 
 
 def _grouped_heads(growth: Growth, wanted: Width | None, kv_heads: int, group: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from hyperclone.proof.structural import Structure, prove_structure
 
 ProofToRun = Literal["full", "structural"]
 ProofKind = Literal["full", "structural", "none"]
+Verdict = Literal["proved", "changed", "failed"]
 
 
 @dataclass
@@ -41,9 +42,16 @@ class Proof:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def verdict(self) -> Verdict:
+        """proved: it computes the source's function; changed: as planned, another function; failed: not as planned."""
+        if self.failures or not self.structure.passed:
+            return "failed"
+        return "proved" if self.keeps_function else "changed"
+
+    @property
     def passed(self) -> bool:
-        """Nothing failed."""
-        return not self.failures and self.structure.passed
+        """It is proved that it computes the source's function."""
+        return self.verdict == "proved"
 
     def summary(self) -> dict[str, Any]:
         """The proof's figures as plain JSON data."""
@@ -51,6 +59,7 @@ class Proof:
         structure.pop("output_sha256")
         structure.pop("source_sha256")
         return {
+            "verdict": self.verdict,
             "passed": self.passed,
             "keeps_function": self.keeps_function,
             "structure": structure,

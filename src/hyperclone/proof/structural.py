@@ -31,8 +31,8 @@ from hyperclone.planning.recipe import Noise
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-# Config fields without influence on the function; the type of every tensor is compared separately.
-_NO_FUNCTION = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
+# Config fields without influence on what transformers loads and computes.
+_NO_FUNCTION = {"transformers_version", "_name_or_path", "use_cache"}
 
 
 @dataclass
@@ -111,12 +111,22 @@ def prove_structure(
 
 
 def _compare_config(written: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    written, expected = _one_spelling(written), _one_spelling(expected)
     fields = sorted((written.keys() | expected.keys()) - _NO_FUNCTION)
     return [
         f"config.json, {field}: found {written.get(field)!r}, expected {expected.get(field)!r}"
         for field in fields
         if written.get(field) != expected.get(field)
     ]
+
+
+def _one_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """The type under `dtype`, as transformers 5 writes it; `torch_dtype` stays where it contradicts that."""
+    older = config.get("torch_dtype")
+    rest = {name: value for name, value in config.items() if name != "torch_dtype"}
+    if older is None or older == rest.get("dtype", older):
+        return rest if older is None else {**rest, "dtype": older}
+    return config
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperclone.conversion.model_card import CARRIED, source_metadata
+from hyperclone.conversion.model_card import CARRIED, code, source_metadata
 from hyperclone.io.destination import RECEIPT
 from hyperclone.io.files import read_json
 from hyperclone.version import __version__
@@ -50,15 +50,15 @@ def trained_card(
         **{key: metadata[key] for key in CARRIED if metadata.get(key)},
     )
     name = model.rsplit("/", 1)[-1]
-    origin = f"The architecture of `{model}`, randomly initialized and " if from_scratch else f"`{model}`, "
+    origin = f"The architecture of {code(model)}, randomly initialized and " if from_scratch else f"{code(model)}, "
     if grown:
-        origin += f"grown from `{grown.get('source', '?')}` (arXiv 2409.12903), "
-    text = ", ".join(f"`{data_source}`" for data_source in record["data"])
+        origin += f"grown from {code(str(grown.get('source', '?')))} (arXiv 2409.12903), "
+    text = ", ".join(code(str(data_source)) for data_source in record["data"])
     figures = [f"| {label} | {latest[key]:.4f} |" for key, label in _FIGURES.items() if latest.get(key) is not None]
     settings = {key: value for key, value in record["curve"].items() if key not in ("config", "texts")}
     settings["lr_rule"] = settings["lr_rule"] or ("scaled" if grown else "uniform")
     lines = [
-        f"# {name}, trained from random weights" if from_scratch else f"# {name}, trained further",
+        f"# {code(name)}, trained from random weights" if from_scratch else f"# {code(name)}, trained further",
         "",
         f"{origin}trained on {tokens:,} tokens of {text} by hyperclone {__version__}. "
         "metrics.jsonl has its losses, training.json its settings.",

@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hyperclone.errors import printable
 from hyperclone.units import human_bytes, human_count
 
 if TYPE_CHECKING:
@@ -166,14 +167,11 @@ def _shape(shape: tuple[int, ...]) -> str:
 def proof_table(proof: Proof) -> RenderableType:
     """The verdict, its figures, and what failed."""
     s = proof.structure
-    if not proof.passed:
-        verdict = Text("FAILED: the grown model is not the one that was planned", style="bold red")
-    elif proof.keeps_function:
-        verdict = Text("PROVED: the grown model computes the source's function", style="bold green")
-    else:
-        verdict = Text(
-            "PROVED: the weights are the source's. The function changes; the table shows by how much", "bold yellow"
-        )
+    verdict = Text(*{
+        "proved": ("PROVED: the grown model computes the source's function", "bold green"),
+        "changed": ("CHANGED: every weight is as planned, but this growth changes the function", "bold yellow"),
+        "failed": ("FAILED: the grown model is not the one that was planned", "bold red"),
+    }[proof.verdict])  # fmt: skip
     parts: list[RenderableType] = [
         verdict,
         Text(
@@ -203,9 +201,9 @@ def proof_table(proof: Proof) -> RenderableType:
                 parts.append(Text(f"perplexity, fp32, the same {m.predicted} tokens of real text: {compared}"))
     if behavior:
         parts += [Text(f"not measured: {reason}", style="dim") for reason in behavior.skipped]
-    parts += [Text(note, style="dim") for note in proof.notes]
+    parts += [Text(printable(note, line=True), style="dim") for note in proof.notes]
     failures = proof.failures
-    parts += [Text(f"- {failure}", style="red") for failure in failures[:20]]
+    parts += [Text(f"- {printable(failure, line=True)}", style="red") for failure in failures[:20]]
     if len(failures) > 20:
         parts.append(Text(f"... and {len(failures) - 20} more", style="red"))
     return Group(*parts)

@@ -1,0 +1,143 @@
+"""What verify compares beside the weights: everything that changes what users of the grown directory get."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.conversion import model_card
+from hyperclone.errors import CheckpointError, GrowthError
+from tests.helpers.command import call
+
+ModelDir = Callable[..., Path]
+
+
+@pytest.fixture
+def pair(model_dir: ModelDir, tmp_path: Path) -> tuple[Path, Path]:
+    """(source, grown) that a test may change."""
+    source = shutil.copytree(model_dir("llama-grouped-tied"), tmp_path / "source")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "generation_config.json").write_text('{"temperature": 0.7}')
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="structural")
+    return source, tmp_path / "grown"
+
+
+def failures(pair: tuple[Path, Path]) -> list[str]:
+    return hyperclone.verify(*pair, proof="structural").failures
+
+
+def edit(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_a_type_that_transformers_would_convert_to_is_a_difference(pair: tuple[Path, Path], field: str) -> None:
+    assert failures(pair) == []
+    edit(pair[1] / "config.json", **{field: "float16"})
+    (failure,) = failures(pair)
+    assert "dtype" in failure
+    assert "float16" in failure
+
+
+def test_the_older_spelling_of_the_same_type_is_no_difference(pair: tuple[Path, Path]) -> None:
+    edit(pair[1] / "config.json", torch_dtype=json.loads((pair[1] / "config.json").read_text())["dtype"])
+    assert failures(pair) == []
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "generation_config.json"])
+def test_an_edited_file_beside_the_weights_is_a_difference_whichever_side_it_is_on(
+    pair: tuple[Path, Path], side: int, name: str
+) -> None:
+    with (pair[side] / name).open("a") as stream:
+        stream.write(" ")
+    assert failures(pair) == [f"{name}: not the source's"]
+
+
+def test_files_that_were_added_or_removed_are_differences(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "chat_template.jinja").unlink()
+    (pair[1] / "special_tokens_map.json").write_text("{}")
+    assert failures(pair) == [
+        "chat_template.jinja: missing, and the source has it",
+        "special_tokens_map.json: the source has no such file",
+    ]
+    edited = call("verify", *pair, "--proof", "structural")
+    assert edited.returncode == 1
+    assert "special_tokens_map.json" in edited.stdout
+
+
+def test_without_a_receipt_files_beside_the_weights_are_said_but_no_failure(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "hyperclone.json").unlink()
+    (pair[1] / "chat_template.jinja").unlink()
+    proof = hyperclone.verify(*pair, proof="structural")
+    assert proof.passed
+    assert proof.notes == ["chat_template.jinja: missing, and the source has it"]
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../" * 9 + "etc/hostname", "a" * 5000, "tokenizer.json\x1b[2J"])
+def test_a_receipt_cannot_name_files_to_read(pair: tuple[Path, Path], name: str) -> None:
+    receipt = json.loads((pair[1] / "hyperclone.json").read_text())
+    receipt["sha256"]["files"][name] = "0"
+    (pair[1] / "hyperclone.json").write_text(json.dumps(receipt))
+    verified = call("verify", *pair, "--proof", "structural")
+    assert verified.returncode == 0
+    assert "hostname" not in verified.stdout
+    assert "\x1b" not in verified.stdout + verified.stderr
+
+
+def test_control_characters_of_configs_and_paths_do_not_reach_the_terminal(pair: tuple[Path, Path]) -> None:
+    clear = "\x1b[2J\x1b[H\nPROVED: everything\r"
+    edit(pair[1] / "config.json", **{f"field{clear}": clear})
+    verified = call("verify", *pair, "--proof", "structural")
+    assert verified.returncode == 1
+    assert not {"\x1b", "\r", "\x07"} & set(verified.stdout + verified.stderr)
+    assert "FAILED" in verified.stdout
+    assert not [line for line in verified.stdout.splitlines() if line.startswith("PROVED")]
+    moved = pair[1].rename(pair[1].with_name("grown\x1b[2J\nPROVED"))
+    shutil.rmtree(moved / "chat_templates", ignore_errors=True)
+    (moved / "config.json").write_text("{")
+    verified = call("verify", pair[0], moved, "--proof", "structural")
+    assert "\x1b" not in verified.stdout + verified.stderr
+    assert not [line for line in (verified.stdout + verified.stderr).splitlines() if line.startswith("PROVED")]
+
+
+def test_a_directory_name_of_any_bytes_and_any_markup_is_grown_and_shown_as_it_is(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    for number, name in enumerate([b"caf\xe9", b"<img src=x>", b"`` ` [a](b) # c", b"a\nb"]):
+        source = tmp_path / os.fsdecode(name)
+        shutil.copytree(model_dir("llama-grouped-tied"), source)
+        grown = hyperclone.grow(source, tmp_path / str(number), Growth(width=2), proof="structural").path
+        heading = (grown / "README.md").read_text().partition("\n# ")[2].partition("\n")[0]
+        shown = name.decode("utf-8", "replace").replace("\n", "\u240a")
+        assert heading.endswith(", grown")
+        assert heading.removesuffix(", grown").strip("` ").strip() == shown.strip("` ").strip()
+        assert hyperclone.verify(source, grown, proof="structural").passed
+
+
+@pytest.mark.parametrize("text", ["plain", "a`b", "``", "`", "x```y``"])
+def test_a_code_span_ends_where_it_should(text: str) -> None:
+    span = model_card.code(text)
+    fence = span[: len(span) - len(span.lstrip("`"))] if text == "plain" else span.split(" ")[0]
+    assert fence not in span[len(fence) : -len(fence)].replace(" ", "|")
+    assert text in span
+
+
+def test_absurd_numbers_of_layers_are_refused_before_memory_is_asked_for(model_dir: ModelDir) -> None:
+    with pytest.raises(GrowthError, match="too many layers"):
+        hyperclone.plan(model_dir("llama-grouped-tied"), Growth(layers="999999999999999"))
+
+
+def test_a_source_that_the_copied_files_cannot_be_read_of_is_refused_by_verify(pair: tuple[Path, Path]) -> None:
+    (pair[1] / "tokenizer.json").unlink()
+    (pair[1] / "tokenizer.json").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json|no file of its size"):
+        hyperclone.verify(*pair, proof="structural")
