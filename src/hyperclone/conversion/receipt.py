@@ -7,6 +7,7 @@ for every parameter the multipliers that keep the source's training dynamics, as
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FILE = RECEIPT
 _FORMAT = 1
+_SETTINGS = {"s", "r", "lr", "weight_decay", "eps", "sgd"}  # of every tensor; hidden matrices have muon as well
 
 
 @dataclass(frozen=True)
@@ -133,18 +135,73 @@ def read(directory: Path) -> Receipt | None:
                               found=content.get("format"), expected=_FORMAT,
                               cure="use the version of hyperclone that wrote it")  # fmt: skip
     try:
-        family = content.get("family")
+        family, hashes = content.get("family"), _table(content["sha256"], "sha256")
+        state = content.get("optimizer_state")
         return Receipt(
-            growth=Growth(**content["growth"]),
+            growth=Growth(**_table(content["growth"], "growth")),
             family=family_file.from_text(str(family["text"]), file=str(family["file"])) if family is not None else None,
             proved=content["proof"] is not None,
-            source_config=dict(content["source_config"]),
-            output_sha256=dict(content["sha256"]["output"]),
-            source_sha256=dict(content["sha256"]["source"]),
-            file_sha256=dict(content["sha256"]["files"]),
-            sizes={axis: new for axis, (_, new) in content["sizes"].items()},
-            training=dict(content["training"]["parameters"]),
-            optimizer_state=content.get("optimizer_state"),
+            source_config=_table(content["source_config"], "source_config"),
+            output_sha256=_texts(hashes["output"], "sha256.output"),
+            source_sha256=_texts(hashes["source"], "sha256.source"),
+            file_sha256=_texts(hashes["files"], "sha256.files"),
+            sizes={axis: _new_size(pair, axis) for axis, pair in _table(content["sizes"], "sizes").items()},
+            training={
+                name: _settings(entry, f"training.parameters.{name}")
+                for name, entry in _table(_table(content["training"], "training")["parameters"], "training").items()
+            },
+            optimizer_state=None if state is None else _state(state),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError("the receipt is incomplete", file=path, found=repr(error)) from None
+        raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,
+                              cure="restore it, or grow the model again") from None  # fmt: skip
+
+
+def _table(value: object, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{field} is no table")
+    return value
+
+
+def _texts(value: object, field: str) -> dict[str, str]:
+    table = _table(value, field)
+    if not all(isinstance(text, str) for text in table.values()):
+        raise TypeError(f"{field} holds something else than texts")
+    return table
+
+
+def _new_size(pair: object, axis: str) -> int:
+    match pair:
+        case [int(_), int(new)] if new > 0:
+            return new
+    raise TypeError(f"sizes.{axis} is no pair of sizes")
+
+
+def _settings(value: object, field: str) -> dict[str, Any]:
+    """A tensor's entry, as planning/scaling_rule.py records it: finite numbers, by optimizer where they differ."""
+    entry = _table(value, field)
+    if missing := _SETTINGS - entry.keys():
+        raise KeyError(f"{field}.{min(missing)}")
+    _check_numbers(entry, field)
+    return entry
+
+
+def _check_numbers(value: object, field: str) -> None:
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _check_numbers(one, f"{field}.{name}")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"{field} is no finite number")
+
+
+def _state(value: object) -> dict[str, Any]:
+    """The record of a grown optimizer state (optimizer_state/writer.py)."""
+    state = _table(value, "optimizer_state")
+    for name in ("optimizer", "moments"):
+        if not isinstance(state[name], str):
+            raise TypeError(f"optimizer_state.{name} is no text")
+    steps = [] if state["step"] is None else [state["step"]]
+    if not all(type(step) is int for step in (*steps, *_table(state["steps"], "optimizer_state.steps").values())):
+        raise TypeError("optimizer_state: the steps are no whole numbers")
+    _texts(state["sha256"], "optimizer_state.sha256")
+    return state

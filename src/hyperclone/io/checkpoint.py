@@ -135,7 +135,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
             raise CheckpointError(
                 "the index points outside its directory", file=index, found=file, expected="a bare file name"
             )
-        if not (directory / file).is_file():
+        if not exists(directory / file) or not (directory / file).is_file():
             raise CheckpointError(
                 "a file named by the index is missing",
                 file=directory / file,

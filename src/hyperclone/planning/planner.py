@@ -9,7 +9,7 @@ from typing import Any
 
 from hyperclone.architectures.family import Family, padding_scale
 from hyperclone.architectures.layout import Layout
-from hyperclone.errors import GrowthError
+from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io import shards
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
@@ -132,7 +132,7 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     if target.growth.dtype:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = DTYPES[OUTPUT_DTYPES[target.growth.dtype]][0]
     for field, factor in family.rescaled(target.sizes, target.padding).items():
-        config[field] = float(family.value(field, source_config)) * factor  # type: ignore[arg-type]  # a number
+        config[field] = _number(family.value(field, source_config), field) * factor
     return config
 
 
@@ -268,3 +268,11 @@ def _unrelated(field: str, found: object, expected: object) -> GrowthError:
 def tensor_headers(tensors: Sequence[TensorPlan]) -> list[TensorHeader]:
     """The tensors as a safetensors header lists them."""
     return [TensorHeader(t.name, t.dtype, t.shape, t.nbytes) for t in tensors]
+
+
+def _number(value: object, field: str) -> float:
+    """A config's value that is scaled with the widths."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise CheckpointError("this field of the config is no number", file="config.json", field=field, found=value,
+                              expected="a finite number")  # fmt: skip
+    return float(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import HypercloneError, StudyError
+from hyperclone.io.files import exists, read_bytes
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
 from hyperclone.training.config import Training, usual_optimizer
@@ -32,10 +33,10 @@ def read(file: Path) -> Study:
 
 def _toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomllib.loads(read_bytes(file).decode("utf-8"))
     except OSError as error:
         raise StudyError("the study cannot be read", file=file, found=error.strerror) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise StudyError("this is not TOML", file=file, found=error) from None
 
 
@@ -73,10 +74,12 @@ class _Reader:
                 tuned = ", ".join(name for name, other in arms.items() if other.tuning) or "no arm is tuned"
                 raise self.wrong("no learning rate is chosen for this arm", f"arms.{arm.name}.like",
                                  found=arm.like, expected=tuned)  # fmt: skip
-        control = table.get("control", next((arm.name for arm in arms.values() if arm.kind == "random"), None))
+        control = self._text(table, "control")
+        if control is None:
+            control = next((arm.name for arm in arms.values() if arm.kind == "random"), None)
         if control is not None and control not in arms:
             raise self.wrong("no such arm", "control", found=control, expected=", ".join(arms))
-        if (headline := table.get("headline")) is not None and headline not in arms:
+        if (headline := self._text(table, "headline")) is not None and headline not in arms:
             raise self.wrong("no such arm", "headline", found=headline, expected=", ".join(arms))
         return Study(
             file=self._file, name=str(table.get("name", self._file.stem)), note=str(table.get("note", "")).strip(),
@@ -95,6 +98,12 @@ class _Reader:
                 raise self.wrong("this name cannot be that of a directory", f"{key}.{name}",
                                  expected="letters, digits, and . _ + - in between")  # fmt: skip
         return list(found.items())
+
+    def _text(self, table: Mapping[str, Any], key: str, path: str = "") -> str | None:
+        value = table.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong("not a text", f"{path}.{key}".lstrip("."), found=value, expected="a name in quotes")
+        return value
 
     def _keys(self, table: Mapping[str, Any], path: str, known: Sequence[str]) -> None:
         for key in table:
@@ -128,7 +137,7 @@ class _Reader:
             return value
         spelled = os.path.expandvars(os.path.expanduser(value))
         near = self._file.parent / spelled
-        local = near.exists() or any(letter in spelled for letter in "*?[") or spelled.startswith((".", "/"))
+        local = exists(near) or any(letter in spelled for letter in "*?[") or spelled.startswith((".", "/"))
         return os.path.abspath(near) if local else spelled  # what is not there may be a Hub dataset
 
     def source(self, name: str) -> SourceModel:
@@ -199,7 +208,7 @@ class _Reader:
         different, growth, model = (
             self._options(table.get("train"), f"{path}.train"),
             table.get("growth", {}),
-            table.get("model"),
+            self._text(table, "model", path),
         )
         if not isinstance(growth, dict):
             raise self.wrong("not a table of options", f"{path}.growth", found=growth)
@@ -220,11 +229,11 @@ class _Reader:
                 raise self.wrong(error.problem, f"{path}.growth" + (f".{at}" if at else ""),
                                  found=error.details.get("found"), expected=error.details.get("expected"),
                                  cure=error.details.get("cure")) from None  # fmt: skip
-        moments = table.get("moments")
+        moments = self._text(table, "moments", path)
         if moments is not None and (moments not in MOMENTS or kind != "clone"):
             raise self.wrong("no such moments for this arm", f"{path}.moments", found=moments,
                              expected=", ".join(MOMENTS) + ", of a clone")  # fmt: skip
-        like, tuning = table.get("like"), None
+        like, tuning = self._text(table, "like", path), None
         if shared is not None and like is None and "lr" not in different:
             if not isinstance(differing := table.get("tune", {}), dict):
                 raise self.wrong("not a table", f"{path}.tune", found=differing, expected="what differs from [tune]")
@@ -237,14 +246,17 @@ class _Reader:
             raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under the rotated "
                              "optimizer", f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
         return Arm(
-            name=name, label=str(table.get("label", name)), group=table.get("group"), kind=kind, source=source,
+            name=name, label=str(table.get("label", name)), group=self._text(table, "group", path), kind=kind,
+            source=source,
             model=None if model is None else self._path(model), growth=growth, moments=moments, train=merged,
             like=like, tuning=tuning,
         )  # fmt: skip
 
     def _source_of(self, name: str, table: Mapping[str, Any], sources: Mapping[str, SourceModel]) -> SourceModel:
-        wanted = table.get("source", next(iter(sources)) if len(sources) == 1 else None)
-        if wanted not in sources:
+        wanted = self._text(table, "source", f"arms.{name}")
+        if wanted is None and len(sources) == 1:
+            wanted = next(iter(sources))
+        if wanted is None or wanted not in sources:
             raise self.wrong("which source does this arm start from?", f"arms.{name}.source", found=wanted,
                              expected=", ".join(sources) or "a table [sources.NAME]")  # fmt: skip
         return sources[wanted]

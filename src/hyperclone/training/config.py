@@ -300,7 +300,7 @@ class Training:
                 found=f"{self.lr}, {self.beta1}, {self.beta2}",
                 expected="a finite lr above 0, betas below 1",
             )
-        if self.warmup >= 1 and self.warmup != int(self.warmup):
+        if self.warmup >= 1 and not (math.isfinite(self.warmup) and self.warmup == int(self.warmup)):
             raise TrainingError(
                 "not a number of steps", field="warmup", found=self.warmup, expected="whole steps, or a share below 1"
             )
