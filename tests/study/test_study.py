@@ -78,7 +78,7 @@ def test_what_training_takes_from_a_receipt_is_part_of_what_a_run_is(directory: 
     receipt.write_text(json.dumps({**content, "source": "elsewhere", "versions": {}}))
     assert run_keys.model(tmp_path / "clone") == key
     name = next(iter(content["training"]["parameters"]))
-    content["training"]["parameters"][name] = {}
+    content["training"]["parameters"][name]["lr"] *= 2
     receipt.write_text(json.dumps(content))
     assert run_keys.model(tmp_path / "clone") != key
     receipt.unlink()  # the same weights, trained as any model
