@@ -108,7 +108,7 @@ class Arm:
 
     name: str
     label: str
-    group: str | None
+    group: str | list[str] | None
     kind: str
     source: SourceModel | None
     model: str | None

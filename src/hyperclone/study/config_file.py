@@ -105,6 +105,15 @@ class _Reader:
             raise self.wrong("not a text", f"{path}.{key}".lstrip("."), found=value, expected="a name in quotes")
         return value
 
+    def _group(self, value: Any, path: str) -> str | list[str] | None:
+        if (
+            value is None
+            or isinstance(value, str)
+            or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+        ):
+            return value
+        raise self.wrong("not a group", path, found=value, expected="a name in quotes, or a list of them")
+
     def _keys(self, table: Mapping[str, Any], path: str, known: Sequence[str]) -> None:
         for key in table:
             if key not in known:
@@ -246,7 +255,7 @@ class _Reader:
             raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under the rotated "
                              "optimizer", f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
         return Arm(
-            name=name, label=str(table.get("label", name)), group=self._text(table, "group", path), kind=kind,
+            name=name, label=str(table.get("label", name)), group=self._group(table.get("group"), f"{path}.group"), kind=kind,
             source=source,
             model=None if model is None else self._path(model), growth=growth, moments=moments, train=merged,
             like=like, tuning=tuning,
