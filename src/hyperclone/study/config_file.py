@@ -255,8 +255,8 @@ class _Reader:
             raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under the rotated "
                              "optimizer", f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
         return Arm(
-            name=name, label=str(table.get("label", name)), group=self._group(table.get("group"), f"{path}.group"), kind=kind,
-            source=source,
+            name=name, label=str(table.get("label", name)), kind=kind, source=source,
+            group=self._group(table.get("group"), f"{path}.group"),
             model=None if model is None else self._path(model), growth=growth, moments=moments, train=merged,
             like=like, tuning=tuning,
         )  # fmt: skip
