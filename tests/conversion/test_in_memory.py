@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import hyperclone
-from hyperclone import Growth
+from hyperclone import Growth, HypercloneError
 from tests.helpers.models import MODELS, build
+
+ModelDir = Callable[..., Path]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -50,3 +53,38 @@ def test_a_model_without_weights_or_of_mixed_types_is_refused() -> None:
     mixed.model.decoder.layers[0].fc1.float()
     with pytest.raises(hyperclone.HypercloneError, match="mixes types"):
         hyperclone.grow_model(mixed, Growth(width=2))
+
+
+def test_what_was_grown_is_known_wherever_the_model_is_saved(model_dir: ModelDir, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = model_dir("llama-grouped-tied")
+    wide = hyperclone.grow_model(AutoModelForCausalLM.from_pretrained(source), Growth(width=2))
+    wide.save_pretrained(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    hyperclone.grow(source, tmp_path / "grown", Growth(width=2))
+    by_directory = AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
+    expected = hyperclone.param_groups(by_directory, lr=1e-3)
+    for model in (wide, loaded):
+        groups = hyperclone.param_groups(model, lr=1e-3)
+        assert [(g["name"], g["lr"], g["param_names"]) for g in groups] == [
+            (g["name"], g["lr"], g["param_names"]) for g in expected
+        ]
+        hyperclone.rotated_adamw(model, lr=1e-3, difference_lr=2e-3)
+    assert hyperclone.verify(source, tmp_path / "saved").passed
+    hyperclone.collapse(tmp_path / "saved", tmp_path / "again")
+    one, two = (load_file(directory / "model.safetensors") for directory in (source, tmp_path / "again"))
+    assert all(one[key].equal(two[key]) for key in one | two)
+    assert "hyperclone" not in json.loads((tmp_path / "again/config.json").read_text())
+    wider = hyperclone.grow(tmp_path / "saved", tmp_path / "wider", Growth(width=2)).path
+    assert "hyperclone" not in json.loads((wider / "config.json").read_text())
+
+
+def test_a_corrupt_record_in_a_config_is_refused(model_dir: ModelDir, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir("llama-grouped-tied"))
+    for value in (3, {}, {"format": 2}, {"format": 1, "growth": {"width": "x"}, "source_config": {}}):
+        model.config.hyperclone = value
+        with pytest.raises(HypercloneError):
+            hyperclone.param_groups(model, lr=1e-3)

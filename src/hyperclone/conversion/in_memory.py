@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
+from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf.models import build_like
@@ -62,7 +63,8 @@ def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | N
         family: a family file of your own; it is proved on a tiny random instance first.
 
     Returns:
-        A model of the same class, on the same device, in the same mode (training or evaluation).
+        A model of the same class, on the same device, in the same mode (training or evaluation). Its config says how it
+        was grown, so optimizers, `verify` and `collapse` know it wherever it is saved.
 
     Raises:
         HypercloneError: the model cannot be grown like this.
@@ -90,7 +92,8 @@ def build_grown(model: Any, source: InMemory, plan: Plan) -> Any:
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
     tensors = {t.name: torch.cat(list(grown_tensors.grown_slices(t, plan, source))) for t in plan.tensors}
     dtype = grown_tensors.stored_type(plan.tensors[0])
-    result = build_like(model, config=plan.config, tensors=tensors, dtype=dtype)
+    config = {**plan.config, receipt.CONFIG_FIELD: receipt.config_field(plan)}
+    result = build_like(model, config=config, tensors=tensors, dtype=dtype)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in result.named_parameters():
         parameter.requires_grad_(trained.get(name, True))

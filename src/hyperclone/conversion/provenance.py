@@ -60,5 +60,19 @@ def plan_of_model(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Pl
     """
     if isinstance(grown, Plan):
         return grown
+    directory, receipt = receipt_of_model(model, grown)
+    return plan_of_directory(directory, receipt)
+
+
+def receipt_of_model(model: Any, grown: str | os.PathLike[str] | None) -> tuple[Path, Receipt | None]:
+    """(directory, receipt) of a transformers model in memory.
+
+    Args:
+        model: the bare model.
+        grown: the grown directory; by default the model's own config says how it was grown in memory, else the
+            directory that it was loaded from.
+    """
     directory = Path(model.name_or_path if grown is None else grown)
-    return plan_of_directory(directory, receipts.read(directory))
+    if grown is None and (receipt := receipts.from_config(model.config.to_dict())) is not None:
+        return directory, receipt
+    return directory, receipts.read(directory)

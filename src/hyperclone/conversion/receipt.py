@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
 from hyperclone.io.destination import RECEIPT
-from hyperclone.io.files import read_json
-from hyperclone.planning import scaling_rule
+from hyperclone.io.files import exists, read_json
+from hyperclone.io.hub import Headers
+from hyperclone.planning import planner, scaling_rule
 from hyperclone.planning.growth import Growth
 from hyperclone.version import __version__
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE = RECEIPT
 _FORMAT = 1
+CONFIG_FIELD = planner.GROWN_FIELD
 _SETTINGS = {"s", "r", "lr", "weight_decay", "eps", "sgd"}  # of every tensor; hidden matrices have muon as well
 
 
@@ -120,26 +123,64 @@ def parameter_settings(plan: Plan) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+def config_field(plan: Plan) -> dict[str, Any]:
+    """What the config of a model that was grown in memory says of it, so that it goes wherever the model is saved."""
+    return {
+        "format": _FORMAT,
+        "growth": asdict(plan.growth),
+        "family": {"file": Path(plan.family.file).name, "text": plan.family.text} if plan.family.text else None,
+        "source_config": {name: value for name, value in plan.source_config.items() if name != CONFIG_FIELD},
+    }
+
+
+def from_config(config: Mapping[str, Any], *, file: object = "config.json") -> Receipt | None:
+    """The receipt of a model that was grown in memory, from its config; None if the config holds none.
+
+    There are no hashes in it, and the parameters' settings are computed again.
+
+    Raises:
+        CheckpointError: there is one, but it cannot be read.
+    """
+    if (content := config.get(CONFIG_FIELD)) is None:
+        return None
+    try:
+        if (found := _table(content, CONFIG_FIELD)["format"]) != _FORMAT:
+            raise ValueError(f"format {found} instead of {_FORMAT}")
+        growth, family = Growth(**_table(content["growth"], "growth")), _family(content.get("family"))
+        source_config = _table(content["source_config"], "source_config")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError("what the config says of the model's growth is incomplete or corrupt", file=file,
+                              field=CONFIG_FIELD, found=error, cure="remove the field") from None  # fmt: skip
+    headers = Headers.from_config(source_config, user_family=family)
+    plan = planner.make_plan(headers, replace(growth, dtype="fp64"))  # in which every growth is possible
+    return Receipt(
+        growth=growth, family=family, proved=False, source_config=source_config, output_sha256={}, source_sha256={},
+        file_sha256={}, sizes={axis: new for axis, (_, new) in plan.sizes.items()}, training=parameter_settings(plan),
+        optimizer_state=None,
+    )  # fmt: skip
+
+
 def read(directory: Path) -> Receipt | None:
-    """The receipt of a directory; None if it has none.
+    """The receipt of a directory, or of the model in memory that was saved there; None if there is none.
 
     Raises:
         CheckpointError: there is one, but it cannot be read.
     """
     path = directory / FILE
-    if not path.exists():
-        return None
+    if not exists(path):
+        config = directory / "config.json"
+        return from_config(read_json(config), file=config) if exists(config) else None
     content = read_json(path)
     if content.get("format") != _FORMAT:
         raise CheckpointError("this receipt has another format", file=path, field="format",
                               found=content.get("format"), expected=_FORMAT,
                               cure="use the version of hyperclone that wrote it")  # fmt: skip
     try:
-        family, hashes = content.get("family"), _table(content["sha256"], "sha256")
+        hashes = _table(content["sha256"], "sha256")
         state = content.get("optimizer_state")
         return Receipt(
             growth=Growth(**_table(content["growth"], "growth")),
-            family=family_file.from_text(str(family["text"]), file=str(family["file"])) if family is not None else None,
+            family=_family(content.get("family")),
             proved=content["proof"] is not None,
             source_config=_table(content["source_config"], "source_config"),
             output_sha256=_texts(hashes["output"], "sha256.output"),
@@ -155,6 +196,13 @@ def read(directory: Path) -> Receipt | None:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,
                               cure="restore it, or grow the model again") from None  # fmt: skip
+
+
+def _family(value: object) -> Family | None:
+    if value is None:
+        return None
+    table = _table(value, "family")
+    return family_file.from_text(str(table["text"]), file=str(table["file"]))
 
 
 def _table(value: object, field: str) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from torch import nn
 
 from hyperclone.architectures import registry
 from hyperclone.architectures.family import Family
+from hyperclone.conversion import provenance
 from hyperclone.conversion import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
@@ -135,8 +135,8 @@ def _multipliers(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Map
         entries, family = receipts.parameter_settings(grown), grown.family
         sizes = {axis: new for axis, (_, new) in grown.sizes.items()}
     else:
-        file = Path(model.name_or_path if grown is None else grown) / receipts.FILE
-        recorded = receipts.read(file.parent)
+        directory, recorded = provenance.receipt_of_model(model, grown)
+        file = directory / receipts.FILE
         if recorded is None:
             raise GrowthError(
                 "no receipt says how this model was grown",

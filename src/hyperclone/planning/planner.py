@@ -22,6 +22,7 @@ from hyperclone.planning.notes import Facts, notes_on
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.tied_head import TiedHead
 
+GROWN_FIELD = "hyperclone"  # of a config: how a model in memory was grown (conversion/receipt.py)
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
 
@@ -124,6 +125,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
 def _grown_config(target: _Target) -> dict[str, Any]:
     family, source_config = target.family, target.base.config
     config = family.grown_config(source_config, target.sizes)
+    config.pop(GROWN_FIELD, None)
     config.pop("auto_map", None)  # points at code that is neither run nor copied
     if target.deeper:
         config = deepen(family, source_config, config, target.layers)

@@ -26,13 +26,14 @@ from hyperclone.io.source import Weights
 from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
 from hyperclone.io.tensor_files import TensorFiles
 from hyperclone.planning.plan import Plan, TensorPlan
+from hyperclone.planning.planner import GROWN_FIELD
 from hyperclone.planning.recipe import Noise
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 # Config fields without influence on what transformers loads and computes.
-_NO_FUNCTION = {"transformers_version", "_name_or_path", "use_cache"}
+_NO_FUNCTION = {"transformers_version", "_name_or_path", "use_cache", GROWN_FIELD}
 
 
 @dataclass
