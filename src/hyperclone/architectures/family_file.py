@@ -108,10 +108,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         ignore=tuple(data.get("ignore", {}).get("tensors", ())),
         whole=data.get("whole", {}),
         refuse=data.get("refuse", {}),
-        residual={
-            axis: Residual(**_entry(spec, f"residual.{axis}", "padding", "eps", "when"))
-            for axis, spec in data.get("residual", {}).items()
-        },
+        residual={axis: _residual(spec, f"residual.{axis}") for axis, spec in data.get("residual", {}).items()},
         multiplied=data.get("multiplied", {}),
         gain_offset=data.get("gain_offset", 0),
         prefix=data.get("prefix", ""),
@@ -122,6 +119,11 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     )
     _check(family)
     return family
+
+
+def _residual(spec: Any, where: str) -> Residual:
+    _keys(spec, where, {"padding": str, "eps": str}, {"when": str})
+    return Residual(**spec)
 
 
 def _upcycling(table: dict[str, Any]) -> Upcycling:
