@@ -81,6 +81,10 @@ class CheckpointError(HypercloneError):
     """The source (or a directory to verify) is not a readable safetensors model directory."""
 
 
+class UnreadableError(CheckpointError):
+    """The operating system refuses to read a file that is there: that says nothing about what is in it."""
+
+
 class FamilyError(HypercloneError):
     """The architecture is unknown, or its tensors do not fit the family file."""
 

@@ -11,11 +11,8 @@ tests/fuzzing/test_attacks.py runs it from then on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import resource
 import sys
-import time
 from pathlib import Path
 
 import atheris

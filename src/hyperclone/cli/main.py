@@ -27,6 +27,9 @@ _REFUSALS = {
     errno.EPERM: "check the permissions",
     errno.EIO: "check the disk: it could not be read or written",
 }
+# What torch, the dynamic loader and Python say when there is no memory, in other classes than MemoryError.
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "can't start new thread",
+                  "out of memory")  # fmt: skip
 COMMANDS = (grow_commands, family_commands, train_commands, study_commands)  # importing them adds their commands
 
 
@@ -69,7 +72,7 @@ def _run() -> int:
 
 def _of_the_machine(error: Exception) -> HypercloneError | None:
     """What the machine lacks; None for an error of ours."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return HypercloneError("not enough memory", cure="free some, use fewer --threads, or a larger machine")
     if isinstance(error, OSError) and error.errno in _REFUSALS:
         return HypercloneError("the operating system refused to go on", file=error.filename, found=error.strerror,

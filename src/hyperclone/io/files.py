@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, UnreadableError
 
 LARGEST_FILE = 512 << 20  # bytes of a config, an index, a receipt, a tokenizer; weights may have any size
 
@@ -48,12 +48,15 @@ def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]
 
     Raises:
         CheckpointError: absent, not JSON, or not an object.
+        UnreadableError: the operating system refuses.
     """
     try:
         value = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(missing, file=path) from None
-    except (ValueError, OSError, RecursionError) as error:
+    except OSError as error:
+        raise UnreadableError("the file cannot be read", file=path, found=error.strerror or error) from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("not readable as JSON", file=path, found=error, cure="download it again") from None
     if not isinstance(value, dict):
         raise CheckpointError("not a JSON object", file=path, found=type(value).__name__)

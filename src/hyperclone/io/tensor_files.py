@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from hyperclone.errors import CheckpointError, printable
+from hyperclone.errors import CheckpointError, UnreadableError, printable
 from hyperclone.io.files import open_regular
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
@@ -85,7 +85,11 @@ class TensorFiles:
         while done < len(buffer):
             try:
                 count = os.preadv(self._descriptor(entry), [buffer[done:]], position + done)
-            except (OSError, ValueError) as error:
+            except OSError as error:
+                raise UnreadableError(
+                    "the file cannot be read", file=self.path / entry.file, tensor=name, found=error.strerror or error
+                ) from None
+            except ValueError as error:
                 raise CheckpointError(
                     "the file cannot be read", file=self.path / entry.file, tensor=name, found=error
                 ) from None
@@ -134,6 +138,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
     Raises:
         CheckpointError: corrupt, truncated, or not a safetensors file.
+        UnreadableError: the operating system refuses.
     """
     try:
         with os.fdopen(open_regular(path), "rb") as stream:
@@ -156,7 +161,9 @@ def read_header(path: Path) -> dict[str, Entry]:
                 if file_version(stream.fileno()) != version or file_version(again.fileno()) != version:
                     raise ValueError("it was replaced or written to while its header was read")
             return entries
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise UnreadableError("the file cannot be read", file=path, found=error.strerror or error) from None
+    except (SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(
             "not a valid safetensors file",
             file=path,

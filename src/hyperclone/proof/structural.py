@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperclone.errors import HypercloneError
+from hyperclone.errors import HypercloneError, UnreadableError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
 from hyperclone.expansion.padding import Padding, pad_rows, padding_columns
@@ -71,12 +71,14 @@ def prove_structure(
     """Compare the model directory at `path` with the plan.
 
     Raises:
-        CheckpointError: a file was changed while it was being read.
+        CheckpointError: a file was changed while it was being read, or cannot be read.
     """
     structure = Structure()
     files = source
     try:
         output = Checkpoint.open(path, family=plan.family)
+    except UnreadableError:
+        raise
     except HypercloneError as error:
         structure.failures.append(str(error).replace("\n", ";"))
         return structure

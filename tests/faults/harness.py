@@ -1,0 +1,317 @@
+"""Break a command at every disk operation in turn, or at random times, and look at what is left.
+
+Whatever happens to a run:
+* it ends with success, with one of our messages (exit code 2), or by the signal; never with a traceback
+* the destination is absent, or complete, or the old one that was to be replaced
+* source, and files of others beside it, are untouched
+* the same command afterwards ends with the same bytes as a run without a fault, and nothing else is left anywhere
+
+    python -m tests.faults.harness --kills 1000 -o bench/results/faults.json
+
+A run is a forked child of a process that has imported everything, so that one takes some tenths of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import itertools
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from hyperclone import Growth, grow
+from hyperclone.cli import main as cli
+from hyperclone.proof import proof  # noqa: F401 - imported before the forks
+from tests.helpers.models import build, save_tokenizer
+
+OPERATIONS = ("open", "pwrite", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "posix_fallocate", "preadv")
+ERRORS = {"full disk": errno.ENOSPC, "input/output error": errno.EIO, "no more files": errno.EMFILE}
+BYSTANDER = "somebody's thesis.txt"
+Content = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A command in a directory: `source`, `old` and `state` are there; it makes `out`.
+
+    Attributes:
+        command: its arguments.
+        replaces: `out` exists before, as a copy of `old`.
+    """
+
+    command: tuple[str, ...]
+    replaces: bool = False
+
+
+GROW = ("grow", "source", "out", "--width", "2", "--threads", "2", "--shard-size", "40KB")
+SCENARIOS = {
+    "grow": Scenario((*GROW, "--proof", "structural")),
+    "grow, proved whole": Scenario((*GROW, "--proof", "full")),
+    "grow one file": Scenario(("grow", "source", "out", "--width", "2", "--proof", "none")),
+    "grow over an old output": Scenario((*GROW, "--proof", "structural", "--overwrite"), replaces=True),
+    "grow with optimizer state": Scenario((*GROW, "--proof", "structural", "--optimizer-state", "state")),
+    "collapse": Scenario(("collapse", "old", "out", "--threads", "2", "--shard-size", "40KB")),
+}
+
+
+def prepare(place: Path) -> None:
+    """A source with its optimizer state, an old output, and a file of somebody else."""
+    model = build("llama-grouped-tied", num_hidden_layers=1)
+    model.save_pretrained(place / "source")
+    save_tokenizer(place / "source")
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "param_names": names}])
+    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    (place / "state").mkdir()
+    torch.save(optimizer.state_dict(), place / "state/optimizer.pt")
+    grow(place / "source", place / "old", Growth(width=3), proof="structural", shard_size="40KB")
+    (place / BYSTANDER).write_text("mine")
+    (place / "tmp").mkdir()
+
+
+def content(path: Path) -> Content | None:
+    """Files of a directory by their names; None if it is absent."""
+    if not path.exists():
+        return None
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@contextlib.contextmanager
+def at_operation(number: int, fault: str) -> Iterator[Callable[[], int]]:
+    """Disk operation `number` of this process is hit; how many there were so far.
+
+    Args:
+        number: counted from 0; -1 for none.
+        fault: "kill", "short write", or one of ERRORS.
+    """
+    count = itertools.count()
+    seen = [0]
+
+    def hit(real: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen[0] = (turn := next(count)) + 1
+            if turn == number:
+                if fault == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if fault == "short write":
+                    if name == "pwrite":
+                        descriptor, data, position = arguments
+                        return real(descriptor, data[: max(1, len(data) // 3)], position)
+                else:
+                    raise OSError(ERRORS[fault], os.strerror(ERRORS[fault]))
+            return real(*arguments, **options)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in OPERATIONS:
+            if hasattr(os, name):
+                stack.enter_context(mock.patch.object(os, name, hit(getattr(os, name), name)))
+        stack.enter_context(mock.patch.object(shutil, "copyfileobj", hit(shutil.copyfileobj, "copyfileobj")))
+        yield lambda: seen[0]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its exit code (negative: the signal), what it printed, and its number of disk operations."""
+
+    code: int
+    text: str
+    operations: int
+
+
+def run(
+    scenario: Scenario, place: Path, *, number: int = -1, fault: str = "kill", after: float | None = None,
+    limits: dict[int, int] | None = None,
+) -> Ended:  # fmt: skip
+    """The command in a child process.
+
+    Args:
+        scenario: which.
+        place: where.
+        number, fault: as of `at_operation`.
+        after: seconds until it is killed; None for never.
+        limits: of the child, by their numbers in `resource`.
+    """
+    report = place / "report"
+    if not (child := os.fork()):
+        code = 99
+        with contextlib.suppress(BaseException):
+            code = _child(scenario, place, number, fault, limits or {}, report)
+        os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text, operations = json.loads(report.read_text()) if report.exists() else ("", 0)
+    report.unlink(missing_ok=True)
+    return Ended(code, text, operations)
+
+
+def _child(scenario: Scenario, place: Path, number: int, fault: str, limits: dict[int, int], report: Path) -> int:
+    os.chdir(place)
+    os.environ.update(TMPDIR=str(place / "tmp"), COLUMNS="100")
+    tempfile.tempdir = None
+    sys.argv = ["hyperclone", *scenario.command]
+    printed = io.StringIO()
+    for which, limit in limits.items():
+        resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        with at_operation(number, fault) as operations:
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 98
+    for which in limits:
+        resource.setrlimit(which, (resource.getrlimit(which)[1],) * 2)
+    report.write_text(json.dumps([printed.getvalue(), operations()]))
+    return code
+
+
+class Checker:
+    """Runs one scenario with faults and says what did not hold."""
+
+    def __init__(self, name: str, place: Path) -> None:
+        """Prepare `place`, and make the reference output without a fault."""
+        self.scenario, self.place = SCENARIOS[name], place
+        prepare(place)
+        self.untouched = {name: content(place / name) for name in ("source", "state", "old")}
+        self.before = self.untouched["old"] if self.scenario.replaces else None
+        began = time.monotonic()
+        self._restore()
+        plain = run(self.scenario, place)
+        self.seconds = time.monotonic() - began
+        assert plain.code == 0, plain.text
+        self.operations, self.reference = plain.operations, content(place / "out")
+        self.codes: Counter[int] = Counter()
+
+    def _restore(self) -> None:
+        shutil.rmtree(self.place / "out", ignore_errors=True)
+        if self.scenario.replaces:
+            shutil.copytree(self.place / "old", self.place / "out")
+
+    def check(self, **fault: Any) -> list[str]:
+        """One run with a fault, and one without; what did not hold."""
+        self._restore()
+        ended = run(self.scenario, self.place, **fault)
+        self.codes[ended.code] += 1
+        wrong = []
+        if ended.code not in (0, 2, -signal.SIGKILL):
+            wrong.append(f"exit code {ended.code}: {ended.text[-600:]}")
+        found = self._output()
+        if found not in (None, self.before, self.reference):
+            wrong.append("the destination is neither absent nor complete")
+        if ended.code == 0 and found != self.reference:
+            wrong.append("it succeeded with another output")
+        if self.before is not None and found is None and not self._old_is_kept():
+            wrong.append("the old output is lost")
+        wrong += self._touched()
+        if found != self.reference:
+            again = run(self.scenario, self.place)
+            if again.code != 0:
+                wrong.append(f"the rerun ended with {again.code}: {again.text[-600:]}")
+            elif self._output() != self.reference:
+                wrong.append("the rerun gave other bytes")
+            wrong += self._touched()
+        known = {"source", "old", "state", "out", "tmp", BYSTANDER}
+        if left := sorted({p.name for p in self.place.iterdir()} - known):
+            wrong.append(f"left over: {', '.join(left)}")
+        if left := sorted(p.name for p in (self.place / "tmp").iterdir() if not p.name.startswith(".hyperclone-")):
+            wrong.append(f"left over in the directory for temporary files: {', '.join(left)}")
+        if wrong:  # the next check starts clean
+            for file in self.place.glob(".out*"):
+                shutil.rmtree(file, ignore_errors=True)
+        return wrong
+
+    def _output(self) -> Content | None:
+        found = content(self.place / "out")
+        if found is not None:  # a run that was killed after its rename leaves its journal, and the output is complete
+            found = {
+                name: data for name, data in found.items() if name not in ("journal.jsonl", ".hyperclone-replaced")
+            }
+        return found
+
+    def _old_is_kept(self) -> bool:
+        kept = content(self.place / ".out.replaced") or {}
+        return {name: data for name, data in kept.items() if name != ".hyperclone-replaced"} == self.before
+
+    def _touched(self) -> list[str]:
+        touched = [name for name, before in self.untouched.items() if content(self.place / name) != before]
+        if (self.place / BYSTANDER).read_text() != "mine":
+            touched.append(BYSTANDER)
+        return [f"touched: {name}" for name in touched]
+
+
+def main() -> None:
+    """Every operation of every scenario with every fault, then kills at random times; exit code 1 if something failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--kills", type=int, default=100, help="At random times, in all.")
+    parser.add_argument("--every", type=int, default=1, help="Only each so many-th operation.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    chance, rows, failed = random.Random(args.seed), [], 0
+    for name in SCENARIOS:
+        with tempfile.TemporaryDirectory() as place:
+            checker = Checker(name, Path(place))
+            for fault in ("kill", "short write", *ERRORS):
+                wrong = {}
+                for number in range(0, checker.operations, args.every):
+                    if found := checker.check(number=number, fault=fault):
+                        wrong[number] = found
+                rows.append({"scenario": name, "fault": fault, "runs": len(range(0, checker.operations, args.every)),
+                             "wrong": wrong})  # fmt: skip
+                failed += _say(rows[-1])
+            wrong, kills = {}, args.kills // len(SCENARIOS)
+            for number in range(kills):
+                if found := checker.check(after=chance.uniform(0, 1.1 * checker.seconds)):
+                    wrong[number] = found
+            rows.append({"scenario": name, "fault": "killed at random times", "runs": kills, "wrong": wrong})
+            failed += _say(rows[-1])
+            wrong, tries = {}, max(2, 12 // args.every)
+            for number in range(tries):
+                if found := checker.check(limits={resource.RLIMIT_NOFILE: 6 + 2 * number}):
+                    wrong[number] = found
+            rows.append({"scenario": name, "fault": "few handles", "runs": tries, "wrong": wrong})
+            failed += _say(rows[-1])
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            wrong = {}
+            for number in range(tries):
+                if found := checker.check(limits={resource.RLIMIT_AS: used + number * (4 << 20)}):
+                    wrong[number] = found
+            rows.append({"scenario": name, "fault": "little memory", "runs": tries, "wrong": wrong})
+            failed += _say(rows[-1])
+    if args.output:
+        args.output.write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1) + "\n")
+    raise SystemExit(failed > 0)
+
+
+def _say(row: dict[str, Any]) -> int:
+    print(f"{row['scenario']:<28}{row['fault']:<24}{row['runs']:>5} runs, {len(row['wrong'])} wrong", flush=True)
+    for number, found in list(row["wrong"].items())[:3]:
+        print(f"    {number}: {found}", flush=True)
+    return len(row["wrong"])
+
+
+if __name__ == "__main__":
+    main()
