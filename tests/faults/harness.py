@@ -175,12 +175,15 @@ def _child(scenario: Scenario, place: Path, number: int, fault: str, limits: dic
     printed = io.StringIO()
     for which, limit in limits.items():
         resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        with at_operation(number, fault) as operations:
-            try:
-                cli.main()
-            except SystemExit as ended:
-                code = ended.code if isinstance(ended.code, int) else 98
+    with (
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+        at_operation(number, fault) as operations,
+    ):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 98
     for which in limits:
         resource.setrlimit(which, (resource.getrlimit(which)[1],) * 2)
     report.write_text(json.dumps([printed.getvalue(), operations()]))
@@ -262,7 +265,7 @@ class Checker:
 
 
 def main() -> None:
-    """Every operation of every scenario with every fault, then kills at random times; exit code 1 if something failed."""
+    """Every fault at every operation of every scenario, then kills at random times; exit code 1 if something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--kills", type=int, default=100, help="At random times, in all.")
     parser.add_argument("--every", type=int, default=1, help="Only each so many-th operation.")

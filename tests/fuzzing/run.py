@@ -41,7 +41,8 @@ def main() -> None:
         (seeds / str(number)).write_bytes(data)
     options = [
         sys.argv[0], f"-runs={args.runs}", f"-seed={args.seed}", f"-rss_limit_mb={MEMORY_MB}", f"-timeout={SECONDS}",
-        f"-artifact_prefix={attacks}/", "-max_len=65536", "-print_final_stats=1", "-use_value_profile=0", str(corpus), str(seeds),
+        f"-artifact_prefix={attacks}/", "-max_len=65536", "-print_final_stats=1", str(corpus),
+        str(seeds),
     ]  # fmt: skip
 
     def one(data: bytes) -> None:

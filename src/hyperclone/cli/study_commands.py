@@ -60,7 +60,7 @@ def study(
         before = studies.finished(asked, output=output)
         make_console().print(study_display.outlook(asked, before), highlight=False)
         if before is not None and (changed := study_display.compared(before.compared)):
-            print(f"\n{changed}", file=sys.stderr)
+            say(f"\n{changed}", error=True)
         for obstacle in study_display.obstacles(before):
             say(f"\nWhat has finished is not known for some arms: {obstacle}", error=True)
         return
