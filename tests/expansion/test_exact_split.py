@@ -248,3 +248,19 @@ def test_what_is_not_finite_stays_visible_when_collapsed() -> None:
     for dtype in TYPES:
         parts = [torch.tensor([math.inf, math.nan, 1.0], dtype=dtype), torch.tensor([1.0, 1.0, 1.0], dtype=dtype)]
         assert join(parts).isfinite().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_the_shorter_way_without_clipping_splits_every_value(dtype: torch.dtype, count: int) -> None:
+    """Also the largest: from 2^100 on, the anchor of the shorter way would not be a number of fp32."""
+    values = every_16_bit_value(dtype)
+    exponents = values.float().abs().log2().floor().nan_to_num(neginf=0)
+    for exponent in sorted({*exponents.tolist()}):  # alone, since the largest of a block decides the way
+        chosen = values[exponents == exponent]
+        shares = [torch.full_like(chosen, (1 + 0.01 * i) / count, dtype=torch.float32) for i in range(count - 1)]
+        plain, quick = split_by_shares(chosen, shares), split_by_shares(chosen, shares, within=True)
+        assert torch.equal(bits(join(quick).to(dtype)), bits(chosen))
+        unit = unit_in_last_place(chosen.to(arithmetic_type(dtype)), dtype)
+        for one, other in zip(plain[:-1], quick[:-1], strict=True):  # products are rounded differently, so ties are
+            assert bool(((one.double() - other.double()).abs() <= unit.double()).all())

@@ -17,6 +17,9 @@ from torch import Tensor
 import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CheckpointError, GrowthError, OptionError
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.optimizer_state import writer
+from hyperclone.planning import planner
 from tests.helpers import training_steps
 from tests.helpers.training_steps import CORE, DECAY, LR, MAKE, batches, in_double, in_float64, plain, source, train
 
@@ -522,3 +525,25 @@ def test_the_receipt_remembers_step_treatment_and_the_sources_settings(tmp_path:
     assert [group["weight_decay"] for group in recorded["settings"]] == [DECAY, 0]
     assert set(recorded["sha256"]) == set(load_file(tmp_path / "grown/optimizer_state.safetensors"))
     assert str(tmp_path) not in json.dumps(recorded)
+
+
+@pytest.mark.parametrize("kind", ["exp_avg", "exp_avg_sq"])
+def test_moments_that_are_off_by_more_than_rounding_are_found_even_where_all_copies_agree(
+    kind: str, tmp_path: Path
+) -> None:
+    trained("llama-grouped-tied", "adamw", tmp_path / "source", steps=1)
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", NO_NOISE, optimizer_state=tmp_path / "source",
+                    proof="structural")  # fmt: skip
+    file = tmp_path / "grown/optimizer_state.safetensors"
+    source = Checkpoint.open(tmp_path / "source")
+    plan = writer.plan_state(
+        planner.make_plan(source, NO_NOISE), source, tmp_path / "source", treatment="copy", shard_size="5GB"
+    )
+    for name in (f"model.norm.weight.{kind}", f"model.layers.0.mlp.up_proj.weight.{kind}"):
+        tensors = load_file(file)
+        factor = 1 + 16 * torch.finfo(tensors[name].dtype).eps
+        tensors[name] *= factor
+        save_file(tensors, file)
+        assert [failure.split(":")[0] for failure in writer.prove_state(plan, tmp_path / "grown")] == [name]
+        tensors[name] /= factor
+        save_file(tensors, file)

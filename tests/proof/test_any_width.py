@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import GrowthError
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.proof.structural import prove_structure
 from tests.helpers.command import call
 from tests.proof.test_proof import IDS, logits_of, source_logits
 
@@ -129,3 +131,21 @@ def test_what_cannot_be_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(GrowthError, match=reason):
         hyperclone.plan(model_dir(name), Growth(**sizes))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -float("inf")])
+def test_weights_that_read_padding_channels_may_be_any_number_but_must_be_one(
+    value: float, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    """Infinity times the zero that they read would be no number."""
+    source = model_dir("llama-grouped-tied")
+    grown = hyperclone.grow(source, tmp_path / "grown", Growth(hidden="1.5x"), proof="structural")
+    (tmp_path / "grown/hyperclone.json").unlink()  # else its hashes tell of any change
+    weights = load_file(tmp_path / "grown/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for changed, passes in ((3.0, True), (value, False)):
+        weights[name][0, -1] = changed
+        save_file(weights, tmp_path / "grown/model.safetensors", {"format": "pt"})
+        structure = prove_structure(Checkpoint.open(source), tmp_path / "grown", grown.plan)
+        assert structure.passed is passes
+        assert [failure.split(":")[0] for failure in structure.failures] == ([] if passes else [name])
