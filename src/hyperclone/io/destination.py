@@ -204,6 +204,14 @@ class Destination:
         if replaces or self._left_old:
             with suppress(OSError):
                 _remove_replaced(old)
+                return
+            try:
+                _remove_replaced(old)  # what failed for a moment need not fail again
+            except OSError as error:
+                raise DestinationError(
+                    "the output is complete, but the old one that it replaced cannot be removed", file=old,
+                    found=error.strerror, cure="remove it yourself",
+                ) from None  # fmt: skip
 
     def forget(self) -> None:
         """Count every finished shard as unfinished: a rerun starts over."""
@@ -277,6 +285,8 @@ def beside(target: Path) -> tuple[Path, Path]:
 
 def _remove_replaced(old: Path) -> None:
     """Remove an old output; the file that says that it may be removed goes last."""
+    if not old.exists():
+        return
     for entry in old.iterdir():
         if entry.name != _REPLACED:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
