@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from fractions import Fraction
+from typing import TypeGuard
 
 from hyperclone.errors import OptionError
 
@@ -26,6 +28,12 @@ def parse(text: str | int, field: str) -> int:
             return int(count)
     things = "parameters" if field == "params" else field
     raise OptionError(f"not a number of {things}", field=field, found=text, expected="1.3B, 350M or 1_300_000_000")
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number (no boolean) that a float can hold; a whole number from a file may be any."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]  # false for NaN
 
 
 def human_count(count: int) -> str:

@@ -6,17 +6,21 @@ write nothing outside its own directory, and end in bounded time and memory (run
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
 import os
 import pickle
+import re
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -24,27 +28,33 @@ import hyperclone
 from hyperclone import Growth, HypercloneError
 from hyperclone.architectures import expression, family_file, registry
 from hyperclone.conversion import receipt
+from hyperclone.hf.models import load_without_weights
 from hyperclone.io import destination, files, hub, tensor_files
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
-from hyperclone.optimizer_state import distributed, torch_files
+from hyperclone.optimizer_state import distributed
 from hyperclone.optimizer_state import reader as state_reader
 from hyperclone.planning import planner
 from hyperclone.study import config_file
-from tests.helpers.models import build, save_tokenizer
+from tests.fuzzing.place import PLACE, parent_directory
+from tests.helpers.models import MODELS, build, save_tokenizer
 
 Target = Callable[[bytes], object]
 NAME = "llama-grouped-tied"
 TWICE = Growth(width=2)
+TINY: dict[str, Any] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 16, "vocab_size": 16,
+                        "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
 ODD = Growth(hidden="1.5x", dtype="fp32")
 
 
 @functools.cache
 def place() -> Path:
     """A directory for the files of one process, in memory where there is such a place."""
-    memory = Path("/dev/shm")
-    parent = memory if memory.is_dir() and os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    return Path(tempfile.mkdtemp(prefix="fuzzing-", dir=parent))
+    if PLACE in os.environ:
+        return Path(tempfile.mkdtemp(dir=os.environ[PLACE]))  # libFuzzer starts itself again to merge
+    directory = Path(tempfile.mkdtemp(prefix="fuzzing-", dir=parent_directory()))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 @functools.cache
@@ -73,7 +83,7 @@ def grown() -> Path:
 @functools.cache
 def optimizer() -> tuple[Path, Checkpoint]:
     """A Trainer checkpoint with its optimizer state, and its model."""
-    trained, directory = build(NAME, num_hidden_layers=1), place() / "state"
+    trained, directory = build(NAME, **TINY), place() / "state"
     steps = torch.optim.AdamW(
         [{"params": list(trained.parameters()), "param_names": [n for n, _ in trained.named_parameters()]}]
     )
@@ -81,7 +91,8 @@ def optimizer() -> tuple[Path, Checkpoint]:
     steps.step()
     directory.mkdir()
     torch.save(steps.state_dict(), directory / "optimizer.pt")
-    return directory, Checkpoint.open(single())
+    trained.save_pretrained(directory)
+    return directory, Checkpoint.open(directory)
 
 
 @functools.cache
@@ -95,16 +106,72 @@ def sharded_state() -> Path:
     return place() / "sharded"
 
 
-def beside(valid: Path, name: str, data: bytes) -> Path:
-    """A directory of hard links to a valid one's files, with this content for one of them."""
-    directory = place() / "input"
-    shutil.rmtree(directory, ignore_errors=True)
+@functools.cache
+def linked(valid: Path, name: str) -> Path:
+    """A directory of hard links to a valid one's files but for one."""
+    directory = place() / f"{valid.name}-{name}"
     directory.mkdir()
     for file in valid.iterdir():
         if file.is_file() and file.name != name:
             os.link(file, directory / file.name)
-    (directory / name).write_bytes(data)
     return directory
+
+
+def beside(valid: Path, name: str, data: bytes) -> Path:
+    """A directory with the files of a valid one, and this content for one of them."""
+    (linked(valid, name) / name).write_bytes(data)
+    return linked(valid, name)
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Nothing is written outside of the place, and nothing is run or connected to, while this is active.
+
+    Raises:
+        AssertionError: something would have been.
+    """
+    _watch()
+    _watched.append(True)
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # of a module that is imported late
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = bytecode
+        _watched.pop()
+
+
+_watched: list[bool] = []
+# Python's event -> the arguments that are paths that change, each with that of the directory that it is relative to.
+_WRITES = {
+    "os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)), "os.mkdir": ((0, 2),), "os.rmdir": ((0, 1),),
+    "os.link": ((1, 3),), "os.symlink": ((1, 2),), "os.truncate": ((0, None),),
+}  # fmt: skip
+_NEVER = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect"}
+
+
+@functools.cache
+def _watch() -> None:
+    """Python calls this at everything that it audits. A hook cannot be removed, so that it has a switch."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if not _watched:
+            return
+        if event in _NEVER:
+            raise AssertionError(f"{event}: {arguments}")
+        changed: tuple[tuple[int, int | None], ...] = _WRITES.get(event, ())
+        if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
+            changed = ((0, None),)
+        for path, directory in changed:
+            if isinstance(arguments[path], int):
+                continue  # a descriptor, which was opened before
+            relative = -1 if directory is None else arguments[directory]
+            if relative != -1 and not os.path.exists("/proc/self/fd"):
+                continue  # macOS does not say which directory it is
+            start = os.getcwd() if relative == -1 else os.readlink(f"/proc/self/fd/{relative}")
+            if not os.path.normpath(os.path.join(start, os.fsdecode(arguments[path]))).startswith(f"{place()}/"):
+                raise AssertionError(f"{event} outside of its directory: {arguments[path]!r}")
+
+    sys.addaudithook(hook)
 
 
 def header(data: bytes) -> None:
@@ -118,7 +185,7 @@ def header(data: bytes) -> None:
 
 
 def config(data: bytes) -> None:
-    """config.json, planned with at two and at an odd size."""
+    """config.json, planned at twice and at an odd size."""
     file = place() / "config.json"
     file.write_bytes(data)
     content = files.read_json(file)
@@ -133,11 +200,11 @@ def index(data: bytes) -> None:
 
 
 def family(data: bytes) -> None:
-    """A family file, used on a valid config."""
+    """A family file, used on a config that is valid for one of them, and says that it is of this family."""
     file = place() / "family.toml"
     file.write_bytes(data)
     own = family_file.read(file)
-    content = json.loads((single() / "config.json").read_text())
+    content = {**json.loads((single() / "config.json").read_text()), "model_type": next(iter(own.model_types), "")}
     planner.make_plan(hub.Headers.from_config(content, user_family=own), TWICE)
 
 
@@ -169,16 +236,47 @@ def journal(data: bytes) -> None:
 def state(data: bytes) -> None:
     """optimizer.pt of a Trainer checkpoint."""
     directory, checkpoint = optimizer()
-    read = state_reader.read_state(beside(directory, "optimizer.pt", data), checkpoint)
-    for name, kinds in list(read.moments.items())[:3]:
+    with _cached_model():
+        _read_all(state_reader.read_state(beside(directory, "optimizer.pt", data), checkpoint))
+
+
+def _read_all(read: state_reader.SourceState) -> None:
+    for name, kinds in read.moments.items():
         for kind in kinds:
             read.moment(name, kind)
 
 
+@functools.cache
+def _model_in_memory(path: Path) -> Any:
+    """The source's model without its weights, made once: it does not depend on the input."""
+    return load_without_weights(path)
+
+
+def _cached_model() -> Any:
+    return mock.patch.object(state_reader, "load_without_weights", _model_in_memory)
+
+
 def optimizer_dict(data: bytes) -> None:
-    """The state dict of an optimizer, whatever plain objects are in it."""
-    with contextlib.suppress(ValueError, RecursionError):
-        torch_files.check_optimizer(json.loads(data), Path("optimizer.pt"))
+    """What torch.load returns, whatever plain objects and tensors are in it, as the state of the source.
+
+    It is written as JSON, in which {"shape": [2, 3], "dtype": "float32"} is a tensor.
+    """
+    try:
+        content = json.loads(data, object_hook=_tensor)
+    except (ValueError, RecursionError):
+        return
+    directory, checkpoint = optimizer()
+    with mock.patch.object(torch, "load", return_value=content), _cached_model():
+        _read_all(state_reader.read_state(directory, checkpoint))
+
+
+def _tensor(table: dict[str, Any]) -> Any:
+    match table:
+        case {"shape": list(shape), "dtype": str(name)} if all(type(n) is int and 0 <= n < 2**20 for n in shape):
+            dtype = getattr(torch, name, None)
+            with contextlib.suppress(RuntimeError, OverflowError):  # too large for torch
+                return torch.zeros((), dtype=dtype if isinstance(dtype, torch.dtype) else None).expand(shape)
+    return {int(key) if re.fullmatch("[0-9]{1,4}", key) else key: value for key, value in table.items()}
 
 
 def metadata(data: bytes) -> None:
@@ -208,8 +306,17 @@ def run(name: str, data: bytes) -> None:
     Raises:
         BaseException: an escape: something else than an error of ours.
     """
-    with contextlib.suppress(HypercloneError):
+    _prepare(name)
+    with guarded(), contextlib.suppress(HypercloneError):
         TARGETS[name](data)
+
+
+@functools.cache
+def _prepare(name: str) -> None:
+    """Read the valid inputs, so that what is made and imported once is there."""
+    for data in seeds(name):
+        with contextlib.suppress(HypercloneError):
+            TARGETS[name](data)
 
 
 def seeds(name: str) -> list[bytes]:
@@ -234,7 +341,7 @@ def seeds(name: str) -> list[bytes]:
         case "state":
             return [(optimizer()[0] / "optimizer.pt").read_bytes()]
         case "optimizer_dict":
-            return [b'{"state": {"0": {"step": 1}}, "param_groups": [{"lr": 1, "params": [0], "param_names": ["a"]}]}']
+            return [_optimizer_json()]
         case "metadata":
             text = (sharded_state() / ".metadata").read_bytes()
             return [text, pickle.dumps(pickle.loads(text), protocol=2)]
@@ -244,11 +351,19 @@ def seeds(name: str) -> list[bytes]:
 
 def _config(kind: str) -> dict[str, Any]:
     """A small config of a model type."""
-    from tests.helpers.models import MODELS
-
     name = next(row for row, (model_type, _) in MODELS.items() if model_type == kind)
     content: dict[str, Any] = build(name).config.to_dict()
     return content
+
+
+def _optimizer_json() -> bytes:
+    """The state of one matrix and one norm."""
+    moment = {"shape": [16, 8], "dtype": "float32"}, {"shape": [8], "dtype": "float32"}
+    return json.dumps({
+        "state": {number: {"step": 1, "exp_avg": like, "exp_avg_sq": like} for number, like in enumerate(moment)},
+        "param_groups": [{"lr": 1, "betas": [0.9, 0.99], "params": [0, 1],
+                          "param_names": ["model.layers.0.mlp.gate_proj.weight", "model.norm.weight"]}],
+    }).encode()  # fmt: skip
 
 
 def _tiny_safetensors() -> bytes:

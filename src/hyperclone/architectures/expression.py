@@ -9,21 +9,25 @@ language is refused before anything is computed.
 from __future__ import annotations
 
 import ast
+import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from hyperclone.errors import CheckpointError, FamilyError
 
+_LARGEST = 2**63  # of a whole number; Python computes with larger ones, at length, and cannot print all of them
+
 Value = int | float | bool | str | list[Any] | Mapping[str, Any] | None
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _tree(text: str) -> ast.expr:
     try:
-        tree = ast.parse(text, mode="eval").body
+        with warnings.catch_warnings(action="error"):  # Python's of what it finds odd: refused, and not printed
+            tree = ast.parse(text, mode="eval").body
         outside = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr) and not _inside(node)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last three: null bytes, nesting
+    except (SyntaxError, Warning, ValueError, RecursionError, MemoryError) as error:  # null bytes, nesting
         raise FamilyError(f"expression not understood: {text!r}", found=error) from None
     if outside:
         raise FamilyError(f"expression not understood: {text!r}", found=outside[0])
@@ -62,6 +66,8 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
         value = visit(node)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong(node, value, "number")
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise OverflowError
         return value
 
     def holds(left: ast.expr, right: ast.expr) -> bool:
@@ -127,7 +133,8 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
     except RecursionError:
         raise FamilyError("expression nested too deeply", found=f"{text[:60]!r}...") from None
     except OverflowError:
-        raise CheckpointError("config fields out of range", file="config.json", field=text) from None
+        raise CheckpointError("config fields out of range", file="config.json", field=text,
+                              expected="numbers that a model can have") from None  # fmt: skip
 
 
 def names(text: str) -> tuple[str, ...]:

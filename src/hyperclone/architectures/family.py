@@ -18,6 +18,7 @@ from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
 
 # These limits keep a damaged config from filling the memory with the names of tensors.
+_LARGEST_SIZE = 2**40  # of an axis; products of a few of them are still numbers that can be computed with
 _MOST_LAYERS = 10_000
 _MOST_EXPERTS = 100_000  # in all layers together
 
@@ -134,13 +135,13 @@ class Family:
         sizes = {}
         for name, axis in self.axes.items():
             size = self.value(axis.size, config)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST_SIZE:
                 raise CheckpointError(
                     f"the config gives no usable size for axis {name!r}",
                     file="config.json",
                     field=lead_field(axis.size) or axis.size,
                     found=size,
-                    expected="a positive whole number",
+                    expected=f"a whole number from 1 to {_LARGEST_SIZE}",
                 )
             sizes[name] = size
         return sizes

@@ -45,7 +45,7 @@ def parse(text: str, *, name: str, file: str) -> Family:
     """
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides its own: a number of too many digits, and nesting
         raise FamilyError("family file is not valid TOML", file=file, found=error) from None
     try:
         family = _family(data, name=name, file=file)
@@ -90,6 +90,8 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
             )
     if "tie" in data:
         _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
+    for part in ("write", "whole", "refuse", "multiplied"):
+        _keys(data.get(part, {}), part, {}, dict.fromkeys(data.get(part, {}), str))
     _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
     _keys(data.get("deeper", {}), "deeper", {}, dict.fromkeys(data.get("deeper", {}), str))
     by_type = {key: value for key, value in data.get("defaults", {}).items() if isinstance(value, dict)}
@@ -133,6 +135,8 @@ def _upcycling(table: dict[str, Any]) -> Upcycling:
     dense = {}
     for model_type, spec in table["dense"].items():
         _keys(spec, f"upcycled.dense.{model_type}", {}, {"leave": list, "refuse": dict})
+        _keys(spec.get("refuse", {}), f"upcycled.dense.{model_type}.refuse", {},
+              dict.fromkeys(spec.get("refuse", {}), str))  # fmt: skip
         dense[model_type] = Dense(tuple(spec.get("leave", ())), spec.get("refuse", {}))
     return Upcycling(**{**table, "dense": dense})
 
@@ -198,6 +202,12 @@ def _check(family: Family) -> None:
             tensor=numbered[0],
             expected="experts",
         )
+    for field, named in (("residual", set(family.residual)), ("multiplied", set(family.multiplied.values()))):
+        if missing := sorted(named - axes):
+            raise FamilyError(
+                "the file does not define this axis", field=field, found=", ".join(missing),
+                expected="one of " + ", ".join(sorted(axes)),
+            )  # fmt: skip
     if family.tie:
         if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
             raise FamilyError(

@@ -7,7 +7,6 @@ for every parameter the multipliers that keep the source's training dynamics, as
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from hyperclone.io.files import exists, read_json
 from hyperclone.io.hub import Headers
 from hyperclone.planning import planner, scaling_rule
 from hyperclone.planning.growth import Growth
+from hyperclone.units import is_finite
 from hyperclone.version import __version__
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _check_numbers(value: object, field: str) -> None:
     if isinstance(value, dict):
         for name, one in value.items():
             _check_numbers(one, f"{field}.{name}")
-    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    elif not is_finite(value):
         raise TypeError(f"{field} is no finite number")
 
 

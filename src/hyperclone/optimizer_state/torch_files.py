@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
+from hyperclone.units import is_finite
 
 
 def check_archive(file: Path | IO[bytes]) -> None:
@@ -71,7 +71,7 @@ def steps_of(value: object, *, file: Path, name: str) -> int:
         CheckpointError: it is no whole number.
     """
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(number, int | float) and math.isfinite(number) and 0 <= number == int(number):
+    if is_finite(number) and 0 <= number == int(number):
         return int(number)
     found = f"a tensor of {list(number.shape)}" if isinstance(number, Tensor) else number
     raise CheckpointError("the number of steps is no whole number", file=file, tensor=name, field="step", found=found,

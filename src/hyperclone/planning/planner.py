@@ -21,6 +21,7 @@ from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_l
 from hyperclone.planning.notes import Facts, notes_on
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.tied_head import TiedHead
+from hyperclone.units import is_finite
 
 GROWN_FIELD = "hyperclone"  # of a config: how a model in memory was grown (conversion/receipt.py)
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -274,7 +275,7 @@ def tensor_headers(tensors: Sequence[TensorPlan]) -> list[TensorHeader]:
 
 def _number(value: object, field: str) -> float:
     """A config's value that is scaled with the widths."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_finite(value):
         raise CheckpointError("this field of the config is no number", file="config.json", field=field, found=value,
                               expected="a finite number")  # fmt: skip
     return float(value)

@@ -15,6 +15,7 @@ from hyperclone.io.files import exists, read_bytes
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
 from hyperclone.training.config import Training, usual_optimizer
+from hyperclone.units import is_finite
 
 _PATHS = ("data", "eval_data", "cache")
 _OURS = ("model", "output", "seed", "from_scratch", "resume", "grown_moments")  # a study sets these itself
@@ -127,7 +128,7 @@ class _Reader:
             raise self.wrong("not a table of options", path, found=table)
         known = [one.name for one in fields(Training) if one.name not in _OURS]
         self._keys(table, path, known)
-        options = {key: self._path(value) if key in _PATHS else value for key, value in table.items()}
+        options = {key: self._path(value, f"{path}.{key}") if key in _PATHS else value for key, value in table.items()}
         try:
             Training(**{"model": "-", "data": ("-",), "output": "-", **options})
         except HypercloneError as error:
@@ -139,22 +140,28 @@ class _Reader:
             raise self.wrong("a value of the wrong kind", path, found=error) from None
         return options
 
-    def _path(self, value: Any) -> Any:
+    def _path(self, value: Any, field: str) -> Any:
         if isinstance(value, list):
-            return tuple(self._path(one) for one in value)
+            return tuple(self._path(one, field) for one in value)
         if not isinstance(value, str):
             return value
+        if "\0" in value:
+            raise self.wrong("a path cannot hold a null character", field, found=repr(value))
         spelled = os.path.expandvars(os.path.expanduser(value))
         near = self._file.parent / spelled
         local = exists(near) or any(letter in spelled for letter in "*?[") or spelled.startswith((".", "/"))
         return os.path.abspath(near) if local else spelled  # what is not there may be a Hub dataset
 
     def source(self, name: str) -> SourceModel:
-        """One source of the file, whatever else is in it."""
+        """One source of the file, which must be its own, whatever else is in it."""
         table = _toml(self._file)
         tables = dict(self._tables(table, "sources"))
         if name not in tables:
             raise self.wrong("no such source", f"sources.{name}", expected=", ".join(tables) or "[sources.NAME]")
+        if "study" in tables[name]:  # which could go in a circle
+            raise self.wrong("this study does not train this source itself", f"sources.{name}.study",
+                             found=tables[name]["study"], cure="name the study that does, or give the model itself",
+                             )  # fmt: skip
         return self._source(name, tables[name], self._options(table.get("train"), "train"))
 
     def _source(self, name: str, table: dict[str, Any], train: Mapping[str, Any]) -> SourceModel:
@@ -169,8 +176,8 @@ class _Reader:
             raise self.wrong("not a command", f"{path}.remake", found=remake)
         options = self._options(table["train"], f"{path}.train") if "train" in table else None
         return SourceModel(
-            name=name, model=self._path(model), train=None if options is None else _merged(train, options, None),
-            remake=remake,
+            name=name, model=self._path(model, f"{path}.model"), remake=remake,
+            train=None if options is None else _merged(train, options, None),
         )  # fmt: skip
 
     def _source_of_another_study(self, name: str, table: dict[str, Any]) -> SourceModel:
@@ -179,7 +186,7 @@ class _Reader:
             raise self.wrong("not a study file", f"sources.{name}.study", found=table["study"])
         file = self._file.parent / table["study"]
         source = _Reader(file).source(name)
-        if source.train is None or source.study is not None:
+        if source.train is None:
             raise self.wrong("that study does not train this source", f"sources.{name}.study", found=file,
                              cure="name the study that does, or give the model itself")  # fmt: skip
         return replace(source, study=file)
@@ -257,8 +264,8 @@ class _Reader:
         return Arm(
             name=name, label=str(table.get("label", name)), kind=kind, source=source,
             group=self._group(table.get("group"), f"{path}.group"),
-            model=None if model is None else self._path(model), growth=growth, moments=moments, train=merged,
-            like=like, tuning=tuning,
+            model=None if model is None else self._path(model, f"{path}.model"), growth=growth, moments=moments,
+            train=merged, like=like, tuning=tuning,
         )  # fmt: skip
 
     def _source_of(self, name: str, table: Mapping[str, Any], sources: Mapping[str, SourceModel]) -> SourceModel:
@@ -289,7 +296,7 @@ def _whole(value: Any) -> bool:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    return is_finite(value) and value > 0
 
 
 def _twice(values: Sequence[Any]) -> bool:

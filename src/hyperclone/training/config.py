@@ -16,6 +16,7 @@ from hyperclone import units
 from hyperclone.errors import OptionError, TrainingError
 from hyperclone.options import check, option
 from hyperclone.planning.scaling_rule import LrRule
+from hyperclone.units import is_finite
 
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 PrecisionName = Literal["bf16", "fp32"]
@@ -291,7 +292,7 @@ class Training:
     def _check_ranges(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            if not (is_finite(value) or value == math.inf) or not least <= value <= most:
                 raise TrainingError("out of range", field=name, found=value, expected=f"{least:g} to {most:g}")
         if self.lr == 0 or math.isinf(self.lr) or self.beta1 == 1 or self.beta2 == 1:
             raise TrainingError(
@@ -329,8 +330,7 @@ class Training:
                 found=difference_lr,
                 cure="--optimizer rotated, or leave --difference-lr out",
             )
-        number = isinstance(difference_lr, int | float) and not isinstance(difference_lr, bool)
-        if not number or not 0 <= difference_lr < math.inf:
+        if not is_finite(difference_lr) or difference_lr < 0:
             raise TrainingError("out of range", field="difference_lr", found=difference_lr, expected="0 or more")
 
     @property
