@@ -33,6 +33,11 @@ def _picture(match: re.Match[str]) -> str:
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what another library raised; the error's class where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 class HypercloneError(Exception):
     """The request cannot be carried out; the message says why and what to do instead.
 

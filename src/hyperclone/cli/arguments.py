@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from hyperclone.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,6 +51,11 @@ def make_console(*, error: bool = False) -> Console:
     from hyperclone.cli.terminal import Terminal
 
     return Terminal(stderr=error, soft_wrap=False)
+
+
+def say(text: object, *, error: bool = False) -> None:
+    """Print lines without layout, on standard error where `error`."""
+    print(printable(str(text)), file=sys.stderr if error else sys.stdout)
 
 
 def show_plan(plan: Plan, *, tensors: bool) -> None:

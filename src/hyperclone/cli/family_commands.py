@@ -12,8 +12,8 @@ from hyperclone.cli.app import app, family_app
 from hyperclone.cli.arguments import (
     Json,
     make_console,
+    say,
 )
-from hyperclone.cli.terminal import say
 from hyperclone.errors import DestinationError
 
 

@@ -20,13 +20,13 @@ from hyperclone.cli.arguments import (
     Source,
     Threads,
     make_console,
+    say,
     show_plan,
     show_proof,
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
 from hyperclone.cli.stopping import says_what_is_kept
-from hyperclone.cli.terminal import say
 from hyperclone.conversion import plan as planning
 from hyperclone.planning.growth import Growth
 from hyperclone.units import human_bytes

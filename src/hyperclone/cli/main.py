@@ -9,9 +9,8 @@ import traceback
 
 from hyperclone.cli import family_commands, grow_commands, study_commands, train_commands
 from hyperclone.cli.app import app
-from hyperclone.cli.arguments import show_proof
+from hyperclone.cli.arguments import say, show_proof
 from hyperclone.cli.stopping import Stopped, stopped_by_signals
-from hyperclone.cli.terminal import say
 from hyperclone.errors import HypercloneError, ProofFailed
 
 __all__ = ["app", "main"]

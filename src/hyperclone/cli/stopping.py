@@ -54,7 +54,7 @@ def says_what_is_kept(target: Path) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        partial, _ = beside(target.absolute())
+        partial, _ = beside(target.resolve())  # as Destination does: a link itself stays
         stop.kept = f"{target} was not touched" + (
             f"; finished files are kept in {partial.name} beside it." if partial.exists() else ", and nothing is kept."
         )

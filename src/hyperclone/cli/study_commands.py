@@ -13,10 +13,10 @@ from hyperclone import units
 from hyperclone.cli.app import app
 from hyperclone.cli.arguments import (
     make_console,
+    say,
     show_plan,
     show_proof,
 )
-from hyperclone.cli.terminal import say
 
 
 @app.command(epilog="Example: hyperclone study my.toml --jobs 2; hyperclone report my.runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -18,8 +17,3 @@ class Terminal(Console):
         """Segments of text in which every character is printable."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
-
-
-def say(text: object, *, error: bool = False) -> None:
-    """Print lines without layout, on standard error where `error`."""
-    print(printable(str(text)), file=sys.stderr if error else sys.stdout)

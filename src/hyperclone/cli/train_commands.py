@@ -15,10 +15,10 @@ from hyperclone.cli.arguments import (
     Json,
     Revision,
     make_console,
+    say,
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
-from hyperclone.cli.terminal import say
 from hyperclone.training.config import Training
 
 

@@ -93,7 +93,7 @@ def make_receipt(
         },
         "source": source,
         "growth": asdict(plan.growth),
-        "family": {"file": Path(plan.family.file).name, "text": plan.family.text} if plan.family.text else None,
+        "family": _family_record(plan),
         "sizes": {axis: list(pair) for axis, pair in plan.sizes.items()},
         "parameters": [plan.source_parameters, plan.parameters],
         "untied": plan.untied,
@@ -128,7 +128,7 @@ def config_field(plan: Plan) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "growth": asdict(plan.growth),
-        "family": {"file": Path(plan.family.file).name, "text": plan.family.text} if plan.family.text else None,
+        "family": _family_record(plan),
         "source_config": {name: value for name, value in plan.source_config.items() if name != CONFIG_FIELD},
     }
 
@@ -196,6 +196,11 @@ def read(directory: Path) -> Receipt | None:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,
                               cure="restore it, or grow the model again") from None  # fmt: skip
+
+
+def _family_record(plan: Plan) -> dict[str, str] | None:
+    """The family file, where it is the user's own; `_family` reads it again."""
+    return {"file": Path(plan.family.file).name, "text": plan.family.text} if plan.family.text else None
 
 
 def _family(value: object) -> Family | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import full_names, of_config
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, reason
 from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
 from hyperclone.io.files import exists, read_json
 from hyperclone.io.source import Source
@@ -141,6 +141,6 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(
             "neither a local directory nor an accessible model on the Hub",
             file=source,
-            found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            found=reason(error),
             cure="check the spelling, the network, and access to gated models (`hf auth login`)",
         ) from None

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, reason
 from hyperclone.hf.parameter_names import unwrapped_name
 from hyperclone.optimizer_state import distributed_metadata
 from hyperclone.optimizer_state.distributed_metadata import Chunk, StoredTensor
-from hyperclone.optimizer_state.torch_files import check_archive, is_plain, steps_of
+from hyperclone.optimizer_state.torch_files import is_plain, load, steps_of
 
 METADATA = distributed_metadata.FILE
 _KEY = re.compile(r"(?:.*?\.)?state\.(?P<name>.+)\.(?P<kind>\w+)")
@@ -65,15 +65,12 @@ class DistributedTensors:
     def _read_chunk(self, key: str, chunk: Chunk, dtype: torch.dtype) -> Tensor:
         file = self.file.with_name(chunk.file)
         try:
-            content = io.BytesIO(_read_exactly(file, chunk.start, chunk.nbytes))
-            check_archive(content)
-            content.seek(0)
-            tensor: Tensor = torch.load(content, map_location="cpu", weights_only=True)
+            tensor: Tensor = load(io.BytesIO(_read_exactly(file, chunk.start, chunk.nbytes)))
             if not is_plain(tensor) or (tensor.dtype, tuple(tensor.shape)) != (dtype, chunk.shape):
                 raise ValueError("another tensor than the metadata says")
         except Exception as error:  # zip, pickle and torch raise different ones
             raise CheckpointError("a shard of this distributed checkpoint is corrupt or truncated", file=file,
-                                  tensor=key, found=(str(error) or type(error).__name__).splitlines()[0],
+                                  tensor=key, found=reason(error),
                                   cure="copy the checkpoint again") from None  # fmt: skip
         return tensor
 

@@ -41,7 +41,6 @@ _NAMES = {
     ("pathlib", "PurePosixPath"),
     ("pathlib", "PureWindowsPath"),
 }  # fmt: skip
-_DTYPES = {name: value for name in dir(torch) if isinstance(value := getattr(torch, name), torch.dtype)}
 # Opcodes of plain data, of objects, and of the memo. None of them makes anything that is larger than its own text.
 _OPCODES = frozenset({
     "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2",
@@ -127,7 +126,7 @@ class _Unpickler(pickle.Unpickler):
         self._classes: dict[tuple[str, str], type[_Object]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES and not (module == "torch" and name in _DTYPES):
+        if (module, name) not in _NAMES and not (module == "torch" and _dtype_named(name) is not None):
             raise pickle.UnpicklingError(f"metadata does not need {module}.{name}")
         if (module, name) not in self._classes:
             self._classes[module, name] = type(name, (_Object,), {"stands_for": (module, name)})
@@ -260,7 +259,14 @@ def _numbers(value: object) -> tuple[int, ...]:
 def _dtype(properties: object) -> torch.dtype:
     """The type among the properties of a tensor, which are pickled as a tuple that begins with it."""
     if isinstance(properties, _Object) and _name(properties) == "TensorProperties":
-        dtype = properties.state[0]
-        if isinstance(dtype, type) and issubclass(dtype, _Object) and dtype.stands_for[0] == "torch":
-            return _DTYPES[dtype.stands_for[1]]
+        named = properties.state[0]
+        module, name = named.stands_for if isinstance(named, type) and issubclass(named, _Object) else ("", "")
+        if module == "torch" and (dtype := _dtype_named(name)) is not None:
+            return dtype
     raise ValueError("a tensor without a type")
+
+
+def _dtype_named(name: str) -> torch.dtype | None:
+    """A type of torch, by its name there; nothing is imported for it."""
+    found = vars(torch).get(name)
+    return found if isinstance(found, torch.dtype) else None

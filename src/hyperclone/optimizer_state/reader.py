@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, reason
 from hyperclone.hf import parameter_names
 from hyperclone.hf.models import load_without_weights
 from hyperclone.hf.trainer import decayed_names
@@ -162,12 +162,10 @@ class TorchState:
         """
         self.file = file
         try:
-            torch_files.check_archive(file)
-            content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            content = torch_files.load(file, mmap=True)
         except Exception as error:  # zip, pickle and torch raise different ones
             raise CheckpointError("this is no optimizer state that can be loaded without running code from it",
-                                  file=file, found=(str(error) or type(error).__name__).splitlines()[0],
-                                  ) from None  # fmt: skip
+                                  file=file, found=reason(error)) from None  # fmt: skip
         state, groups = torch_files.check_optimizer(content, file)
         self._state: dict[str, dict[str, Any]] = {
             name: state[key] for key, name in _numbered(file, model, shapes, groups).items() if state.get(key)

@@ -13,18 +13,25 @@ from hyperclone.errors import CheckpointError
 from hyperclone.units import is_finite
 
 
-def check_archive(file: Path | IO[bytes]) -> None:
-    """Raise unless a file of torch.save needs no more memory than its own size: nothing in it is compressed.
+def load(file: Path | IO[bytes], *, mmap: bool = False) -> Any:
+    """What torch.save wrote, loaded without running code from it.
+
+    It needs no more memory than its own size: an archive in which something is compressed is refused.
+
+    Args:
+        file: a file, or an open one, from its beginning.
+        mmap: map the file instead of reading it.
 
     Raises:
-        ValueError: something is.
-        zipfile.BadZipFile: it is no archive.
-        OSError: it cannot be read.
+        Exception: it is no such file; zip, pickle and torch raise different ones.
     """
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
                 raise ValueError(f"{member.filename} is compressed, which torch.save never does")
+    if not isinstance(file, Path):
+        file.seek(0)
+    return torch.load(file, map_location="cpu", mmap=mmap, weights_only=True)
 
 
 def is_plain(value: object) -> bool:

@@ -26,6 +26,7 @@ from hyperclone.architectures.family import Dense, Family, Upcycling, indices
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.growth import Growth
+from hyperclone.units import is_finite
 
 if TYPE_CHECKING:  # the planner uses this module, and starts without torch
     from hyperclone.io.source import Source
@@ -146,7 +147,7 @@ def _view(
 
 def _init_std(fields: Mapping[str, Any]) -> float:
     value = fields.get("initializer_range", _INITIALIZER_RANGE)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    if not is_finite(value) or not 0 < value < 1:
         raise CheckpointError(
             "the config gives no usable standard deviation for the router's random weights",
             file="config.json",

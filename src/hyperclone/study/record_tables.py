@@ -110,10 +110,16 @@ def sources(directory: Path) -> dict[str, SourceRecord]:
     Raises:
         StudyError: it is corrupt or truncated.
     """
+    file = directory / "sources.csv"
+    return _sources(file, tables.read(file, SOURCES))
+
+
+def _sources(file: Path, rows: _Rows) -> dict[str, SourceRecord]:
+    """Rows of sources.csv by key, each there once."""
     found: dict[str, SourceRecord] = {}
-    for row in tables.read(directory / "sources.csv", SOURCES):
+    for row in rows:
         if row["key"] in found:
-            raise corrupt(directory / "sources.csv", field="key", found=f"{row['key']} twice", expected="it once")
+            raise corrupt(file, field="key", found=f"{row['key']} twice", expected="it once")
         found[row["key"]] = SourceRecord(**row)
     return found
 
@@ -132,7 +138,7 @@ class _Loader:
             )
             for name, columns in TABLES.items()
         }  # fmt: skip
-        self._sources = sources(directory)
+        self._sources = _sources(directory / "sources.csv", self._tables["sources.csv"])
 
     def recorded(self) -> Recorded:
         """What they say together."""
