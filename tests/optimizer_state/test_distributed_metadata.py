@@ -236,3 +236,12 @@ def test_no_opcode_beyond_those_that_torch_needs_is_carried_out() -> None:
         "BYTEARRAY8",
         "LONG4",
     } <= unneeded
+
+
+@pytest.mark.parametrize("step", [torch.tensor([1.0, 2.0]), torch.tensor(float("nan")), torch.tensor(1.5)])
+def test_a_number_of_steps_that_is_none_is_refused(step: torch.Tensor, tmp_path: Path) -> None:
+    state = {"a": {"step": step, "exp_avg": torch.zeros(2)}}
+    with warnings.catch_warnings(action="ignore"):
+        save({"optimizer": {"state": state}}, checkpoint_id=tmp_path, no_dist=True)
+    with pytest.raises(CheckpointError, match="number of steps is no whole number"):
+        distributed.DistributedState(tmp_path)

@@ -9,7 +9,6 @@ opened.
 from __future__ import annotations
 
 import io
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -105,9 +104,9 @@ class DistributedState:
                                   expected="keys such as optimizer.state.<parameter>.exp_avg")  # fmt: skip
         self.settings: list[dict[str, Any]] = []  # pickled, so not opened
         self.steps = {
-            name: steps_of(self.tensor(name, "step"), file=self.file, name=name)
+            name: steps_of(self._step(key), file=self.file, name=name)
             for (name, kind), key in self._keys.items()
-            if kind == "step" and math.prod(self._tensors.entries[key].shape) == 1
+            if kind == "step"
         }
         self.moments: dict[str, dict[str, Tensor]] = {}
         for (name, kind), key in self._keys.items():
@@ -117,3 +116,8 @@ class DistributedState:
     def tensor(self, name: str, kind: str) -> Tensor:
         """A moment of a parameter."""
         return self._tensors.read(self._keys[name, kind])
+
+    def _step(self, key: str) -> Tensor:
+        """A number of steps; only the shape of what is no single number."""
+        like = self._tensors.like(key)
+        return self._tensors.read(key) if like.numel() == 1 else like
