@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from hyperclone import Growth
 from hyperclone.conversion import model_card
 from hyperclone.errors import CheckpointError, GrowthError
 from tests.helpers.command import call
+from tests.helpers.edits import edit_json
 
 ModelDir = Callable[..., Path]
 
@@ -34,21 +34,17 @@ def failures(pair: tuple[Path, Path]) -> list[str]:
     return hyperclone.verify(*pair, proof="structural").failures
 
 
-def edit(file: Path, **fields: Any) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-
-
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
 def test_a_type_that_transformers_would_convert_to_is_a_difference(pair: tuple[Path, Path], field: str) -> None:
     assert failures(pair) == []
-    edit(pair[1] / "config.json", **{field: "float16"})
+    edit_json(pair[1] / "config.json", **{field: "float16"})
     (failure,) = failures(pair)
     assert "dtype" in failure
     assert "float16" in failure
 
 
 def test_the_older_spelling_of_the_same_type_is_no_difference(pair: tuple[Path, Path]) -> None:
-    edit(pair[1] / "config.json", torch_dtype=json.loads((pair[1] / "config.json").read_text())["dtype"])
+    edit_json(pair[1] / "config.json", torch_dtype=json.loads((pair[1] / "config.json").read_text())["dtype"])
     assert failures(pair) == []
 
 
@@ -95,7 +91,7 @@ def test_a_receipt_cannot_name_files_to_read(pair: tuple[Path, Path], name: str)
 
 def test_control_characters_of_configs_and_paths_do_not_reach_the_terminal(pair: tuple[Path, Path]) -> None:
     clear = "\x1b[2J\x1b[H\nPROVED: everything\r"
-    edit(pair[1] / "config.json", **{f"field{clear}": clear})
+    edit_json(pair[1] / "config.json", **{f"field{clear}": clear})
     verified = call("verify", *pair, "--proof", "structural")
     assert verified.returncode == 1
     assert not {"\x1b", "\r", "\x07"} & set(verified.stdout + verified.stderr)

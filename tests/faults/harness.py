@@ -39,7 +39,7 @@ import torch
 from hyperclone import Growth, grow
 from hyperclone.cli import main as cli
 from hyperclone.proof import proof  # noqa: F401 - imported before the forks
-from tests.helpers.models import build, save_tokenizer
+from tests.helpers.models import build, save_optimizer_state, save_tokenizer
 
 OPERATIONS = ("open", "pwrite", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "posix_fallocate", "preadv")
 ERRORS = {"full disk": errno.ENOSPC, "input/output error": errno.EIO, "no more files": errno.EMFILE}
@@ -76,12 +76,7 @@ def prepare(place: Path) -> None:
     model = build("llama-grouped-tied", num_hidden_layers=1)
     model.save_pretrained(place / "source")
     save_tokenizer(place / "source")
-    names = [name for name, _ in model.named_parameters()]
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "param_names": names}])
-    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
-    optimizer.step()
-    (place / "state").mkdir()
-    torch.save(optimizer.state_dict(), place / "state/optimizer.pt")
+    save_optimizer_state(model, place / "state")
     grow(place / "source", place / "old", Growth(width=3), proof="structural", shard_size="40KB")
     (place / BYSTANDER).write_text("mine")
     (place / "tmp").mkdir()
@@ -282,48 +277,39 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chance, rows, failed = random.Random(args.seed), [], 0
+    chance, rows = random.Random(args.seed), []
     chosen = args.scenario or list(SCENARIOS)
     for name in chosen:
         with tempfile.TemporaryDirectory() as place:
             checker = Checker(name, Path(place))
-            for fault in ("kill", "short write", *ERRORS):
-                wrong = {}
-                for number in range(0, checker.operations, args.every):
-                    if found := checker.check(number=number, fault=fault):
-                        wrong[number] = found
-                rows.append({"scenario": name, "fault": fault, "runs": len(range(0, checker.operations, args.every)),
-                             "wrong": wrong})  # fmt: skip
-                failed += _say(rows[-1])
-            wrong, kills = {}, args.kills // len(chosen)
-            for number in range(kills):
-                if found := checker.check(after=chance.uniform(0, 1.1 * checker.seconds)):
-                    wrong[number] = found
-            rows.append({"scenario": name, "fault": "killed at random times", "runs": kills, "wrong": wrong})
-            failed += _say(rows[-1])
-            wrong, tries = {}, max(2, 12 // args.every)
-            for number in range(tries):
-                if found := checker.check(limits={resource.RLIMIT_NOFILE: 6 + 2 * number}):
-                    wrong[number] = found
-            rows.append({"scenario": name, "fault": "few handles", "runs": tries, "wrong": wrong})
-            failed += _say(rows[-1])
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            wrong = {}
-            for number in range(tries):
-                if found := checker.check(limits={resource.RLIMIT_AS: used + number * (4 << 20)}):
-                    wrong[number] = found
-            rows.append({"scenario": name, "fault": "little memory", "runs": tries, "wrong": wrong})
-            failed += _say(rows[-1])
+            for fault, tries in _faults(checker, chance, every=args.every, kills=args.kills // len(chosen)).items():
+                wrong = {number: found for number, options in tries.items() if (found := checker.check(**options))}
+                rows.append({"scenario": name, "fault": fault, "runs": len(tries), "wrong": wrong})
+                _say(rows[-1])
     if args.output:
         args.output.write_text(json.dumps({"seed": args.seed, "rows": rows}, indent=1) + "\n")
-    raise SystemExit(failed > 0)
+    raise SystemExit(any(row["wrong"] for row in rows))
 
 
-def _say(row: dict[str, Any]) -> int:
+def _faults(
+    checker: Checker, chance: random.Random, *, every: int, kills: int
+) -> dict[str, dict[int, dict[str, Any]]]:  # fmt: skip
+    """What is done to a scenario: options of `Checker.check` for each run, by the kind of fault."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    numbers, few = range(0, checker.operations, every), range(max(2, 12 // every))
+    at_operations = ("kill", "short write", *ERRORS)
+    return {
+        **{fault: {n: {"number": n, "fault": fault} for n in numbers} for fault in at_operations},
+        "killed at random times": {n: {"after": chance.uniform(0, 1.1 * checker.seconds)} for n in range(kills)},
+        "few handles": {n: {"limits": {resource.RLIMIT_NOFILE: 6 + 2 * n}} for n in few},
+        "little memory": {n: {"limits": {resource.RLIMIT_AS: used + n * (4 << 20)}} for n in few},
+    }
+
+
+def _say(row: dict[str, Any]) -> None:
     print(f"{row['scenario']:<28}{row['fault']:<24}{row['runs']:>5} runs, {len(row['wrong'])} wrong", flush=True)
     for number, found in list(row["wrong"].items())[:3]:
         print(f"    {number}: {found}", flush=True)
-    return len(row["wrong"])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from hyperclone.optimizer_state import reader as state_reader
 from hyperclone.planning import planner
 from hyperclone.study import config_file
 from tests.fuzzing.place import PLACE, parent_directory
-from tests.helpers.models import MODELS, build, save_tokenizer
+from tests.helpers.models import MODELS, build, save_optimizer_state, save_tokenizer
 
 Target = Callable[[bytes], object]
 NAME = "llama-grouped-tied"
@@ -84,13 +84,7 @@ def grown() -> Path:
 def optimizer() -> tuple[Path, Checkpoint]:
     """A Trainer checkpoint with its optimizer state, and its model."""
     trained, directory = build(NAME, **TINY), place() / "state"
-    steps = torch.optim.AdamW(
-        [{"params": list(trained.parameters()), "param_names": [n for n, _ in trained.named_parameters()]}]
-    )
-    trained(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
-    steps.step()
-    directory.mkdir()
-    torch.save(steps.state_dict(), directory / "optimizer.pt")
+    save_optimizer_state(trained, directory)
     trained.save_pretrained(directory)
     return directory, Checkpoint.open(directory)
 

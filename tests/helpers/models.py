@@ -70,3 +70,13 @@ def save_tokenizer(path: Path) -> None:
         chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
     )  # fmt: skip
     tokenizer.save_pretrained(path)
+
+
+def save_optimizer_state(model: Any, directory: Path) -> None:
+    """Take one step with AdamW, and save its state in a new directory as transformers' Trainer does."""
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "param_names": names}])
+    model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    directory.mkdir()
+    torch.save(optimizer.state_dict(), directory / "optimizer.pt")

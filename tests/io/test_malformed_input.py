@@ -27,18 +27,13 @@ from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import read_header
 from hyperclone.planning.recipe import NoiseName
+from tests.helpers.edits import edit_json
 from tests.helpers.examples import examples
 
 ModelDir = Callable[..., Path]
 TWICE = Growth(width=2)
 NAME = "llama-grouped-tied"
 MANY = examples(150, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture
-def victim(model_dir: ModelDir, tmp_path: Path) -> Path:
-    """A valid model that a test may damage."""
-    return shutil.copytree(model_dir(NAME), tmp_path / "victim")
 
 
 @pytest.fixture
@@ -54,12 +49,6 @@ def refused(path: Path, *words: str, kind: type[HypercloneError] = CheckpointErr
     for word in words:
         assert word in str(caught.value)
     return str(caught.value)
-
-
-def edit_json(file: Path, **fields: Any) -> None:
-    """Set fields of a JSON file; None removes."""
-    content = {**json.loads(file.read_text()), **fields}
-    file.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
 
 
 def edit_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

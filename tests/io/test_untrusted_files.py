@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import socket
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,7 @@ from hyperclone import Growth
 from hyperclone.errors import CheckpointError
 from hyperclone.io.checkpoint import Checkpoint
 
-ModelDir = Callable[..., Path]
 TWICE = Growth(width=2)
-
-
-@pytest.fixture
-def victim(model_dir: ModelDir, tmp_path: Path) -> Path:
-    """A valid model that a test may damage."""
-    return shutil.copytree(model_dir("llama-grouped-tied"), tmp_path / "victim")
 
 
 def test_weights_may_be_links_to_files_anywhere(victim: Path, tmp_path: Path) -> None:

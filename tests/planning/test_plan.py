@@ -22,6 +22,7 @@ from hyperclone.errors import HypercloneError, OptionError
 from hyperclone.io.tensor_files import DTYPES, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
+from tests.helpers.edits import edit_json
 from tests.helpers.headers import headers
 from tests.helpers.models import MODELS
 
@@ -322,7 +323,6 @@ def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() 
 @pytest.mark.parametrize("entries", [["full_attention"], "full_attention", {"a": 1}])
 def test_a_list_with_fewer_entries_than_layers_is_refused(entries: Any, model_dir: ModelDir, tmp_path: Path) -> None:
     shutil.copytree(model_dir("qwen3-grouped-tied"), tmp_path / "source")
-    config = json.loads((tmp_path / "source/config.json").read_text())
-    (tmp_path / "source/config.json").write_text(json.dumps({**config, "layer_types": entries}))
+    edit_json(tmp_path / "source/config.json", layer_types=entries)
     with pytest.raises(HypercloneError, match="fewer entries than layers"):
         hyperclone.plan(tmp_path / "source", Growth(layers="2x"))
