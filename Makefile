@@ -21,7 +21,7 @@ demo: $(VENV)/done
 	@HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python demo/smollm2.py
 
 test: lint
-	$(PYTEST) -n 2 --dist loadscope --durations=25 -rs
+	$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder --durations=25 -rs
 
 quick: lint
 	HYPOTHESIS_PROFILE=quick $(PYTEST) -n 2 --dist worksteal -m "not slow and not matrix"

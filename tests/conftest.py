@@ -34,7 +34,10 @@ REPRESENTATIVE = frozenset({"llama-grouped-tied", "neox-parallel", "opt", "gpt2-
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Cases of other rows repeat a statement that a representative makes: `matrix`; a test without one keeps a case."""
+    """Mark cases for `make quick`, and put the slowest modules first.
+
+    Cases of other rows repeat a statement that a representative makes: `matrix`; a test without one keeps a case.
+    """
     rows = {item: _rows(item) for item in items}
     kept = {_test(item) for item, names in rows.items() if names and names <= REPRESENTATIVE}
     for item, names in rows.items():
@@ -44,6 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.matrix)
         kept.add(_test(item))
     _mark_all_but_the_first(items)
+    items.sort(key=_turn)
+
+
+# They start processes that train, so one of them that came last would keep one worker busy while the other is idle.
+SLOWEST = ("demo/test_demo.py", "study/test_study.py", "training/test_train_processes.py", "training/test_train.py")
+
+
+def _turn(item: pytest.Item) -> int:
+    """Modules in SLOWEST by their place there, all others after them, in the order of collection."""
+    module = item.path.relative_to(Path(__file__).parent).as_posix()
+    return SLOWEST.index(module) if module in SLOWEST else len(SLOWEST)
 
 
 def _mark_all_but_the_first(items: list[pytest.Item]) -> None:
