@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers import examples  # noqa: F401 - it registers the profiles of hypothesis
-from tests.helpers.models import MODELS, build, save_tokenizer
+from tests.helpers.models import MODELS, REPRESENTATIVE, build, save_tokenizer
 
 torch.set_num_threads(1)
 
@@ -29,14 +29,10 @@ def pytest_runtest_teardown() -> None:
         _modules = len(sys.modules)
 
 
-# One row of MODELS for each kind of arithmetic. `make quick` runs what is parametrized over rows with these alone.
-REPRESENTATIVE = frozenset({"llama-grouped-tied", "neox-parallel", "opt", "gpt2-tied", "olmo2", "mixtral"})
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark cases for `make quick`, and put the slowest modules first.
 
-    Cases of other rows repeat a statement that a representative makes: `matrix`; a test without one keeps a case.
+    A row beyond REPRESENTATIVE repeats what a representative says: `matrix`; a test without these keeps one case.
     """
     rows = {item: _rows(item) for item in items}
     kept = {_test(item) for item, names in rows.items() if names and names <= REPRESENTATIVE}

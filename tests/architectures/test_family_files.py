@@ -24,7 +24,7 @@ from hyperclone.hf import tiny_models
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
 from hyperclone.proof import behavioral, family_validation
-from tests.helpers.command import call, run
+from tests.helpers.command import call
 from tests.helpers.models import build
 from tests.proof.test_proof import logits_of
 
@@ -318,7 +318,7 @@ def test_the_command_line_uses_the_file_and_says_so(
     toml: Path, wrong: Path, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     source = model_dir("llama-grouped-tied")
-    done = run("grow", source, tmp_path / "grown", "--width", "2", "--family", toml)
+    done = call("grow", source, tmp_path / "grown", "--width", "2", "--family", toml)
     assert done.returncode == 0, done.stderr
     assert "mine.toml" in done.stdout
     verified = call("verify", source, tmp_path / "grown", "--proof", "structural", "--json")

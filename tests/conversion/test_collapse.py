@@ -17,7 +17,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CollapseError
 from hyperclone.planning.plan import TensorPlan
-from tests.helpers.models import MODELS
+from tests.helpers.models import MODELS, REPRESENTATIVE
 
 ModelDir = Callable[..., Path]
 
@@ -32,8 +32,13 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.quick(9)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", MODELS)
+# Sums that must come out exact are hardest in bf16: every row in that, one of each kind in the others.
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in MODELS for dtype in (torch.bfloat16, torch.float16, torch.float32)
+     if dtype == torch.bfloat16 or name in REPRESENTATIVE],
+    ids=str,
+)  # fmt: skip
 def test_collapse_gives_the_source_back_bit_for_bit(
     name: str, dtype: torch.dtype, model_dir: ModelDir, tmp_path: Path
 ) -> None:

@@ -1,4 +1,5 @@
-"""`python launch_on_cpu.py train ...`: the command in a process of torchrun, with FSDP2 allowed on CPUs.
+"""`python launch_on_cpu.py train ... [+ train ...]`: commands one after the other in a process of torchrun, with FSDP2
+allowed on CPUs.
 
 accelerate shards on accelerators only: of processes on CPUs it says MULTI_CPU and makes them DDP. FSDP2 itself,
 torch's distributed checkpoint and gloo work on CPUs; so here accelerate takes these for devices like others,
@@ -8,6 +9,8 @@ and everything else is what users run.
 from __future__ import annotations
 
 import faulthandler
+import sys
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -30,4 +33,11 @@ if __name__ == "__main__":
 
     from hyperclone.cli.main import main
 
-    main()
+    commands = [list(words) for between, words in groupby(sys.argv[1:], "+".__eq__) if not between]
+    for command in commands:
+        sys.argv[1:] = command
+        try:
+            main()
+        except SystemExit as ended:
+            if ended.code:
+                raise

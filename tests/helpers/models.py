@@ -45,6 +45,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 MODELS |= rows_dense.ROWS | rows_drafted.ROWS | rows_more.ROWS
 
 
+# One row for each kind of arithmetic. `make quick` runs what is parametrized over rows with these alone.
+REPRESENTATIVE = frozenset({"llama-grouped-tied", "neox-parallel", "opt", "gpt2-tied", "olmo2", "mixtral"})
+
+
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A model of MODELS with every parameter random: a forgotten bias or gain must show."""
     from transformers import AutoConfig, AutoModelForCausalLM

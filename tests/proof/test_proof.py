@@ -23,7 +23,7 @@ from hyperclone.cli.display import plan_and_proof
 from hyperclone.errors import ProofFailed
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf import logits
-from tests.helpers.models import MODELS, save_tokenizer
+from tests.helpers.models import MODELS, REPRESENTATIVE, save_tokenizer
 
 ModelDir = Callable[..., Path]
 GROWTHS = {
@@ -59,13 +59,15 @@ def source_logits(source: Path) -> torch.Tensor:
     return logits_of(source, IDS)
 
 
-@pytest.mark.parametrize("growth", GROWTHS.values(), ids=GROWTHS)
-@pytest.mark.parametrize("name", MODELS)
-def test_a_grown_models_logits_equal_its_sources(
-    name: str, growth: Growth, model_dir: ModelDir, tmp_path: Path
-) -> None:
+# Growing without noise takes the same indices as with it, and less arithmetic: one row of each kind shows that.
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [(name, growth) for name in MODELS for growth in GROWTHS
+     if GROWTHS[growth].noise != "none" or name in REPRESENTATIVE],
+)  # fmt: skip
+def test_a_grown_models_logits_equal_its_sources(name: str, growth: str, model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir(name)
-    hyperclone.grow(source, tmp_path / "grown", growth, proof="none")
+    hyperclone.grow(source, tmp_path / "grown", GROWTHS[growth], proof="none")
     before, after = source_logits(source), logits_of(tmp_path / "grown", IDS)
     # Norms compute in fp32 inside transformers, whatever the model's type.
     assert (after - before).norm() / before.norm() < 2e-6

@@ -34,7 +34,7 @@ _SPREAD = 16  # what the grown model may be off, in units of what it does to a m
 _FIT = 0.1  # at least this share of the cases of an architecture must be accepted (MPT: only larger heads)
 
 THOROUGH = examples(
-    5,  # that are not refused
+    3,  # that are not refused
     derandomize=scale() <= 1,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -815,7 +815,7 @@ def test_a_source_that_is_made_again_has_the_recorded_loss_and_its_clones_the_re
     for name in ("sources", "clones", "runs", "shapes"):
         shutil.rmtree(runs / name)
     more = real / "study.toml"
-    more.write_text(REAL.replace("seeds = [1]", "seeds = [1, 2]"))
+    more.write_text(REAL + "\n[arms.again]\ngrowth = { width = 2 }\ntrain = { lr = 2e-3 }\n")
     try:
         process = hyperclone("study", "study.toml", "--threads", "1", directory=real)
         said, complained = process.communicate(timeout=600)
@@ -830,8 +830,7 @@ def test_a_source_that_is_made_again_has_the_recorded_loss_and_its_clones_the_re
         process = hyperclone("study", "study.toml", "--threads", "1", directory=real)
         _, complained = process.communicate(timeout=600)
         assert process.returncode == 0, complained
-        start = {(row["arm"], row["seed"]): float(row["loss"]) for row in rows(runs / "evaluations.csv")
-                 if row["step"] == "0"}  # fmt: skip
-        assert start["continued", "2"] == pytest.approx(start["continued", "1"], rel=1e-6)
+        start = {row["arm"]: float(row["loss"]) for row in rows(runs / "evaluations.csv") if row["step"] == "0"}
+        assert start["again"] == pytest.approx(start["clone"], rel=1e-6)
     finally:
         more.write_text(REAL)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import hyperclone
+from hyperclone.errors import TrainingError
 from hyperclone.optimizer_state import distributed
 from hyperclone.training import metrics
 from tests.helpers import launch_on_cpu, models
@@ -66,32 +67,44 @@ def train_here(directory: Path, output: str, **options: Any) -> None:
     )
 
 
-def run(directory: Path, output: str, *more: str, processes: int) -> subprocess.CompletedProcess[str]:
+def command(directory: Path, output: str, *more: str) -> list[str]:
+    """The training that `train_here` does, as a command."""
     options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(processes),
-        str(Path(launch_on_cpu.__file__)) if "--sharding" in more else "-m",
-        *([] if "--sharding" in more else ["hyperclone"]),
-        "train",
-        str(directory / "grown"),
-        "--data",
-        str(directory / "text.jsonl"),
-        "--output",
-        str(directory / output),
-        "--cache",
-        str(directory / "cache"),
-        *options,
-        "--anatomy",
-        *more,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    paths = {"--data": "text.jsonl", "--output": output, "--cache": "cache"}
+    where = [part for option, name in paths.items() for part in (option, str(directory / name))]
+    return ["train", str(directory / "grown"), *where, *options, "--anatomy", *more]
+
+
+def launch(*target: str, processes: int) -> str:
+    """torchrun with a module or file and its arguments; returns what it says on standard error and output."""
+    how = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, *how, *target], capture_output=True, text=True, timeout=300, env=environment
     )
+    assert result.returncode == 0, result.stderr
+    return result.stderr + result.stdout
+
+
+ROTATED = ["--optimizer", "rotated", "--difference-lr", "6e-3"]
+
+
+@pytest.fixture(scope="module")
+def sharded(runs: Path) -> str:
+    """Sharded runs beside the others: "shards" and "rotated-shards" of two processes, each then resumed from half of
+    it as "...-resumed" by one process, which reduces gradients only. Returns what the resumed ones say.
+    """
+    arms = {"shards": [], "rotated-shards": ROTATED}
+    file = str(Path(launch_on_cpu.__file__))
+    full = [command(runs, output, *more, "--sharding", "full") for output, more in arms.items()]
+    launch(file, *full[0], "+", *full[1], processes=2)
+    for output in arms:
+        shutil.copytree(runs / output, runs / f"{output}-resumed")
+        shutil.rmtree(runs / f"{output}-resumed/checkpoint-10")
+        (runs / f"{output}-resumed/model.safetensors").unlink()
+    rest = [command(runs, f"{output}-resumed", *more, "--sharding", "gradients", "--resume")
+            for output, more in arms.items()]  # fmt: skip
+    return launch(file, *rest[0], "+", *rest[1], processes=1)
 
 
 def check_equal(directory: Path, output: str) -> None:
@@ -114,19 +127,13 @@ def check_equal(directory: Path, output: str) -> None:
 
 
 def test_two_processes_have_the_curve_of_one(runs: Path) -> None:
-    result = run(runs, "two", processes=2)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Trained on") == 1
-    assert "2 processes x 2 x 2" in result.stderr
+    said = launch("-m", "hyperclone", *command(runs, "two"), processes=2)
+    assert said.count("Trained on") == 1
+    assert "2 processes x 2 x 2" in said
     check_equal(runs, "two")
-    resumed = run(runs, "two", "--resume", "--sharding", "full", processes=2)
-    assert resumed.returncode == 1
-    assert "sharded and whole checkpoints cannot be resumed as each other" in resumed.stderr
 
 
-def test_shards_have_the_same_curve_and_are_resumed_on_another_number_of_processes(runs: Path) -> None:
-    result = run(runs, "shards", "--sharding", "full", processes=2)
-    assert result.returncode == 0, result.stderr
+def test_shards_have_the_same_curve_and_are_resumed_on_another_number_of_processes(runs: Path, sharded: str) -> None:
     check_equal(runs, "shards")
     state = distributed.DistributedState(runs / "shards/checkpoint-10/optimizer_0")  # all moments, by their names
     whole = torch.load(runs / "one/checkpoint-10/optimizer.pt", weights_only=True)
@@ -136,14 +143,17 @@ def test_shards_have_the_same_curve_and_are_resumed_on_another_number_of_process
         for key, name in zip(group["params"], group["param_names"], strict=True):
             for kind in ("exp_avg", "exp_avg_sq"):
                 assert torch.allclose(state.tensor(name, kind), whole["state"][key][kind], atol=1e-5), name
-    shutil.rmtree(runs / "shards/checkpoint-10")
-    (runs / "shards/model.safetensors").unlink()
-    result = run(runs, "shards", "--sharding", "gradients", "--resume", processes=1)
-    assert result.returncode == 0, result.stderr
-    assert "resumes from step 5" in result.stderr
-    check_equal(runs, "shards")
+    assert sharded.count("resumes from step 5") == 2
+    check_equal(runs, "shards-resumed")
 
 
+@pytest.mark.usefixtures("sharded")
+def test_a_sharded_checkpoint_is_not_resumed_as_a_whole_one(runs: Path) -> None:
+    with pytest.raises(TrainingError, match="sharded and whole checkpoints cannot be resumed as each other"):
+        train_here(runs, "shards", resume=True)
+
+
+@pytest.mark.usefixtures("sharded")
 def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_machines(runs: Path) -> None:
     """To 1e-3: where copies have equal gradients, rounding decides in which direction Adam's first step moves each."""
 
@@ -151,18 +161,10 @@ def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_m
         return [line[figure] for line in metrics.read(runs / output) if figure in line]
 
     train_here(runs, "rotated", optimizer="rotated", difference_lr=6e-3)
-    asked = ["--optimizer", "rotated", "--difference-lr", "6e-3"]
-    result = run(runs, "rotated-shards", *asked, "--sharding", "full", processes=2)
-    assert result.returncode == 0, result.stderr
     assert max(abs(a - b) for a, b in zip(curve("rotated"), curve("one"), strict=True)) > 0.03
     assert curve("rotated-shards") == pytest.approx(curve("rotated"), abs=1e-3)
     assert curve("rotated-shards", "eval_loss") == pytest.approx(curve("rotated", "eval_loss"), abs=1e-3)
-    expected = curve("rotated-shards")
-    shutil.rmtree(runs / "rotated-shards/checkpoint-10")
-    (runs / "rotated-shards/model.safetensors").unlink()
-    result = run(runs, "rotated-shards", *asked, "--sharding", "gradients", "--resume", processes=1)
-    assert result.returncode == 0, result.stderr
-    assert curve("rotated-shards") == pytest.approx(expected, abs=1e-3)
+    assert curve("rotated-shards-resumed") == pytest.approx(curve("rotated-shards"), abs=1e-3)
 
 
 @pytest.mark.parametrize(("name", "reshard"), [("full", True), ("gradients", False)])

@@ -6,6 +6,7 @@ for every parameter the multipliers that keep the source's training dynamics, as
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Mapping
@@ -87,10 +88,7 @@ def make_receipt(
     return {
         "format": _FORMAT,
         "hyperclone": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
-        },
+        "versions": dict(_versions()),
         "source": source,
         "growth": asdict(plan.growth),
         "family": _family_record(plan),
@@ -112,6 +110,13 @@ def make_receipt(
             "files": files,
         },
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of Python and of the packages that make and read weights."""
+    packages = ("torch", "transformers", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def parameter_settings(plan: Plan) -> dict[str, dict[str, Any]]:

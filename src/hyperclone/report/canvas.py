@@ -130,10 +130,10 @@ class Canvas:
         plot.set_ylabel(y, color=INK, fontsize=10)
         if title:
             plot.set_title(literal(title), color=INK, fontsize=10, loc="left")
-        self.figure.set_layout_engine("tight", pad=0.6)
+        self.figure.set_layout_engine("tight", pad=0.6, rect=None)  # a rect would be laid out twice
         if not axes.labels:
             return
-        self.figure.draw_without_rendering()
+        self.figure.get_layout_engine().execute(self.figure)  # where the axes lie is all that the names need
         box = plot.get_window_extent()
         gap = 12 * self.figure.dpi / 72
         columns: list[list[tuple[float, float, str, str]]] = []  # names beside each other's ends, from left to right
