@@ -25,6 +25,7 @@ from hyperclone.study import config_file
 from hyperclone.study.progress import Began, Run
 from hyperclone.study.speedup import Cost, Curve, Speedup, compare
 from hyperclone.training import metrics
+from tests.helpers.command import call
 
 SEEDLING = demo.DATA / "seedling"
 
@@ -181,7 +182,8 @@ def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_don
         **os.environ, "OMP_NUM_THREADS": "1", "HYPERCLONE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
         "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "100",
     }  # fmt: skip
-    command = [sys.executable, "-m", "hyperclone", "demo", "--output", "small", "--tokens", "8k", "--jobs", "2"]
+    arguments = ["demo", "--output", str(tmp_path / "small"), "--tokens", "8k", "--jobs", "2"]
+    command = [sys.executable, "-m", "hyperclone", *arguments]
     begun = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert begun.stdout is not None
     heard = ""
@@ -201,6 +203,6 @@ def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_don
     assert (tmp_path / "small/report.html").stat().st_size > 50_000
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "small/runs/runs").glob("*/metrics.jsonl")}
     assert len(before) == len(config_file.read(demo.DATA / "demo.toml").arms)
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    again = call(*arguments, **environment)
     assert again.returncode == 0, again.stderr
     assert {file: file.stat().st_mtime_ns for file in before} == before
