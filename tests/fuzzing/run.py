@@ -98,7 +98,7 @@ def _target(name: str, place: Path, args: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{name}: found {finding}")
     _minimize(name, place, corpus, [new, corpus], seeds)
-    result = _result(name, log, corpus, len(findings))
+    result = {"target": name, "seed": args.seed, **_result(log, corpus, len(findings))}
     print(json.dumps(result))
     if args.report:
         results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
@@ -147,13 +147,13 @@ def _minimize(name: str, place: Path, corpus: Path, inputs: list[Path], seeds: P
             shutil.copyfile(file, corpus / file.name)
 
 
-def _result(name: str, log: str, corpus: Path, found: int) -> dict[str, Any]:
+def _result(log: str, corpus: Path, found: int) -> dict[str, Any]:
     def number(pattern: re.Pattern[str]) -> int:
         return max((int(n) for n in pattern.findall(log)), default=0)
 
     packages = ("atheris", "torch", "safetensors")
     return {
-        "target": name, "inputs": number(_COUNT), "seconds": number(_TIME), "found": found,
+        "inputs": number(_COUNT), "seconds": number(_TIME), "found": found,
         "corpus_files": len(list(corpus.iterdir())), "branches": number(_DONE), "peak_mb": number(_PEAK),
         "versions": {"python": platform.python_version(),
                      **{package: importlib.metadata.version(package) for package in packages}},

@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from transformers import AutoConfig
 
 import hyperclone
 from hyperclone import Growth, HypercloneError
@@ -194,11 +195,12 @@ def index(data: bytes) -> None:
 
 
 def family(data: bytes) -> None:
-    """A family file, used on a config that is valid for one of them, and says that it is of this family."""
+    """A family file, used on a valid config of its first model type, or on one of Llama that says it is of that type."""
     file = place() / "family.toml"
     file.write_bytes(data)
     own = family_file.read(file)
-    content = {**json.loads((single() / "config.json").read_text()), "model_type": next(iter(own.model_types), "")}
+    kind = next(iter(own.model_types), "")
+    content = {**_config(kind if kind in _kinds() else "llama"), "model_type": kind}
     planner.make_plan(hub.Headers.from_config(content, user_family=own), TWICE)
 
 
@@ -319,9 +321,7 @@ def seeds(name: str) -> list[bytes]:
         case "header":
             return [(single() / "model.safetensors").read_bytes()[:4096], _tiny_safetensors()]
         case "config":
-            return [
-                json.dumps(_config(kind)).encode() for kind in ("llama", "gpt2", "phi3", "mixtral", "opt", "falcon")
-            ]
+            return [json.dumps(_config(kind)).encode() for kind in _kinds()]
         case "index":
             return [(model() / "model.safetensors.index.json").read_bytes()]
         case "family":
@@ -343,11 +343,18 @@ def seeds(name: str) -> list[bytes]:
             return [file.read_bytes() for file in sorted(Path(__file__).parents[2].glob("studies/*.toml"))]
 
 
+@functools.cache
+def _kinds() -> dict[str, dict[str, Any]]:
+    """Model types, each with the fields of a small model."""
+    bloom, mpt = {"n_layer": 2, "n_head": 4, "hidden_size": 32}, {"n_layers": 2, "n_heads": 4, "d_model": 32}
+    return {**dict(reversed(MODELS.values())), "bloom": bloom, "mpt": mpt}
+
+
+@functools.cache
 def _config(kind: str) -> dict[str, Any]:
-    """A small config of a model type."""
-    name = next(row for row, (model_type, _) in MODELS.items() if model_type == kind)
-    content: dict[str, Any] = build(name).config.to_dict()
-    return content
+    """A small config of a model type, as it is saved."""
+    content: dict[str, Any] = AutoConfig.for_model(kind, **_kinds()[kind]).to_dict()
+    return {**content, "dtype": "float32"}
 
 
 def _optimizer_json() -> bytes:
