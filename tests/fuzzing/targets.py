@@ -195,7 +195,7 @@ def index(data: bytes) -> None:
 
 
 def family(data: bytes) -> None:
-    """A family file, used on a valid config of its first model type, or on one of Llama that says it is of that type."""
+    """A family file, with a valid config of its first model type, or with one of Llama that says it is of that type."""
     file = place() / "family.toml"
     file.write_bytes(data)
     own = family_file.read(file)
