@@ -6,6 +6,9 @@ Whatever happens to a run:
 * source, and files of others beside it, are untouched
 * the same command afterwards ends with the same bytes as a run without a fault, and nothing else is left anywhere
 
+A training or a study may leave what it goes on from; a model at its end is whole or absent, and the rerun ends with
+the same weights, losses and names of files.
+
     python -m tests.faults.harness --kills 1000 -o bench/results/faults.json
 
 A run is a forked child of a process that has imported everything, so that one takes some tenths of a second.
@@ -36,10 +39,14 @@ from unittest import mock
 
 import torch
 
+import hyperclone.conversion.collapse
+import hyperclone.proof.proof
+import hyperclone.study.run
+import hyperclone.training.run  # noqa: F401 - imported before the forks
 from hyperclone import Growth, grow
 from hyperclone.cli import main as cli
-from hyperclone.proof import proof  # noqa: F401 - imported before the forks
 from tests.helpers.models import build, save_optimizer_state, save_tokenizer
+from tests.helpers.training_text import documents, jsonl
 
 OPERATIONS = ("open", "pwrite", "fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "posix_fallocate", "preadv")
 ERRORS = {"full disk": errno.ENOSPC, "input/output error": errno.EIO, "no more files": errno.EMFILE}
@@ -54,13 +61,39 @@ class Scenario:
     Attributes:
         command: its arguments.
         replaces: `out` exists before, as a copy of `old`.
+        trains: it leaves checkpoints, from which the rerun goes on.
+        resume: what the rerun has in addition.
+        share: of the kills at random times, beside that of a conversion.
+        codes: exit codes beyond success and an error of ours: a study ends with 1 where some runs failed.
     """
 
     command: tuple[str, ...]
     replaces: bool = False
+    trains: bool = False
+    resume: tuple[str, ...] = ()
+    share: float = 1.0
+    codes: tuple[int, ...] = ()
 
 
 GROW = ("grow", "source", "out", "--width", "2", "--threads", "2", "--shard-size", "40KB")
+TRAIN = ("train", "--seq-len", "32", "--batch-tokens", "64", "--tokens", "640", "--lr", "1e-3", "--save-every", "3",
+         "--eval-every", "5", "--keep", "0", "--cache", "cache", "--optimizer", "adamw")  # fmt: skip
+STUDY = """
+name = "a study"
+seeds = [1]
+[train]
+data = ["text.jsonl"]
+eval_data = ["held_out.jsonl"]
+tokens = "640"
+seq_len = 32
+batch_tokens = 64
+lr = 1e-3
+[sources.small]
+model = "source"
+[arms.continued]
+[arms.clone]
+growth = { width = 2 }
+"""
 SCENARIOS = {
     "grow": Scenario((*GROW, "--proof", "structural")),
     "grow, proved whole": Scenario((*GROW, "--proof", "full")),
@@ -68,6 +101,12 @@ SCENARIOS = {
     "grow over an old output": Scenario((*GROW, "--proof", "structural", "--overwrite"), replaces=True),
     "grow with optimizer state": Scenario((*GROW, "--proof", "structural", "--optimizer-state", "state")),
     "collapse": Scenario(("collapse", "old", "out", "--threads", "2", "--shard-size", "40KB")),
+    "train": Scenario(
+        (*TRAIN, "source", "--data", "text.jsonl", "--output", "out"), trains=True, resume=("--resume",), share=0.5
+    ),
+    "study": Scenario(
+        ("study", "study.toml", "--output", "out", "--jobs", "2", "--threads", "1"), trains=True, share=0.05, codes=(1,)
+    ),
 }
 
 
@@ -80,6 +119,9 @@ def prepare(place: Path) -> None:
     grow(place / "source", place / "old", Growth(width=3), proof="structural", shard_size="40KB")
     (place / BYSTANDER).write_text("mine")
     (place / "tmp").mkdir()
+    jsonl(place / "text.jsonl", documents(20))
+    jsonl(place / "held_out.jsonl", documents(5, seed=1))
+    (place / "study.toml").write_text(STUDY)
 
 
 def content(path: Path) -> Content | None:
@@ -87,6 +129,22 @@ def content(path: Path) -> Content | None:
     if not path.exists():
         return None
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def trained(path: Path) -> Content | None:
+    """The same of a training or a study: names of files, weights, and what was measured, without times."""
+    found = content(path)
+    return None if found is None else {name: _lasting(name, data) for name, data in found.items()}
+
+
+def _lasting(name: str, data: bytes) -> bytes:
+    if name.endswith(".safetensors"):
+        return data
+    if not name.endswith("metrics.jsonl"):
+        return b""
+    figures = ("step", "loss", "eval_loss", "grad_norm", "lr")
+    lines = [{key: line[key] for key in figures if key in line} for line in map(json.loads, data.splitlines())]
+    return json.dumps([line for line in lines if len(line) > 1]).encode()
 
 
 @contextlib.contextmanager
@@ -135,7 +193,7 @@ class Ended:
 
 def run(
     scenario: Scenario, place: Path, *, number: int = -1, fault: str = "kill", after: float | None = None,
-    limits: dict[int, int] | None = None,
+    limits: dict[int, int] | None = None, more: tuple[str, ...] = (),
 ) -> Ended:  # fmt: skip
     """The command in a child process.
 
@@ -143,30 +201,39 @@ def run(
         scenario: which.
         place: where.
         number, fault: as of `at_operation`.
-        after: seconds until it is killed; None for never.
+        after: seconds until it and all processes that it has started are killed; None for never.
         limits: of the child, by their numbers in `resource`.
+        more: arguments after those of the command.
     """
     report = place / "report"
     if not (child := os.fork()):
         code = 99
         with contextlib.suppress(BaseException):
-            code = _child(scenario, place, number, fault, limits or {}, report)
+            code = _child((*scenario.command, *more), place, number, fault, limits or {}, report)
         os._exit(code)
     if after is not None:
         time.sleep(after)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        for process in _family(child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     text, operations = json.loads(report.read_text()) if report.exists() else ("", 0)
     report.unlink(missing_ok=True)
     return Ended(code, text, operations)
 
 
-def _child(scenario: Scenario, place: Path, number: int, fault: str, limits: dict[int, int], report: Path) -> int:
+def _family(process: int) -> list[int]:
+    """It, and all that it has started, and these."""
+    started = Path(f"/proc/{process}/task/{process}/children")
+    below = started.read_text().split() if started.exists() else []
+    return [process, *(one for child in below for one in _family(int(child)))]
+
+
+def _child(command: tuple[str, ...], place: Path, number: int, fault: str, limits: dict[int, int], report: Path) -> int:
     os.chdir(place)
     os.environ.update(TMPDIR=str(place / "tmp"), COLUMNS="100")
     tempfile.tempdir = None
-    sys.argv = ["hyperclone", *scenario.command]
+    sys.argv = ["hyperclone", *command]
     printed = io.StringIO()
     for which, limit in limits.items():
         resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
@@ -204,11 +271,12 @@ class Checker:
         plain = run(self.scenario, place)
         self.seconds = time.monotonic() - began
         assert plain.code == 0, plain.text
-        self.operations, self.reference = plain.operations, content(place / "out")
+        self.operations, self.reference = plain.operations, self._output()
         self.codes: Counter[int] = Counter()
 
     def _restore(self) -> None:
-        shutil.rmtree(self.place / "out", ignore_errors=True)
+        for name in ("out", "cache"):
+            shutil.rmtree(self.place / name, ignore_errors=True)
         if self.scenario.replaces:
             shutil.copytree(self.place / "old", self.place / "out")
 
@@ -218,9 +286,11 @@ class Checker:
         ended = run(self.scenario, self.place, **fault)
         self.codes[ended.code] += 1
         wrong = []
-        if ended.code not in (0, 2, -signal.SIGKILL):
+        if ended.code not in (0, 2, -signal.SIGKILL, *self.scenario.codes):
             wrong.append(f"exit code {ended.code}: {ended.text[-600:]}")
         found = self._output()
+        if self.scenario.trains:
+            found = self._of_training(found, wrong)
         if ended.code == 0 and _weights(found) == _weights(self.reference):
             found = self.reference  # receipt and card may say that a part of the proof could not be run
         if found not in (None, self.before, self.reference):
@@ -232,13 +302,24 @@ class Checker:
         wrong += self._touched()
         ended_late = self.scenario.replaces and (self.place / ".out.replaced").exists()  # while the old one was removed
         if found != self.reference or ended_late:
-            again = run(self.scenario, self.place)
+            again = run(self.scenario, self.place, more=self.scenario.resume if (self.place / "out").exists() else ())
             if again.code != 0:
                 wrong.append(f"the rerun ended with {again.code}: {again.text[-600:]}")
             elif self._output() != self.reference:
                 wrong.append("the rerun gave other bytes")
             wrong += self._touched()
-        known = {"source", "old", "state", "out", "tmp", BYSTANDER}
+        known = {
+            "source",
+            "old",
+            "state",
+            "out",
+            "tmp",
+            "cache",
+            "text.jsonl",
+            "held_out.jsonl",
+            "study.toml",
+            BYSTANDER,
+        }
         if left := sorted({p.name for p in self.place.iterdir()} - known):
             wrong.append(f"left over: {', '.join(left)}")
         if left := sorted(p.name for p in (self.place / "tmp").iterdir() if not p.name.startswith(".hyperclone-")):
@@ -248,7 +329,18 @@ class Checker:
                 shutil.rmtree(file, ignore_errors=True)
         return wrong
 
+    def _of_training(self, found: Content | None, wrong: list[str]) -> Content | None:
+        """None where the run is not at its end: whatever is there is what it goes on from."""
+        assert self.reference is not None
+        ends = [name for name in self.reference if name.endswith("model.safetensors") and "checkpoint-" not in name]
+        for name in ends:
+            if found is not None and name in found and found[name] != self.reference[name]:
+                wrong.append(f"{name} is no model of the run's end")
+        return found if found == self.reference else None
+
     def _output(self) -> Content | None:
+        if self.scenario.trains:
+            return trained(self.place / "out")
         found = content(self.place / "out")
         if found is not None:  # a run that was killed after its rename leaves its journal, and the output is complete
             found = {
@@ -282,7 +374,8 @@ def main() -> None:
     for name in chosen:
         with tempfile.TemporaryDirectory() as place:
             checker = Checker(name, Path(place))
-            for fault, tries in _faults(checker, chance, every=args.every, kills=args.kills // len(chosen)).items():
+            kills = round(args.kills * SCENARIOS[name].share / sum(SCENARIOS[one].share for one in chosen))
+            for fault, tries in _faults(checker, chance, every=args.every, kills=kills).items():
                 wrong = {number: found for number, options in tries.items() if (found := checker.check(**options))}
                 rows.append({"scenario": name, "fault": fault, "runs": len(tries), "wrong": wrong})
                 _say(rows[-1])

@@ -22,7 +22,7 @@ def test_whatever_fails_nothing_is_lost_and_a_rerun_completes_it(name: str, tmp_
 
 
 def test_every_scenario_is_a_command_with_faults_to_find() -> None:
-    assert {scenario.command[0] for scenario in SCENARIOS.values()} == {"grow", "collapse"}
+    assert {scenario.command[0] for scenario in SCENARIOS.values()} == {"grow", "collapse", "train", "study"}
 
 
 @pytest.mark.slow
