@@ -27,6 +27,7 @@ from hyperclone.training import hardware, metrics
 from hyperclone.training.events import Event, OptimizerStateLoaded, RunStarted, StepTaken, Watch
 from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
+from tests.helpers.command import call
 from tests.helpers.training_text import documents, jsonl
 
 ModelDir = Callable[..., Path]
@@ -519,41 +520,16 @@ def test_tokens_that_the_model_does_not_have_are_refused(text: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_the_command_stops_with_143_and_resumes(grown: Path, text: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "hyperclone",
-        "train",
-        grown,
-        "--data",
-        text,
-        "--output",
-        tmp_path / "out",
-        "--seq-len",
-        "32",
-        "--batch-tokens",
-        "256",
-        "--micro-batch",
-        "4",
-        "--tokens",
-        "10_240",
-        "--held-out",
-        "0.2",
-        "--cache",
-        text.parent / "cache",
-        "--log-every",
-        "1",
-        "--lr",
-        "3e-3",
-        "--eval-every",
-        "200",
-        "--save-every",
-        "200",
-        "--resume",
-    ]
+    options = {
+        "--data": text, "--output": tmp_path / "out", "--cache": text.parent / "cache", "--tokens": "10_240",
+        "--seq-len": 32, "--batch-tokens": 256, "--micro-batch": 4, "--held-out": 0.2, "--lr": 3e-3,
+        "--log-every": 1, "--eval-every": 200, "--save-every": 200,
+    }  # fmt: skip
+    command = ["train", grown, *[part for pair in options.items() for part in pair], "--resume"]
     process = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "hyperclone", *map(str, command)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("step 2/"):
@@ -564,7 +540,7 @@ def test_the_command_stops_with_143_and_resumes(grown: Path, text: Path, tmp_pat
     assert "Stopped by signal 15 after step" in out
     assert "--resume" in out
     assert len(list((tmp_path / "out").glob("checkpoint-*"))) == 1
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
+    result = call(*command)
     assert result.returncode == 0, result.stderr
     assert "resumes from step" in result.stderr
     assert "Trained on 10.2k tokens" in result.stdout
