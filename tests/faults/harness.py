@@ -218,7 +218,8 @@ def run(
                 os.kill(process, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     text, operations = json.loads(report.read_text()) if report.exists() else ("", 0)
-    report.unlink(missing_ok=True)
+    for file in (report, report.with_suffix(".new")):
+        file.unlink(missing_ok=True)
     return Ended(code, text, operations)
 
 
@@ -248,7 +249,9 @@ def _child(command: tuple[str, ...], place: Path, number: int, fault: str, limit
             code = ended.code if isinstance(ended.code, int) else 98
     for which in limits:
         resource.setrlimit(which, (resource.getrlimit(which)[1],) * 2)
-    report.write_text(json.dumps([printed.getvalue(), operations()]))
+    written = report.with_suffix(".new")  # it may be killed here as well
+    written.write_text(json.dumps([printed.getvalue(), operations()]))
+    written.rename(report)
     return code
 
 
