@@ -784,3 +784,27 @@ def test_a_failed_source_leaves_nothing_behind(source: Path, tmp_path: Path) -> 
 def test_a_complete_destination_has_its_receipt_and_its_templates(source: Path, whole: dict[str, bytes]) -> None:
     assert {RECEIPT, "config.json", "README.md", "chat_templates/tool.jinja", "tokenizer.json"} <= set(whole)
     assert not [name for name in whole if "journal" in name]
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+def test_a_scratch_directory_is_never_published(
+    lasts: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full proof works in one inside of the output; its removal may fail, as on a full disk that copies on write."""
+    remove, failed = os.unlink, []
+
+    def unlink(path: Any, *arguments: Any, **options: Any) -> None:
+        if str(path) == "config.json" and (lasts or not failed):  # only the scratch directory's is removed
+            failed.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        remove(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    if lasts:
+        with pytest.raises(DestinationError, match="cannot be renamed to its target"):
+            hyperclone.grow(source, tmp_path / "out", TWICE)
+        assert not (tmp_path / "out").exists()
+        monkeypatch.undo()
+    hyperclone.grow(source, tmp_path / "out", TWICE, proof="full" if not lasts else "structural")
+    assert failed
+    assert not list((tmp_path / "out").glob(".*"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import DestinationError
-from hyperclone.io import files
+from hyperclone.io import files, scratch
 
 RECEIPT = "hyperclone.json"
 _JOURNAL = "journal.jsonl"
@@ -182,6 +182,7 @@ class Destination:
         self._check()  # again: hours may have passed, and somebody may have created the target
         old = self._replaced
         with _os_errors("the finished output cannot be renamed to its target", self.target):
+            scratch.clear(self.partial)  # of a proof of this run whose removal failed, or of one that was killed
             _sync_directory(self.partial)
             replaces = self.target.exists()
             if replaces:

@@ -35,6 +35,18 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def clear(parent: Path) -> None:
+    """Remove every scratch directory in a directory that nobody else uses: one whose removal failed is still there.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    for directory in parent.glob(f"{_PREFIX}*"):
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            shutil.rmtree(directory)  # what failed for a moment need not fail again
+
+
 def _locked(parent: Path) -> tuple[Path, int]:
     """A new directory, and a descriptor that holds its lock."""
     while True:
