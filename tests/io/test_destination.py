@@ -791,7 +791,8 @@ def test_a_scratch_directory_is_never_published(
     lasts: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full proof works in one inside of the output; its removal may fail, as on a full disk that copies on write."""
-    remove, failed = os.unlink, []
+    remove = os.unlink
+    failed: list[Any] = []
 
     def unlink(path: Any, *arguments: Any, **options: Any) -> None:
         if str(path) == "config.json" and (lasts or not failed):  # only the scratch directory's is removed
