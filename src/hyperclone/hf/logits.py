@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,15 @@ class Distance:
     top1: float
 
 
+class Runnable(Protocol):
+    """A model in memory (hf/models.py), or one that is read part by part (hf/streamed_model.py)."""
+
+    module: Any
+
+    def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What calls of the module return."""
+
+
 def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool) -> tuple[list[Probe], Tensor]:
     """Inputs that every architecture can take, and a prompt (P,) to continue.
 
@@ -86,38 +96,42 @@ def _unpadded(name: str, ids: Tensor) -> Probe:
     return Probe(name, ids, torch.ones_like(ids, dtype=torch.bool))
 
 
+def run(model: Runnable, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> ModelOutputs:
+    """Logits at every real token, and `steps` tokens decoded greedily, one at a time, with the KV cache."""
+    calls: list[Callable[[], Any]] = [partial(_on_probe, model.module, probe) for probe in probes]
+    *logits, (tokens, scores) = model.run([*calls, partial(_continue, model.module, prompt, steps)])
+    return ModelOutputs(logits, tokens, scores)
+
+
+def run_teacher_forced(model: Runnable, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
+    """The same inputs, and a given continuation (T,) in one pass, without a cache."""
+    whole = _unpadded("continuation", torch.cat([prompt, tokens])[None])
+    *logits, scores = model.run([partial(_on_probe, model.module, probe) for probe in (*probes, whole)])
+    return ModelOutputs(logits, tokens, scores[len(prompt) - 1 : -1])
+
+
 @torch.inference_mode()
-def run(model: Any, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> ModelOutputs:
-    """Logits at every real token, then `steps` tokens decoded greedily, one at a time, with the KV cache."""
-    logits = _on_probes(model, probes)
+def _on_probe(module: Any, probe: Probe) -> Tensor:
+    """Logits (positions, vocab) at a probe's real tokens."""
+    mask = None if bool(probe.mask.all()) else probe.mask.long()
+    output = module(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
+    logits: Tensor = output.logits[probe.mask]
+    return logits
+
+
+@torch.inference_mode()
+def _continue(module: Any, prompt: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The greedy continuation (steps,) of a prompt (P,), and its logits (steps, vocab)."""
     from transformers import GenerationConfig
 
     settings = GenerationConfig(
         do_sample=False, use_cache=True, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, eos_token_id=None,
         output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
-    model.generation_config = GenerationConfig()  # instead of the directory's, which may ask for beams or stop strings
+    module.generation_config = GenerationConfig()  # instead of the directory's, which may ask for beams or stop strings
     ids = prompt[None]
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return ModelOutputs(logits, output.sequences[0, len(prompt) :], torch.cat(output.logits))
-
-
-@torch.inference_mode()
-def run_teacher_forced(model: Any, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
-    """The same inputs, and a given continuation (T,) in one pass, without a cache."""
-    whole = torch.cat([prompt, tokens])[None]
-    output = model(input_ids=whole, use_cache=False, return_dict=True)
-    steps = output.logits[0, len(prompt) - 1 : -1]
-    return ModelOutputs(_on_probes(model, probes), tokens, steps)
-
-
-def _on_probes(model: Any, probes: Sequence[Probe]) -> list[Tensor]:
-    logits = []
-    for probe in probes:
-        mask = None if bool(probe.mask.all()) else probe.mask.long()
-        output = model(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
-        logits.append(output.logits[probe.mask])
-    return logits
+    output = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+    return output.sequences[0, len(prompt) :], torch.cat(output.logits)
 
 
 def distance(logits: Tensor, reference: Tensor) -> Distance:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError, HypercloneError
+
+T = TypeVar("T")
+_EXPERTS = "eager"  # the grouped kernels of mixtures of experts have no fp64
+_VECTOR = 64  # bytes, to which torch aligns its own memory
 
 
 @contextmanager
@@ -60,16 +64,61 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
                 output_loading_info=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                experts_implementation="eager",  # the grouped kernels of mixtures of experts have no fp64
+                experts_implementation=_EXPERTS,
             )
         except Exception as error:  # a config can make transformers raise anything
             raise CheckpointError("transformers cannot load this model", file=path, found=_first_line(error)) from error
-    wrong = [f"{name}: {kind.replace('_', ' ')}" for kind, names in info.items() for name in sorted(map(str, names))]
-    return model.eval(), wrong
+    return model.eval(), problems_of(info)
 
 
-def load_without_weights(path: Path) -> Any:
+def problems_of(info: Mapping[str, Iterable[object]]) -> list[str]:
+    """What transformers' loading info says is wrong with a model's weights, one line for each tensor."""
+    return [f"{name}: {kind.replace('_', ' ')}" for kind, names in info.items() for name in sorted(map(str, names))]
+
+
+class LoadedModel:
+    """A causal language model in memory.
+
+    Its weights are where torch itself would put them. transformers leaves them in the mapped file if their type is
+    kept, and kernels add in another order where a matrix starts between two of a processor's vectors.
+
+    Attributes:
+        module: transformers' model.
+        problems: what is wrong with its weights, as `load_model` returns it.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        """Load it.
+
+        Raises:
+            CheckpointError: transformers cannot load it.
+        """
+        self.module, self.problems = load_model(path, dtype)
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            if tensor.data_ptr() % _VECTOR:
+                tensor.data = tensor.data.clone()
+
+    def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """What calls of the module return."""
+        return [call() for call in calls]
+
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round parameters to the values of another type; their own type remains."""
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.copy_(parameter.to(dtype))
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Convert the module to another type."""
+        self.module.to(dtype)
+
+
+def load_without_weights(path: Path, *, dtype: torch.dtype | None = None) -> Any:
     """A directory's causal language model on device meta: it has the parameters and their order, but no weights.
+
+    Args:
+        path: the directory.
+        dtype: of its parameters; by default the one that config.json names.
 
     Raises:
         CheckpointError: transformers cannot build it.
@@ -80,7 +129,12 @@ def load_without_weights(path: Path) -> Any:
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+                return AutoModelForCausalLM.from_config(
+                    config,
+                    trust_remote_code=False,
+                    experts_implementation=_EXPERTS,
+                    **({} if dtype is None else {"dtype": dtype}),
+                )
         except Exception as error:  # a config can make transformers raise anything
             raise CheckpointError("transformers cannot build this model", file=path, found=error) from error
 

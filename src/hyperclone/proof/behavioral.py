@@ -1,6 +1,7 @@
 """The behavioral proof: source and grown model, loaded from disk by unmodified transformers, give the same logits.
 
 It does not depend on our understanding of an architecture: a wrong family file can pass the structural proof.
+Models that do not fit in memory run layer by layer, with the same results.
 
 By how much they may differ is derived from the source's own rounding errors: tolerance.py.
 """
@@ -8,25 +9,29 @@ By how much they may differ is derived from the source's own rounding errors: to
 from __future__ import annotations
 
 import gc
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from hyperclone.errors import CheckpointError
 from hyperclone.expansion.grown_tensors import stored_type
 from hyperclone.hf import logits
 from hyperclone.hf.logits import ModelOutputs, Probe
 from hyperclone.hf.memory import available_memory
-from hyperclone.hf.models import load_model, load_tokenizer, max_positions, model_errors, quiet
+from hyperclone.hf.models import LoadedModel, load_model, load_tokenizer, max_positions, model_errors, quiet
+from hyperclone.hf.streamed_model import StreamedModel
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.scratch import scratch_directory
-from hyperclone.io.streaming import Progress, digest, worker_pool
+from hyperclone.io.streaming import Progress, digest, raw, worker_pool
 from hyperclone.planning.recipe import Noise
 from hyperclone.proof import tolerance
 
@@ -69,6 +74,7 @@ class Behavior:
         measured: every comparison.
         prompt, source_text, grown_text: the same prompt continued greedily by both, in fp32.
         skipped: comparisons that were not made, and why.
+        layer_by_layer: the models did not fit in memory, and were read layer by layer while they ran.
         failures: one sentence for each failed comparison.
     """
 
@@ -77,20 +83,32 @@ class Behavior:
     source_text: str = ""
     grown_text: str = ""
     skipped: list[str] = field(default_factory=list)
+    layer_by_layer: bool = False
     failures: list[str] = field(default_factory=list)
 
 
-def prove_behavior(source: Checkpoint, directory: Path, plan: Plan, *, progress: Progress | None = None) -> Behavior:
-    """Compare both models in the stored type (where narrower than fp32) and in fp32, and save the grown one again."""
+def prove_behavior(
+    source: Checkpoint,
+    directory: Path,
+    plan: Plan,
+    *,
+    progress: Progress | None = None,
+    layer_by_layer: bool | None = None,
+) -> Behavior:
+    """Compare both models in the stored type (where narrower than fp32) and in fp32, and save the grown one again.
+
+    Args:
+        source, directory, plan: the source, the grown model, and what it should be.
+        progress: called after each run of a model.
+        layer_by_layer: read both models layer by layer while they run; by default if they do not fit in memory.
+    """
     behavior = Behavior()
-    logits_size = 900 * max(size for _, size in plan.sizes.values()) * 20  # positions x vocabulary, several of them
-    needed, available = max(4.5 * plan.parameters, 9 * plan.source_parameters) + logits_size + 1e9, available_memory()
-    if needed > available:
-        behavior.skipped.append(
-            f"logits: running both models takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
-            "free. The structural proof covers every weight; run `hyperclone verify` on a larger machine for the rest."
-        )
-        return behavior
+    if layer_by_layer is None:
+        layer_by_layer, problem = _fit(source, directory, plan)
+        if problem:
+            behavior.skipped.append(problem)
+            return behavior
+    behavior.layer_by_layer = layer_by_layer
     pair = _ModelPair(source, directory, plan, behavior, progress)
     if pair.tokenizer is None:
         behavior.skipped.append("real text: the source has no usable tokenizer; random tokens only")
@@ -105,6 +123,29 @@ def prove_behavior(source: Checkpoint, directory: Path, plan: Plan, *, progress:
             if not m.passed
         ]
     return behavior
+
+
+def _fit(source: Checkpoint, directory: Path, plan: Plan) -> tuple[bool, str]:
+    """Whether the models have to run layer by layer for want of memory; a sentence if even that is not possible."""
+    available = available_memory()
+    fixed = 900 * max(size for _, size in plan.sizes.values()) * 20 + 1e9  # logits: positions x vocabulary; libraries
+    needed = max(4.5 * plan.parameters, 9 * plan.source_parameters) + fixed
+    if needed <= available:
+        return False, ""
+    try:
+        numbers = [StreamedModel(model, torch.float32).at_once for model in (source, Checkpoint.open(directory))]
+    except CheckpointError as error:
+        instead = f"and they cannot run layer by layer: {error.problem}"
+    else:
+        # Each is read as stored and held in fp32, the source in fp64 as well.
+        least = max(14 * numbers[0], 8 * numbers[1]) + fixed
+        if least <= available:
+            return True, ""
+        instead = f"{least / 1e9:.1f} GB layer by layer"
+    return False, (
+        f"logits: running both models takes {needed / 1e9:.1f} GB of memory, {instead}; {available / 1e9:.1f} GB are "
+        "free. The structural proof covers every weight; run `hyperclone verify` on a larger machine for the rest."
+    )
 
 
 class _ModelPair:
@@ -159,6 +200,9 @@ class _ModelPair:
             self.behavior.grown_text = self.tokenizer.decode(grown.tokens, skip_special_tokens=True)
         return max(0.0, *source_errors)  # where NaN never wins
 
+    def open(self, model: Checkpoint, dtype: torch.dtype) -> LoadedModel | StreamedModel:
+        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model.path, dtype)
+
     def run_both(
         self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
     ) -> tuple[ModelOutputs, ModelOutputs, ModelOutputs]:
@@ -167,13 +211,13 @@ class _ModelPair:
         with model_errors(self.source.path):
             plain = logits.run(source, probes, prompt, steps=steps)
             self.advance()
-            source = source.to(wide)
+            source.to(wide)
             truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
         del source
         gc.collect()
         self.advance()
-        model, problems = load_model(self.directory, compute)
-        self.behavior.failures += problems
+        model = self.open(Checkpoint.open(self.directory), compute)
+        self.behavior.failures += model.problems
         with model_errors(self.directory):
             grown = logits.run(model, probes, prompt, steps=steps)
         del model
@@ -220,47 +264,62 @@ class _ModelPair:
         )
         return source_error
 
-    def load_source(self, compute: torch.dtype) -> Any:
+    def load_source(self, compute: torch.dtype) -> LoadedModel | StreamedModel:
         """The source as it was grown: rounded to the output's type, where --dtype converts it."""
-        source, problems = load_model(self.source.path, compute)
-        self.behavior.failures += [f"source, {line}" for line in problems if "unexpected" not in line]
+        source = self.open(self.source, compute)
+        self.behavior.failures += [f"source, {line}" for line in source.problems if "unexpected" not in line]
         if self.plan.growth.dtype is not None and self.stored != compute:
-            with torch.no_grad():
-                for parameter in source.parameters():
-                    parameter.copy_(parameter.to(self.stored))
+            source.round_to(self.stored)
         return source
 
     def save_again(self) -> None:
-        """Load the output, save it with save_pretrained, and compare every tensor's bytes with the first."""
+        """Compare every tensor's bytes with those that transformers saves after it has loaded the output."""
+        if self.mixed:
+            self.behavior.skipped.append("save and reload: the source mixes types, which transformers does not keep")
+        elif self.behavior.layer_by_layer:
+            model = StreamedModel(Checkpoint.open(self.directory), self.stored)
+            with model_errors(self.directory):
+                self.compare_saved(
+                    {n: hashlib.sha256(raw(tensor)).hexdigest() for n, tensor in model.tensors_to_save()}
+                )
+        else:
+            self.save_whole()
+        self.advance()
+
+    def save_whole(self) -> None:
+        """Load the output, save it with save_pretrained, and compare."""
         # Inside a directory that is being built, so that an interruption leaves nothing; not inside a finished one.
         building = self.directory.name.endswith(".partial")
         scratch_in = self.directory if building else Path(tempfile.gettempdir())
-        if self.mixed:
-            self.behavior.skipped.append("save and reload: the source mixes types, which transformers does not keep")
-        elif shutil.disk_usage(scratch_in).free < 1.1 * self.plan.nbytes:
+        if shutil.disk_usage(scratch_in).free < 1.1 * self.plan.nbytes:
             self.behavior.skipped.append("save and reload: not enough disk for a second copy")
-        else:
-            model, _ = load_model(self.directory, self.stored)
-            with scratch_directory(scratch_in) as scratch:
-                try:
-                    with quiet():
-                        model.save_pretrained(scratch)
-                except (OSError, SafetensorError) as error:  # the disk may fill meanwhile
-                    self.behavior.skipped.append(f"save and reload: the second copy cannot be written ({error})")
-                    self.advance()
-                    return
-                del model
-                first, second = Checkpoint.open(self.directory), Checkpoint.open(scratch)
-                names = sorted(first.entries.keys() & second.entries.keys())
-                with worker_pool(None) as pool:
-                    before, after = (list(pool.map(lambda n, c=c: digest(c, n), names)) for c in (first, second))
-            changed = sorted(first.entries.keys() ^ second.entries.keys())
-            self.behavior.failures += [
-                f"{name}: gained or lost when transformers saves the model again" for name in changed
-            ]
-            self.behavior.failures += [
-                f"{name}: changed when transformers loads and saves the model"
-                for name, a, b in zip(names, before, after, strict=True)
-                if a != b
-            ]
-        self.advance()
+            return
+        model, _ = load_model(self.directory, self.stored)
+        with scratch_directory(scratch_in) as scratch:
+            try:
+                with quiet():
+                    model.save_pretrained(scratch)
+            except (OSError, SafetensorError) as error:  # the disk may fill meanwhile
+                self.behavior.skipped.append(f"save and reload: the second copy cannot be written ({error})")
+                return
+            del model
+            self.compare_saved(_digests(Checkpoint.open(scratch)))
+
+    def compare_saved(self, saved: dict[str, str]) -> None:
+        """Add what differs between the output and what transformers makes of it, both as hashes of tensors by name."""
+        output = _digests(Checkpoint.open(self.directory))
+        self.behavior.failures += [
+            f"{name}: gained or lost when transformers saves the model again"
+            for name in sorted(output.keys() ^ saved.keys())
+        ]
+        self.behavior.failures += [
+            f"{name}: changed when transformers loads and saves the model"
+            for name in sorted(output.keys() & saved.keys())
+            if output[name] != saved[name]
+        ]
+
+
+def _digests(model: Checkpoint) -> dict[str, str]:
+    """The hash of every tensor by its name."""
+    with worker_pool(None) as pool:
+        return dict(zip(model.entries, pool.map(partial(digest, model), model.entries), strict=True))
