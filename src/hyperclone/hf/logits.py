@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hyperclone.hf.continuation import Runnable, extend, foreseen
 
 PROMPT = "The Congress of the United States"
 REAL_TEXT = "real text"
@@ -54,15 +56,6 @@ class Distance:
     top1: float
 
 
-class Runnable(Protocol):
-    """A model in memory (hf/models.py), or one that is read part by part (hf/streamed_model.py)."""
-
-    module: Any
-
-    def run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
-        """What calls of the module return."""
-
-
 def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool) -> tuple[list[Probe], Tensor]:
     """Inputs that every architecture can take, and a prompt (P,) to continue.
 
@@ -96,11 +89,21 @@ def _unpadded(name: str, ids: Tensor) -> Probe:
     return Probe(name, ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-def run(model: Runnable, probes: Sequence[Probe], prompt: Tensor, *, steps: int) -> ModelOutputs:
-    """Logits at every real token, and `steps` tokens decoded greedily, one at a time, with the KV cache."""
+def run(
+    model: Runnable, probes: Sequence[Probe], prompt: Tensor, *, steps: int, expected: Tensor | None = None
+) -> ModelOutputs:
+    """Logits at every real token, and `steps` tokens decoded greedily, one at a time, with the KV cache.
+
+    Args:
+        model, probes, prompt, steps: what to run, and on what.
+        expected: the first tokens of the continuation as they probably are, so that a model which is read part by part
+            need not be read for each of them; the result is the same.
+    """
     calls: list[Callable[[], Any]] = [partial(_on_probe, model.module, probe) for probe in probes]
-    *logits, (tokens, scores) = model.run([*calls, partial(_continue, model.module, prompt, steps)])
-    return ModelOutputs(logits, tokens, scores)
+    *logits, done = model.run([*calls, partial(extend, model.module, prompt, steps if expected is None else 1)])
+    if expected is not None:
+        done = foreseen(model, prompt, done, expected, steps=steps)
+    return ModelOutputs(logits, done.tokens, done.logits)
 
 
 def run_teacher_forced(model: Runnable, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
@@ -117,21 +120,6 @@ def _on_probe(module: Any, probe: Probe) -> Tensor:
     output = module(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
     logits: Tensor = output.logits[probe.mask]
     return logits
-
-
-@torch.inference_mode()
-def _continue(module: Any, prompt: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """The greedy continuation (steps,) of a prompt (P,), and its logits (steps, vocab)."""
-    from transformers import GenerationConfig
-
-    settings = GenerationConfig(
-        do_sample=False, use_cache=True, max_new_tokens=steps, min_new_tokens=steps, pad_token_id=0, eos_token_id=None,
-        output_logits=True, return_dict_in_generate=True,
-    )  # fmt: skip
-    module.generation_config = GenerationConfig()  # instead of the directory's, which may ask for beams or stop strings
-    ids = prompt[None]
-    output = module.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-    return output.sequences[0, len(prompt) :], torch.cat(output.logits)
 
 
 def distance(logits: Tensor, reference: Tensor) -> Distance:

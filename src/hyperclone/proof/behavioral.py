@@ -161,6 +161,7 @@ class _ModelPair:
         self.stored = stored_type(max(plan.tensors, key=lambda t: t.nbytes))
         self.narrow = self.stored in (torch.bfloat16, torch.float16)
         self.stages, self.stage = (7 if self.narrow else 4), 0
+        self.expected: Tensor | None = None  # a continuation by the source, where one saves passes through a model
         self.advance(0)
 
     def advance(self, stages: int = 1) -> None:
@@ -209,17 +210,19 @@ class _ModelPair:
         """(source in `compute`, source in `wide` on the same tokens, grown model in `compute`)."""
         source = self.load_source(compute)
         with model_errors(self.source.path):
-            plain = logits.run(source, probes, prompt, steps=steps)
+            plain = logits.run(source, probes, prompt, steps=steps, expected=self.expected)
             self.advance()
             source.to(wide)
             truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
+        if self.behavior.layer_by_layer:
+            self.expected = plain.tokens
         del source
         gc.collect()
         self.advance()
         model = self.open(Checkpoint.open(self.directory), compute)
         self.behavior.failures += model.problems
         with model_errors(self.directory):
-            grown = logits.run(model, probes, prompt, steps=steps)
+            grown = logits.run(model, probes, prompt, steps=steps, expected=self.expected)
         del model
         gc.collect()
         self.advance()
