@@ -27,6 +27,8 @@ from typing import Any
 SHAPES = {  # hidden, ffn, heads, KV heads, vocabulary
     "8b": (4096, 14336, 32, 8, 128256),
     "1b": (2048, 8192, 32, 8, 128256),
+    "1.1b": (2048, 5632, 32, 4, 32000),  # TinyLlama's, with 22 layers
+    "0.3b": (1024, 2816, 16, 4, 32000),
     "tiny": (256, 1024, 8, 2, 4096),
 }
 

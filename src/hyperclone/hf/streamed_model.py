@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperclone.errors import CheckpointError
+from hyperclone.hf import memory
 from hyperclone.hf.lockstep import Lockstep
 from hyperclone.hf.models import load_without_weights, model_errors, problems_of, quiet
 from hyperclone.hf.parameter_names import to_disk
@@ -108,8 +109,14 @@ class StreamedModel:
 
     @property
     def at_once(self) -> int:
-        """How many numbers are in memory at once: the largest part, and what belongs to none."""
-        sizes = [sum(weight.tensor.numel() for weight in weights) for weights in (*self._parts, self._others)]
+        """How many numbers are in memory at once: the largest part, and what belongs to none.
+
+        A weight that is several tensors on disk counts twice, since it is there twice while it is put together.
+        """
+        sizes = [
+            sum(weight.tensor.numel() * min(len(weight.stored), 2) for weight in weights)
+            for weights in (*self._parts, self._others)
+        ]
         return max(sizes[:-1], default=0) + sizes[-1]
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
@@ -148,6 +155,7 @@ class StreamedModel:
             return
         if self._in_memory is not None:
             self._drop(self._parts[self._in_memory])
+            memory.give_back()
         self._in_memory = number
         if number is not None:
             self._load(self._parts[number])

@@ -137,8 +137,8 @@ def _fit(source: Checkpoint, directory: Path, plan: Plan) -> tuple[bool, str]:
     except CheckpointError as error:
         instead = f"and they cannot run layer by layer: {error.problem}"
     else:
-        # Each is read as stored and held in fp32, the source in fp64 as well.
-        least = max(14 * numbers[0], 8 * numbers[1]) + fixed
+        # Bytes: fp32 beside bf16, as it is read; of the source, fp64 beside fp32.
+        least = max(12 * numbers[0], 6 * numbers[1]) + fixed
         if least <= available:
             return True, ""
         instead = f"{least / 1e9:.1f} GB layer by layer"
