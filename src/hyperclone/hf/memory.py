@@ -27,7 +27,7 @@ def available_memory() -> float:
 
 
 def give_back() -> None:
-    """Return freed memory to the system. Much of what a thread has freed would stay with the C library for that thread."""
+    """Return freed memory to the system; the C library would keep much of it for the thread that freed it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)

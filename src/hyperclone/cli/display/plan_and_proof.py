@@ -199,6 +199,8 @@ def proof_table(proof: Proof) -> RenderableType:
                 source, grown = m.perplexity
                 compared = f"source {source:.4f}, grown {grown:.4f}"
                 parts.append(Text(f"perplexity, fp32, the same {m.predicted} tokens of real text: {compared}"))
+    if behavior and behavior.layer_by_layer:
+        parts.append(Text("both models were read layer by layer as they ran: they do not fit in memory", style="dim"))
     if behavior:
         parts += [Text(f"not measured: {reason}", style="dim") for reason in behavior.skipped]
     parts += [Text(printable(note, line=True), style="dim") for note in proof.notes]
