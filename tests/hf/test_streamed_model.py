@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
-from hyperclone.hf import logits
+from hyperclone.hf import logits, streamed_model
 from hyperclone.hf.lockstep import Lockstep
 from hyperclone.hf.logits import ModelOutputs
 from hyperclone.hf.models import LoadedModel, quiet
@@ -156,6 +156,15 @@ def test_problems_with_weights_are_those_that_transformers_finds(model_dir: Mode
     stored.entries["other.weight"] = stored.entries.pop("model.norm.weight")
     model = StreamedModel(stored, torch.float32)
     assert model.problems == ["model.norm.weight: missing keys", "other.weight: unexpected keys"]
+
+
+def test_a_model_with_a_weight_outside_of_all_parts_is_refused(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intact = streamed_model._part_modules
+    monkeypatch.setattr(streamed_model, "_part_modules", lambda module: list(intact(module))[:-1])
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        StreamedModel(Checkpoint.open(model_dir("llama-grouped-untied")), torch.float32)
 
 
 def test_calls_pass_gates_together_and_return_in_order() -> None:

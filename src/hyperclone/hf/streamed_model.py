@@ -79,14 +79,14 @@ class StreamedModel:
     """
 
     def __init__(self, stored: StoredModel, dtype: torch.dtype) -> None:
-        """Build the model. No part is read; what belongs to no part is, and stays in memory.
+        """Build the model; none of its weights is read.
 
         Args:
             stored: the model on disk.
             dtype: of weights and computation.
 
         Raises:
-            CheckpointError: transformers cannot build it, or names its tensors otherwise than the disk.
+            CheckpointError: transformers cannot build it or names its tensors otherwise, or a weight is in no part.
         """
         self._stored = stored
         self._rounding: torch.dtype | None = None
@@ -104,20 +104,18 @@ class StreamedModel:
                 module.register_forward_pre_hook(lambda *_, number=number: self._lockstep.gate(number))
                 self._parts.append(part)
         in_parts = {weight.name for part in self._parts for weight in part}
-        self._others = [weight for weight in weights.values() if weight.name not in in_parts]
-        self._load(self._others)
+        if others := [weight.name for weight in weights.values() if weight.name not in in_parts]:
+            raise CheckpointError(
+                "a weight belongs to no layer and no simple module", file=stored.path, tensor=others[0]
+            )
 
     @property
     def at_once(self) -> int:
-        """How many numbers are in memory at once: the largest part, and what belongs to none.
+        """How many numbers are in memory at once: the largest part.
 
         A weight that is several tensors on disk counts twice, since it is there twice while it is put together.
         """
-        sizes = [
-            sum(weight.tensor.numel() * min(len(weight.stored), 2) for weight in weights)
-            for weights in (*self._parts, self._others)
-        ]
-        return max(sizes[:-1], default=0) + sizes[-1]
+        return max(sum(weight.tensor.numel() * min(len(weight.stored), 2) for weight in part) for part in self._parts)
 
     def run(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """What calls of the module return. A part is read once for all, and again for each token that one generates."""
@@ -129,30 +127,25 @@ class StreamedModel:
     def round_to(self, dtype: torch.dtype) -> None:
         """Let parameters have values of another type, in the type that they have."""
         self._rounding = dtype
-        self._load(self._others)
 
     def to(self, dtype: torch.dtype) -> None:
         """Convert the module to a wider type."""
         self._wider = dtype
-        for part in self._parts:
-            self._drop(part)
         for buffer in self.module.buffers():
             buffer.data = buffer.data.to(dtype) if buffer.is_floating_point() else buffer.data
-        self._load(self._others)
+        for part in self._parts:
+            self._drop(part)
 
     def tensors_to_save(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor that `save_pretrained` would write, by its name on disk, one part in memory at a time."""
-        for number, part in enumerate([*self._parts, self._others]):
-            if number < len(self._parts):
-                self._enter(number)
+        for number, part in enumerate(self._parts):
+            self._enter(number)
             for weight in part:
                 yield from to_disk(self.module, weight.name, weight.tensor.data).items()
         self._enter(None)
 
     def _enter(self, number: int | None) -> None:
         """Bring a part into memory in place of the one that is there."""
-        if number == self._in_memory:
-            return
         if self._in_memory is not None:
             self._drop(self._parts[self._in_memory])
             memory.give_back()
