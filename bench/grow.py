@@ -140,7 +140,8 @@ def make_source(path: Path, shape: str, layers: int) -> None:
         "hidden_act": "silu", "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
     }  # fmt: skip
     (path / "config.json").write_text(json.dumps(config))
-    pool = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
+    # The length is odd, so that no two rows of a head are the same and no two tokens equally likely.
+    pool = torch.randn((1 << 24) - 3, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
 
     def random(*shape: int) -> torch.Tensor:
         count = math.prod(shape)
