@@ -272,6 +272,9 @@ def test_the_asked_type_is_in_the_config_and_everywhere(model_dir: ModelDir, tmp
     (tmp_path / "config.json").write_text(json.dumps(old))
     assert hyperclone.plan(tmp_path, Growth(width=2, dtype="bf16")).config["torch_dtype"] == "bfloat16"
     assert hyperclone.plan(tmp_path, Growth(width=2)).config["torch_dtype"] == "float32"
+    (tmp_path / "config.json").write_text(json.dumps(old | {"dtype": "float32"}))
+    both = hyperclone.plan(tmp_path, Growth(width=2, dtype="bf16")).config
+    assert (both["dtype"], both["torch_dtype"]) == ("bfloat16", "bfloat16")
 
 
 def test_widths_go_by_the_names_that_people_use(model_dir: ModelDir) -> None:

@@ -260,7 +260,7 @@ def _source_header(tensor: TensorPlan) -> TensorHeader:
 
 def _source_config(plan: Plan) -> dict[str, Any]:
     config = dict(plan.source_config)
-    for field in ("dtype", "torch_dtype"):
+    for field in planner.DTYPE_FIELDS:
         if plan.growth.dtype and field in plan.config:
             config[field] = plan.config[field]
     return config

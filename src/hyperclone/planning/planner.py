@@ -24,6 +24,7 @@ from hyperclone.planning.tied_head import TiedHead
 from hyperclone.units import is_finite
 
 GROWN_FIELD = "hyperclone"  # of a config: how a model in memory was grown (conversion/receipt.py)
+DTYPE_FIELDS = ("dtype", "torch_dtype")  # a config may have both, and transformers reads the first then
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
 
@@ -133,7 +134,8 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     if target.head.untied:
         config["tie_word_embeddings"] = False
     if target.growth.dtype:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = DTYPES[OUTPUT_DTYPES[target.growth.dtype]][0]
+        written = DTYPES[OUTPUT_DTYPES[target.growth.dtype]][0]
+        config |= dict.fromkeys([field for field in DTYPE_FIELDS if field in config] or DTYPE_FIELDS[:1], written)
     for field, factor in family.rescaled(target.sizes, target.padding).items():
         config[field] = _number(family.value(field, source_config), field) * factor
     return config
