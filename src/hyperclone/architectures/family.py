@@ -114,13 +114,27 @@ class Family:
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
     deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
     prefix: str  # which the names in a saved base model lack ("" if base models are not saved)
+    aliases: Mapping[str, str]  # another name of a config field -> its name here; where both are given, that one counts
     models: tuple[str, ...] = ()  # well-known names
     upcycled: Upcycling | None = None
     text: str = ""  # the file itself if it is a user's, for receipts; "" for those that ship with the package
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config, with the family's defaults for fields that it leaves out."""
-        return {**self.defaults, **self.type_defaults.get(str(config.get("model_type")), {}), **config}
+        """The config by the family's names of fields, with the family's defaults for those that it leaves out."""
+        types = self.type_defaults.get(str(config.get("model_type")), {})
+        return {**self.defaults, **types, **self.canonical(config)}
+
+    def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with every field under the family's name; of two names, transformers reads the alias."""
+        renamed = {self.aliases[k]: value for k, value in config.items() if k in self.aliases and value is not None}
+        return {**{key: value for key, value in config.items() if key not in self.aliases}, **renamed}
+
+    def spelled_as(self, fields: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields by the family's names, under the name or both names that a config has for each of them."""
+        names = {key: self.aliases.get(key, key) for key, value in config.items()
+                 if key not in self.aliases or value is not None}  # fmt: skip
+        spelled = {key: fields[name] for key, name in names.items() if name in fields}
+        return spelled | {name: value for name, value in fields.items() if name not in names.values()}
 
     def value(self, text: str, config: Mapping[str, Any], *, layer: int | None = None) -> Value:
         """An expression's value over the config, with defaults for fields that it leaves out; i is the layer."""
@@ -174,9 +188,12 @@ class Family:
     def grown_config(self, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
         """The config of the grown model: fields are written, then read back and compared.
 
+        Every field has the names that it has in the source's config.
+
         Raises:
             GrowthError: the config cannot express these sizes.
         """
+        source, config = config, self.canonical(config)
         grown = dict(config)
         for field, text in self.write.items():
             grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
@@ -219,7 +236,7 @@ class Family:
                 expected=", ".join(map(str, before[changed[0]])) + ", as in the source",
                 cure="choose another size",
             )
-        return grown
+        return self.spelled_as(grown, source)
 
     def _value_or_none(self, text: str, config: Mapping[str, Any]) -> Value:
         try:

@@ -62,7 +62,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
           {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
            "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list, "deeper": dict,
-           "prefix": str, "models": list, "upcycled": dict})  # fmt: skip
+           "prefix": str, "aliases": dict, "models": list, "upcycled": dict})  # fmt: skip
     axes = {
         key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "alias", "when"))
         for key, spec in data["axes"].items()
@@ -90,7 +90,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
             )
     if "tie" in data:
         _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
-    for part in ("write", "whole", "refuse", "multiplied"):
+    for part in ("write", "whole", "refuse", "multiplied", "aliases"):
         _keys(data.get(part, {}), part, {}, dict.fromkeys(data.get(part, {}), str))
     _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
     _keys(data.get("deeper", {}), "deeper", {}, dict.fromkeys(data.get("deeper", {}), str))
@@ -114,6 +114,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         multiplied=data.get("multiplied", {}),
         gain_offset=data.get("gain_offset", 0),
         prefix=data.get("prefix", ""),
+        aliases=data.get("aliases", {}),
         per_layer=tuple(data.get("per_layer", ())),
         models=tuple(data.get("models", ())),
         upcycled=_upcycling(data["upcycled"]) if "upcycled" in data else None,

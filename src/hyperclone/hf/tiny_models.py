@@ -97,6 +97,7 @@ def small_configs(config: Mapping[str, Any], family: Family) -> Iterator[dict[st
     Raises:
         GrowthError: the family's expressions do not allow small sizes.
     """
+    config = family.canonical(config)
     sizes = family.sizes(config)
     heads = [8, sizes["head_dim"]] if sizes["head_dim"] > 8 else [sizes["head_dim"]]
     experts = sorted({min(4, sizes["experts"]), sizes["experts"]}) if "experts" in sizes else [1]

@@ -58,7 +58,7 @@ def deepen(
     lists = {field: source[field] for field in family.per_layer if source.get(field) is not None}
     if left_out := [field for field in family.per_layer if field not in lists]:
         lists |= _derived(source, left_out)
-    config = {**grown, family.layers: len(layers)}
+    config = {**family.canonical(grown), family.layers: len(layers)}
     for field, values in lists.items():
         if not isinstance(values, list) or len(values) <= max(layers):
             raise GrowthError(
@@ -81,7 +81,7 @@ def deepen(
                 field=text,
                 cure="grow its widths only",
             )
-    return config
+    return family.spelled_as(config, source)
 
 
 def _derived(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, list[Any]]:

@@ -82,7 +82,7 @@ def prove_structure(
     except HypercloneError as error:
         structure.failures.append(str(error).replace("\n", ";"))
         return structure
-    structure.failures += _compare_config(output.config, plan.config)
+    structure.failures += _compare_config(*(plan.family.canonical(config) for config in (output.config, plan.config)))
     expected = {tensor.name for tensor in plan.tensors}
     structure.failures += [f"{name}: missing from the output" for name in sorted(expected - set(output.entries))]
     structure.failures += [f"{name}: not part of the grown model" for name in sorted(set(output.entries) - expected)]
