@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
 from hyperclone.errors import FamilyError
-
-T = TypeVar("T")
 
 
 @cache
@@ -29,17 +27,10 @@ def families() -> dict[str, Family]:
     return by_type
 
 
-def full_names(
-    config: Mapping[str, Any], stored: Mapping[str, T], *, user_family: Family | None = None
-) -> dict[str, T]:
-    """Stored tensors under their names in the whole model; those of a saved base model lack its prefix (GPT-2)."""
+def known(config: Mapping[str, Any], user_family: Family | None = None) -> Family | None:
+    """The family of a model: the user's where one is given, else the one that ships; None if there is none."""
     model_type = config.get("model_type")
-    family = user_family or (families().get(model_type) if isinstance(model_type, str) else None)
-    prefix = family.prefix if family else ""
-    if family is None or any(name.startswith(prefix) for name in stored):
-        return dict(stored)
-    unprefixed = {line.pattern for line in family.lines if not line.pattern.startswith(prefix)}
-    return {name if name in unprefixed else prefix + name: value for name, value in stored.items()}
+    return user_family or (families().get(model_type) if isinstance(model_type, str) else None)
 
 
 def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -> Family:
@@ -60,7 +51,7 @@ def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -
                 cure="if the architecture is the same, add its model_type to the file",
             )
         return user_family
-    family = families().get(model_type) if isinstance(model_type, str) else None
+    family = known(config)
     if family is None:
         raise FamilyError(
             "this architecture is not known" if model_type else "config.json names no model_type",

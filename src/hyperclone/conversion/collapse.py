@@ -24,7 +24,6 @@ from hyperclone.io.destination import Destination
 from hyperclone.io.files import to_json
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.streaming import Progress, digest, slices, write_shards
-from hyperclone.io.tensor_files import Entry
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
@@ -81,7 +80,7 @@ def collapse(
     # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
     copies = [tensor for tensor in plan.tensors if not tensor.init_std]
     originals = {tensor.source: tensor for tensor in copies if tensor.original}
-    headers = [_source_header(tensor) for tensor in originals.values()]
+    headers = [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()]
     files = shards.lay_out(headers, shard_size=shard_size)
     target = Destination(
         Path(destination),
@@ -248,14 +247,15 @@ def _source_headers(receipt: Receipt, output: Checkpoint) -> hub.Headers:
             if (entry := output.entries.get(tensor.name)) is None:
                 raise CheckpointError("a tensor is missing", file=output.path, tensor=tensor.name)
             shape = imagined.entries[tensor.source].shape
-            entries[tensor.source] = Entry(entry.file, entry.dtype, shape, entry.offset, 0)
+            entries[tensor.source] = replace(entry, shape=shape, nbytes=0)
     return replace(imagined, entries=entries)
 
 
-def _source_header(tensor: TensorPlan) -> TensorHeader:
+def _source_header(tensor: TensorPlan, omitted_prefix: str) -> TensorHeader:
     """The tensor that a plan's tensor grew from, as it is to be stored."""
-    item_size = tensor.nbytes // math.prod(tensor.shape)
-    return TensorHeader(tensor.source, tensor.dtype, tensor.source_shape, item_size * math.prod(tensor.source_shape))
+    nbytes = tensor.nbytes // math.prod(tensor.shape) * math.prod(tensor.source_shape)
+    stored_name = tensor.source.removeprefix(omitted_prefix)
+    return TensorHeader(tensor.source, tensor.dtype, tensor.source_shape, nbytes, stored_name)
 
 
 def _source_config(plan: Plan) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import re
 import shlex
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hyperclone.architectures import registry, stored_names
 from hyperclone.architectures.family import Family
-from hyperclone.architectures.registry import full_names, of_config
 from hyperclone.errors import CheckpointError
 from hyperclone.io.files import LARGEST_FILE, exists, read_json
 from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
@@ -77,7 +78,7 @@ class Checkpoint(TensorFiles):
         entries = _read_headers(directory, files)
         if weight_map is not None:
             _check_index(directory, weight_map, entries)
-        entries = full_names(config, entries, user_family=family)
+        entries = by_full_names(config, entries, family)
         check_own_file(directory / "config.json", directory)
         carried_files(directory)  # raises for links and devices, before anything else opens them
         return cls(directory, config=config, files=files, entries=entries, user_family=family)
@@ -89,7 +90,7 @@ class Checkpoint(TensorFiles):
         Raises:
             FamilyError: it is unknown.
         """
-        return of_config(self.config, user_family=self._user_family)
+        return registry.of_config(self.config, user_family=self._user_family)
 
     @property
     def carried_files(self) -> list[Path]:
@@ -102,6 +103,18 @@ class Checkpoint(TensorFiles):
         # The change time as well: copying tools set the modification time back, and nobody can set this one.
         stats = [(self.path / file).stat() for file in ("config.json", *self.files)]
         return f"{self.path.resolve()}:{self.files}:{[(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]}"
+
+
+def by_full_names(
+    config: Mapping[str, Any], entries: Mapping[str, Entry], user_family: Family | None
+) -> dict[str, Entry]:
+    """Stored tensors by their names in the whole model, which a saved base model or a lone tied head lacks."""
+    family = registry.known(config, user_family)
+    base = stored_names.lacks_prefix(entries, family)
+    return {
+        name: replace(entry, base=True) if base else entry
+        for name, entry in stored_names.full_names(config, entries, family).items()
+    }
 
 
 def _check_directory(directory: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures.family import Family
-from hyperclone.architectures.registry import full_names, of_config
+from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, reason
-from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
+from hyperclone.io.checkpoint import Checkpoint, by_full_names, refuse_quantized
 from hyperclone.io.files import exists, read_json
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
@@ -76,7 +76,7 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
-    return Headers(source_config, full_names(source_config, entries, user_family=family), family)
+    return Headers(source_config, by_full_names(source_config, entries, family), family)
 
 
 def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:

@@ -17,12 +17,24 @@ from hyperclone.units import parse_size
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """A tensor in a safetensors header, before its offset is known."""
+    """A tensor in a safetensors header, before its offset is known.
+
+    Attributes:
+        name: in the whole model.
+        dtype, shape, nbytes: as stored.
+        stored_name: in the header, where that is another name.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    stored_name: str | None = None
+
+    @property
+    def name_in_file(self) -> str:
+        """The name in the header."""
+        return self.stored_name or self.name
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Shard:
     Attributes:
         file: its name.
         header: its first bytes, length prefix included.
-        offsets: where each tensor starts in the file.
+        offsets: where each tensor starts in the file, by its name in the whole model.
         nbytes: its whole size.
     """
 
@@ -79,7 +91,7 @@ def _shard(file: str, tensors: list[TensorHeader]) -> Shard:
     # Wider types first keeps every tensor aligned to its own element size.
     for tensor in sorted(tensors, key=lambda t: -_width(t)):
         starts[tensor.name] = position
-        header[tensor.name] = {
+        header[tensor.name_in_file] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
             "data_offsets": [position, position + tensor.nbytes],
@@ -99,7 +111,8 @@ def index(shards: Sequence[Shard], tensors: Sequence[TensorHeader]) -> dict[str,
     """The content of model.safetensors.index.json; None for a single file."""
     if len(shards) == 1:
         return None
+    names = {tensor.name: tensor.name_in_file for tensor in tensors}
     return {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
-        "weight_map": dict(sorted((name, shard.file) for shard in shards for name in shard.offsets)),
+        "weight_map": dict(sorted((names[name], shard.file) for shard in shards for name in shard.offsets)),
     }

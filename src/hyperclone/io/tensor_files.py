@@ -43,6 +43,7 @@ class Entry:
         dtype: as safetensors calls it.
         shape, offset, nbytes: its sizes, where it begins in the file, and its length there.
         version: of the file when its header was read; None where there is no file to read from.
+        base: it was saved from the base model, so its name in the file lacks the family's prefix.
     """
 
     file: str
@@ -51,6 +52,7 @@ class Entry:
     offset: int
     nbytes: int
     version: FileVersion | None = field(default=None, compare=False, repr=False)
+    base: bool = False
 
 
 class TensorFiles:

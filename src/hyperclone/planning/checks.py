@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperclone.architectures.family import Family
+from hyperclone.architectures.family import Family, Tie
 from hyperclone.architectures.layout import Layout
+from hyperclone.architectures.stored_names import is_buffer
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
@@ -45,7 +46,7 @@ def check_tensors(
             continue
         if tied and family.tie and name == family.tie.head:
             ties.append((name, family.tie.embedding))
-        elif family.ignored(name):
+        elif family.ignored(name) or is_buffer(name, entry.shape):
             dropped.append(name)
         else:
             raise CheckpointError(
@@ -58,6 +59,8 @@ def check_tensors(
             )
     for name, layout in expected.items():
         if name not in source.entries:
+            if family.tie and name.startswith(family.tie.head.removesuffix("weight")):
+                raise _without_head(family.tie, name, expected)
             raise CheckpointError(
                 "a tensor of this architecture is missing",
                 tensor=name,
@@ -83,6 +86,15 @@ def check_tensors(
                 cure="grow the original bf16 / fp16 / fp32 checkpoint",
             )
     return tuple(dropped), tuple(ties)
+
+
+def _without_head(tie: Tie, name: str, expected: Container[str]) -> CheckpointError:
+    cure = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) stores one with such values"
+    if f"{tie.head.removesuffix('weight')}bias" not in expected:  # an embedding has none
+        cure = f'set "{tie.when}": true in config.json if the embedding may be the head; else {cure}'
+    return CheckpointError("the head is not stored, so transformers would initialize it randomly", tensor=name,
+                           expected="a whole causal language model; this one may have been saved from its base model",
+                           cure=cure)  # fmt: skip
 
 
 def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:

@@ -107,6 +107,7 @@ class Plan:
         source_config, config: before and after.
         tensors: in the order in which they are stored.
         shards: the output files.
+        omitted_prefix: which names in the files lack, as in those of a source that was saved from the base model.
         untied: the head becomes a tensor of its own.
         ties_to_check: stored pairs (head, embedding) that the config calls tied and that must be equal.
         dropped: stored buffers that no model loads.
@@ -123,6 +124,7 @@ class Plan:
     config: dict[str, Any]
     tensors: tuple[TensorPlan, ...]
     shards: tuple[Shard, ...]
+    omitted_prefix: str
     untied: bool
     ties_to_check: tuple[tuple[str, str], ...]
     dropped: tuple[str, ...]

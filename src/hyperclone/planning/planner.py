@@ -83,7 +83,8 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         tensors = mixture.from_dense(tensors)
     check_rounding(growth, tensors)
     check_level(growth, tensors)
-    files = shards.lay_out(tensor_headers(tensors), shard_size=shard_size)
+    prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
+    files = shards.lay_out(tensor_headers(tensors, prefix), shard_size=shard_size)
     position = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     texts = notes_on(_facts(target, tensors, dropped))
     return Plan(
@@ -96,6 +97,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         config=grown_config,
         tensors=tuple(sorted(tensors, key=lambda tensor: position[tensor.name])),
         shards=tuple(files),
+        omitted_prefix=prefix,
         untied=target.head.untied,
         ties_to_check=ties_to_check,
         dropped=dropped,
@@ -270,9 +272,9 @@ def _unrelated(field: str, found: object, expected: object) -> GrowthError:
     )
 
 
-def tensor_headers(tensors: Sequence[TensorPlan]) -> list[TensorHeader]:
-    """The tensors as a safetensors header lists them."""
-    return [TensorHeader(t.name, t.dtype, t.shape, t.nbytes) for t in tensors]
+def tensor_headers(tensors: Sequence[TensorPlan], omitted_prefix: str) -> list[TensorHeader]:
+    """The tensors as a safetensors header lists them, under names without a prefix."""
+    return [TensorHeader(t.name, t.dtype, t.shape, t.nbytes, t.name.removeprefix(omitted_prefix)) for t in tensors]
 
 
 def _number(value: object, field: str) -> float:
