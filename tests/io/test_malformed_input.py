@@ -190,8 +190,19 @@ def test_no_weights_at_all_and_shards_without_an_index_are_refused(victim: Path)
     ids=str,
 )
 def test_quantized_checkpoints_are_refused(field: str, value: Any, found: str, victim: Path) -> None:
+    name = "model.layers.1.mlp.down_proj.weight"
+    edit_weights(victim, lambda tensors: tensors.update({name: tensors[name].to(torch.uint8)}))
     edit_json(victim / "config.json", **{field: value})
     refused(victim, "quantized", "config.json", field, found, "grow the original")
+
+
+@pytest.mark.parametrize("field", ["quantization_config", "compression_config"])
+def test_where_only_the_config_speaks_of_quantization_the_cure_is_to_remove_the_field(field: str, victim: Path) -> None:
+    types = {entry.dtype for entry in Checkpoint.open(victim).entries.values()}
+    edit_json(victim / "config.json", **{field: {"quant_method": "bitsandbytes", "load_in_4bit": True}})
+    refused(victim, f"stored as {' and '.join(types)}", "config.json", field, "bitsandbytes", f"remove {field} from")
+    edit_json(victim / "config.json", **{field: None})
+    hyperclone.plan(victim, TWICE)
 
 
 def test_a_null_where_quantization_would_be_means_none(victim: Path) -> None:

@@ -39,7 +39,8 @@ def growth_of(name: str) -> Growth:
 
 
 def stored(path: Path) -> dict[str, Tensor]:
-    return load_file(path / "model.safetensors")
+    tensors: dict[str, Tensor] = load_file(path / "model.safetensors")
+    return tensors
 
 
 def with_tensors(source: Path, target: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Path:

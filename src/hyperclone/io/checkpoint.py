@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hyperclone.architectures import registry, stored_names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
 from hyperclone.io.files import LARGEST_FILE, exists, read_json
-from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
+from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
 from hyperclone.units import human_bytes
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -72,12 +72,12 @@ class Checkpoint(TensorFiles):
         directory = Path(path)
         _check_directory(directory)
         config = read_json(directory / "config.json", missing="not a model directory: it has no config.json")
-        refuse_quantized(config, directory / "config.json")
         weight_map = _read_index(directory)
         files = [_single_file(directory)] if weight_map is None else sorted(set(weight_map.values()))
         entries = _read_headers(directory, files)
         if weight_map is not None:
             _check_index(directory, weight_map, entries)
+        refuse_quantized(config, directory / "config.json", entries.values())
         entries = by_full_names(config, entries, family)
         check_own_file(directory / "config.json", directory)
         carried_files(directory)  # raises for links and devices, before anything else opens them
@@ -284,14 +284,33 @@ def check_own_file(file: Path, directory: Path) -> None:
                               cure=f"replace the link by the file: rm {link} && cp {target} {link}")  # fmt: skip
 
 
-def refuse_quantized(config: Mapping[str, Any], file: Path) -> None:
-    """Raise CheckpointError if a config says that the weights are quantized."""
+def refuse_quantized(config: Mapping[str, Any], file: Path, entries: Collection[Entry] = ()) -> None:
+    """Raise CheckpointError if a config says that the weights are quantized.
+
+    Args:
+        config: of the model.
+        file: that it was read from.
+        entries: the stored tensors, where they are known: tools that merge or dequantize leave the field behind.
+    """
     for field in ("quantization_config", "compression_config"):
-        if (method := config.get(field)) is not None:
+        if (method := config.get(field)) is None:
+            continue
+        found = method.get("quant_method", "a method without a name") if isinstance(method, dict) else method
+        types = sorted({entry.dtype for entry in entries})
+        if types and DTYPES.keys() >= set(types):
             raise CheckpointError(
-                "quantized checkpoints cannot be grown: their integers are not the weights",
+                f"the weights are stored as {' and '.join(types)}, but transformers would quantize them when it loads "
+                "them, as this field asks",
                 file=file,
                 field=field,
-                found=method.get("quant_method", "a method without a name") if isinstance(method, dict) else method,
-                cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantize the result",
+                found=found,
+                cure=f"remove {field} from config.json, so that the stored weights are the model, and grow that",
             )
+        raise CheckpointError(
+            "quantized checkpoints cannot be grown: their integers are not the weights",
+            file=file,
+            field=field,
+            found=found,
+            cure="grow the original bf16 / fp16 / fp32 checkpoint, then quantize the result"
+            + ("" if types else "; if the weights are stored in one of these types, remove the field"),
+        )
