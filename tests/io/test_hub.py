@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,3 +105,47 @@ def test_a_plan_can_be_refused_by_who_sees_it(model_dir: ModelDir, tmp_path: Pat
     with pytest.raises(RuntimeError, match="too wide"):
         hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2), on_plan=refuse)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def cached(model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The snapshot of `org/tiny` in a Hub cache without a network; all tests run in the Hub's offline mode."""
+    assert huggingface_hub.constants.HF_HUB_OFFLINE
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0123456789" * 4
+    repository = tmp_path / "hub/models--org--tiny"
+    snapshot = repository / "snapshots" / commit
+    shutil.copytree(model_dir("llama-grouped-tied"), snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    return snapshot
+
+
+@pytest.mark.parametrize("unreachable", ["offline mode", "no network"])
+def test_without_a_network_a_cached_model_is_found_by_its_id(
+    unreachable: str, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if unreachable == "no network":  # an error of the HTTP library, which is no OSError
+
+        def refuse(*_: object, **__: object) -> None:
+            raise huggingface_hub.errors.HfHubHTTPError.__bases__[0]("connection refused")
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "get_safetensors_metadata", refuse)
+    plan = hyperclone.plan("org/tiny", Growth(width=2))
+    assert plan.tensors == hyperclone.plan(cached, Growth(width=2)).tensors
+    assert hyperclone.plan("org/tiny", Growth(width=2), revision=cached.name).tensors == plan.tensors
+    grown = hyperclone.grow("org/tiny", tmp_path / "grown", Growth(width=2), proof="structural")
+    assert json.loads((grown.path / "hyperclone.json").read_text())["source"] == "org/tiny"
+    (cached / "model.safetensors").unlink()  # as a plan with a network leaves it
+    with pytest.raises(CheckpointError, match="neither a local directory nor an accessible model"):
+        hyperclone.plan("org/tiny", Growth(width=2))
+
+
+def test_what_the_hub_refuses_is_not_taken_from_the_cache(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        response = SimpleNamespace(headers={}, request=None)
+        raise huggingface_hub.errors.GatedRepoError("access is gated", response=response)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "get_safetensors_metadata", refuse)
+    with pytest.raises(CheckpointError, match="access is gated"):
+        hyperclone.plan("org/tiny", Growth(width=2))

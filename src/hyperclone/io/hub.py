@@ -13,7 +13,7 @@ from typing import Any
 
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
-from hyperclone.errors import CheckpointError, reason
+from hyperclone.errors import CheckpointError, HypercloneError, reason
 from hyperclone.io.checkpoint import Checkpoint, by_full_names, refuse_quantized
 from hyperclone.io.files import exists, read_json
 from hyperclone.io.source import Source
@@ -60,6 +60,8 @@ class Headers:
 def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:
     """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
 
+    Without a network, or in the Hub's offline mode, they are those of the model in the Hub's cache.
+
     Raises:
         CheckpointError: neither is accessible, or it is not a model that can be grown.
     """
@@ -69,13 +71,18 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
 
     source_config = config(source, revision=revision)
     with _hub_errors(source):
-        repository = HfApi().get_safetensors_metadata(str(source), revision=revision)
-    refuse_quantized(source_config, Path("config.json"))
+        try:
+            repository = HfApi().get_safetensors_metadata(str(source), revision=revision)
+        except _unreachable() as error:  # the Hub's own refusals come with an answer of its server
+            if getattr(error, "response", None) is not None or (cached := _cached(source, revision)) is None:
+                raise
+            return Checkpoint.open(cached, family=family)
     entries = {}
     for file, metadata in sorted(repository.files_metadata.items()):
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
+    refuse_quantized(source_config, Path("config.json"), entries.values())
     return Headers(source_config, by_full_names(source_config, entries, family), family)
 
 
@@ -110,6 +117,18 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES)))
 
 
+def _cached(source: str | os.PathLike[str], revision: str | None) -> Path | None:
+    """The snapshot of a Hub id in the Hub's cache; None if it is not there, or without weights."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(str(source), revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return path if any(path.glob("*.safetensors")) else None
+
+
 def public_name(source: str | os.PathLike[str]) -> str:
     """The name of a source in receipts and model cards: its Hub id, or a local directory's name without its path."""
     path = Path(source)
@@ -124,12 +143,23 @@ def _is_local(source: str | os.PathLike[str], revision: str | None) -> bool:
     return local
 
 
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises where there is no network: its own errors, and those of the HTTP library it uses."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    http = HfHubHTTPError.__bases__[0]
+    assert issubclass(http, Exception)
+    return (http, OSError)
+
+
 @contextmanager
 def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
+    from huggingface_hub.errors import NotASafetensorsRepoError
 
     try:
         yield
+    except HypercloneError:
+        raise
     except NotASafetensorsRepoError:
         raise CheckpointError(
             "this repository has no safetensors weights",
@@ -137,7 +167,7 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
             expected="model.safetensors, or its index",
             cure="convert once: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) writes safetensors",
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (*_unreachable(), ValueError) as error:
         raise CheckpointError(
             "neither a local directory nor an accessible model on the Hub",
             file=source,
