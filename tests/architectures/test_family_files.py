@@ -223,7 +223,7 @@ def test_a_file_for_another_model_type_is_refused(toml: Path, model_dir: ModelDi
 
 def test_names_without_prefix_are_those_of_the_users_file(model_dir: ModelDir, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(shipped("llama").replace("[axes]", '[axes]\nspare = "hidden_size"'))
-    (tmp_path / "prefixed.toml").write_text('prefix = "base."\n' + shipped("llama"))
+    (tmp_path / "prefixed.toml").write_text(shipped("llama").replace('prefix = "model."', 'prefix = "base."'))
     mine = Checkpoint.open(model_dir("llama-grouped-tied"), family=family_file.read(tmp_path / "mine.toml"))
     assert "model.norm.weight" in mine.entries
     prefixed = Checkpoint.open(model_dir("llama-grouped-tied"), family=family_file.read(tmp_path / "prefixed.toml"))

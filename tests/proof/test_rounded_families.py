@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.architectures import support_table
 from hyperclone.errors import GrowthError
+from hyperclone.planning import planner
 from tests.helpers import models
+from tests.helpers.headers import headers
 
 _COMMON = {
     "vocab_size": models.VOCAB, "num_hidden_layers": 3, "max_position_embeddings": 64, "hidden_size": 32,
@@ -127,3 +130,45 @@ def test_a_folded_gain_is_stored_less_one_and_its_copies_sum_to_the_scaled_gain(
 def test_gemma3s_shared_eps_keeps_hidden_at_multiples(source: Any) -> None:
     with pytest.raises(GrowthError, match="multiples of 32"):
         hyperclone.plan(source("gemma3", torch.float32), Growth(hidden=40))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", [*ROWS, "llama-grouped-tied", "olmo2"])
+def test_untying_is_named_as_the_cure_where_it_makes_the_growth_exact_and_nowhere_else(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "MODELS", models.MODELS | ROWS)
+    monkeypatch.setattr("tests.helpers.headers.MODELS", models.MODELS)
+    source, named = headers(name), set()
+    for width in (2, 3, 4, 16):
+        growth = {"width": width, "dtype": dtype}
+        try:
+            planner.make_plan(source, Growth(**growth))
+            continue
+        except GrowthError as error:
+            message = error
+        try:
+            untied = not planner.make_plan(source, Growth(**growth, untie=True)).rounds
+        except GrowthError:
+            untied = False
+        assert ("--untie" in message.details["cure"]) == untied, (width, message)
+        named |= {width} if untied else set()
+    notes = " ".join(support_table.notes(source.family))
+    assert ("only with --untie" in notes) == (source.family.gain_offset != 0)
+    if "untied" in name or not source.family.gain_offset:
+        assert not named
+    elif source.family.multiplied:
+        assert named == ({4, 16} if dtype == "bf16" else set())  # in fp16, the factor 1/2 makes small weights smaller
+    else:
+        assert named == {2, 3, 4, 16}
+
+
+def test_with_the_head_untied_gemma_grows_exactly_by_4x_in_bf16(source: Any, tmp_path: Path) -> None:
+    directory = source("gemma2", torch.bfloat16)
+    with pytest.raises(GrowthError, match=r"gains of which 1 is not stored(.|\n)*--untie"):
+        hyperclone.plan(directory, Growth(width=4))
+    grown = hyperclone.grow(directory, tmp_path / "grown", Growth(width=4, untie=True))
+    assert grown.proof is not None
+    assert grown.proof.passed
+    assert grown.proof.structure.rounded == 0
+    assert grown.proof.structure.bit_equal == grown.proof.structure.tensors

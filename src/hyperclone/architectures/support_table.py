@@ -84,6 +84,11 @@ def notes(family: Family) -> Iterator[str]:
         yield f"`{text}` must stay a whole number where `{when}`"
     for axis in sorted(set(family.multiplied.values())):
         yield f"the model multiplies its embedding by the square root of {axis}: exact only for powers of 4"
+    if family.tie is not None and family.tie.fold and family.gain_offset:
+        yield (
+            f"the last norm stores its gains less {family.gain_offset}, so they cannot be divided among copies without "
+            "rounding: in bf16 and fp16, with a tied head, hidden grows exactly only with --untie"
+        )
     if family.tie is not None and not family.tie.fold:
         yield "a tied head is untied when hidden grows, since no last norm has a gain"
     if family.upcycled is not None:

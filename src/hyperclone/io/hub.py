@@ -167,7 +167,9 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
             expected="model.safetensors, or its index",
             cure="convert once: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) writes safetensors",
         ) from None
-    except (*_unreachable(), ValueError) as error:
+    except Exception as error:
+        if not isinstance(error, (*_unreachable(), ValueError)):
+            raise
         raise CheckpointError(
             "neither a local directory nor an accessible model on the Hub",
             file=source,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.architectures.family import Family, Tie
@@ -59,7 +59,7 @@ def check_tensors(
             )
     for name, layout in expected.items():
         if name not in source.entries:
-            if family.tie and name.startswith(family.tie.head.removesuffix("weight")):
+            if family.tie and name in (family.tie.head, _bias_of(family.tie.head)):
                 raise _without_head(family.tie, name, expected)
             raise CheckpointError(
                 "a tensor of this architecture is missing",
@@ -88,9 +88,13 @@ def check_tensors(
     return tuple(dropped), tuple(ties)
 
 
+def _bias_of(head: str) -> str:
+    return head.removesuffix("weight") + "bias"
+
+
 def _without_head(tie: Tie, name: str, expected: Container[str]) -> CheckpointError:
     cure = "AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) stores one with such values"
-    if f"{tie.head.removesuffix('weight')}bias" not in expected:  # an embedding has none
+    if _bias_of(tie.head) not in expected:  # an embedding has none
         cure = f'set "{tie.when}": true in config.json if the embedding may be the head; else {cure}'
     return CheckpointError("the head is not stored, so transformers would initialize it randomly", tensor=name,
                            expected="a whole causal language model; this one may have been saved from its base model",
@@ -102,17 +106,31 @@ def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
     return [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
 
 
-def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
-    """Raise where weights would be rounded to bf16 or fp16, which moves the logits by some 1e-3, without consent."""
-    if (coarse := rounded(tensors)) and not growth.allow_rounding:
-        inexact = [factor for factor in coarse[0].factors if math.frexp(factor)[0] != 0.5] or [coarse[0].factor]
-        raise GrowthError(
-            f"this growth is not exact in {coarse[0].dtype}: {len(coarse)} tensors would have to be rounded",
-            tensor=coarse[0].name,
-            found="a factor of " + " or ".join(f"{factor:.6g}" for factor in inexact),
-            expected="powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-            cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
-        )
+def check_rounding(growth: Growth, tensors: Sequence[TensorPlan], *, exact_untied: Callable[[], bool]) -> None:
+    """Raise where weights would be rounded to bf16 or fp16, which moves the logits by some 1e-3, without consent.
+
+    Args:
+        growth: the request.
+        tensors: of the grown model.
+        exact_untied: whether nothing would be rounded with an untied head.
+    """
+    if not (coarse := rounded(tensors)) or growth.allow_rounding:
+        return
+    first = coarse[0]
+    inexact = [factor for factor in first.factors if math.frexp(factor)[0] != 0.5] or [first.factor]
+    found = "a factor of " + " or ".join(f"{factor:.6g}" for factor in inexact)
+    expected = "powers of two (in F16, of 1 or more)"
+    if first.offset:
+        found = f"gains of which {first.offset:g} is not stored, multiplied by {first.factor:.6g} or split"
+        expected = "gains that stay as they are"
+    untie = "untie the head (--untie), " if exact_untied() else ""
+    raise GrowthError(
+        f"this growth is not exact in {first.dtype}: {len(coarse)} tensor{'s' * (len(coarse) != 1)} would have to be rounded",
+        tensor=first.name,
+        found=found,
+        expected=f"{expected}, or a type in which rounding does not matter",
+        cure=f"{untie}write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
+    )
 
 
 def check_uneven(

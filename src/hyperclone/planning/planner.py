@@ -15,7 +15,14 @@ from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import head_scaling, tied_head, upcycling
-from hyperclone.planning.checks import check_head_dim, check_level, check_rounding, check_tensors, check_uneven
+from hyperclone.planning.checks import (
+    check_head_dim,
+    check_level,
+    check_rounding,
+    check_tensors,
+    check_uneven,
+    rounded,
+)
 from hyperclone.planning.depth import deepen, originals
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_layers, spelled
 from hyperclone.planning.notes import Facts, notes_on
@@ -81,7 +88,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     tensors = _tensor_plans(target)
     if mixture is not None:
         tensors = mixture.from_dense(tensors)
-    check_rounding(growth, tensors)
+    check_rounding(growth, tensors, exact_untied=lambda: _exact_untied(target))
     check_level(growth, tensors)
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
     files = shards.lay_out(tensor_headers(tensors, prefix), shard_size=shard_size)
@@ -141,6 +148,15 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     for field, factor in family.rescaled(target.sizes, target.padding).items():
         config[field] = _number(family.value(field, source_config), field) * factor
     return config
+
+
+def _exact_untied(target: _Target) -> bool:
+    """Whether no weight would be rounded with an untied head: a tied one divides a norm's gains in its stead."""
+    if target.growth.untie or not target.tied:
+        return False
+    growth = replace(target.growth, untie=True)
+    head = tied_head.decide(target.family, target.sizes, target.layouts, growth, tied=True)
+    return not rounded(_tensor_plans(replace(target, growth=growth, head=head)))
 
 
 def _tensor_plans(target: _Target) -> list[TensorPlan]:
