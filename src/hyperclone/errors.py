@@ -94,6 +94,10 @@ class FamilyError(HypercloneError):
     """The architecture is unknown, or its tensors do not fit the family file."""
 
 
+class UnknownArchitectureError(FamilyError):
+    """No family file is for this model type."""
+
+
 class OptionError(HypercloneError):
     """An option has a value that it cannot have, whatever the model: an unknown choice, or not a number or size."""
 

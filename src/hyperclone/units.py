@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from fractions import Fraction
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from hyperclone.errors import OptionError
 
 _UNITS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}  # powers of ten
+_TAGS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -34,6 +36,23 @@ def is_finite(value: object) -> TypeGuard[int | float]:
     """Whether a value is a number (no boolean) that a float can hold; a whole number from a file may be any."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and -sys.float_info.max <= value <= sys.float_info.max  # type: ignore[operator]  # false for NaN
+
+
+def decode_floats(value: Any, *, levels: int = 64) -> Any:
+    """A value from JSON with the numbers that transformers 5 writes as {"__float__": "Infinity"} and the like.
+
+    Every NaN is `math.nan`, and every tuple is a list. What is nested deeper than `levels` stays as it is.
+    """
+    if not levels:
+        return value
+    if isinstance(value, dict):
+        tag = value.get("__float__") if len(value) == 1 else None
+        if isinstance(tag, str) and tag in _TAGS:
+            return _TAGS[tag]
+        return {key: decode_floats(entry, levels=levels - 1) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [decode_floats(entry, levels=levels - 1) for entry in value]
+    return math.nan if isinstance(value, float) and math.isnan(value) else value
 
 
 def human_count(count: int) -> str:

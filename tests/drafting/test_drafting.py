@@ -77,6 +77,7 @@ def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(
     assert mine == theirs
     assert drafted.sizes(config) | {"positions": 0} == shipped.sizes(config) | {"positions": 0}
     assert drafted.tied(config) == shipped.tied(config)
+    assert (drafted.prefix, drafted.aliases) == (shipped.prefix, shipped.aliases)
     assert drafted.residual.keys() == shipped.residual.keys()
     assert (drafted.tie and (drafted.tie.head, drafted.tie.embedding, set(drafted.tie.fold))) == (
         shipped.tie and (shipped.tie.head, shipped.tie.embedding, set(shipped.tie.fold))

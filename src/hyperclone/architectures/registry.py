@@ -10,7 +10,7 @@ from typing import Any
 
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
-from hyperclone.errors import FamilyError
+from hyperclone.errors import FamilyError, UnknownArchitectureError
 
 
 @cache
@@ -53,7 +53,7 @@ def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -
         return user_family
     family = known(config)
     if family is None:
-        raise FamilyError(
+        raise UnknownArchitectureError(
             "this architecture is not known" if model_type else "config.json names no model_type",
             file="config.json",
             field="model_type",

@@ -16,6 +16,8 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.errors import DestinationError
 
+_SHOWN = 4  # failures of a draft; its file has all
+
 
 @app.command(epilog="Example: hyperclone families --json")
 def families(
@@ -64,7 +66,9 @@ def draft(
     if drafted.guesses:
         lines.append(f"Lines marked as guesses: {drafted.guesses}; the proof confirms them.")
     if not drafted.proved:
-        lines = ["NOT PROVED: " + "; ".join(drafted.failures), *draft.HINTS]
+        first, others = drafted.failures[:_SHOWN], len(drafted.failures) - _SHOWN
+        lines = ["NOT PROVED: " + "; ".join(first) + (f"; and {others} more, which the file lists" * (others > 0))]
+        lines += draft.HINTS if drafted.results else []  # else nothing was tried, since some lines are missing
     elif output is not None:
         lines.append(f"Next: hyperclone plan {src} --width 2 --family {output}")
     say("\n".join(lines), error=output is None)

@@ -147,6 +147,10 @@ def draft_axes(fields: ConfigFields) -> DraftedAxes:
         guesses[key] = "it is unknown what it counts, so it never grows"
         if fields.full.get(key) == fields.full[hidden]:
             follows[key], guesses[key] = "hidden", f"grows with hidden because it equals {hidden}"
+    for key in fields.coupled:
+        sizes[key], follows[key], guesses[key] = key, "hidden", "the config class ties it to hidden"
+        if fields.config.get(key) is None:
+            defaults[key] = fields.full[key]
     return DraftedAxes(sizes, follows, guesses, defaults, write)
 
 

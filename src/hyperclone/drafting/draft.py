@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hyperclone.architectures.family import Family
 from hyperclone.conversion import in_memory
 from hyperclone.drafting import dimensions, probe
 from hyperclone.drafting.dimensions import DraftedAxes, TensorLayouts, toml_value
-from hyperclone.drafting.probe import ConfigFields, ProbedModel
+from hyperclone.drafting.probe import ConfigFields
 from hyperclone.drafting.toml_text import Architecture, Hypothesis, family_text
 from hyperclone.errors import HypercloneError
 from hyperclone.hf import tiny_models
@@ -34,7 +34,7 @@ from hyperclone.hf.models import load_model, model_errors, quiet
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
 from hyperclone.io.scratch import scratch_directory
-from hyperclone.planning import checks, planner
+from hyperclone.planning import checks, planner, unknown
 from hyperclone.planning.growth import Growth
 from hyperclone.proof import family_validation
 
@@ -99,6 +99,8 @@ def draft(source: str | os.PathLike[str]) -> Draft:
         architecture, small = _inspect(config, instance)
         if architecture.not_understood:
             failures = [f"{name}: not understood" for name in architecture.not_understood]
+            if (reason := unknown.limit(config)) is not None:
+                failures.insert(0, reason)
             return Draft(family_text(architecture, Hypothesis()), {}, failures)
         hypothesis, results = _search(architecture, small, instance)
         if _any_width(architecture, hypothesis, small):
@@ -126,7 +128,7 @@ def _inspect(config: Mapping[str, Any], instance: Path) -> tuple[Architecture, d
     heads = list(untied.tensors.keys() - tied.tensors.keys()) if tied and untied else []
     if tied and untied and len(heads) == 1 and tied.tied.get(heads[0]) in tied.tensors:
         head, embedding = heads[0], tied.tied[heads[0]]
-        fields.config, fields.base = {**small, "tie_word_embeddings": False}, ProbedModel(untied.tensors, tied.tied)
+        fields.config, fields.base = {**small, "tie_word_embeddings": False}, replace(untied, tied=tied.tied)
     architecture = Architecture(fields, *_axes_and_layouts(fields, frozenset()), head, embedding)
     if head:
         without = {key: value for key, value in small.items() if key != "tie_word_embeddings"}

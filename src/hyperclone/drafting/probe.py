@@ -23,8 +23,9 @@ import torch
 
 from hyperclone.errors import CheckpointError, HypercloneError
 from hyperclone.hf import tiny_models
-from hyperclone.hf.models import quiet
+from hyperclone.hf.models import parse_config, quiet
 from hyperclone.hf.parameter_names import tied_names, to_disk
+from hyperclone.units import decode_floats
 
 Shape = tuple[int, ...]
 
@@ -61,10 +62,17 @@ def pattern(name: str) -> str:
 
 @dataclass(frozen=True)
 class ProbedModel:
-    """A model without weights: its tensors by name on disk, and its tied tensors (not saved -> saved)."""
+    """A model without weights.
+
+    Attributes:
+        tensors: by name on disk.
+        tied: tensors that are not saved -> the saved ones that they share.
+        prefix: of the names of the base model's tensors, with the dot.
+    """
 
     tensors: dict[str, ProbedTensor]
     tied: dict[str, str]
+    prefix: str
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -94,7 +102,7 @@ def build(config: Mapping[str, Any]) -> ProbedModel | None:
         for disk_name, tensor in to_disk(model, name, parameter).items():
             kind = module_kind(modules[module])
             tensors[disk_name] = ProbedTensor(disk_name, tuple(tensor.shape), kind, module, attention)
-    return ProbedModel(tensors, tied_names(model))
+    return ProbedModel(tensors, tied_names(model), f"{model.base_model_prefix}.")
 
 
 def _persistent_buffers(model: Any) -> list[tuple[str, torch.Tensor]]:
@@ -120,8 +128,10 @@ class ConfigFields:
         layers, hidden, heads, vocab: names of their fields.
         head_dim, kv_heads, experts, positions: likewise; None where no field counts them.
         ffn: fields of feed-forward sizes.
+        coupled: fields that the config class ties to hidden, although they change nothing in this model.
         others: further fields that change shapes or names; what they count is unknown.
         lists: fields with an entry for each layer.
+        aliases: other names of fields -> their names.
         full: every field with its value, as transformers' config class fills them in.
         base: the model of `config`.
         effects: field -> (pattern, dimension) that it changes -> the change for each unit of the field.
@@ -134,11 +144,13 @@ class ConfigFields:
     vocab: str
     full: dict[str, Any]
     base: ProbedModel
+    aliases: dict[str, str]
     head_dim: str | None = None
     kv_heads: str | None = None
     experts: str | None = None
     positions: str | None = None
     ffn: list[str] = field(default_factory=list)
+    coupled: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
     effects: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
@@ -155,7 +167,8 @@ def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
         CheckpointError: transformers makes no model of the config, or its sizes are not fields at the top level.
         FamilyError: transformers has no causal language model of this type.
     """
-    full, standard, aliased = _standard_fields(config)
+    full, standard, aliases = _standard_fields(config)
+    config = _canonical(config, aliases)
     depth = full[standard["num_hidden_layers"]]
     whole = build(config)
     if whole is None:
@@ -171,23 +184,46 @@ def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
             break
     assert base is not None
     fields = ConfigFields(cut, standard["num_hidden_layers"], standard["hidden_size"], standard["num_attention_heads"],
-                          standard["vocab_size"], full, base)  # fmt: skip
+                          standard["vocab_size"], full, base, aliases)  # fmt: skip
     fields.lists = [
-        key for key, value in {**full, **config}.items() if isinstance(value, list) and len(value) == depth > 1
-    ]
-    # Many models read a head_dim that their config class does not list. An alias stands for its field.
+        key for key, value in {**full, **config}.items()
+        if isinstance(value, list) and len(value) == depth > 1
+        and not (depth == 2 and all(isinstance(entry, float) for entry in decode_floats(value)))  # a range
+    ]  # fmt: skip
+    # Many models read a head_dim that their config class does not list.
     for name in dict.fromkeys([*config, *full, "head_dim"]):
-        if name not in standard.values() and name not in aliased and not name.endswith("_token_id"):
+        if name not in standard.values() and not name.endswith("_token_id"):
             _probe_field(name, fields)
+    fields.coupled = _coupled(fields)
     return fields
 
 
-def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], set[str]]:
+def _coupled(fields: ConfigFields) -> list[str]:
+    """The field that has to double with hidden for transformers to accept the config: Granite 4 has one."""
+    doubled = {**fields.config, fields.hidden: 2 * fields.full[fields.hidden]}
+    if build(doubled) is not None:
+        return []
+    for name in fields.full:
+        size = fields.value(name)
+        if name in (fields.hidden, fields.heads) or isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            continue
+        if build({**doubled, name: 2 * size}) is not None:
+            return [] if name in fields.effects else [name]
+    return []
+
+
+def _canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The config with every field under the class's own name; of two names, transformers reads the alias."""
+    renamed = {aliases[name]: value for name, value in config.items() if name in aliases and value is not None}
+    return {**{name: value for name, value in config.items() if name not in aliases}, **renamed}
+
+
+def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """What the config class makes of a config.
 
     Returns:
-        Every field as the class fills it in; its names of the fields that all language models have; and the fields
-        that the config gives under an alias.
+        Every field as the class fills it in; its names of the fields that all language models have; and other names
+        that it accepts for fields.
     """
     from transformers import CONFIG_MAPPING
 
@@ -195,7 +231,7 @@ def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     if kind in CONFIG_MAPPING:
         try:
             with quiet():
-                parsed = CONFIG_MAPPING[kind].from_dict(dict(config))
+                parsed = parse_config(config)
         except Exception as error:
             raise CheckpointError("transformers cannot read this config", file="config.json",
                                   found=f"{type(error).__name__}: {error}".splitlines()[0]) from error  # fmt: skip
@@ -211,7 +247,7 @@ def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
                 "a family file can be drafted only for text models with their sizes at the top level of config.json",
                 file="config.json", field=name, found=repr(full.get(name)), expected="a whole number",
             )  # fmt: skip
-    return full, standard, {name for alias, name in parsed.attribute_map.items() if alias in config}
+    return full, standard, {alias: name for alias, name in parsed.attribute_map.items() if name in full}
 
 
 def full_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,6 +274,8 @@ def _probe_field(name: str, fields: ConfigFields) -> None:
         )
         if before is None or after is None or before.shapes == after.shapes:
             continue
+        if value is None and before.shapes.keys() != fields.base.shapes.keys():
+            return  # a switch: with it, the architecture has other tensors
         if before.shapes.keys() != after.shapes.keys():
             if any(tensor.count("{e}") for tensor in map(pattern, before.shapes)):
                 fields.experts = name

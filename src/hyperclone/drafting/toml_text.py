@@ -68,8 +68,12 @@ def family_text(architecture: Architecture, hypothesis: Hypothesis, *, heading: 
              *heading, f"model_types = [{toml_value(kind)}]", f"layers = {toml_value(fields.layers)}"]  # fmt: skip
     if fields.lists:
         lines.append(f"per_layer = [{', '.join(map(toml_value, fields.lists))}]")
+    if any(name.startswith(fields.base.prefix) for name in fields.base.tensors):
+        lines.append(f"prefix = {toml_value(fields.base.prefix)}")
     if hypothesis.gain_offset:
         lines.append("gain_offset = 1    # guess: norms multiply by 1 + weight")
+    if fields.aliases:
+        lines += ["", "[aliases]", *(f"{alias} = {toml_value(name)}" for alias, name in fields.aliases.items())]
     lines += architecture.axes.text()
     if architecture.residual:
         lines += ["", "[residual]    # guess: equal logits at 1.5x widths", architecture.residual]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError, HypercloneError
+from hyperclone.units import decode_floats
 
 T = TypeVar("T")
 _EXPERTS = "eager"  # the grouped kernels of mixtures of experts have no fp64
@@ -42,6 +43,18 @@ def quiet(*, errors: bool = False) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def parse_config(config: Mapping[str, Any]) -> Any:
+    """What the config class of transformers makes of config.json's content.
+
+    Raises:
+        KeyError: transformers has no such model type.
+        Exception: whatever the class raises for a config that it refuses.
+    """
+    from transformers import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[config["model_type"]].from_dict(decode_floats(dict(config)))
 
 
 def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:

@@ -17,7 +17,7 @@ import torch
 from hyperclone.architectures.expression import lead_field
 from hyperclone.architectures.family import Family
 from hyperclone.errors import FamilyError, HypercloneError
-from hyperclone.hf.models import quiet
+from hyperclone.hf.models import parse_config, quiet
 
 _VOCAB = 304
 _EPS = 0.1  # padding channels change the norms' eps (padding.py): large enough to show in every norm that uses it
@@ -75,8 +75,7 @@ def build_model(config: Mapping[str, Any], *, device: str = "cpu") -> Any:
         )
     fields = {key: value for key, value in config.items() if key not in ("auto_map", "dtype", "torch_dtype")}
     with torch.device(device):
-        model_config = CONFIG_MAPPING[kind].from_dict(fields)
-        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_config(parse_config(fields), dtype=torch.float32).eval()
 
 
 def randomize_parameters(model: Any, *, seed: int) -> Any:

@@ -124,8 +124,9 @@ def check_rounding(growth: Growth, tensors: Sequence[TensorPlan], *, exact_untie
         found = f"gains of which {first.offset:g} is not stored, multiplied by {first.factor:.6g} or split"
         expected = "gains that stay as they are"
     untie = "untie the head (--untie), " if exact_untied() else ""
+    tensors_text = "1 tensor" if len(coarse) == 1 else f"{len(coarse)} tensors"
     raise GrowthError(
-        f"this growth is not exact in {first.dtype}: {len(coarse)} tensor{'s' * (len(coarse) != 1)} would have to be rounded",
+        f"this growth is not exact in {first.dtype}: {tensors_text} would have to be rounded",
         tensor=first.name,
         found=found,
         expected=f"{expected}, or a type in which rounding does not matter",

@@ -14,7 +14,6 @@ and the grown list is written. Lists of layer numbers (`[deeper]`: layers withou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.architectures.expression import names
@@ -86,13 +85,11 @@ def deepen(
 
 def _derived(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, list[Any]]:
     """Lists that a config leaves out, as transformers' config class derives them; fields unknown to it are omitted."""
-    from transformers import CONFIG_MAPPING
-
-    from hyperclone.hf.models import quiet
+    from hyperclone.hf.models import parse_config, quiet
 
     try:
         with quiet():
-            read = CONFIG_MAPPING[config["model_type"]].from_dict(deepcopy(dict(config)))
+            read = parse_config(config)
     except Exception as error:  # a malformed config can raise anything in there
         raise CheckpointError(
             "transformers cannot read this config, and the config leaves out a list with one entry for each layer",

@@ -28,6 +28,7 @@ from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_l
 from hyperclone.planning.notes import Facts, notes_on
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.tied_head import TiedHead
+from hyperclone.planning.unknown import family_of
 from hyperclone.units import is_finite
 
 GROWN_FIELD = "hyperclone"  # of a config: how a model in memory was grown (conversion/receipt.py)
@@ -77,7 +78,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         GrowthError: this model cannot grow to these sizes, or not exactly.
         OptionError: `shard_size` is not a size.
     """
-    family, config = source.family, source.config
+    family, config = family_of(source), source.config
     family.grown_sizes(config, family.sizes(config))  # a model that cannot grow at all is refused before anything else
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
     mixture = None if growth.experts is None else upcycling.upcycle(source, growth)

@@ -28,6 +28,7 @@ from hyperclone.io.tensor_files import TensorFiles
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.planner import GROWN_FIELD
 from hyperclone.planning.recipe import Noise
+from hyperclone.units import decode_floats
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -114,12 +115,12 @@ def prove_structure(
 
 
 def _compare_config(written: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    written, expected = _one_spelling(written), _one_spelling(expected)
+    written, expected = (decode_floats(_one_spelling(config)) for config in (written, expected))
     fields = sorted((written.keys() | expected.keys()) - _NO_FUNCTION)
     return [
         f"config.json, {field}: found {written.get(field)!r}, expected {expected.get(field)!r}"
         for field in fields
-        if written.get(field) != expected.get(field)
+        if [written.get(field)] != [expected.get(field)]  # lists compare identities first: the one NaN equals itself
     ]
 
 

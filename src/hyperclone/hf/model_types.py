@@ -1,0 +1,25 @@
+"""The model types that the installed transformers has, read from its source text: `plan` does not import it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+_TABLE = re.compile(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = OrderedDict\(\n(.*?)^\)", re.MULTILINE | re.DOTALL)
+_ENTRY = re.compile(r"^\s*\(\"([^\"]+)\",", re.MULTILINE)
+
+
+@cache
+def causal_model_types() -> frozenset[str] | None:
+    """Types with a causal language model; None where the text is not as expected."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        text = (Path(spec.origin).parent / "models/auto/modeling_auto.py").read_text("utf-8")
+    except (OSError, ValueError):
+        return None
+    table = _TABLE.search(text)
+    return frozenset(_ENTRY.findall(table[1])) if table else None

@@ -1,0 +1,60 @@
+"""What can be done about an architecture that is not known: a draft of its family file, where one can work."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from hyperclone.architectures.expression import evaluate
+from hyperclone.architectures.family import Family
+from hyperclone.errors import CheckpointError, FamilyError, UnknownArchitectureError
+from hyperclone.hf.model_types import causal_model_types
+from hyperclone.io.source import Source
+
+
+def family_of(source: Source) -> Family:
+    """The family of a source.
+
+    Raises:
+        FamilyError: it is not known; the message says whether it can be drafted.
+    """
+    try:
+        return source.family
+    except UnknownArchitectureError as error:
+        if (cure := without_draft(source.config)) is None:
+            raise
+        raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+
+
+def without_draft(config: Mapping[str, Any]) -> str | None:
+    """What can be done where `family draft` could propose nothing that works; None where it may."""
+    types = causal_model_types()
+    if config.get("model_type") and types is not None and config["model_type"] not in types:
+        return (
+            "none with this transformers, which has no causal language model of this type: remote code is never run, "
+            "so a family file could not be proved; try a newer transformers"
+        )
+    if (reason := limit(config)) is None:
+        return None
+    return f"no draft can describe it, because {reason}; a family file would have to be written by hand, if it can be"
+
+
+def limit(config: Mapping[str, Any]) -> str | None:
+    """What it is about an architecture that no draft can describe; None if nothing such is known."""
+    return next((reason for condition, reason in _limits().items() if _holds(condition, config)), None)
+
+
+@cache
+def _limits() -> dict[str, str]:
+    text = resources.files("hyperclone.architectures").joinpath("undraftable.toml").read_text("utf-8")
+    return {condition: str(reason) for condition, reason in tomllib.loads(text).items()}
+
+
+def _holds(condition: str, config: Mapping[str, Any]) -> bool:
+    try:
+        return bool(evaluate(condition, config))
+    except CheckpointError:  # a field of another kind
+        return False
