@@ -86,6 +86,7 @@ def test_both_proofs_and_verify_know_a_base_models_names(tmp_path: Path) -> None
     index = json.loads((grown.path / "model.safetensors.index.json").read_text())["weight_map"]
     assert "embed_tokens.weight" in index
     assert hyperclone.verify(tmp_path / "source", grown.path, proof="structural").passed
+    assert any("names in the grown model's lack 'model.'" in note for note in grown.plan.notes)
     assert "model.embed_tokens.weight" in hyperclone.plan(grown.path, Growth(width=2)).summary()["tensors"][0]["name"]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -135,20 +136,20 @@ def test_gemma3s_shared_eps_keeps_hidden_at_multiples(source: Any) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", [*ROWS, "llama-grouped-tied", "olmo2"])
 def test_untying_is_named_as_the_cure_where_it_makes_the_growth_exact_and_nowhere_else(
-    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: Literal["bf16", "fp16"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "MODELS", models.MODELS | ROWS)
     monkeypatch.setattr("tests.helpers.headers.MODELS", models.MODELS)
     source, named = headers(name), set()
     for width in (2, 3, 4, 16):
-        growth = {"width": width, "dtype": dtype}
+        growth = Growth(width=width, dtype=dtype)
         try:
-            planner.make_plan(source, Growth(**growth))
+            planner.make_plan(source, growth)
             continue
         except GrowthError as error:
             message = error
         try:
-            untied = not planner.make_plan(source, Growth(**growth, untie=True)).rounds
+            untied = not planner.make_plan(source, replace(growth, untie=True)).rounds
         except GrowthError:
             untied = False
         assert ("--untie" in message.details["cure"]) == untied, (width, message)

@@ -28,6 +28,7 @@ class Facts:
         folded: norm tensors that carry the tied head's 1/n.
         tied, untied: the source's head shares the embedding; the grown model's no longer does.
         dropped: stored buffers that no model loads.
+        omitted_prefix: which the names in the source's files lack, and so those of the grown model.
         deeper: layers are added.
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
     """
@@ -41,6 +42,7 @@ class Facts:
     tied: bool
     untied: bool
     dropped: tuple[str, ...]
+    omitted_prefix: str
     deeper: bool
     fused_queries: bool
 
@@ -110,6 +112,12 @@ def _dropped_buffers(facts: Facts) -> str | None:
         return None
     buffers = f"{count} stored buffer{'s' if count != 1 else ''}"
     return f"{buffers} that no current model loads will be left out ({facts.dropped[0]})."
+
+
+def _base_names(facts: Facts) -> str | None:
+    if not (prefix := facts.omitted_prefix):
+        return None
+    return f"The source was saved from its base model: as in its files, names in the grown model's lack {prefix!r}."
 
 
 def _no_remote_code(facts: Facts) -> str | None:
@@ -231,6 +239,7 @@ _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _head_is_untied,
     _untie_changes_nothing,
     _dropped_buffers,
+    _base_names,
     _no_remote_code,
     _queries_rescaled,
     _fused_queries,

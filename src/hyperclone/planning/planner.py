@@ -94,7 +94,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
     files = shards.lay_out(tensor_headers(tensors, prefix), shard_size=shard_size)
     position = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
-    texts = notes_on(_facts(target, tensors, dropped))
+    texts = notes_on(_facts(target, tensors, dropped, prefix))
     return Plan(
         family=target.family,
         growth=growth,
@@ -215,7 +215,7 @@ def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, fol
     )
 
 
-def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, ...]) -> Facts:
+def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, ...], omitted_prefix: str) -> Facts:
     return Facts(
         growth=target.growth,
         family=target.family,
@@ -226,6 +226,7 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         tied=target.tied,
         untied=target.head.untied,
         dropped=dropped,
+        omitted_prefix=omitted_prefix,
         deeper=target.deeper,
         fused_queries=any(tensor.queries and not tensor.layout.only_queries for tensor in tensors),
     )
