@@ -197,6 +197,7 @@ def test_weights_that_the_draft_does_not_describe_are_named(model_dir: ModelDir,
         ({"model_type": "nothing-known"}, FamilyError, "no causal language model"),
         ({}, FamilyError, "no causal language model"),
         ({"model_type": "t5"}, FamilyError, "no causal language model"),
+        ({"model_type": ["llama"]}, FamilyError, "no causal language model"),
         ({"model_type": "gemma3"}, CheckpointError, "text models"),
         ({"model_type": "llama", **_SMALL, "hidden_size": "wide"}, CheckpointError, "cannot read this config"),
         (
@@ -205,7 +206,7 @@ def test_weights_that_the_draft_does_not_describe_are_named(model_dir: ModelDir,
             "quantized",
         ),
     ],
-    ids=lambda value: value.get("model_type", "none") if isinstance(value, dict) else "",
+    ids=lambda value: str(value.get("model_type", "none")) if isinstance(value, dict) else "",
 )
 def test_a_config_that_gives_no_text_model_is_refused_with_the_reason(
     config: dict[str, Any], error: type[Exception], words: str, tmp_path: Path

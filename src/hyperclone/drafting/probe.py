@@ -228,7 +228,7 @@ def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    if kind in CONFIG_MAPPING:
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
         try:
             with quiet():
                 parsed = parse_config(config)

@@ -31,8 +31,8 @@ def family_of(source: Source) -> Family:
 
 def without_draft(config: Mapping[str, Any]) -> str | None:
     """What can be done where `family draft` could propose nothing that works; None where it may."""
-    types = causal_model_types()
-    if config.get("model_type") and types is not None and config["model_type"] not in types:
+    types, model_type = causal_model_types(), config.get("model_type")
+    if isinstance(model_type, str) and types is not None and model_type not in types:
         return (
             "none with this transformers, which has no causal language model of this type: remote code is never run, "
             "so a family file could not be proved; try a newer transformers"
