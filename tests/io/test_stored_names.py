@@ -90,6 +90,19 @@ def test_both_proofs_and_verify_know_a_base_models_names(tmp_path: Path) -> None
     assert "model.embed_tokens.weight" in hyperclone.plan(grown.path, Growth(width=2)).summary()["tensors"][0]["name"]
 
 
+def test_a_grown_base_model_that_transformers_saves_whole_is_still_proved(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    build("gpt2-tied").base_model.save_pretrained(tmp_path / "source")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "source")
+    hyperclone.grow_model(model, Growth(width=2)).save_pretrained(tmp_path / "grown")
+    assert hyperclone.verify(tmp_path / "source", tmp_path / "grown", proof="structural").passed
+    grown = hyperclone.grow(tmp_path / "source", tmp_path / "again", Growth(width=2), proof="structural").path
+    config = json.loads((grown / "config.json").read_text())
+    (grown / "config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
+    assert not hyperclone.verify(tmp_path / "source", grown, proof="structural").passed  # nobody saved it so
+
+
 @pytest.mark.parametrize("name", [*UNTIED, *(name for name in TIED if ROWS[name][0] in HEAD_WITH_BIAS)])
 def test_a_head_that_transformers_would_initialize_randomly_is_refused_with_a_cure_that_works(
     name: str, tmp_path: Path
