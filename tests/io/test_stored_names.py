@@ -170,6 +170,35 @@ def test_no_weight_has_a_buffers_name(name: str, model_dir: ModelDir) -> None:
     assert not [key for key, value in stored(model_dir(name)).items() if is_buffer(key, value.shape)]
 
 
+def some_without_prefix(name: str) -> str:
+    return name.removeprefix("model.") if ".0." in name or "norm" in name else name
+
+
+@pytest.mark.parametrize("rename", [some_without_prefix, lambda name: f"model.{name}"], ids=["some lack it", "twice"])
+@pytest.mark.parametrize("name", ["llama-grouped-untied", "mixtral", "opt"])
+def test_a_prefix_may_be_missing_from_some_names_or_doubled(
+    name: str, rename: Callable[[str], str], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = with_tensors(
+        model_dir(name), tmp_path / "source",
+        lambda tensors: {rename(key): value for key, value in tensors.items()},
+    )  # fmt: skip
+    assert torch.equal(unmodified.logits(source), unmodified.logits(model_dir(name)))
+    grown = hyperclone.grow(source, tmp_path / "grown", growth_of(name), proof="structural")
+    assert unmodified.distance(grown.path, model_dir(name)) < unmodified.SAME
+    assert stored(grown.path).keys() == {tensor.name for tensor in grown.plan.tensors}
+    assert hyperclone.verify(source, grown.path, proof="structural").passed
+
+
+def test_two_tensors_that_would_have_one_name_are_refused(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = with_tensors(
+        model_dir("llama-grouped-tied"), tmp_path / "source",
+        lambda tensors: {**tensors, "norm.weight": torch.zeros_like(tensors["model.norm.weight"])},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="not part of this architecture"):
+        hyperclone.plan(source, Growth(width=2))
+
+
 @pytest.mark.parametrize("tensor", ["model.layers.0.attn.bias", "model.layers.0.inv_freq.weight", "model.bias"])
 def test_what_only_resembles_a_buffer_is_refused(tensor: str, model_dir: ModelDir, tmp_path: Path) -> None:
     source = with_tensors(

@@ -1,7 +1,7 @@
 """Names of stored tensors: the whole model's, whatever part of it was saved, and buffers that older libraries stored.
 
-transformers loads a checkpoint that was saved from the base model (AutoModel) as well, whose names lack a prefix, and a
-tied model of which the head is stored instead of the embedding. Both are read here under the names that the family file
+transformers loads a checkpoint that was saved from the base model (AutoModel) as well, whose names lack a prefix, or
+from a wrapper around the model, whose names have it twice, and a tied model of which the head is stored instead of the embedding. Both are read here under the names that the family file
 has. Buffers are computed from the config, so transformers leaves stored ones alone; which of them a checkpoint holds
 depends on the version of the library that wrote it, so they are known by name, for every family.
 """
@@ -9,10 +9,10 @@ depends on the version of the library that wrote it, so they are known by name, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from hyperclone.architectures.family import Family, indices
+from hyperclone.architectures.family import Family
 
 T = TypeVar("T")
 
@@ -21,6 +21,7 @@ _BUFFERS = re.compile(
     r"(?:.*\.)?(?:(?:original_)?inv_freq|_?(?:cos|sin|cos_sin)_(?:cached|cache)|masked_bias|causal_mask|position_ids"
     r"|attn\.(?:scale_attn|embed_positions))"
 )
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number
 _MASK = re.compile(r"(?:.*\.)?(?:attn|attention)\.bias")
 _MASK_DIMS = 4  # (1, 1, positions, positions); a bias of a layer has one dimension
 
@@ -28,28 +29,49 @@ _MASK_DIMS = 4  # (1, 1, positions, positions); a bias of a layer has one dimens
 def full_names(config: Mapping[str, Any], stored: Mapping[str, T], family: Family | None) -> dict[str, T]:
     """What is stored, by the names in the whole model, in the same order.
 
+    As in transformers, each name that the model does not have may lack the prefix, or have it once too often. Where two
+    names would become one, all stay as they are.
+
     Args:
         config: of the model.
         stored: by the names in its files.
         family: of the model; None where it is not known, which leaves every name as it is.
     """
-    named = dict(stored)
     if family is None:
-        return named
-    if lacks_prefix(stored, family):
-        head = {line.pattern for line in family.lines if not line.pattern.startswith(family.prefix)}
-        named = {name if name in head else family.prefix + name: value for name, value in stored.items()}
+        return dict(stored)
+    patterns = _patterns(family)
+    named = {_full_name(name, family.prefix, patterns): value for name, value in stored.items()}
+    if len(named) < len(stored):
+        return dict(stored)
     tie = family.tie if family.tied(config) else None
     if tie is not None and tie.head in named and tie.embedding not in named:
         return {tie.embedding if name == tie.head else name: value for name, value in named.items()}
     return named
 
 
-def lacks_prefix(stored: Iterable[str], family: Family | None) -> bool:
+def lacks_prefix(stored: Collection[str], family: Family | None) -> bool:
     """Whether names are those of a saved base model: none has the prefix, and with it some are the family's."""
     if family is None or not family.prefix or any(name.startswith(family.prefix) for name in stored):
         return False
-    return any(indices(line.pattern, family.prefix + name) is not None for name in stored for line in family.lines)
+    patterns = _patterns(family)
+    return any(_numbers_out(family.prefix + name) in patterns for name in stored)
+
+
+def _full_name(name: str, prefix: str, patterns: frozenset[str]) -> str:
+    for candidate in (name, prefix + name, name.removeprefix(prefix)):
+        if _numbers_out(candidate) in patterns:
+            return candidate
+    return name
+
+
+def _patterns(family: Family) -> frozenset[str]:
+    """Names of tensors and ignored buffers with # for each number."""
+    names = [*(line.pattern for line in family.lines), *family.ignore]
+    return frozenset(_numbers_out(re.sub(r"\{[ie]\}", "0", name)) for name in names)
+
+
+def _numbers_out(name: str) -> str:
+    return _NUMBER.sub("#", name)
 
 
 def is_buffer(name: str, shape: Sequence[int]) -> bool:
