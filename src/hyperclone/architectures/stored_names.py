@@ -1,9 +1,10 @@
 """Names of stored tensors: the whole model's, whatever part of it was saved, and buffers that older libraries stored.
 
-transformers loads a checkpoint that was saved from the base model (AutoModel) as well, whose names lack a prefix, or
-from a wrapper around the model, whose names have it twice, and a tied model of which the head is stored instead of the embedding. Both are read here under the names that the family file
-has. Buffers are computed from the config, so transformers leaves stored ones alone; which of them a checkpoint holds
-depends on the version of the library that wrote it, so they are known by name, for every family.
+transformers also loads a checkpoint that was saved from the base model (AutoModel), whose names lack a prefix, one that
+was saved from a wrapper around the model, whose names have it twice, and a tied model of which the head is stored
+instead of the embedding. All are read here under the names that the family file has. Buffers are computed from the
+config, so transformers leaves stored ones alone; which of them a checkpoint holds depends on the version of the library
+that wrote it, so they are known by name, for every family.
 """
 
 from __future__ import annotations
