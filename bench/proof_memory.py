@@ -1,10 +1,11 @@
-"""Peak memory and time of `hyperclone verify`, both halves of the proof, in a process that may take no more.
+"""Peak memory and time of `hyperclone verify`, both halves of the proof, in a process that is told how much it may take.
 
     python -m bench.proof_memory 8b --layers 32 --limit 12 --work /scratch -o bench/results/proof-memory.json
 
 A source with random bf16 weights and a byte-level tokenizer is written (bench/grow.py has the shapes), grown 2x in
-every width, and verified in a process whose limit on private memory (RLIMIT_DATA, as `ulimit -d` sets it) is --limit:
-an allocation beyond it fails. Where both models would fit, `--limit 0` measures the proof in memory.
+every width, and verified in a process whose limit of resident memory (RLIMIT_RSS, as `ulimit -m` sets it) is --limit.
+The proof keeps to it as it keeps to what the machine has free; the kernel does not enforce it, so the measured peak is
+what counts, and one above the limit ends the script. Where both models fit, `--limit 0` measures the proof in memory.
 
 `peak_MB` is the largest resident size that the kernel has seen. It includes pages of the libraries' files, and none of
 the weights' files while these are read layer by layer, since nothing maps them; `peak_private_MB` is the largest
@@ -42,11 +43,11 @@ class Usage:
 
 
 def measure(command: list[str], *, limit: float) -> tuple[dict[str, Any], Usage]:
-    """The JSON that a command prints, and what it took, under a limit of private bytes (0 for none)."""
+    """The JSON that a command prints, and what it took, under a limit of resident bytes (0 for none)."""
 
     def restrict() -> None:
         if limit:
-            resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+            resource.setrlimit(resource.RLIMIT_RSS, (int(limit), int(limit)))
 
     start, private, read = time.perf_counter(), 0.0, 0.0
     with tempfile.TemporaryFile() as output:
@@ -109,6 +110,8 @@ def bench(shape: str, layers: int, limit: float, work: Path) -> dict[str, Any]:
     print(json.dumps(result, indent=2), file=sys.stderr, flush=True)
     shutil.rmtree(out)
     shutil.rmtree(source)
+    if limit and usage.peak > limit:
+        raise SystemExit(f"{usage.peak / 1e9:.2f} GB were resident, which is above the limit")
     return result
 
 

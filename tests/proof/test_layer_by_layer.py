@@ -141,10 +141,11 @@ def test_a_truncated_file_is_an_error_of_ours(model_dir: ModelDir, tmp_path: Pat
         prove_behavior(checkpoint, grown, plan, layer_by_layer=True)
 
 
-def test_limits_of_the_process_count() -> None:
+@pytest.mark.parametrize("kind", ["RLIMIT_RSS", "RLIMIT_DATA"])
+def test_limits_of_the_process_count(kind: str) -> None:
     script = (
         "import json, resource; from hyperclone.hf.memory import available_memory as a; before = a();"
-        "resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30)); print(json.dumps([before, a()]))"
+        f"resource.setrlimit(resource.{kind}, (3 << 30, 3 << 30)); print(json.dumps([before, a()]))"
     )
     before, after = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert min(before, 2 << 30) < after < 3 << 30 or before < 2 << 30

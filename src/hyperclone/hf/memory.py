@@ -20,7 +20,8 @@ def available_memory() -> float:
     machine, process = _kilobytes("/proc/meminfo"), _kilobytes("/proc/self/status")
     if "MemAvailable" in machine:
         limits.append(1024.0 * machine["MemAvailable"])
-    for kind, field in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):  # ulimit -d, ulimit -v
+    used_by = {resource.RLIMIT_RSS: "VmRSS", resource.RLIMIT_DATA: "VmData", resource.RLIMIT_AS: "VmSize"}
+    for kind, field in used_by.items():  # ulimit -m (Linux does not enforce it), -d, -v
         if (soft := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
             limits.append(soft - 1024.0 * process.get(field, 0))
     return min(limits)
