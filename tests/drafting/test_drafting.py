@@ -85,6 +85,31 @@ def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        ("gpt2", {"hidden_size": 32, "n_embd": 48, "vocab_size": 300}),
+        ("falcon", {"n_embed": 32}),  # and its class's vocabulary
+    ],
+)
+def test_other_names_of_fields_and_fields_left_out_are_drafted_as_transformers_reads_them(
+    model_type: str, fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+    config = {"model_type": model_type, **sizes, **fields}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    draft = drafting.draft(tmp_path / "config.json")
+    assert draft.proved, draft.failures
+    drafted = family_file.from_text(draft.text, file="draft")
+    assert drafted.sizes(config)["hidden"] == 32
+    assert drafted.sizes(config)["vocab"] == fields.get("vocab_size", 65024)
+    monkeypatch.undo()
+    shipped = registry.families()[model_type]
+    assert drafted.aliases == shipped.aliases
+    assert drafted.tensors(config).keys() == shipped.tensors({"vocab_size": 65024, **config}).keys()
+
+
+@pytest.mark.slow
 def test_a_drafted_file_grows_real_weights_from_the_command_line(tmp_path: Path) -> None:
     """Arcee: not one of the families that ship; a feed-forward part without gate."""
     MODELS["arcee"] = ("arcee", _SMALL)

@@ -95,7 +95,7 @@ def draft_axes(fields: ConfigFields) -> DraftedAxes:
     """
     hidden, heads = fields.hidden, fields.heads
     sizes, follows, guesses = {"hidden": hidden}, {}, {}
-    defaults = {}
+    defaults = {name: fields.full[name] for name in fields.left_out}
 
     def size(key: str, implied: Sequence[str]) -> str:
         """A field, with the expression that gives its value where a config leaves it out."""

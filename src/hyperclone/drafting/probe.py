@@ -132,6 +132,7 @@ class ConfigFields:
         others: further fields that change shapes or names; what they count is unknown.
         lists: fields with an entry for each layer.
         aliases: other names of fields -> their names.
+        left_out: fields of the first line that the config leaves to the class.
         full: every field with its value, as transformers' config class fills them in.
         base: the model of `config`.
         effects: field -> (pattern, dimension) that it changes -> the change for each unit of the field.
@@ -145,6 +146,7 @@ class ConfigFields:
     full: dict[str, Any]
     base: ProbedModel
     aliases: dict[str, str]
+    left_out: list[str]
     head_dim: str | None = None
     kv_heads: str | None = None
     experts: str | None = None
@@ -168,6 +170,7 @@ def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
         FamilyError: transformers has no causal language model of this type.
     """
     full, standard, aliases = _standard_fields(config)
+    aliases |= _constructor_names(config, full, standard, aliases)
     config = _canonical(config, aliases)
     depth = full[standard["num_hidden_layers"]]
     whole = build(config)
@@ -184,7 +187,8 @@ def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
             break
     assert base is not None
     fields = ConfigFields(cut, standard["num_hidden_layers"], standard["hidden_size"], standard["num_attention_heads"],
-                          standard["vocab_size"], full, base, aliases)  # fmt: skip
+                          standard["vocab_size"], full, base, aliases,
+                          [name for name in standard.values() if config.get(name) is None])  # fmt: skip
     fields.lists = [
         key for key, value in {**full, **config}.items()
         if isinstance(value, list) and len(value) == depth > 1
@@ -210,6 +214,19 @@ def _coupled(fields: ConfigFields) -> list[str]:
         if build({**doubled, name: 2 * size}) is not None:
             return [] if name in fields.effects else [name]
     return []
+
+
+def _constructor_names(
+    config: Mapping[str, Any], full: Mapping[str, Any], standard: Mapping[str, str], aliases: Mapping[str, str]
+) -> dict[str, str]:
+    """Fields that the class reads and does not keep, and the sizes that it takes from them (BLOOM's n_embed)."""
+    names = {}
+    for key in config.keys() - full.keys() - aliases.keys() - {"model_type"}:
+        without = full_config({name: value for name, value in config.items() if name != key})
+        sizes = [name for name in standard.values() if name not in config and without.get(name) != full[name]]
+        if without and sizes:
+            names[key] = sizes[0]
+    return names
 
 
 def _canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
