@@ -1,4 +1,4 @@
-"""Peak memory and time of `hyperclone verify`, both halves of the proof, in a process that is told how much it may take.
+"""Peak memory and time of `hyperclone verify`, both halves of the proof, in a process with a limit of memory.
 
     python -m bench.proof_memory 8b --layers 32 --limit 12 --work /scratch -o bench/results/proof-memory.json
 
