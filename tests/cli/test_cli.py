@@ -36,7 +36,7 @@ def test_grow_verify_collapse_from_the_command_line(model_dir: ModelDir, tmp_pat
     verify = call("verify", source, tmp_path / "grown", "--json")
     assert verify.returncode == 0, verify.stderr
     assert json.loads(verify.stdout)["passed"] is True
-    collapse = run("collapse", tmp_path / "grown", tmp_path / "again")
+    collapse = call("collapse", tmp_path / "grown", tmp_path / "again")
     assert collapse.returncode == 0, collapse.stderr
     assert "every tensor has the hash" in collapse.stdout
 

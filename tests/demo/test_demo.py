@@ -196,7 +196,7 @@ def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_don
     assert begun.returncode == 130
     assert "PROVED" in heard
     assert "rerun the same command to resume" in heard
-    said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    said = call(*arguments, **environment)
     assert said.returncode == 0, said.stderr
     assert "grown and proved before" in said.stdout
     assert "Random weights end at" in said.stdout

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from hyperclone.errors import CheckpointError
 from hyperclone.expansion.grown_tensors import stored_type
-from hyperclone.hf import logits, memory
+from hyperclone.hf import logits
 from hyperclone.hf.logits import ModelOutputs, Probe
+from hyperclone.hf.memory import available_memory, give_back
 from hyperclone.hf.models import LoadedModel, load_model, load_tokenizer, max_positions, model_errors, quiet
 from hyperclone.hf.streamed_model import StreamedModel
 from hyperclone.io.checkpoint import Checkpoint
@@ -126,7 +127,7 @@ def prove_behavior(
 
 def _fit(source: Checkpoint, directory: Path, plan: Plan) -> tuple[bool, str]:
     """Whether the models have to run layer by layer for want of memory; a sentence if even that is not possible."""
-    available = memory.available_memory()
+    available = available_memory()
     fixed = 900 * max(size for _, size in plan.sizes.values()) * 20 + 1e9  # logits: positions x vocabulary; libraries
     # Bytes: fp32 beside bf16, as it is read; of the source, fp64 beside fp32, of which libraries may keep a part.
     needed = 4.5 * plan.parameters + 9 * plan.source_parameters + fixed
@@ -218,7 +219,7 @@ class _ModelPair:
             self.expected = plain.tokens
         del source
         gc.collect()
-        memory.give_back()
+        give_back()
         self.advance()
         model = self.open(Checkpoint.open(self.directory), compute)
         self.behavior.failures += model.problems
@@ -226,7 +227,7 @@ class _ModelPair:
             grown = logits.run(model, probes, prompt, steps=steps, expected=self.expected)
         del model
         gc.collect()
-        memory.give_back()
+        give_back()
         self.advance()
         return plain, truth, grown
 
