@@ -101,7 +101,7 @@ def test_memory_decides_and_what_was_done_is_said(
     fixed = 1e9 + 900 * 300 * 20
     layers = [StreamedModel(Checkpoint.open(path), torch.float32).at_once for path in (source, grown)]
     least = fixed + max(12 * layers[0], 6 * layers[1])
-    whole = fixed + max(4.5 * plan.parameters, 9 * plan.source_parameters)
+    whole = fixed + 4.5 * plan.parameters + 9 * plan.source_parameters
     assert least < whole
     for available, expected in ((whole, (True, False)), (whole - 1, (True, True)), (least - 1, (False, False))):
         monkeypatch.setattr(behavioral, "available_memory", lambda available=available: available)
