@@ -65,6 +65,7 @@ def renamed(source: Path, target: Path, *, both: bool) -> Path:
     return target
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("both", [False, True], ids=["other name", "both names"])
 @pytest.mark.parametrize("name", ROWS)
 def test_the_grown_config_has_the_sources_names_and_transformers_reads_them(

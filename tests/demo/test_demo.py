@@ -157,6 +157,7 @@ def test_both_frames_the_losses_and_who_waits_fit_a_terminal(tmp_path: Path) -> 
         assert "waiting" in screen
 
 
+@pytest.mark.slow
 def test_without_a_terminal_each_quarter_is_said_once(tmp_path: Path) -> None:
     study, heard = demo.request("8k"), io.StringIO()
     directory = running(tmp_path / "clone", tokens=4096, loss=3.25, seconds=5.0)

@@ -132,6 +132,7 @@ def test_the_types_are_those_of_transformers_and_are_read_without_importing_it()
     assert "no causal language model" in shown
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize("tagged", [False, True], ids=["plain", "tagged"])
 def test_numbers_that_are_not_finite_are_read_as_transformers_reads_them(

@@ -48,6 +48,7 @@ def outputs(model: Any, wide: torch.dtype, rounding: torch.dtype | None = None) 
         return [plain, logits.run_teacher_forced(model, PROBES, PROMPT, plain.tokens)]
 
 
+@pytest.mark.quick(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_the_model_in_memory_to_the_bit(name: str, model_dir: ModelDir) -> None:
     path = model_dir(name)
@@ -70,6 +71,7 @@ def test_tensors_to_save_are_those_that_are_saved(name: str, model_dir: ModelDir
     assert all(tensor.equal(saved[name]) for name, tensor in streamed.items())
 
 
+@pytest.mark.quick(4)
 @pytest.mark.parametrize("right", [0, 1, 5, STEPS])
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "mistral-window", "bloom", "falcon-40b", "phi3-longrope"])
 def test_foreseen_tokens_change_no_bit_whether_they_are_right_or_not(

@@ -43,7 +43,7 @@ def scaled(model: Any, made: Plan, optimizer: str, **options: Any) -> torch.opti
     return MAKE[optimizer](groups)
 
 
-@pytest.mark.quick(6)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize(
     ("name", "optimizer"), [*((name, "adamw") for name in FAMILIES), *((name, "sgd") for name in CORE)]
 )
@@ -117,7 +117,7 @@ def with_muon(
     return [torch.optim.Muon(hidden, adjust_lr_fn=adjust), MAKE["adamw"](rest)]
 
 
-@pytest.mark.quick(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("adjust", "eps", "steps"), [
     ("original", 1e-7, STEPS),
     ("match_rms_adamw", 1e-7, STEPS),

@@ -41,6 +41,7 @@ def config_of(path: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.quick(8)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [(name, "2x") for name in MODELS]

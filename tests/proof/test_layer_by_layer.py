@@ -36,6 +36,7 @@ def both_ways(source: Path, grown: Path, plan: Plan) -> tuple[Behavior, Behavior
     return in_memory, replace(streamed, layer_by_layer=False)
 
 
+@pytest.mark.quick(1)
 @pytest.mark.parametrize(
     ("name", "dtype", "growth"),
     [
@@ -60,6 +61,7 @@ def test_both_ways_give_the_same_figures(
     assert streamed.source_text
 
 
+@pytest.mark.slow
 def test_both_ways_find_the_same_failures(model_dir: ModelDir, tmp_path: Path) -> None:
     source, grown = model_dir("llama-grouped-untied"), tmp_path / "grown"
     plan = hyperclone.grow(source, grown, Growth(width=2), proof="none").plan
@@ -81,6 +83,7 @@ def test_a_tensor_that_transformers_would_not_save_fails_both_ways(model_dir: Mo
     assert "model.extra.weight: gained or lost when transformers saves the model again" in streamed.failures
 
 
+@pytest.mark.slow
 def test_bytes_that_change_when_transformers_saves_the_model_fail(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,6 +95,7 @@ def test_bytes_that_change_when_transformers_saves_the_model_fail(
     assert len([line for line in behavior.failures if "changed when" in line]) == len(plan.tensors)
 
 
+@pytest.mark.slow
 def test_memory_decides_and_what_was_done_is_said(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

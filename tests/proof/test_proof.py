@@ -63,6 +63,7 @@ def source_logits(source: Path) -> torch.Tensor:
 EVERYWHERE = {"noisy-symmetric", "noisy-diagonal", "three-noisy-diagonal", "three-gaussian-diagonal"}
 
 
+@pytest.mark.quick(28)
 @pytest.mark.parametrize(
     ("name", "growth"),
     [(name, growth) for name in MODELS for growth in GROWTHS if growth in EVERYWHERE or name in REPRESENTATIVE],
@@ -120,7 +121,7 @@ def test_sizes_that_transformers_refuses_are_refused_by_the_plan(model_dir: Mode
         hyperclone.plan(model_dir("llama-free-head-dim"), Growth(heads=12))
 
 
-@pytest.mark.quick(4)
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", ["llama-grouped-tied", "neox-parallel", "opt"])
 def test_the_full_proof_passes_in_every_stored_type_and_measures_everything(

@@ -36,6 +36,7 @@ def losses(command: list[str]) -> float:
     return 2.5 if "/clone-" in " ".join(command) else 3.0
 
 
+@pytest.mark.quick(2)
 @pytest.mark.parametrize("text", [STUDY, TUNED], ids=["rates given", "rates tuned"])
 @pytest.mark.parametrize("missing", MISSING)
 def test_a_study_whose_text_or_model_is_missing_changes_no_file(directory: Path, missing: str, text: str) -> None:

@@ -88,6 +88,7 @@ def windows_of(texts: list[str], tokenizer: Any) -> torch.Tensor:
     return torch.tensor(ids[: len(ids) // SEQUENCE * SEQUENCE]).view(-1, SEQUENCE)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_and_weights_are_those_of_a_plain_loop(model_dir: ModelDir, text: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
