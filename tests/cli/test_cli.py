@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from typing import Any, get_args
 import pytest
 import torch
 import typer.main
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from hyperclone.cli.display import plan_and_proof
 from hyperclone.cli.main import app
 from hyperclone.optimizer_state.moments import Treatment
 from hyperclone.options import flags
@@ -254,3 +257,12 @@ def options_of(command: str) -> list[Any]:
     """A command's arguments and options, as its parser has them."""
     group: Any = typer.main.get_command(app)
     return list(group.commands[command].params)
+
+
+def test_bars_end_their_line_also_in_a_file() -> None:
+    file = io.StringIO()
+    with plan_and_proof.progress_bars(Console(file=file, width=80)) as show:
+        show("write", 1, 2)
+        show("write", 2, 2)
+    assert "2/2" in file.getvalue()
+    assert file.getvalue().endswith("\n")

@@ -266,3 +266,5 @@ def progress_bars(console: Console) -> Iterator[Progress]:
         yield show
     finally:
         live.stop()
+        if tasks and not console.is_terminal:  # rich ends the line in terminals only
+            console.line()
