@@ -9,11 +9,12 @@ that come as sources.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -45,8 +46,8 @@ def write(file: Path, packages: list[dict[str, Any]]) -> None:
 
 
 def name(package: dict[str, Any]) -> str:
-    """Normalized, as package indexes have it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", package["metadata"]["name"]).lower()
+    """As package indexes have it."""
+    return canonicalize_name(package["metadata"]["name"])
 
 
 if __name__ == "__main__":

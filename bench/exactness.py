@@ -8,7 +8,6 @@ python bench/exactness.py rounding path/to/model --work /scratch   # exact split
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -20,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hyperclone
-from bench.grow import fresh, machine
+from bench.grow import fresh, publish
 from hyperclone import Growth
 from hyperclone.expansion import copy_map
 from hyperclone.expansion.expand import TensorMap, expand
@@ -119,10 +118,7 @@ def main() -> None:
         figures = tolerance(args.work)
     else:
         figures = rounding(args.source, args.work)
-    text = json.dumps({"machine": machine(), "figures": figures}, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    publish({"figures": figures}, args.output)
 
 
 if __name__ == "__main__":

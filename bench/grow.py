@@ -217,6 +217,14 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def publish(content: dict[str, Any], output: Path | None) -> None:
+    """Print what was measured and on which machine as JSON, and write it where `output` is given."""
+    text = json.dumps({"machine": machine(), **content}, indent=2)
+    print(text)
+    if output:
+        output.write_text(text + "\n")
+
+
 def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -245,10 +253,7 @@ def main() -> None:
         figures: Any = bench_model(args.source, args.work, args.rounds)
     else:
         figures = bench_shape(args.shape, args.layers, args.work, args.source_in or args.work, keep_copy=args.copy)
-    text = json.dumps({"machine": machine(), "what": args.kind, "figures": figures}, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    publish({"what": args.kind, "figures": figures}, args.output)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.grow import SHAPES, fresh, hyperclone, machine
+from bench.grow import SHAPES, fresh, hyperclone, publish
 from tests.helpers.models import save_tokenizer
 
 
@@ -126,10 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     figures = [bench(args.shape, n, 1e9 * limit, args.work) for n in args.layers for limit in args.limit]
-    text = json.dumps({"machine": machine(), "figures": figures}, indent=2)
-    print(text)
-    if args.output:
-        args.output.write_text(text + "\n")
+    publish({"figures": figures}, args.output)
 
 
 if __name__ == "__main__":

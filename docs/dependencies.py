@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "dependencies.md"
@@ -60,7 +61,7 @@ def page() -> str:
 
 
 def closure(extra: str) -> tuple[set[str], set[str]]:
-    """(packages that hyperclone asks for with an extra, these and all that they need), by normalized name."""
+    """(packages that hyperclone asks for with an extra, these and all that they need), by their names in indexes."""
     direct: set[str] = set()
     done: set[tuple[str, str]] = set()
     waiting = deque([("hyperclone", extra)])
@@ -73,7 +74,7 @@ def closure(extra: str) -> tuple[set[str], set[str]]:
             requirement = Requirement(text)
             if requirement.marker and not requirement.marker.evaluate({"extra": wanted}):
                 continue
-            needed = normalized(requirement.name)
+            needed = canonicalize_name(requirement.name)
             if name == "hyperclone":
                 direct.add(needed)
             waiting += [(needed, one) for one in ("", *requirement.extras)]
@@ -95,11 +96,6 @@ def license_of(name: str) -> str:
     if not all(re.fullmatch(r"[A-Za-z0-9.\-]+( (AND|OR) [A-Za-z0-9.\-]+)*", one) for one in names):
         raise ValueError(f"{name}: a license in words: {names}")
     return " OR ".join(sorted(set(names)))
-
-
-def normalized(name: str) -> str:
-    """A package's name as indexes have it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":

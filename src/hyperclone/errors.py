@@ -38,6 +38,11 @@ def reason(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def reason_with_class(error: BaseException) -> str:
+    """The same after the error's class, without which many messages say little."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 class HypercloneError(Exception):
     """The request cannot be carried out; the message says why and what to do instead.
 

@@ -91,6 +91,17 @@ class Upcycling:
     dense: Mapping[str, Dense]  # by model type
 
 
+def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
+    """The config with every field under its own name; of two names, transformers reads the alias.
+
+    Args:
+        config: config.json's content.
+        aliases: other names of fields -> their names.
+    """
+    renamed = {aliases[name]: value for name, value in config.items() if name in aliases and value is not None}
+    return {**{name: value for name, value in config.items() if name not in aliases}, **renamed}
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture."""
@@ -125,9 +136,8 @@ class Family:
         return {**self.defaults, **types, **self.canonical(config)}
 
     def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config with every field under the family's name; of two names, transformers reads the alias."""
-        renamed = {self.aliases[k]: value for k, value in config.items() if k in self.aliases and value is not None}
-        return {**{key: value for key, value in config.items() if key not in self.aliases}, **renamed}
+        """The config with every field under the family's name."""
+        return canonical(config, self.aliases)
 
     def spelled_as(self, fields: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         """Fields by the family's names, under the name or both names that a config has for each of them."""

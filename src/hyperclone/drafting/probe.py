@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from hyperclone.errors import CheckpointError, HypercloneError
+from hyperclone.architectures.family import canonical
+from hyperclone.errors import CheckpointError, HypercloneError, reason_with_class
 from hyperclone.hf import tiny_models
 from hyperclone.hf.models import parse_config, quiet
 from hyperclone.hf.parameter_names import tied_names, to_disk
@@ -171,7 +172,7 @@ def probe_fields(config: Mapping[str, Any]) -> ConfigFields:
     """
     full, standard, aliases = _standard_fields(config)
     aliases |= _constructor_names(config, full, standard, aliases)
-    config = _canonical(config, aliases)
+    config = canonical(config, aliases)
     depth = full[standard["num_hidden_layers"]]
     whole = build(config)
     if whole is None:
@@ -229,12 +230,6 @@ def _constructor_names(
     return names
 
 
-def _canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The config with every field under the class's own name; of two names, transformers reads the alias."""
-    renamed = {aliases[name]: value for name, value in config.items() if name in aliases and value is not None}
-    return {**{name: value for name, value in config.items() if name not in aliases}, **renamed}
-
-
 def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """What the config class makes of a config.
 
@@ -251,7 +246,7 @@ def _standard_fields(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
                 parsed = parse_config(config)
         except Exception as error:
             raise CheckpointError("transformers cannot read this config", file="config.json",
-                                  found=f"{type(error).__name__}: {error}".splitlines()[0]) from error  # fmt: skip
+                                  found=reason_with_class(error)) from error  # fmt: skip
     else:
         tiny_models.build_model(config)  # raises the reason
         raise AssertionError(kind)

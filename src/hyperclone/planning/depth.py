@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.architectures.expression import names
-from hyperclone.errors import CheckpointError, GrowthError
+from hyperclone.errors import CheckpointError, GrowthError, reason_with_class
 
 if TYPE_CHECKING:
     from hyperclone.architectures.family import Family
@@ -95,7 +95,7 @@ def _derived(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, list
             "transformers cannot read this config, and the config leaves out a list with one entry for each layer",
             file="config.json",
             field=", ".join(fields),
-            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            found=reason_with_class(error),
             expected="a list with an entry for each layer",
         ) from error
     return {field: values for field in fields if (values := getattr(read, field, None)) is not None}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hyperclone.errors import DestinationError
+from hyperclone.errors import DestinationError, reason_with_class
 
 PARTIAL = ".saving"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -56,7 +56,7 @@ def writing(output: Path, *, main: bool) -> Iterator[Path]:
         raise DestinationError(
             "a checkpoint could not be written",
             file=output,
-            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            found=reason_with_class(error),
             expected=f"{shutil.disk_usage(output).free / 1e9:.2f} GB are free on this disk",
             cure=(
                 f"free some space and rerun with --resume: {kept.name} is whole"

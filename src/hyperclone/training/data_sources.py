@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperclone.errors import TrainingError
+from hyperclone.errors import TrainingError, reason_with_class
 
 _KINDS = {
     "txt": "text",
@@ -139,7 +139,7 @@ def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
         raise TrainingError(
             "the data cannot be read",
             file=origin,
-            found=f"{type(cause).__name__}: {cause}".splitlines()[0],
+            found=reason_with_class(cause),
             cure=None if source.files else "is it the name of a Hub dataset, and can it be reached?",
         ) from error
 
