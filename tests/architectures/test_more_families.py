@@ -60,7 +60,7 @@ def test_widths_grow_apart(name: str, sizes: dict[str, Any], model_dir: ModelDir
 
 @pytest.mark.parametrize("name", ["olmo2", "olmo3-tied-multihead", "olmoe"])
 def test_one_norm_over_all_heads_needs_even_copies(name: str, model_dir: ModelDir) -> None:
-    with pytest.raises(GrowthError, match="uneven copies"):
+    with pytest.raises(GrowthError, match="equally many copies"):
         hyperclone.plan(model_dir(name), Growth(heads=6, hidden="1x" if name != "olmoe" else 48))
 
 

@@ -153,10 +153,18 @@ def test_gains_stored_minus_one_are_found_by_trying_the_head_tied(tmp_path: Path
 
 @pytest.mark.slow
 def test_an_eps_that_other_norms_share_is_not_drafted_as_free(tmp_path: Path) -> None:
-    """Qwen 3's q and k norms have the eps of the others, which padding would change."""
+    """Qwen 3's q and k norms have the eps of the others, which padding would change: the stream is scaled instead."""
     draft = drafting.draft(config_file(tmp_path / "config.json", "qwen3", head_dim=8))
     assert draft.proved
-    assert "[residual]" not in draft.text
+    assert 'hidden = { padding = "zero" }' in draft.text
+
+
+@pytest.mark.slow
+def test_norms_behind_blocks_are_found_by_trying(tmp_path: Path) -> None:
+    draft = drafting.draft(config_file(tmp_path / "config.json", "olmo2"))
+    assert draft.proved
+    (line,) = [line for line in draft.text.splitlines() if "padding" in line]
+    assert line.count("post_attention_layernorm") == line.count("post_feedforward_layernorm") == 1
 
 
 @pytest.mark.slow

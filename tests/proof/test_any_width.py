@@ -16,6 +16,7 @@ from hyperclone.errors import GrowthError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.proof.structural import prove_structure
 from tests.helpers.command import call
+from tests.helpers.models import build
 from tests.proof.test_proof import IDS, logits_of, source_logits
 
 ModelDir = Callable[..., Path]
@@ -36,6 +37,18 @@ SIZES: list[tuple[str, dict[str, Any]]] = [
     ("llama-grouped-tied", {"layers": "1.5x"}),
     ("llama-grouped-untied", {"layers": "2x", "hidden": 48}),
     ("neox-sequential", {"layers": "2x"}),
+    # The norms' eps is fixed or shared: what writes the hidden state is scaled.
+    ("qwen3-grouped-tied", {"hidden": 40}),
+    ("qwen3-moe-first-dense", {"width": 1.5}),
+    ("olmo", {"hidden": "2.5x"}),
+    ("olmo-tied", {"width": 1.5}),
+    ("olmo2-tied-biases", {"hidden": "1.5x"}),
+    ("exaone4-multihead-tied", {"width": 1.5, "layers": "1.5x"}),
+    ("opt", {"width": 1.5}),
+    ("opt-untied", {"width": 1.25}),
+    ("opt-plain-norms", {"width": 1.5}),
+    ("cohere-head-norms", {"width": 1.5}),
+    ("phi-qk-norms", {"width": 1.5}),
 ]
 
 
@@ -50,6 +63,19 @@ def test_logits_are_the_sources_at_any_size(
     assert done.proof is not None
     assert done.proof.passed
     before, after = source_logits(source), logits_of(tmp_path / "grown", IDS)
+    assert (after - before).norm() / before.norm() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [("qwen3-grouped-tied", "rms_norm_eps"), ("olmo2-tied-biases", "rms_norm_eps"),
+     ("exaone4-multihead-tied", "rms_norm_eps"), ("cohere-head-norms", "layer_norm_eps")],
+)  # fmt: skip
+def test_every_norm_finds_the_old_mean_square_also_where_eps_is_large(name: str, eps: str, tmp_path: Path) -> None:
+    large: dict[str, Any] = {eps: 0.3}
+    build(name, **large).save_pretrained(tmp_path / "source")
+    hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(hidden="1.5x"), proof="structural")
+    before, after = (logits_of(tmp_path / path, IDS) for path in ("source", "grown"))
     assert (after - before).norm() / before.norm() < 2e-6
 
 
@@ -119,7 +145,9 @@ def test_stacking_is_measured_not_judged_and_said_loudly(model_dir: ModelDir, tm
 @pytest.mark.parametrize(
     ("name", "sizes", "reason"),
     [
-        ("opt", {"hidden": 40, "heads": 5}, "multiples of 32"),
+        ("opt-projected-post-norm", {"width": 1.5}, "multiples of 32"),
+        ("bloom", {"hidden": 48, "head_dim": "1.5x"}, "multiples of 32"),
+        ("olmo2", {"width": 1.5}, "kv_heads of this model can only grow to multiples of 2"),
         ("opt-projected-post-norm", {"layers": "1.5x"}, "add nothing"),
         ("neox-parallel", {"hidden": 40}, "head_dim"),
         ("llama-grouped-tied", {"width": 1.3}, "41 or 42"),

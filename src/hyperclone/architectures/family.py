@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import Any
 
+from hyperclone.architectures.entries import Axis, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import Value, evaluate, lead_field, names
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
@@ -21,74 +23,6 @@ from hyperclone.errors import CheckpointError, GrowthError
 _LARGEST_SIZE = 2**40  # of an axis; products of a few of them are still numbers that can be computed with
 _MOST_LAYERS = 10_000
 _MOST_EXPERTS = 100_000  # in all layers together
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A named axis.
-
-    Attributes:
-        size: config expression.
-        grows_with: another axis, by whose factor it grows too.
-        alias: another axis, whose units are the same (OPT's embed).
-        when: condition for either.
-    """
-
-    size: str
-    grows_with: str | None = None
-    alias: str | None = None
-    when: str | None = None
-
-
-@dataclass(frozen=True)
-class TensorLine:
-    """One line of [tensors]: a name with {i} for the layer and {e} for the expert, its layout, when it exists.
-
-    Where the name has {i}, the condition sees the layer's number as i. Of several lines for one name, the first whose
-    condition holds is meant.
-    """
-
-    pattern: str
-    layout: Layout
-    when: str | None = None
-
-
-@dataclass(frozen=True)
-class Tie:
-    """The head that may share the embedding, and the last norm's tensors that then carry its 1/n."""
-
-    when: str
-    head: str
-    embedding: str
-    fold: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Residual:
-    """An axis that may grow to any size: what padding channels hold ("zero" or "mean"), and the norms' eps field."""
-
-    padding: str
-    eps: str
-    when: str | None = None
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense model type that can become a mixture of experts."""
-
-    leave: tuple[str, ...]  # config fields that a mixture does not have
-    refuse: Mapping[str, str]  # conditions over the config -> why such a model has no counterpart
-
-
-@dataclass(frozen=True)
-class Upcycling:
-    """How dense models become mixtures of this family (upcycling.py)."""
-
-    architecture: str
-    write: Mapping[str, str]  # config fields
-    router: str  # the tensor that has no source
-    tensors: Mapping[str, str]  # pattern here -> pattern there
-    dense: Mapping[str, Dense]  # by model type
 
 
 def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -263,14 +197,20 @@ class Family:
                 padding[axis] = spec.padding
         return padding
 
-    def rescaled(self, sizes: Mapping[str, tuple[int, int]], padding: Mapping[str, str]) -> dict[str, float]:
-        """Config fields (eps of the norms) to be multiplied where an axis has padding channels, and the factor."""
-        return {spec.eps: padding_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in padding}
+    def own_eps(self, axis: str, config: Mapping[str, Any]) -> str | None:
+        """The config field of the eps that the norms over this axis of the residual stream have for themselves."""
+        spec = self.residual[self.stream(axis, config)]
+        return None if spec.shared is not None and self.value(spec.shared, config) else spec.eps
 
-    def factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> float:
-        """The factor for a tensor that the model multiplies by the square root of a size that grows."""
+    def is_post_norm(self, name: str, axis: str, config: Mapping[str, Any]) -> bool:
+        """Whether a norm over this axis of the residual stream stands behind a block."""
+        patterns = self.residual[self.stream(axis, config)].post_norms
+        return any(indices(pattern, name) is not None for pattern in patterns)
+
+    def squared_factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> Fraction:
+        """The square of the factor for a tensor that the model multiplies by the root of a size that grows."""
         axis = self.multiplied.get(name)
-        return math.sqrt(sizes[axis][0] / sizes[axis][1]) if axis else 1.0
+        return Fraction(*sizes[axis]) if axis else Fraction(1)
 
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""
@@ -355,6 +295,10 @@ class Family:
         """Whether a tensor belongs to one of several experts."""
         return any("{e}" in line.pattern and indices(line.pattern, name) is not None for line in self.lines)
 
+    def in_layer(self, name: str) -> bool:
+        """Whether a tensor belongs to a layer."""
+        return any("{i}" in line.pattern and indices(line.pattern, name) is not None for line in self.lines)
+
     def conditions(self, config: Mapping[str, Any]) -> dict[str, tuple[bool, ...]]:
         """The values of every condition of the file: one, or one for each layer where it reads i.
 
@@ -367,11 +311,6 @@ class Family:
             for text in texts
             if text is not None
         }
-
-
-def padding_scale(old: int, new: int) -> float:
-    """sqrt(k d / D), k = D // d: for the gains of norms over padding channels; 1 for multiples."""
-    return math.sqrt(new // old * old / new)
 
 
 def indices(pattern: str, name: str) -> dict[str, str] | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures import layout
+from hyperclone.architectures.entries import Axis, Dense, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import evaluate, names
-from hyperclone.architectures.family import Axis, Dense, Family, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError
 
 
@@ -125,8 +126,8 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
 
 
 def _residual(spec: Any, where: str) -> Residual:
-    _keys(spec, where, {"padding": str, "eps": str}, {"when": str})
-    return Residual(**spec)
+    _keys(spec, where, {"padding": str}, {"eps": str, "shared": str, "post_norms": list, "when": str})
+    return Residual(**{**spec, "post_norms": tuple(spec.get("post_norms", ()))})
 
 
 def _upcycling(table: dict[str, Any]) -> Upcycling:
@@ -209,6 +210,14 @@ def _check(family: Family) -> None:
                 "the file does not define this axis", field=field, found=", ".join(missing),
                 expected="one of " + ", ".join(sorted(axes)),
             )  # fmt: skip
+    norms = {line.pattern for line in family.lines if line.layout.norm}
+    for stream, spec in family.residual.items():
+        if unlisted := sorted(set(spec.post_norms) - norms):
+            raise FamilyError("post_norms names tensors that [tensors] does not list as norms",
+                              field=f"residual.{stream}", tensor=", ".join(unlisted))  # fmt: skip
+        if spec.shared is not None and spec.eps is None:
+            raise FamilyError("shared says when other norms have the same eps, but the file gives no eps",
+                              field=f"residual.{stream}", expected="eps, or neither")  # fmt: skip
     if family.tie:
         if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
             raise FamilyError(
@@ -254,7 +263,8 @@ def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     yield from ((f"write.{field}", text) for field, text in family.write.items())
     yield from (("whole", text) for pair in family.whole.items() for text in pair)
     yield from (("refuse", text) for text in family.refuse)
-    yield from (("residual", spec.when) for spec in family.residual.values() if spec.when is not None)
+    for spec in family.residual.values():
+        yield from (("residual", text) for text in (spec.when, spec.shared) if text is not None)
     yield from ((f"deeper.{field}", text) for field, text in family.deeper.items())
     if family.tie:
         yield "tie.when", family.tie.when

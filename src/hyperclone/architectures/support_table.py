@@ -87,7 +87,7 @@ def notes(family: Family) -> Iterator[str]:
     if family.tie is not None and family.tie.fold and family.gain_offset:
         yield (
             f"the last norm stores its gains less {family.gain_offset}, so they cannot be divided among copies without "
-            "rounding: in bf16 and fp16, with a tied head, hidden grows exactly only with --untie"
+            "rounding: in bf16 and fp16 a tied head is untied when hidden grows, if that makes the growth exact"
         )
     if family.tie is not None and not family.tie.fold:
         yield "a tied head is untied when hidden grows, since no last norm has a gain"

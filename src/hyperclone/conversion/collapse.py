@@ -143,7 +143,8 @@ def _check_copies(
                 agrees = not bool(collapsed.any())
             else:
                 assert expected is not None
-                rounded = tensor.rounds != original.rounds  # Gemma's embedding, but not its untied head
+                # An untied head and its embedding may be multiplied by different factors, and rounded differently.
+                rounded = tensor.factors != original.factors and (tensor.rounds or original.rounds)
                 agrees = _agree_to_rounding(collapsed, expected) if rounded else _agree(collapsed, expected, plan)
             if not agrees:
                 raise _changed(tensor.name, f"it is no longer a copy of {source}")

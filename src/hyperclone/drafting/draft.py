@@ -235,21 +235,37 @@ def _try(model: Any, text: str, growth: Growth) -> str:
 
 def _any_width(architecture: Architecture, hypothesis: Hypothesis, small: Mapping[str, Any]) -> bool:
     """Try [residual], which lets hidden grow to any size; it stays in the draft only if the logits stay the same."""
+    for residual, eps in _residuals(architecture, _family(family_text(architecture, hypothesis))):
+        architecture.residual = residual
+        omitted = eps if eps and eps not in architecture.fields.config else None
+        if omitted:
+            architecture.axes.defaults[omitted] = architecture.fields.full[omitted]
+        family = _family(family_text(architecture, hypothesis))
+        with scratch_directory() as scratch:
+            tiny_models.save_tiny_model(scratch, small, family)  # its eps is large enough to matter
+            model, _ = load_model(scratch, torch.float32)
+        # Heads that a norm sees together grow to multiples only, but hidden need not.
+        if not all(_try(model, family.text, growth) for growth in (Growth(width=1.5), Growth(hidden="1.5x"))):
+            return True
+        if omitted:
+            del architecture.axes.defaults[omitted]
+    architecture.residual = ""
+    return False
+
+
+def _residuals(architecture: Architecture, family: Family) -> Iterator[tuple[str, str | None]]:
+    """([residual] lines, config field of the norms' eps): norms scaled, then the stream, last with norms behind blocks.
+
+    See planning/any_width.py.
+    """
+    padding = f'padding = "{"zero" if architecture.rms else "mean"}"'
     eps = [key for key, value in architecture.fields.full.items() if "eps" in key and isinstance(value, float)]
-    if len(eps) != 1:
-        return False
-    if eps[0] not in architecture.fields.config:
-        architecture.axes.defaults[eps[0]] = architecture.fields.full[eps[0]]
-    architecture.residual = (
-        f'hidden = {{ padding = "{"zero" if architecture.rms else "mean"}", eps = {toml_value(eps[0])} }}'
-    )
-    family = _family(family_text(architecture, hypothesis))
-    with scratch_directory() as scratch:
-        tiny_models.save_tiny_model(scratch, small, family)  # its eps is large enough to matter
-        model, _ = load_model(scratch, torch.float32)
-    if _try(model, family.text, Growth(width=1.5)):
-        architecture.residual = ""
-    return bool(architecture.residual)
+    if len(eps) == 1:
+        yield f"hidden = {{ {padding}, eps = {toml_value(eps[0])} }}", eps[0]
+    yield f"hidden = {{ {padding} }}", None
+    norms = [line.pattern for line in family.lines if line.layout.norm and "hidden" in line.layout.axes]
+    if behind := [pattern for pattern in norms if "{i}" in pattern and "post" in pattern]:
+        yield f"hidden = {{ {padding}, post_norms = [{', '.join(map(toml_value, behind))}] }}", None
 
 
 def _full_proof(text: str, instance: Path) -> list[str]:

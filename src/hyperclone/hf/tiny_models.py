@@ -106,7 +106,7 @@ def small_configs(config: Mapping[str, Any], family: Family) -> Iterator[dict[st
             for head_dim in heads:
                 new = _sizes(config, family, head_dim=head_dim, experts=count)
                 small = family.grown_config(config, {axis: (sizes[axis], size) for axis, size in new.items()})
-                small |= {spec.eps: _EPS for spec in family.residual.values()}
+                small |= {spec.eps: _EPS for spec in family.residual.values() if spec.eps}
                 yield fit_token_ids(_cut(small, family, layers), vocab=new.get("vocab", _VOCAB))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hyperclone.architectures.family import Family, Tie
+from hyperclone.architectures.entries import Tie
+from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.architectures.stored_names import is_buffer
 from hyperclone.errors import CheckpointError, GrowthError
@@ -106,14 +107,8 @@ def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
     return [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
 
 
-def check_rounding(growth: Growth, tensors: Sequence[TensorPlan], *, exact_untied: Callable[[], bool]) -> None:
-    """Raise where weights would be rounded to bf16 or fp16, which moves the logits by some 1e-3, without consent.
-
-    Args:
-        growth: the request.
-        tensors: of the grown model.
-        exact_untied: whether nothing would be rounded with an untied head.
-    """
+def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
+    """Raise where weights would be rounded to bf16 or fp16, which moves the logits by some 1e-3, without consent."""
     if not (coarse := rounded(tensors)) or growth.allow_rounding:
         return
     first = coarse[0]
@@ -123,14 +118,13 @@ def check_rounding(growth: Growth, tensors: Sequence[TensorPlan], *, exact_untie
     if first.offset:
         found = f"gains of which {first.offset:g} is not stored, multiplied by {first.factor:.6g} or split"
         expected = "gains that stay as they are"
-    untie = "untie the head (--untie), " if exact_untied() else ""
     tensors_text = "1 tensor" if len(coarse) == 1 else f"{len(coarse)} tensors"
     raise GrowthError(
         f"this growth is not exact in {first.dtype}: {tensors_text} would have to be rounded",
         tensor=first.name,
         found=found,
         expected=f"{expected}, or a type in which rounding does not matter",
-        cure=f"{untie}write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
+        cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
     )
 
 
@@ -153,7 +147,7 @@ def check_uneven(
                     tensor=name,
                     found=new,
                     expected=f"{new // old * old} or {(new // old + 1) * old}",
-                    cure="its norms would see uneven copies, and have no gain and eps that could correct for it",
+                    cure="a norm needs equally many copies of all that it sees; other widths may have other factors",
                 )
 
 

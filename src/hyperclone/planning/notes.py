@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.architectures.family import Family
 from hyperclone.planning import head_scaling
+from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth
 from hyperclone.planning.recipe import Expansion, Noise
 from hyperclone.units import human_count
@@ -27,10 +29,12 @@ class Facts:
         stored_dtypes: types in which the source's tensors are stored.
         folded: norm tensors that carry the tied head's 1/n.
         tied, untied: the source's head shares the embedding; the grown model's no longer does.
+        padded: axes with padding channels.
         dropped: stored buffers that no model loads.
         omitted_prefix: which the names in the source's files lack, and so those of the grown model.
         deeper: layers are added.
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
+        has_last_norm: a norm could carry a tied head's 1/n.
     """
 
     growth: Growth
@@ -41,10 +45,12 @@ class Facts:
     folded: frozenset[str]
     tied: bool
     untied: bool
+    padded: Mapping[str, PaddedAxis]
     dropped: tuple[str, ...]
     omitted_prefix: str
     deeper: bool
     fused_queries: bool
+    has_last_norm: bool
 
     @property
     def factor(self) -> float:
@@ -96,9 +102,28 @@ def _head_stays_tied(facts: Facts) -> str | None:
 
 
 def _head_is_untied(facts: Facts) -> str | None:
-    if facts.tied and facts.untied and not facts.growth.untie:
-        return "The head is untied: this model has no last norm that could be divided among the copies in its stead."
-    return None
+    if not (facts.tied and facts.untied) or facts.growth.untie:
+        return None
+    if facts.has_last_norm:
+        return "The head is untied, since a tied one would divide the last norm, whose gains would have to be rounded."
+    return "The head is untied: this model has no last norm that could be divided among the copies in its stead."
+
+
+def _padding_channels(facts: Facts) -> str | None:
+    if (hidden := facts.padded.get("hidden")) is None:
+        return None
+    old, new = facts.sizes["hidden"]
+    root = math.sqrt(hidden.share)
+    how = (
+        f"gains of norms are multiplied by {root:.4g}, and {hidden.eps} by {float(hidden.share):.4g}"
+        if hidden.eps
+        else f"the norms' eps cannot follow, so what writes the hidden state is multiplied by {1 / root:.4g}, and what "
+        f"reads it by {root:.4g}"
+    )
+    return (
+        f"{new} is no multiple of {old}: {new % old} channels copy nothing and are hidden from the norms: {how}. "
+        "The only error is one rounding of each of these weights."
+    )
 
 
 def _untie_changes_nothing(facts: Facts) -> str | None:
@@ -237,6 +262,7 @@ def _copies_never_diverge(facts: Facts) -> str | None:
 _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _head_stays_tied,
     _head_is_untied,
+    _padding_channels,
     _untie_changes_nothing,
     _dropped_buffers,
     _base_names,

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
-from hyperclone.architectures.family import Family, padding_scale
+from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io import shards
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
-from hyperclone.planning import head_scaling, tied_head, upcycling
+from hyperclone.planning import any_width, head_scaling, tied_head, upcycling
+from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.checks import (
     check_head_dim,
     check_level,
@@ -47,6 +49,7 @@ class _Target:
         tied: the source's head shares the embedding.
         head: what becomes of a tied head.
         padding: as in the plan.
+        padded: the same axes, and how padding channels are hidden from norms.
     """
 
     growth: Growth
@@ -57,6 +60,7 @@ class _Target:
     tied: bool
     head: TiedHead
     padding: dict[str, str]
+    padded: Mapping[str, PaddedAxis]
 
     @property
     def family(self) -> Family:
@@ -83,13 +87,13 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
     mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
     target = _target(mixture or source, growth, tied=family.tied(config), mixture=mixture is not None)
-    grown_config = _grown_config(target)
     check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
     check_head_dim(target.layouts, target.sizes)
-    tensors = _tensor_plans(target)
+    target, tensors = _exact_if_untied(target, _tensor_plans(target))
+    grown_config = _grown_config(target)
     if mixture is not None:
         tensors = mixture.from_dense(tensors)
-    check_rounding(growth, tensors, exact_untied=lambda: _exact_untied(target))
+    check_rounding(growth, tensors)
     check_level(growth, tensors)
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
     files = shards.lay_out(tensor_headers(tensors, prefix), shard_size=shard_size)
@@ -131,6 +135,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
         tied=tied,
         head=head,
         padding=family.padding(config, sizes),
+        padded=any_width.padded_axes(family, config, sizes, layouts),
     )
 
 
@@ -146,18 +151,18 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     if target.growth.dtype:
         written = DTYPES[OUTPUT_DTYPES[target.growth.dtype]][0]
         config |= dict.fromkeys([field for field in DTYPE_FIELDS if field in config] or DTYPE_FIELDS[:1], written)
-    for field, factor in family.rescaled(target.sizes, target.padding).items():
+    for field, factor in any_width.scaled_fields(target.padded.values()).items():
         config[field] = _number(family.value(field, source_config), field) * factor
     return config
 
 
-def _exact_untied(target: _Target) -> bool:
-    """Whether no weight would be rounded with an untied head: a tied one divides a norm's gains in its stead."""
-    if target.growth.untie or not target.tied:
-        return False
-    growth = replace(target.growth, untie=True)
-    head = tied_head.decide(target.family, target.sizes, target.layouts, growth, tied=True)
-    return not rounded(_tensor_plans(replace(target, growth=growth, head=head)))
+def _exact_if_untied(target: _Target, tensors: list[TensorPlan]) -> tuple[_Target, list[TensorPlan]]:
+    """The same, or with an untied head where that alone spares the rounding: a tied one divides a norm's gains."""
+    if target.growth.allow_rounding or not target.head.folded or not rounded(tensors):
+        return target, tensors
+    untied = replace(target, head=TiedHead(untied=True))
+    exact = _tensor_plans(untied)
+    return (target, tensors) if rounded(exact) else (untied, exact)
 
 
 def _tensor_plans(target: _Target) -> list[TensorPlan]:
@@ -192,12 +197,9 @@ def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, fol
     shape = layout.shape(new)
     dtype = OUTPUT_DTYPES[target.growth.dtype] if target.growth.dtype else entry.dtype
     gain = layout.norm and not name.endswith(".bias")
-    factor = family.factor(name, sizes)
-    if gain:
-        factor *= math.prod(padding_scale(*sizes[axis]) for axis in layout.axes if axis in padding)
+    factor = math.sqrt(_squared_factor(target, name, layout, source=source, folded=folded))
     if folded:
-        layout, divisor = tied_head.fold(family, sizes, layout)
-        factor /= divisor
+        layout = layout.as_reader()
     inputs = 1.0 if layout.reads is None else shape[layout.reads] / layout.shape(old)[layout.reads]
     return TensorPlan(
         name=name,
@@ -215,6 +217,21 @@ def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, fol
     )
 
 
+def _squared_factor(target: _Target, name: str, layout: Layout, *, source: str, folded: bool) -> Fraction:
+    """The square of what a tensor's values are multiplied by: roots of ratios of sizes, multiplied without rounding.
+
+    The last norm in front of a tied head also undoes what the head's weights, the embedding's, are multiplied by.
+    """
+    family = target.family
+    square = family.squared_factor(name, target.sizes)
+    square *= any_width.squared_factor(target.padded, family, name, layout, source=source)
+    if folded:
+        assert family.tie is not None
+        embedding = family.tie.embedding
+        square /= _squared_factor(target, embedding, target.layouts[embedding], source=embedding, folded=False)
+    return square
+
+
 def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, ...], omitted_prefix: str) -> Facts:
     return Facts(
         growth=target.growth,
@@ -225,10 +242,12 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         folded=target.head.folded,
         tied=target.tied,
         untied=target.head.untied,
+        padded=target.padded,
         dropped=dropped,
         omitted_prefix=omitted_prefix,
         deeper=target.deeper,
         fused_queries=any(tensor.queries and not tensor.layout.only_queries for tensor in tensors),
+        has_last_norm=target.family.tie is not None and not target.layouts.keys().isdisjoint(target.family.tie.fold),
     )
 
 

@@ -4,7 +4,7 @@ The head reads the hidden state. When that grows n-fold, each copy of the head's
 tied head has the weights of the embedding, which writes the hidden state and must not be divided. So either
 
 * the last norm in front of the head takes the 1/n. Its gain and bias become readers of the hidden state, whose n copies
-  sum to the source's: `fold` changes their layout. Which norms these are says the family file, in `[tie] fold`.
+  sum to the source's (`Layout.as_reader`). Which norms these are says the family file, in `[tie] fold`.
 * or the head is untied, and becomes a tensor of its own that grows from the embedding: where the model has no such norm
   with a gain (OLMo 1), or where the user asks for it (`--untie`).
 
@@ -18,7 +18,6 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from hyperclone.architectures.family import Family
-from hyperclone.architectures.layout import Layout
 from hyperclone.planning.growth import Growth
 
 
@@ -61,13 +60,3 @@ def decide(
     if growth.untie or (grows and not norms):
         return TiedHead(untied=True)
     return TiedHead(folded=norms if grows else frozenset())
-
-
-def fold(family: Family, sizes: Mapping[str, tuple[int, int]], norm: Layout) -> tuple[Layout, float]:
-    """(the layout of a norm that carries the head's 1/n, a divisor of its gain and bias).
-
-    As a reader of its axis it is divided by the number of copies. The divisor undoes what the growth multiplies the
-    embedding by (Gemma's), which the head shares.
-    """
-    assert family.tie is not None
-    return norm.as_reader(), family.factor(family.tie.embedding, sizes)

@@ -21,8 +21,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.architectures import registry
+from hyperclone.architectures.entries import Dense, Upcycling
 from hyperclone.architectures.expression import evaluate, lead_field
-from hyperclone.architectures.family import Dense, Family, Upcycling, indices
+from hyperclone.architectures.family import Family, indices
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.growth import Growth
