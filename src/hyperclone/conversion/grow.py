@@ -95,7 +95,7 @@ def grow(
         )  # fmt: skip
     directory = hub.resolve(source, revision=revision)
     check_target(Path(destination), source=directory, overwrite=overwrite)
-    checkpoint = Checkpoint.open(directory, family=user_family)
+    checkpoint = Checkpoint.open(directory, family=user_family, dequantize=True)
     plan = planner.make_plan(checkpoint, growth, shard_size=shard_size)
     if on_plan is not None:
         on_plan(plan)

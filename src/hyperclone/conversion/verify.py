@@ -48,7 +48,7 @@ def verify(
     receipt = receipts.read(target)
     stored_family = receipt.family if receipt is not None else None
     user_family = family_file.read(family) if family is not None else stored_family
-    checkpoint = Checkpoint.open(hub.resolve(source, revision=revision), family=user_family)
+    checkpoint = Checkpoint.open(hub.resolve(source, revision=revision), family=user_family, dequantize=True)
     if receipt is None:
         plan = plan_from_sizes(checkpoint, Checkpoint.open(target).config)
     else:

@@ -78,12 +78,23 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
                 local_files_only=True,
                 trust_remote_code=False,
                 experts_implementation=_EXPERTS,
+                **_dequantized(path),
             )
         except Exception as error:  # a config can make transformers raise anything
             raise CheckpointError(
                 "transformers cannot load this model", file=path, found=reason_with_class(error)
             ) from error
     return model.eval(), problems_of(info)
+
+
+def _dequantized(path: Path) -> dict[str, Any]:
+    """Arguments that let transformers multiply FP8 and MXFP4 weights by their scales, whatever the device could do."""
+    from transformers import FineGrainedFP8Config, Mxfp4Config, PreTrainedConfig
+
+    method = PreTrainedConfig.get_config_dict(path, local_files_only=True)[0].get("quantization_config")
+    classes = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+    chosen = classes.get(str(method.get("quant_method"))) if isinstance(method, dict) else None
+    return {} if chosen is None else {"quantization_config": chosen(dequantize=True)}
 
 
 def problems_of(info: Mapping[str, Iterable[object]]) -> list[str]:

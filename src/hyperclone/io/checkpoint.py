@@ -17,6 +17,7 @@ from typing import Any
 from hyperclone.architectures import registry, stored_names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
+from hyperclone.io import scaled_weights
 from hyperclone.io.files import LARGEST_FILE, exists, read_json
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
 from hyperclone.units import human_bytes
@@ -59,12 +60,15 @@ class Checkpoint(TensorFiles):
         self.config, self.files, self._user_family = config, files, user_family
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, family: Family | None = None) -> Checkpoint:
+    def open(
+        cls, path: str | os.PathLike[str], *, family: Family | None = None, dequantize: bool = False
+    ) -> Checkpoint:
         """Read and check config and headers; no weight is touched.
 
         Args:
             path: the directory.
             family: the user's family file; by default the one that ships for the config's model type.
+            dequantize: read FP8 and MXFP4 weights as what they stand for; config and entries are those of that model.
 
         Raises:
             CheckpointError: the directory is incomplete, inconsistent, corrupt, quantized, pickled or an adapter.
@@ -77,7 +81,7 @@ class Checkpoint(TensorFiles):
         entries = _read_headers(directory, files)
         if weight_map is not None:
             _check_index(directory, weight_map, entries)
-        refuse_quantized(config, directory / "config.json", entries.values())
+        config, entries = dequantized(config, entries, directory / "config.json", allowed=dequantize)
         entries = by_full_names(config, entries, family)
         check_own_file(directory / "config.json", directory)
         carried_files(directory)  # raises for links and devices, before anything else opens them
@@ -282,6 +286,29 @@ def check_own_file(file: Path, directory: Path) -> None:
         raise CheckpointError("this file would be copied with the model, but is a link to a file elsewhere", file=file,
                               found=real, expected="a file in the model's directory",
                               cure=f"replace the link by the file: rm {link} && cp {target} {link}")  # fmt: skip
+
+
+def dequantized(
+    config: dict[str, Any], entries: dict[str, Entry], file: Path, *, allowed: bool
+) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Config and stored tensors of the model that FP8 or MXFP4 weights stand for; unquantized ones as they are.
+
+    Args:
+        config: of the model.
+        entries: the stored tensors.
+        file: config.json.
+        allowed: whether quantized weights may be read at all.
+
+    Raises:
+        CheckpointError: the weights are quantized in another way, or damaged.
+    """
+    method = config.get("quantization_config")
+    stored_so = allowed and not {entry.dtype for entry in entries.values()} <= DTYPES.keys()
+    if stored_so and isinstance(method, dict) and method.get("quant_method") in scaled_weights.METHODS:
+        left = {field: value for field, value in config.items() if field != "quantization_config"}
+        return left, scaled_weights.scaled_entries(method, entries, file)
+    refuse_quantized(config, file, entries.values())
+    return config, entries
 
 
 def refuse_quantized(config: Mapping[str, Any], file: Path, entries: Collection[Entry] = ()) -> None:

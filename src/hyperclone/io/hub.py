@@ -14,7 +14,7 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, HypercloneError, reason
-from hyperclone.io.checkpoint import Checkpoint, by_full_names, refuse_quantized
+from hyperclone.io.checkpoint import Checkpoint, by_full_names, dequantized
 from hyperclone.io.files import exists, read_json
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
@@ -66,7 +66,7 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
         CheckpointError: neither is accessible, or it is not a model that can be grown.
     """
     if _is_local(source, revision):
-        return Checkpoint.open(source, family=family)
+        return Checkpoint.open(source, family=family, dequantize=True)
     from huggingface_hub import HfApi
 
     source_config = config(source, revision=revision)
@@ -76,13 +76,13 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
         except _unreachable() as error:  # the Hub's own refusals come with an answer of its server
             if getattr(error, "response", None) is not None or (cached := _cached(source, revision)) is None:
                 raise
-            return Checkpoint.open(cached, family=family)
-    entries = {}
+            return Checkpoint.open(cached, family=family, dequantize=True)
+    entries: dict[str, Entry] = {}
     for file, metadata in sorted(repository.files_metadata.items()):
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
-    refuse_quantized(source_config, Path("config.json"), entries.values())
+    source_config, entries = dequantized(source_config, entries, Path("config.json"), allowed=True)
     return Headers(source_config, by_full_names(source_config, entries, family), family)
 
 

@@ -11,7 +11,7 @@ from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.architectures.stored_names import is_buffer
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.io.tensor_files import DTYPES
+from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import head_scaling
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.recipe import Noise
@@ -87,6 +87,15 @@ def check_tensors(
                 cure="grow the original bf16 / fp16 / fp32 checkpoint",
             )
     return tuple(dropped), tuple(ties)
+
+
+def check_chosen_type(growth: Growth, entries: Mapping[str, Entry]) -> None:
+    """Raise where weights are stored as small numbers with scales and no type is chosen for what they stand for."""
+    scaled = [name for name, entry in entries.items() if entry.parts is not None]
+    if scaled and growth.dtype is None:
+        raise GrowthError("the weights are stored as small numbers with scales, which cannot be grown as they are",
+                          tensor=scaled[0], found=f"{len(scaled)} such tensors", expected="a type to convert them to",
+                          field="dtype", cure="give --dtype bf16, or fp32")  # fmt: skip
 
 
 def _bias_of(head: str) -> str:

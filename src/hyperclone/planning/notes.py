@@ -27,6 +27,7 @@ class Facts:
         growth, family, sizes: the request, what it is for, and (old, new) of every axis.
         config: the source's.
         stored_dtypes: types in which the source's tensors are stored.
+        scaled: how many tensors are stored as small numbers with scales.
         folded: norm tensors that carry the tied head's 1/n.
         tied, untied: the source's head shares the embedding; the grown model's no longer does.
         padded: axes with padding channels.
@@ -42,6 +43,7 @@ class Facts:
     sizes: Mapping[str, tuple[int, int]]
     config: Mapping[str, Any]
     stored_dtypes: frozenset[str]
+    scaled: int
     folded: frozenset[str]
     tied: bool
     untied: bool
@@ -182,6 +184,11 @@ def _gaussian_noise(facts: Facts) -> str | None:
 
 def _conversion(facts: Facts) -> str | None:
     dtype = facts.growth.dtype
+    if facts.scaled:
+        return (
+            f"{facts.scaled} tensors are stored as small numbers with scales (FP8 or MXFP4): they are multiplied by "
+            f"their scales and converted to {dtype}. The grown model is not quantized."
+        )
     if dtype and facts.stored_dtypes - {OUTPUT_DTYPES[dtype]}:
         return f"Weights are converted to {dtype} first; the proof compares with the converted source."
     return None

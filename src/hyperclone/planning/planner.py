@@ -18,6 +18,7 @@ from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import any_width, head_scaling, tied_head, upcycling
 from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.checks import (
+    check_chosen_type,
     check_head_dim,
     check_level,
     check_rounding,
@@ -85,6 +86,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     family, config = family_of(source), source.config
     family.grown_sizes(config, family.sizes(config))  # a model that cannot grow at all is refused before anything else
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
+    check_chosen_type(growth, source.entries)
     mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
     target = _target(mixture or source, growth, tied=family.tied(config), mixture=mixture is not None)
     check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
@@ -239,6 +241,7 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         sizes=target.sizes,
         config=target.base.config,
         stored_dtypes=frozenset(entry.dtype for entry in target.base.entries.values()),
+        scaled=sum(entry.parts is not None for entry in target.base.entries.values()),
         folded=target.head.folded,
         tied=target.tied,
         untied=target.head.untied,
