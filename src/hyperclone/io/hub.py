@@ -34,11 +34,13 @@ class Headers:
         config: config.json.
         entries: its tensors by name.
         user_family: the user's family file; None for the family that ships for the config's model type.
+        notes: how it was read, where that is not plain, in sentences.
     """
 
     config: dict[str, Any]
     entries: Mapping[str, Entry]
     user_family: Family | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -83,7 +85,8 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
     refuse_quantized(source_config, Path("config.json"), entries.values())
-    return Headers(source_config, by_full_names(source_config, entries, family), family)
+    view = by_full_names(source_config, entries, family)
+    return Headers(source_config, view.entries, family, view.notes)
 
 
 def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:

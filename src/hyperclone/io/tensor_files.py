@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from hyperclone.errors import CheckpointError, UnreadableError, printable
-from hyperclone.io.files import open_regular
+from hyperclone.io.files import LFS_SIZE, open_regular, refuse_lfs_pointer
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
@@ -145,6 +145,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         with os.fdopen(open_regular(path), "rb") as stream:
             version = file_version(stream.fileno())
+            refuse_lfs_pointer(path, stream.read(LFS_SIZE))
+            stream.seek(0)
             with safe_open(path, framework="np"):
                 pass
             size = int.from_bytes(stream.read(8), "little")

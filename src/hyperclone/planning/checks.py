@@ -68,6 +68,17 @@ def check_tensors(
                 cure="the checkpoint may be incomplete or without its head, or config.json may be another model's",
             )
         entry = source.entries[name]
+        if entry.shape == (0,) != layout.shape(sizes):
+            raise CheckpointError(
+                "this tensor was saved empty, as by a process of DeepSpeed ZeRO-3, which holds a part of every tensor",
+                file=entry.file,
+                tensor=name,
+                found=list(entry.shape),
+                expected=f"{list(layout.shape(sizes))} ({layout.text})",
+                cure="in the directory of the DeepSpeed checkpoint, with its global_step folders: python "
+                "zero_to_fp32.py . OUT --safe_serialization, then copy config.json and the tokenizer to OUT; in "
+                "training, set stage3_gather_16bit_weights_on_model_save and save with engine.save_16bit_model",
+            )
         if entry.shape != layout.shape(sizes):
             raise CheckpointError(
                 "a tensor's size disagrees with the config",

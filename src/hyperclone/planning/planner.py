@@ -14,6 +14,7 @@ from hyperclone.io import shards
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
+from hyperclone.io.weight_files import NAMED_FIELD
 from hyperclone.planning import head_scaling, tied_head, upcycling
 from hyperclone.planning.checks import (
     check_head_dim,
@@ -109,7 +110,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         untied=target.head.untied,
         ties_to_check=ties_to_check,
         dropped=dropped,
-        notes=texts.notes,
+        notes=source.notes + texts.notes,
         warnings=texts.warnings,
     )
 
@@ -138,6 +139,7 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     family, source_config = target.family, target.base.config
     config = family.grown_config(source_config, target.sizes)
     config.pop(GROWN_FIELD, None)
+    config.pop(NAMED_FIELD, None)  # the files have the usual names
     config.pop("auto_map", None)  # points at code that is neither run nor copied
     if target.deeper:
         config = deepen(family, source_config, config, target.layers)

@@ -51,6 +51,7 @@ class Upcycled:
     entries: Mapping[str, Entry]
     stored_names: Mapping[str, str]
     init_std: float
+    notes: tuple[str, ...] = ()  # those of the dense source are the plan's
 
     def from_dense(self, tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
         """The same plans with the stored tensors as sources; a layer's first expert is the original of the others."""

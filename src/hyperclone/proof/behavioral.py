@@ -203,7 +203,7 @@ class _ModelPair:
         return max(0.0, *source_errors)  # where NaN never wins
 
     def open(self, model: Checkpoint, dtype: torch.dtype) -> LoadedModel | StreamedModel:
-        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model.path, dtype)
+        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model, dtype)
 
     def run_both(
         self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
