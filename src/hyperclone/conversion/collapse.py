@@ -21,7 +21,7 @@ from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
 from hyperclone.io import hub, shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
-from hyperclone.io.files import to_json
+from hyperclone.io.files import to_json, user_path
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.streaming import Progress, digest, slices, write_shards
 from hyperclone.planning import planner
@@ -83,7 +83,7 @@ def collapse(
     headers = [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()]
     files = shards.lay_out(headers, shard_size=shard_size)
     target = Destination(
-        Path(destination),
+        user_path(destination),
         source=directory,
         fingerprint=f"collapse:{plan.fingerprint}:{output.identity}",
         nbytes=sum(shard.nbytes for shard in files),

@@ -13,7 +13,7 @@ from hyperclone.errors import OptionError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination, check_target
-from hyperclone.io.files import digests, to_json
+from hyperclone.io.files import digests, to_json, user_path
 from hyperclone.io.streaming import Progress
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
@@ -93,9 +93,9 @@ def grow(
             "a family file of your own is not used without a proof", field="proof", found=proof,
             expected="full, or structural",
         )  # fmt: skip
-    directory = hub.resolve(source, revision=revision)
-    check_target(Path(destination), source=directory, overwrite=overwrite)
-    checkpoint = Checkpoint.open(directory, family=user_family)
+    directory, found = hub.fetch(source, revision=revision)
+    check_target(user_path(destination), source=directory, overwrite=overwrite)
+    checkpoint = Checkpoint.open(directory, family=user_family, notes=found)
     plan = planner.make_plan(checkpoint, growth, shard_size=shard_size)
     if on_plan is not None:
         on_plan(plan)
@@ -108,7 +108,7 @@ def grow(
             plan, checkpoint, optimizer_state, treatment=moments, shard_size=shard_size
         )
     target = Destination(
-        Path(destination),
+        user_path(destination),
         source=directory,
         fingerprint=f"{plan.fingerprint}:{checkpoint.identity}" + (f":{state_plan.fingerprint}" if state_plan else ""),
         nbytes=plan.nbytes + (state_plan.nbytes if state_plan else 0),
@@ -151,5 +151,4 @@ def _write_receipt_and_card(
     state = state_writer.receipt_part(state_plan, target.partial) if state_plan else None
     content = receipt.make_receipt(plan, name, proof, files=carried, optimizer_state=state)
     target.write_text(receipt.FILE, to_json(content))
-    on_hub = checkpoint.path != Path(source)
-    target.write_text("README.md", model_card.make_card(plan, checkpoint.path, name, proof, on_hub=on_hub))
+    target.write_text("README.md", model_card.make_card(plan, checkpoint.path, name, proof, on_hub=hub.on_hub(source)))

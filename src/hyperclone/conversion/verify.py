@@ -12,7 +12,7 @@ from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, carried_files
-from hyperclone.io.files import digests
+from hyperclone.io.files import digests, user_path
 from hyperclone.io.streaming import Progress
 from hyperclone.optimizer_state import writer
 from hyperclone.planning.planner import make_plan, plan_from_sizes
@@ -44,7 +44,7 @@ def verify(
         HypercloneError: one of the directories cannot be read, or one cannot be a growth of the other.
     """
     check_kind(proof, get_args(ProofToRun))
-    target = Path(destination)
+    target = user_path(destination)
     receipt = receipts.read(target)
     stored_family = receipt.family if receipt is not None else None
     user_family = family_file.read(family) if family is not None else stored_family

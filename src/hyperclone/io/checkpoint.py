@@ -18,7 +18,8 @@ from hyperclone.architectures import registry, stored_names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
 from hyperclone.io import weight_files
-from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer
+from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer, user_path
+from hyperclone.io.local_paths import nearest
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
 from hyperclone.units import human_bytes
 
@@ -64,17 +65,20 @@ class Checkpoint(TensorFiles):
         self._user_family = user_family
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, family: Family | None = None) -> Checkpoint:
+    def open(
+        cls, path: str | os.PathLike[str], *, family: Family | None = None, notes: Sequence[str] = ()
+    ) -> Checkpoint:
         """Read and check config and headers; no weight is touched.
 
         Args:
             path: the directory.
             family: the user's family file; by default the one that ships for the config's model type.
+            notes: on how the directory was found.
 
         Raises:
             CheckpointError: the directory is incomplete, inconsistent, corrupt, quantized, pickled or an adapter.
         """
-        directory = Path(path)
+        directory = user_path(path)
         _check_directory(directory)
         config = read_json(directory / "config.json", missing="not a model directory: it has no config.json")
         weights = weight_files.find(directory, config)
@@ -90,7 +94,7 @@ class Checkpoint(TensorFiles):
             config=config,
             files=weights.names,
             entries=view.entries,
-            notes=(*weights.notes, *view.notes),
+            notes=(*notes, *weights.notes, *view.notes),
             as_found=weights.as_found and view.as_found,
             user_family=family,
         )
@@ -167,7 +171,7 @@ def _check_directory(directory: Path) -> None:
             "not a model directory" if exists(directory) else "no such directory",
             file=directory,
             expected="a directory with config.json and *.safetensors",
-            cure=f"name the directory: {directory.parent}" if directory.suffix == ".safetensors" else None,
+            cure=nearest(directory) if not exists(directory) else f"name the directory: {directory.parent}",
         )
     weight_files.refuse_lone_adapter(directory)
 

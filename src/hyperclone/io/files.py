@@ -20,6 +20,11 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_FILE = 512 << 20  # bytes of a config, an index, a receipt, a tokenizer; weights may have any size
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as its user wrote it, with `~` for a home directory."""
+    return Path(os.path.expanduser(path))
+
+
 def open_regular(path: Path) -> int:
     """A descriptor of a regular file to read from; a link to one is followed.
 

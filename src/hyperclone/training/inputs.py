@@ -13,6 +13,7 @@ import torch
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.hf import models
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.files import user_path
 from hyperclone.io.tensor_files import read_header
 from hyperclone.optimizer_state import writer
 from hyperclone.training import data_sources, token_cache
@@ -90,7 +91,7 @@ def load_texts(
         DestinationError: the cache cannot be written.
     """
     end = _end_of_text(tokenizer, config)
-    cache = Path(training.cache) if training.cache else token_cache.default_cache()
+    cache = user_path(training.cache) if training.cache else token_cache.default_cache()
 
     def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
         sources = [source for spelling in spelled for source in data_sources.find(spelling)]
