@@ -177,3 +177,45 @@ def test_the_proof_chooses_attention_that_is_here_and_the_field_stays(
     assert hyperclone.verify(victim, done.path).passed
     if kernels == "eager":
         assert load_model(victim, torch.float32)[0].config._attn_implementation == "eager"
+
+
+# --- Experts that are stored fused
+
+
+def fused(source: Path, target: Path, *, shard: str = "5GB") -> Path:
+    """A copy of a mixture of experts as transformers saves it in its own layout."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(
+        target, save_original_format=False, max_shard_size=shard
+    )
+    return target
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "qwen3-moe", "olmoe"])
+def test_fused_experts_are_grown_as_those_that_are_stored_one_by_one(
+    name: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    plain = model_dir(name)
+    source = fused(plain, tmp_path / "source")
+    assert any(key.endswith("mlp.experts.gate_up_proj") for key in stored(source))
+    done = grown_like(source, plain, tmp_path, proof="full" if name == MIXTURE else "structural")
+    assert stored(done.path).keys() == stored(source).keys()  # fused as in the source
+    assert stored(tmp_path / "expected").keys() == stored(plain).keys()
+    collapsed = hyperclone.collapse(done.path, tmp_path / "collapsed")
+    again = stored(collapsed.path)
+    assert collapsed.exact
+    assert again.keys() == stored(source).keys()
+    assert all(torch.equal(again[key], value) for key, value in stored(source).items())
+
+
+def test_fused_experts_may_lie_in_several_files_and_new_layers_have_them_too(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = fused(model_dir(MIXTURE), tmp_path / "source", shard="40KB")
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2, layers="1.5x"), shard_size="60KB")
+    assert sum(key.endswith("experts.down_proj") for key in stored(done.path)) == 3
+    index = json.loads((done.path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index.keys() == stored(done.path).keys()
+    assert unmodified.distance(done.path, source) < unmodified.SAME
+    assert hyperclone.verify(source, done.path, proof="structural").passed

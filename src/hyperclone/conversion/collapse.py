@@ -18,7 +18,7 @@ from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
-from hyperclone.io import hub, shards
+from hyperclone.io import fused_experts, hub, shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
 from hyperclone.io.files import to_json, user_path
@@ -80,7 +80,9 @@ def collapse(
     # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
     copies = [tensor for tensor in plan.tensors if not tensor.init_std]
     originals = {tensor.source: tensor for tensor in copies if tensor.original}
-    headers = [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()]
+    headers = fused_experts.fuse(
+        [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()], plan.fused_in
+    )
     files = shards.lay_out(headers, shard_size=shard_size)
     target = Destination(
         user_path(destination),

@@ -17,7 +17,7 @@ from typing import Any
 from hyperclone.architectures import registry, stored_names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
-from hyperclone.io import weight_files
+from hyperclone.io import fused_experts, weight_files
 from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer, user_path
 from hyperclone.io.local_paths import nearest
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
@@ -151,6 +151,7 @@ def by_full_names(config: Mapping[str, Any], entries: Mapping[str, Entry], user_
         )
     else:
         notes = ()
+    unwrapped = fused_experts.take_apart(unwrapped, family)
     base = stored_names.lacks_prefix(unwrapped, family)
     named = {
         name: replace(entry, base=True) if base else entry

@@ -44,6 +44,7 @@ class Entry:
         shape, offset, nbytes: its sizes, where it begins in the file, and its length there.
         version: of the file when its header was read; None where there is no file to read from.
         base: it was saved from the base model, so its name in the file lacks the family's prefix.
+        fused_in: it is a part of a tensor of several experts in a block of this name (fused_experts.py); "" if not.
     """
 
     file: str
@@ -53,6 +54,7 @@ class Entry:
     nbytes: int
     version: FileVersion | None = field(default=None, compare=False, repr=False)
     base: bool = False
+    fused_in: str = ""
 
 
 class TensorFiles:
