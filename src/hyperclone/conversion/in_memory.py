@@ -29,7 +29,7 @@ class InMemory:
     notes: tuple[str, ...] = ()
 
     def __init__(self, model: Any, *, family: Family | None = None) -> None:
-        self.config: dict[str, Any] = model.config.to_dict()
+        self.config: dict[str, Any] = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         self.tensors = saved_tensors(model)
         names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
         self.entries: dict[str, Entry] = {}

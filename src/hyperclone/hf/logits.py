@@ -16,6 +16,8 @@ from hyperclone.hf.continuation import Runnable, extend, foreseen
 
 PROMPT = "The Congress of the United States"
 REAL_TEXT = "real text"
+POOLED = "ForSequenceClassification"
+_CUTS = 8  # lengths of each row, of which such a model gives one vector of logits
 _ROWS = 64  # logits compared at once: vocabularies are large
 
 
@@ -30,7 +32,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Logits (positions, vocab) for each probe; a continuation's tokens (T,) and their logits (T, vocab)."""
+    """Logits (positions, vocab) for each probe; a continuation's tokens (T,) and their logits (T, vocab).
+
+    Of a classifier: logits (positions or sequences, labels), and a continuation of no tokens.
+    """
 
     logits: list[Tensor]
     tokens: Tensor
@@ -100,6 +105,8 @@ def run(
             need not be read for each of them; the result is the same.
     """
     calls: list[Callable[[], Any]] = [partial(_on_probe, model.module, probe) for probe in probes]
+    if not model.module.can_generate():
+        return _without_continuation(model.run(calls))
     *logits, done = model.run([*calls, partial(extend, model.module, prompt, steps if expected is None else 1)])
     if expected is not None:
         done = foreseen(model, prompt, done, expected, steps=steps)
@@ -108,18 +115,39 @@ def run(
 
 def run_teacher_forced(model: Runnable, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
     """The same inputs, and a given continuation (T,) in one pass, without a cache."""
+    if not model.module.can_generate():
+        return _without_continuation(model.run([partial(_on_probe, model.module, probe) for probe in probes]))
     whole = _unpadded("continuation", torch.cat([prompt, tokens])[None])
     *logits, scores = model.run([partial(_on_probe, model.module, probe) for probe in (*probes, whole)])
     return ModelOutputs(logits, tokens, scores[len(prompt) - 1 : -1])
 
 
+def _without_continuation(logits: list[Tensor]) -> ModelOutputs:
+    return ModelOutputs(logits, torch.empty(0, dtype=torch.long), logits[0][:0])
+
+
 @torch.inference_mode()
 def _on_probe(module: Any, probe: Probe) -> Tensor:
-    """Logits (positions, vocab) at a probe's real tokens."""
+    """Logits (positions, vocab) at a probe's real tokens; of a model that pools, (sequences, labels)."""
+    if type(module).__name__.endswith(POOLED):
+        return _pooled(module, probe)
     mask = None if bool(probe.mask.all()) else probe.mask.long()
     output = module(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
     logits: Tensor = output.logits[probe.mask]
     return logits
+
+
+def _pooled(module: Any, probe: Probe) -> Tensor:
+    """Logits (N, labels) of a classifier that reads one position: of each row cut at several lengths, one at a time."""
+    pad = module.config.get_text_config().pad_token_id
+    rows = []
+    for ids, mask in zip(probe.ids, probe.mask, strict=True):
+        known = ids if pad is None else ids.where(mask, torch.tensor(pad))  # by which it finds the last real token
+        for length in sorted({max(1, len(ids) * part // _CUTS) for part in range(1, _CUTS + 1)}):
+            if bool(mask[:length].any()):
+                inputs = {"input_ids": known[None, :length], "attention_mask": mask[None, :length].long()}
+                rows.append(module(**inputs, use_cache=False, return_dict=True).logits[0])
+    return torch.stack(rows)
 
 
 def distance(logits: Tensor, reference: Tensor) -> Distance:

@@ -272,7 +272,8 @@ def build_like(model: Any, *, config: Mapping[str, Any], tensors: Mapping[str, T
             attn_implementation=attention_implementation(model),
         )
     new.name_or_path = new_config._name_or_path = model.config._name_or_path
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return new
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hyperclone.architectures import heads
 from hyperclone.architectures.family import Family, Tie
 from hyperclone.architectures.layout import Layout
 from hyperclone.architectures.stored_names import is_buffer
@@ -49,7 +50,7 @@ def check_tensors(
         elif family.ignored(name) or is_buffer(name, entry.shape):
             dropped.append(name)
         else:
-            raise CheckpointError(
+            raise _of_another_head(source, name) or CheckpointError(
                 "a stored tensor is not part of this architecture",
                 file=entry.file,
                 tensor=name,
@@ -97,6 +98,24 @@ def check_tensors(
                 cure="grow the original bf16 / fp16 / fp32 checkpoint",
             )
     return tuple(dropped), tuple(ties)
+
+
+def _of_another_head(source: Source, name: str) -> CheckpointError | None:
+    """The refusal of a tensor of a head that cannot be grown; None if it is of none that is known."""
+    file, named, first = source.entries[name].file, source.config.get("architectures"), name.partition(".")[0]
+    if first in ("v_head", "value_head"):
+        return CheckpointError(
+            "this is a value head beside the language model (as of trl), which transformers does not load", file=file,
+            tensor=name, found=list(source.entries[name].shape), expected="a model of transformers",
+            cure="AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) leaves it out; grow OUT",
+        )  # fmt: skip
+    if first in ("score", "classifier", "qa_outputs", "multiple_choice_head"):
+        return CheckpointError(
+            "this model has a head that cannot be grown", file=file, field="architectures", tensor=name, found=named,
+            expected="a causal language model, or a class that ends in " + " or ".join(heads.names()),
+            cure="if it is of such a class, name that in config.json; else grow the model that it was fine-tuned from",
+        )  # fmt: skip
+    return None
 
 
 def _bias_of(head: str) -> str:

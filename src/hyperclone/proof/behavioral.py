@@ -191,12 +191,13 @@ class _ModelPair:
         plain, truth, grown = self.run_both(probes, prompt, steps, compute, wide)
         # Greedy continuations may diverge where two tokens are equally likely; up to that step the inputs are the same.
         shared = int((grown.tokens == plain.tokens).long().cumprod(0).sum()) + 1
-        rows = [
+        rows: list[tuple[Probe | None, Tensor, Tensor, Tensor]] = [
             *zip(probes, plain.logits, truth.logits, grown.logits, strict=True),
-            (None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]),
         ]
+        if len(plain.tokens):
+            rows.append((None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]))
         source_errors = [self.add_comparison(probe, compute, *tensors, rounding=rounding) for probe, *tensors in rows]
-        if self.tokenizer is not None and not small:
+        if self.tokenizer is not None and not small and len(plain.tokens):
             self.behavior.prompt = logits.PROMPT
             self.behavior.source_text = self.tokenizer.decode(plain.tokens, skip_special_tokens=True)
             self.behavior.grown_text = self.tokenizer.decode(grown.tokens, skip_special_tokens=True)
@@ -215,7 +216,7 @@ class _ModelPair:
             self.advance()
             source.to(wide)
             truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
-        if self.behavior.layer_by_layer:
+        if self.behavior.layer_by_layer and len(plain.tokens):
             self.expected = plain.tokens
         del source
         gc.collect()
@@ -254,7 +255,8 @@ class _ModelPair:
         rounded = self.plan.growth.recipe.noise is Noise.GAUSSIAN or self.plan.rounds
         extra = 0.0 if not rounded else source_error if rounding is None else rounding
         perplexity, predicted = None, 0
-        if probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
+        language = not self.plan.family.head
+        if language and probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
             perplexity = (logits.perplexity(plain, probe.ids), logits.perplexity(grown, probe.ids))
             predicted = probe.ids[:, 1:].numel()
         self.behavior.measured.append(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hyperclone.architectures.heads import head_of
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.hf import models
 from hyperclone.io.checkpoint import Checkpoint
@@ -170,6 +171,12 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
     from transformers import AutoModelForCausalLM, set_seed
 
     config = load_config(directory)
+    if head := head_of({"architectures": config.architectures}):
+        raise TrainingError(
+            "this trains causal language models only", file=directory, field="architectures",
+            found=config.architectures, expected="a causal language model",
+            cure=f"fine-tune the grown directory with AutoModel{head}, as its source was",
+        )  # fmt: skip
     dtype = _TYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)
     if training.from_scratch:
         set_seed(training.seed)
