@@ -61,7 +61,9 @@ class Distance:
     top1: float
 
 
-def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool) -> tuple[list[Probe], Tensor]:
+def make_probes(
+    tokenizer: Any | None, *, vocab: int, context: int, small: bool, avoid: frozenset[int] = frozenset()
+) -> tuple[list[Probe], Tensor]:
     """Inputs that every architecture can take, and a prompt (P,) to continue.
 
     Args:
@@ -69,9 +71,13 @@ def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool)
         vocab: size of the vocabulary.
         context: longest sequence the model can take.
         small: only a few tokens, for types in which a CPU is slow.
+        avoid: tokens that stand for images in a model that sees them; another takes their place.
     """
+    plain = next((token for token in range(min(3, vocab - 1), vocab) if token not in avoid), 0)
+    forbidden = torch.tensor(sorted(avoid), dtype=torch.long)
     rows, length, random_length, padded = (1, 64, 32, 16) if small else (4, 128, 64, 48)
     random = torch.randint(vocab, (2, min(random_length, context)), generator=torch.Generator().manual_seed(0))
+    random = random.where(~torch.isin(random, forbidden), torch.tensor(plain))
     probes = [_unpadded("random tokens", random)]
     flow, prompt = random.flatten(), random[0, :8]
     text_ids = torch.tensor([], dtype=torch.long)

@@ -77,12 +77,14 @@ class StoredModel(Protocol):
     Attributes:
         path: the directory.
         config: of the model, as config.json has it.
-        as_found: transformers loads this very model from the directory by itself.
+        as_found: transformers loads this very model from the directory by itself, or the whole that it is a part of.
+        left_out: bytes of the rest of that whole; None if this is no part of one.
     """
 
     path: Path
     config: dict[str, Any]
     as_found: bool
+    left_out: int | None
 
     @property
     def entries(self) -> Mapping[str, StoredTensor]:
@@ -104,7 +106,8 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """
     with quiet(), _loading("load", path):
         config = _read_config(path)
-        model, info = model_class(config).from_pretrained(
+        cls = model_class(config)
+        model, info = cls.from_pretrained(
             path,
             config=config,
             dtype=dtype,
@@ -112,7 +115,30 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
             local_files_only=True,
             trust_remote_code=False,
             experts_implementation=_EXPERTS,
-            **_attention(config),
+            **_attention(config, cls),
+        )
+    return model.eval(), problems_of(info)
+
+
+def load_whole(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The same of a model that also sees images, which is run on text alone.
+
+    Raises:
+        CheckpointError: transformers cannot load it at all.
+    """
+    import transformers
+
+    with quiet(), _loading("load", path):
+        config = _read_config(path)
+        cls = transformers.AutoModelForImageTextToText._model_mapping[type(config)]
+        model, info = cls.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            experts_implementation=_EXPERTS,
+            **_attention(config, cls),
         )
     return model.eval(), problems_of(info)
 
@@ -125,14 +151,15 @@ def load_stored(stored: StoredModel, dtype: torch.dtype) -> tuple[Any, list[str]
     """
     with quiet(), _loading("load", stored.path):
         config = parse_config(stored.config)
-        model, info = model_class(config).from_pretrained(
+        cls = model_class(config)
+        model, info = cls.from_pretrained(
             None,
             config=config,
             state_dict={name: stored.read(name) for name in stored.entries},
             dtype=dtype,
             output_loading_info=True,
             experts_implementation=_EXPERTS,
-            **_attention(config),
+            **_attention(config, cls),
         )
     return model.eval(), problems_of(info)
 
@@ -171,7 +198,7 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM._model_mapping[type(config)]
 
 
-def _attention(config: Any) -> dict[str, str]:
+def _attention(config: Any, cls: Any) -> dict[str, str]:
     """The attention kernels to load a model with, where those that its config asks for may not be here.
 
     Flash attention needs a package and a GPU, flex attention has no fp64; the weights do not depend on the kernels.
@@ -179,7 +206,7 @@ def _attention(config: Any) -> dict[str, str]:
     wanted = getattr(config, "_attn_implementation", None)
     if wanted is None or wanted in _ATTENTION:
         return {}
-    return {"attn_implementation": _ATTENTION[0] if model_class(config)._supports_sdpa else _ATTENTION[1]}
+    return {"attn_implementation": _ATTENTION[0] if cls._supports_sdpa else _ATTENTION[1]}
 
 
 def problems_of(info: Mapping[str, Iterable[object]]) -> list[str]:
@@ -204,7 +231,9 @@ class LoadedModel:
         Raises:
             CheckpointError: transformers cannot load it.
         """
-        if isinstance(stored, Path) or stored.as_found:
+        if not isinstance(stored, Path) and stored.as_found and stored.left_out is not None:
+            self.module, self.problems = load_whole(stored.path, dtype)
+        elif isinstance(stored, Path) or stored.as_found:
             path = stored if isinstance(stored, Path) else stored.path
             self.module, self.problems = load_model(path, dtype)
         else:
@@ -248,7 +277,7 @@ def load_without_weights(
             return cls._from_config(
                 parsed,
                 experts_implementation=_EXPERTS,
-                **_attention(parsed),
+                **_attention(parsed, cls),
                 **({} if dtype is None else {"dtype": dtype}),
             )
 

@@ -173,7 +173,9 @@ def _without_weights(stored: StoredModel, dtype: torch.dtype) -> tuple[nn.Module
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    model = load_without_weights(stored.path, dtype=dtype, config=None if stored.as_found else stored.config)
+    model = load_without_weights(
+        stored.path, dtype=dtype, config=None if stored.as_found and stored.left_out is None else stored.config
+    )
     load_config = LoadStateDictConfig(
         dtype=dtype, dtype_plan=model._get_dtype_plan(dtype), weight_mapping=get_model_conversion_mapping(model)
     )

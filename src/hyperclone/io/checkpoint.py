@@ -10,17 +10,17 @@ import re
 import shlex
 import stat
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hyperclone.architectures import registry, stored_names
+from hyperclone.architectures import registry
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
-from hyperclone.io import fused_experts, weight_files
+from hyperclone.io import weight_files
 from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer, user_path
 from hyperclone.io.local_paths import nearest
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
+from hyperclone.io.views import view
 from hyperclone.units import human_bytes
 
 # Copied to the grown directory. Everything else (weights in other formats, code, optimizer state) is left behind.
@@ -40,7 +40,9 @@ class Checkpoint(TensorFiles):
         files: the names of its safetensors files.
         entries: every stored tensor by its name in the whole model, in file order.
         notes: how the files were read, where that is not plain, in sentences.
-        as_found: transformers loads this very model from the directory by itself.
+        as_found: transformers loads this very model from the directory by itself, or the whole that it is a part of.
+        left_out: bytes of the tensors of a whole that are not its text model's; None if this is no part of a whole.
+        placeholders: token ids that stand for images and the like in the whole.
     """
 
     def __init__(
@@ -52,27 +54,36 @@ class Checkpoint(TensorFiles):
         entries: dict[str, Entry],
         notes: Sequence[str] = (),
         as_found: bool = True,
+        left_out: int | None = None,
+        placeholders: frozenset[int] = frozenset(),
         user_family: Family | None = None,
     ) -> None:
         """Store what has been read and checked.
 
         Args:
-            path, config, files, entries, notes, as_found: the attributes.
+            path, config, files, entries, notes, as_found, left_out, placeholders: the attributes.
             user_family: the user's family file; None for the family that ships for the config's model type.
         """
         super().__init__(path, entries)
         self.config, self.files, self.notes, self.as_found = config, tuple(files), tuple(notes), as_found
+        self.left_out, self.placeholders = left_out, placeholders
         self._user_family = user_family
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, family: Family | None = None, notes: Sequence[str] = ()
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        family: Family | None = None,
+        text_model: bool = False,
+        notes: Sequence[str] = (),
     ) -> Checkpoint:
         """Read and check config and headers; no weight is touched.
 
         Args:
             path: the directory.
             family: the user's family file; by default the one that ships for the config's model type.
+            text_model: only the text model of a model that also sees images.
             notes: on how the directory was found.
 
         Raises:
@@ -86,16 +97,18 @@ class Checkpoint(TensorFiles):
         if weights.weight_map is not None:
             _check_index(directory, weights.weight_map, entries)
         refuse_quantized(config, directory / "config.json", entries.values())
-        view = by_full_names(config, entries, family)
+        seen = view(config, entries, family, text_model=text_model)
         check_own_file(directory / "config.json", directory)
         carried_files(directory)  # raises for links and devices, before anything else opens them
         return cls(
             directory,
-            config=config,
+            config=seen.config,
             files=weights.names,
-            entries=view.entries,
-            notes=(*notes, *weights.notes, *view.notes),
-            as_found=weights.as_found and view.as_found,
+            entries=seen.entries,
+            notes=(*notes, *weights.notes, *seen.notes),
+            as_found=weights.as_found and seen.as_found,
+            left_out=seen.left_out,
+            placeholders=seen.placeholders,
             user_family=family,
         )
 
@@ -119,45 +132,6 @@ class Checkpoint(TensorFiles):
         # The change time as well: copying tools set the modification time back, and nobody can set this one.
         stats = [(self.path / file).stat() for file in ("config.json", *self.files)]
         return f"{self.path.resolve()}:{self.files}:{[(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]}"
-
-
-@dataclass(frozen=True)
-class View:
-    """Stored tensors as the model has them.
-
-    Attributes:
-        entries: by name in the whole model.
-        notes: what was changed for that, in sentences.
-        as_found: transformers would see the same tensors.
-    """
-
-    entries: dict[str, Entry]
-    notes: tuple[str, ...] = ()
-    as_found: bool = True
-
-
-def by_full_names(config: Mapping[str, Any], entries: Mapping[str, Entry], user_family: Family | None) -> View:
-    """Stored tensors by their names in the whole model, which a saved base model or a lone tied head lacks.
-
-    A wrapper's prefix (`module.`) is dropped: transformers would not load the tensors under such names.
-    """
-    family = registry.known(config, user_family)
-    unwrapped = stored_names.without_wrappers(entries, family)
-    if wrapped := len(entries.keys() - unwrapped.keys()):
-        example = next(name for name in entries if name not in unwrapped)
-        notes: tuple[str, ...] = (
-            f"{wrapped} names have the prefix of a wrapper ({example}), under which transformers does not load them: "
-            "the grown model's are without it.",
-        )
-    else:
-        notes = ()
-    unwrapped = fused_experts.take_apart(unwrapped, family)
-    base = stored_names.lacks_prefix(unwrapped, family)
-    named = {
-        name: replace(entry, base=True) if base else entry
-        for name, entry in stored_names.full_names(config, unwrapped, family).items()
-    }
-    return View(named, notes, as_found=not wrapped)
 
 
 def _check_directory(directory: Path) -> None:

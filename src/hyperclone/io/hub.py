@@ -13,11 +13,12 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, HypercloneError, reason
-from hyperclone.io.checkpoint import Checkpoint, by_full_names, refuse_quantized
+from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
 from hyperclone.io.files import exists, read_json, user_path
 from hyperclone.io.local_paths import hub_id_of, local_path, nearest
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
+from hyperclone.io.views import view
 
 # The files of a model at the top of its repository; other formats and subfolders are not downloaded.
 _FILES = (
@@ -62,17 +63,28 @@ class Headers:
         return cls(config, entries, user_family)
 
 
-def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:
+def headers(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    family: Family | None = None,
+    text_model: bool = False,
+) -> Source:
     """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
 
     Without a network, in the Hub's offline mode, or where the Hub is out of order, they are those of the model in the
     Hub's cache, and a note says so.
 
+    Args:
+        source, revision: the directory, or the Hub id and its revision.
+        family: the user's family file.
+        text_model: only those of the text model of a model that also sees images.
+
     Raises:
         CheckpointError: neither is accessible, or it is not a model that can be grown.
     """
     if (path := local_path(source, revision=revision)) is not None:
-        return Checkpoint.open(path, family=family)
+        return Checkpoint.open(path, family=family, text_model=text_model)
     from huggingface_hub import HfApi
 
     with _hub_errors(source):
@@ -82,15 +94,15 @@ def headers(source: str | os.PathLike[str], *, revision: str | None = None, fami
             repository = HfApi().get_safetensors_metadata(str(source), revision=revision)
         except _unreachable() as error:
             path, note = _cached(source, revision, error)
-            return Checkpoint.open(path, family=family, notes=(note,))
+            return Checkpoint.open(path, family=family, text_model=text_model, notes=(note,))
     entries = {}
     for file, metadata in sorted(repository.files_metadata.items()):
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
     refuse_quantized(source_config, Path("config.json"), entries.values())
-    view = by_full_names(source_config, entries, family)
-    return Headers(source_config, view.entries, family, view.notes)
+    seen = view(source_config, entries, family, text_model=text_model)
+    return Headers(seen.config, seen.entries, family, seen.notes)
 
 
 def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from hyperclone.architectures import registry, text_models
 from hyperclone.architectures.expression import evaluate
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError, UnknownArchitectureError
@@ -24,9 +25,27 @@ def family_of(source: Source) -> Family:
     try:
         return source.family
     except UnknownArchitectureError as error:
+        if text_models.has_text_model(source.config):
+            raise _with_text_model(source.config) from None
         if (cure := without_draft(source.config)) is None:
             raise
         raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+
+
+def _with_text_model(config: Mapping[str, Any]) -> FamilyError:
+    """The refusal of a model that also sees images."""
+    text = text_models.text_config(config, head_stored=False)
+    known = registry.known(text) is not None
+    return FamilyError(
+        "only language models are grown, and this one has a text model in it, beside what sees images or hears",
+        file="config.json",
+        field="model_type",
+        found=config.get("model_type"),
+        expected="a language model"
+        if known
+        else f"one with a text model of a known type, which {text['model_type']} is not",
+        cure="--text-model grows the text model on its own, and leaves out the rest" if known else None,
+    )
 
 
 def without_draft(config: Mapping[str, Any]) -> str | None:

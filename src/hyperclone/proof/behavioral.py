@@ -130,7 +130,8 @@ def _fit(source: Checkpoint, directory: Path, plan: Plan) -> tuple[bool, str]:
     available = available_memory()
     fixed = 900 * max(size for _, size in plan.sizes.values()) * 20 + 1e9  # logits: positions x vocabulary; libraries
     # Bytes: fp32 beside bf16, as it is read; of the source, fp64 beside fp32, of which libraries may keep a part.
-    needed = 4.5 * plan.parameters + 9 * plan.source_parameters + fixed
+    # The rest of a whole, of which the source is the text model, is loaded with it: 9 bytes for each of 2, at most.
+    needed = 4.5 * plan.parameters + 9 * plan.source_parameters + 4.5 * (source.left_out or 0) + fixed
     if needed <= available:
         return False, ""
     try:
@@ -183,7 +184,9 @@ class _ModelPair:
         small = compute != torch.float32
         context = max_positions(self.plan.config) or 1 << 30
         vocab = self.plan.sizes["vocab"][0]
-        probes, prompt = logits.make_probes(self.tokenizer, vocab=vocab, context=context, small=small)
+        probes, prompt = logits.make_probes(
+            self.tokenizer, vocab=vocab, context=context, small=small, avoid=self.source.placeholders
+        )
         steps = max(1, min(8 if small else 24, context - len(prompt)))
         if not any(probe.name == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
             self.tokenizer = None
