@@ -199,7 +199,7 @@ FLAGS = {
     "--tokens --top-k --untie --width",
     "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
     "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --overwrite --proof --revision --seed "
-    "--shard-size --snr-db --threads --top-k --untie --width",
+    "--shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.anatomy import activations
 from hyperclone.architectures import heads
 from hyperclone.architectures.registry import families, of_config
 from hyperclone.errors import CheckpointError, HypercloneError, TrainingError
@@ -101,6 +102,8 @@ def test_a_head_is_grown_and_proved_with_its_own_class(name: str, head: str, lab
     expected = logits(source)
     assert float((logits(done.path) - expected).norm() / expected.norm()) < SAME
     assert hyperclone.verify(source, done.path, proof="structural").passed
+    task = {SEQUENCE: "text-classification", TOKEN: "token-classification"}[head]
+    assert f"pipeline_tag: {task}" in (done.path / "README.md").read_text()
     collapsed = hyperclone.collapse(done.path, tmp_path / "collapsed")
     assert collapsed.exact or done.plan.rounds
     assert Checkpoint.open(collapsed.path).config == Checkpoint.open(source).config
@@ -131,6 +134,13 @@ def test_a_head_in_half_precision_with_any_width_and_more_layers(tmp_path: Path)
     )
     assert done.proof is not None
     assert done.proof.passed
+
+
+def test_the_anatomy_of_a_classifier_is_measured_without_a_padding_token(tmp_path: Path) -> None:
+    source = save(tmp_path / "source", "llama-grouped-tied", SEQUENCE)
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none")
+    measured = activations.measure_activations(done.path, done.plan)
+    assert measured[0]
 
 
 def test_a_classifier_in_memory_is_grown_as_one(tmp_path: Path) -> None:

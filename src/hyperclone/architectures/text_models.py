@@ -26,7 +26,7 @@ def has_text_model(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a whole with a text model in it."""
     if isinstance(config.get("text_config"), dict):
         return True
-    return config.get("model_type") in _table()["types"] and isinstance(config.get("vision_config"), dict)
+    return str(config.get("model_type")) in _table()["types"] and isinstance(config.get("vision_config"), dict)
 
 
 def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _as_causal(kind: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any
             result[name] = {key: "default" if value == "mrope" else value for key, value in rope.items()}
             if "rope_theta" in rope:
                 defaults.pop("rope_theta", None)
-    if isinstance(scaling := result.get("rope_scaling"), dict) and {*scaling.values()} <= {"default"}:
+    if isinstance(scaling := result.get("rope_scaling"), dict) and all(v == "default" for v in scaling.values()):
         result["rope_scaling"] = None
     rope = result.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" not in rope and "rope_theta" in defaults:

@@ -67,10 +67,9 @@ def _text_view(config: dict[str, Any], entries: Mapping[str, Entry], user_family
     family = registry.known(text_config, user_family)
     text = _by_full_names(text_config, {names[name]: entry for name, entry in named.items() if name in names}, family)
     others = {name: entry for name, entry in named.items() if name not in names}
+    ids = {name: value for name, value in config.items() if name.endswith(("_token_id", "_token_index"))}
     placeholders = {
-        value
-        for field, value in config.items()
-        if field.endswith(("_token_id", "_token_index")) and field not in text_config and isinstance(value, int)
+        value for name, value in ids.items() if name not in text_config and type(value) is int and 0 <= value < 2**31
     }
     return View(
         text_config,
