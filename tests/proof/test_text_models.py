@@ -17,6 +17,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import text_models
 from hyperclone.errors import CheckpointError, FamilyError, OptionError
+from hyperclone.hf import logits
 from hyperclone.hf.models import load_model, quiet
 from hyperclone.hf.tiny_models import randomize_parameters
 from hyperclone.io.checkpoint import Checkpoint
@@ -244,3 +245,12 @@ def test_what_the_table_says_is_what_transformers_has() -> None:
             if hasattr(own, field) and field != "num_key_value_heads":
                 assert getattr(own, field) == getattr(causal, field), (text_type, field)
         assert own.rope_parameters["rope_theta"] == causal.rope_parameters["rope_theta"], text_type
+
+
+def test_tokens_that_stand_for_images_are_not_among_the_probes(whole: Callable[[str], Path]) -> None:
+    avoid = Checkpoint.open(whole("qwen2_5_vl"), text_model=True).placeholders
+    assert avoid == {290, 291, 292, 293}
+    choices: list[frozenset[int]] = [frozenset(), frozenset(range(100))]
+    plain, avoiding = (logits.make_probes(None, vocab=300, context=64, small=False, avoid=ids)[0] for ids in choices)
+    assert any(bool((probe.ids < 100).any()) for probe in plain)
+    assert not any(bool((probe.ids < 100).any()) for probe in avoiding)
