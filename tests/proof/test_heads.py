@@ -66,9 +66,7 @@ def test_the_tensors_of_a_head_are_those_of_transformers(model_type: str, head: 
         cls = getattr(transformers, models.HEADS[head])._model_mapping[transformers.CONFIG_MAPPING[model_type]]
     except KeyError:
         return  # transformers has no such class
-    row = next((config for kind, config in MODELS.values() if kind == model_type), None)
-    if row is None:
-        pytest.skip("no row of MODELS")
+    row = next((config for kind, config in MODELS.values() if kind == model_type), {"num_hidden_layers": 1})
     config = transformers.CONFIG_MAPPING[model_type](**{**row, "num_labels": 5})
     with torch.device("meta"):
         model = cls(config)
