@@ -93,7 +93,7 @@ def test_latent_attention_is_refused_by_plan_and_named_by_draft(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "model_type",
-    ["deepseek_v2", "deepseek_v3", "bart", "gemma3", "jamba", "bamba", "qwen3_next", "granitemoehybrid", "mamba",
+    ["deepseek_v2", "deepseek_v3", "bart", "llama4", "jamba", "bamba", "qwen3_next", "granitemoehybrid", "mamba",
      "mamba2", "falcon_mamba", "recurrent_gemma"],
 )  # fmt: skip
 def test_plan_sends_nobody_to_a_draft_that_cannot_work(model_type: str, tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ class Family:
     aliases: Mapping[str, str]  # another name of a config field -> its name here; where both are given, that one counts
     models: tuple[str, ...] = ()  # well-known names
     upcycled: Upcycling | None = None
+    head: str = ""  # in place of the causal language model's (heads.py)
     text: str = ""  # the file itself if it is a user's, for receipts; "" for those that ship with the package
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def read(path: str | os.PathLike[str]) -> Family:
         FamilyError: it cannot be read, or is not a family file.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(os.path.expanduser(path)).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise FamilyError("this family file cannot be read", file=path, found=error) from None
     return from_text(text, file=str(path))

@@ -18,10 +18,10 @@ from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
-from hyperclone.io import hub, shards
+from hyperclone.io import fused_experts, hub, shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
-from hyperclone.io.files import to_json
+from hyperclone.io.files import to_json, user_path
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.streaming import Progress, digest, slices, write_shards
 from hyperclone.planning import planner
@@ -80,10 +80,12 @@ def collapse(
     # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
     copies = [tensor for tensor in plan.tensors if not tensor.init_std]
     originals = {tensor.source: tensor for tensor in copies if tensor.original}
-    headers = [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()]
+    headers = fused_experts.fuse(
+        [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()], plan.fused_in
+    )
     files = shards.lay_out(headers, shard_size=shard_size)
     target = Destination(
-        Path(destination),
+        user_path(destination),
         source=directory,
         fingerprint=f"collapse:{plan.fingerprint}:{output.identity}",
         nbytes=sum(shard.nbytes for shard in files),

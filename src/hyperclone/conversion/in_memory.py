@@ -26,8 +26,10 @@ from hyperclone.proof import family_validation
 class InMemory:
     """A transformers model seen as a checkpoint: config, entries and rows under the names they have on disk."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, model: Any, *, family: Family | None = None) -> None:
-        self.config: dict[str, Any] = model.config.to_dict()
+        self.config: dict[str, Any] = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         self.tensors = saved_tensors(model)
         names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
         self.entries: dict[str, Entry] = {}

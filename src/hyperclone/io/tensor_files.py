@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safetensors import SafetensorError, safe_open
 
 from hyperclone.errors import CheckpointError, UnreadableError, printable
-from hyperclone.io.files import open_regular
+from hyperclone.io.files import LFS_SIZE, open_regular, refuse_lfs_pointer
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
@@ -48,6 +48,7 @@ class Entry:
         version: of the file when its header was read; None where there is no file to read from.
         base: it was saved from the base model, so its name in the file lacks the family's prefix.
         parts: the stored tensors that it stands for, if it is not stored itself.
+        fused_in: it is a part of a tensor of several experts in a block of this name (fused_experts.py); "" if not.
     """
 
     file: str
@@ -57,6 +58,7 @@ class Entry:
     nbytes: int
     version: FileVersion | None = field(default=None, compare=False, repr=False)
     base: bool = False
+    fused_in: str = ""
     parts: Parts | None = None
 
 
@@ -168,6 +170,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         with os.fdopen(open_regular(path), "rb") as stream:
             version = file_version(stream.fileno())
+            refuse_lfs_pointer(path, stream.read(LFS_SIZE))
+            stream.seek(0)
             with safe_open(path, framework="np"):
                 pass
             size = int.from_bytes(stream.read(8), "little")

@@ -11,10 +11,11 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.io import shards
+from hyperclone.io import fused_experts, shards
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
+from hyperclone.io.weight_files import NAMED_FIELD
 from hyperclone.planning import any_width, head_scaling, tied_head, upcycling
 from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.checks import (
@@ -98,7 +99,8 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     check_rounding(growth, tensors)
     check_level(growth, tensors)
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
-    files = shards.lay_out(tensor_headers(tensors, prefix), shard_size=shard_size)
+    fused = next((entry.fused_in for entry in source.entries.values() if entry.fused_in), "")
+    files = shards.lay_out(tensor_headers(tensors, prefix, fused), shard_size=shard_size)
     position = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     texts = notes_on(_facts(target, tensors, dropped, prefix))
     return Plan(
@@ -112,10 +114,11 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         tensors=tuple(sorted(tensors, key=lambda tensor: position[tensor.name])),
         shards=tuple(files),
         omitted_prefix=prefix,
+        fused_in=fused,
         untied=target.head.untied,
         ties_to_check=ties_to_check,
         dropped=dropped,
-        notes=texts.notes,
+        notes=source.notes + texts.notes,
         warnings=texts.warnings,
     )
 
@@ -145,6 +148,7 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     family, source_config = target.family, target.base.config
     config = family.grown_config(source_config, target.sizes)
     config.pop(GROWN_FIELD, None)
+    config.pop(NAMED_FIELD, None)  # the files have the usual names
     config.pop("auto_map", None)  # points at code that is neither run nor copied
     if target.deeper:
         config = deepen(family, source_config, config, target.layers)
@@ -312,9 +316,10 @@ def _unrelated(field: str, found: object, expected: object) -> GrowthError:
     )
 
 
-def tensor_headers(tensors: Sequence[TensorPlan], omitted_prefix: str) -> list[TensorHeader]:
-    """The tensors as a safetensors header lists them, under names without a prefix."""
-    return [TensorHeader(t.name, t.dtype, t.shape, t.nbytes, t.name.removeprefix(omitted_prefix)) for t in tensors]
+def tensor_headers(tensors: Sequence[TensorPlan], omitted_prefix: str, fused_in: str) -> list[TensorHeader]:
+    """The tensors as a safetensors header lists them: under names without a prefix, with experts fused in a block."""
+    headers = [TensorHeader(t.name, t.dtype, t.shape, t.nbytes, t.name.removeprefix(omitted_prefix)) for t in tensors]
+    return fused_experts.fuse(headers, fused_in)
 
 
 def _number(value: object, field: str) -> float:

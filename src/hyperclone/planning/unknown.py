@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from hyperclone.architectures import registry, text_models
 from hyperclone.architectures.expression import evaluate
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError, UnknownArchitectureError
@@ -24,9 +25,27 @@ def family_of(source: Source) -> Family:
     try:
         return source.family
     except UnknownArchitectureError as error:
+        if (refusal := _with_text_model(source.config)) is not None:
+            raise refusal from None
         if (cure := without_draft(source.config)) is None:
             raise
         raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+
+
+def _with_text_model(config: Mapping[str, Any]) -> FamilyError | None:
+    """The refusal of a model that also sees images; None where it has no text model of a known type."""
+    if not text_models.has_text_model(config):
+        return None
+    if registry.known(text_models.text_config(config, head_stored=False)) is None:
+        return None
+    return FamilyError(
+        "only language models are grown, and this one has a text model in it, beside what sees images or hears",
+        file="config.json",
+        field="model_type",
+        found=config.get("model_type"),
+        expected="a language model",
+        cure="--text-model grows the text model on its own, and leaves out the rest",
+    )
 
 
 def without_draft(config: Mapping[str, Any]) -> str | None:

@@ -130,7 +130,8 @@ def _fit(source: Checkpoint, directory: Path, plan: Plan) -> tuple[bool, str]:
     available = available_memory()
     fixed = 900 * max(size for _, size in plan.sizes.values()) * 20 + 1e9  # logits: positions x vocabulary; libraries
     # Bytes: fp32 beside bf16, as it is read; of the source, fp64 beside fp32, of which libraries may keep a part.
-    needed = 4.5 * plan.parameters + 9 * plan.source_parameters + fixed
+    # The rest of a whole, of which the source is the text model, is loaded with it: 9 bytes for each of 2, at most.
+    needed = 4.5 * plan.parameters + 9 * plan.source_parameters + 4.5 * (source.left_out or 0) + fixed
     if needed <= available:
         return False, ""
     try:
@@ -183,7 +184,9 @@ class _ModelPair:
         small = compute != torch.float32
         context = max_positions(self.plan.config) or 1 << 30
         vocab = self.plan.sizes["vocab"][0]
-        probes, prompt = logits.make_probes(self.tokenizer, vocab=vocab, context=context, small=small)
+        probes, prompt = logits.make_probes(
+            self.tokenizer, vocab=vocab, context=context, small=small, avoid=self.source.placeholders
+        )
         steps = max(1, min(8 if small else 24, context - len(prompt)))
         if not any(probe.name == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
             self.tokenizer = None
@@ -191,19 +194,20 @@ class _ModelPair:
         plain, truth, grown = self.run_both(probes, prompt, steps, compute, wide)
         # Greedy continuations may diverge where two tokens are equally likely; up to that step the inputs are the same.
         shared = int((grown.tokens == plain.tokens).long().cumprod(0).sum()) + 1
-        rows = [
+        rows: list[tuple[Probe | None, Tensor, Tensor, Tensor]] = [
             *zip(probes, plain.logits, truth.logits, grown.logits, strict=True),
-            (None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]),
         ]
+        if len(plain.tokens):
+            rows.append((None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]))
         source_errors = [self.add_comparison(probe, compute, *tensors, rounding=rounding) for probe, *tensors in rows]
-        if self.tokenizer is not None and not small:
+        if self.tokenizer is not None and not small and len(plain.tokens):
             self.behavior.prompt = logits.PROMPT
             self.behavior.source_text = self.tokenizer.decode(plain.tokens, skip_special_tokens=True)
             self.behavior.grown_text = self.tokenizer.decode(grown.tokens, skip_special_tokens=True)
         return max(0.0, *source_errors)  # where NaN never wins
 
     def open(self, model: Checkpoint, dtype: torch.dtype) -> LoadedModel | StreamedModel:
-        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model.path, dtype)
+        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model, dtype)
 
     def run_both(
         self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
@@ -215,7 +219,7 @@ class _ModelPair:
             self.advance()
             source.to(wide)
             truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
-        if self.behavior.layer_by_layer:
+        if self.behavior.layer_by_layer and len(plain.tokens):
             self.expected = plain.tokens
         del source
         gc.collect()
@@ -254,7 +258,8 @@ class _ModelPair:
         rounded = self.plan.growth.recipe.noise is Noise.GAUSSIAN or self.plan.rounds
         extra = 0.0 if not rounded else source_error if rounding is None else rounding
         perplexity, predicted = None, 0
-        if probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
+        language = not self.plan.family.head
+        if language and probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
             perplexity = (logits.perplexity(plain, probe.ids), logits.perplexity(grown, probe.ids))
             predicted = probe.ids[:, 1:].numel()
         self.behavior.measured.append(
