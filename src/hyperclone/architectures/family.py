@@ -73,6 +73,14 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Multiplied:
+    """The axis by the root of whose size a model multiplies a tensor, and a condition for it."""
+
+    axis: str
+    when: str | None = None
+
+
+@dataclass(frozen=True)
 class Dense:
     """A dense model type that can become a mixture of experts."""
 
@@ -120,10 +128,11 @@ class Family:
     whole: Mapping[str, str]  # expression that must be a whole number for transformers -> when
     refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
     residual: Mapping[str, Residual]
-    multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
+    multiplied: Mapping[str, Multiplied]  # by tensor
     gain_offset: float  # what the model adds to the stored gain of a norm
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
     deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
+    counted: frozenset[str]  # of these fields, those that hold the number of such layers instead
     prefix: str  # which the names in a saved base model lack ("" if base models are not saved)
     aliases: Mapping[str, str]  # another name of a config field -> its name here; where both are given, that one counts
     models: tuple[str, ...] = ()  # well-known names
@@ -171,9 +180,15 @@ class Family:
         return sizes
 
     def grown_sizes(
-        self, config: Mapping[str, Any], new: Mapping[str, int], *, identity: bool = False
+        self, config: Mapping[str, Any], new: Mapping[str, int], *, deeper: bool = False, identity: bool = False
     ) -> dict[str, tuple[int, int]]:
-        """(old, new) size of every axis, given new sizes of the axes that a user grows; `identity`: layers are added.
+        """(old, new) size of every axis, given new sizes of the axes that a user grows.
+
+        Args:
+            config: the source's.
+            new: new sizes.
+            deeper: layers are added.
+            identity: they are added by identity.
 
         Raises:
             GrowthError: the family file refuses this growth, and says why.
@@ -191,7 +206,8 @@ class Family:
                     cure=f"grow {lead} by the same factor, or leave {axis} out",
                 )
         for condition, reason in self.refuse.items():
-            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
+            added = {"deeper": deeper, "identity": identity}
+            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, **added}):
                 raise GrowthError(f"this model cannot be grown like this: {reason}", field=condition)
         return sizes
 
@@ -267,10 +283,13 @@ class Family:
         """Config fields (eps of the norms) to be multiplied where an axis has padding channels, and the factor."""
         return {spec.eps: padding_scale(*sizes[axis]) ** 2 for axis, spec in self.residual.items() if axis in padding}
 
-    def factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> float:
+    def factor(self, name: str, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> float:
         """The factor for a tensor that the model multiplies by the square root of a size that grows."""
-        axis = self.multiplied.get(name)
-        return math.sqrt(sizes[axis][0] / sizes[axis][1]) if axis else 1.0
+        spec = self.multiplied.get(name)
+        if spec is None or (spec.when is not None and not self.value(spec.when, config)):
+            return 1.0
+        old, new = sizes[spec.axis]
+        return math.sqrt(old / new)
 
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""

@@ -8,7 +8,8 @@ by how much.
 What a config says about single layers is adapted. A list with one entry for each layer (`per_layer` in a family file:
 sliding windows, layers without rotary positions) takes the entries of the originals. Where the config leaves the list
 out, transformers derives it from layer numbers, which differ for copies; so the source's list is read from transformers
-and the grown list is written. Lists of layer numbers (`[deeper]`: layers without experts) are rewritten.
+and the grown list is written. Lists of layer numbers and numbers of layers (`[deeper]`: layers without experts) are
+rewritten.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def deepen(
         config[field] = [values[layer] for layer in layers]
     for field, text in family.deeper.items():
         if "i" in names(text):
-            config[field] = [new for new, old in enumerate(layers) if family.value(text, source, layer=old)]
+            holds = [new for new, old in enumerate(layers) if family.value(text, source, layer=old)]
+            config[field] = len(holds) if field in family.counted else holds
         else:
             config[field] = family.value(text, source)
     before, after = family.conditions(source), family.conditions(config)

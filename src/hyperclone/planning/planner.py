@@ -119,7 +119,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
     layers = resolve_layers(growth, family.depth(config))
     deeper = len(layers) > family.depth(config)
     wanted = resolve(growth, family.sizes(config), deeper=deeper or mixture)
-    sizes = family.grown_sizes(config, wanted, identity=deeper and not growth.stacks)
+    sizes = family.grown_sizes(config, wanted, deeper=deeper, identity=deeper and not growth.stacks)
     layouts = family.tensors(config)
     head = tied_head.decide(family, sizes, layouts, growth, tied=tied)
     return _Target(
@@ -192,11 +192,11 @@ def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, fol
     shape = layout.shape(new)
     dtype = OUTPUT_DTYPES[target.growth.dtype] if target.growth.dtype else entry.dtype
     gain = layout.norm and not name.endswith(".bias")
-    factor = family.factor(name, sizes)
+    factor = family.factor(name, target.base.config, sizes)
     if gain:
         factor *= math.prod(padding_scale(*sizes[axis]) for axis in layout.axes if axis in padding)
     if folded:
-        layout, divisor = tied_head.fold(family, sizes, layout)
+        layout, divisor = tied_head.fold(family, target.base.config, sizes, layout)
         factor /= divisor
     inputs = 1.0 if layout.reads is None else shape[layout.reads] / layout.shape(old)[layout.reads]
     return TensorPlan(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
@@ -63,11 +64,13 @@ def decide(
     return TiedHead(folded=norms if grows else frozenset())
 
 
-def fold(family: Family, sizes: Mapping[str, tuple[int, int]], norm: Layout) -> tuple[Layout, float]:
+def fold(
+    family: Family, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]], norm: Layout
+) -> tuple[Layout, float]:
     """(the layout of a norm that carries the head's 1/n, a divisor of its gain and bias).
 
     As a reader of its axis it is divided by the number of copies. The divisor undoes what the growth multiplies the
     embedding by (Gemma's), which the head shares.
     """
     assert family.tie is not None
-    return norm.as_reader(), family.factor(family.tie.embedding, sizes)
+    return norm.as_reader(), family.factor(family.tie.embedding, config, sizes)
