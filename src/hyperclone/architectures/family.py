@@ -222,7 +222,8 @@ class Family:
         source, config = config, self.canonical(config)
         grown = dict(config)
         for field, text in self.write.items():
-            grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+            value = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+            grown[field] = [value] * self.depth(config) if field in self.per_layer else value
         for axis, (_, new) in sizes.items():
             field = lead_field(self.axes[axis].size) or ""
             if field and config.get(field) is not None:

@@ -84,9 +84,9 @@ def notes(family: Family) -> Iterator[str]:
             yield f"{axis} grows to any size where `{spec.when}`"
     for text, when in family.whole.items():
         yield f"`{text}` must stay a whole number where `{when}`"
-    for spec in family.multiplied.values():
-        where = "" if spec.when is None else f" where `{spec.when}`"
-        yield f"the model multiplies its embedding by the square root of {spec.axis}{where}: exact only for powers of 4"
+    for root in family.multiplied.values():
+        where = "" if root.when is None else f" where `{root.when}`"
+        yield f"the model multiplies its embedding by the square root of {root.axis}{where}: exact only for powers of 4"
     if family.tie is not None and family.tie.fold and family.gain_offset:
         yield (
             f"the last norm stores its gains less {family.gain_offset}, so they cannot be divided among copies without "

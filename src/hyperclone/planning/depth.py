@@ -55,7 +55,7 @@ def deepen(
         CheckpointError: transformers cannot derive a list that the config leaves out.
         GrowthError: a list is shorter than the layers, or the config cannot express the new layers.
     """
-    lists = {field: source[field] for field in family.per_layer if source.get(field) is not None}
+    lists = {field: grown[field] for field in family.per_layer if grown.get(field) is not None}
     if left_out := [field for field in family.per_layer if field not in lists]:
         lists |= _derived(source, left_out)
     config = {**family.canonical(grown), family.layers: len(layers)}
