@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hyperclone.hf.tiny_models import randomize_parameters
-from tests.helpers import rows_decoders, rows_dense, rows_drafted, rows_mixtures, rows_more
+from tests.helpers import rows_decoders, rows_dense, rows_drafted, rows_hybrid, rows_mixtures, rows_more
 
 torch.set_num_threads(1)
 
@@ -42,7 +42,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-plain-norms": ("opt", {**_OPT, "layer_norm_elementwise_affine": False}),
 }
 
-MODELS |= rows_dense.ROWS | rows_drafted.ROWS | rows_more.ROWS | rows_decoders.ROWS | rows_mixtures.ROWS
+MODELS |= (
+    rows_dense.ROWS | rows_drafted.ROWS | rows_more.ROWS | rows_decoders.ROWS | rows_mixtures.ROWS | rows_hybrid.ROWS
+)
 
 
 # One row for each kind of arithmetic. `make quick` runs what is parametrized over rows with these alone.

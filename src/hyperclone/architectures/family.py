@@ -295,6 +295,7 @@ class Family:
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""
         layers = self.value(self.layers, config)
+        layers = len(layers) if isinstance(layers, list) else layers
         if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             raise CheckpointError(
                 "the config gives no usable number of layers",

@@ -78,11 +78,12 @@ class TensorFiles:
         import torch
 
         entry = self.entries[name]
-        stop = entry.shape[0] if stop is None else stop
-        row = entry.nbytes // entry.shape[0]
+        rows = entry.shape[0] if entry.shape else 1  # a single number is one row
+        stop = rows if stop is None else stop
+        row = entry.nbytes // rows
         dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
-        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
-        buffer = tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+        tensor = torch.empty((stop - start, *entry.shape[1:]) if entry.shape else (), dtype=dtype)
+        buffer = tensor.flatten().view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
             try:

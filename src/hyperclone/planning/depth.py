@@ -58,7 +58,7 @@ def deepen(
     lists = {field: grown[field] for field in family.per_layer if grown.get(field) is not None}
     if left_out := [field for field in family.per_layer if field not in lists]:
         lists |= _derived(source, left_out)
-    config = {**family.canonical(grown), family.layers: len(layers)}
+    config = {**family.canonical(grown), **({} if family.layers in lists else {family.layers: len(layers)})}
     for field, values in lists.items():
         if not isinstance(values, list) or len(values) <= max(layers):
             raise GrowthError(
