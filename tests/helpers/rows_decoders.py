@@ -20,6 +20,7 @@ _MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.22, "logit
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee-grouped-biases": ("arcee", {**UNTIED, "attention_bias": True, "mlp_bias": True}),
     "arcee-multihead-tied": ("arcee", {**TIED, **MULTIHEAD, "head_dim": 16}),
+    "bitnet": ("bitnet", UNTIED),
     "codegen": ("codegen", {**_GPT, "n_head": 8, "n_inner": 48, "rotary_dim": 4}),
     "codegen-tied-implied-ffn": ("codegen", {**_GPT, "rotary_dim": 8, "tie_word_embeddings": True}),
     "cwm-biases-window": ("cwm", {**UNTIED, **_WINDOW, "head_dim": 8, "mlp_bias": True}),
@@ -51,6 +52,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "jais2-tied-no-biases": ("jais2", {**TIED, "attention_bias": False, "mlp_bias": False}),
     "ministral": ("ministral", {**UNTIED, **_WINDOW, "head_dim": 16}),
     "ministral3": ("ministral3", {**TIED, "head_dim": 16, "rope_parameters": _SCALED_ROPE}),
+    "modernbert-decoder": ("modernbert-decoder", {**TIED, **_WINDOW, "local_attention": 8, "pad_token_id": 0}),
+    "modernbert-decoder-untied-biases": (
+        "modernbert-decoder",
+        {**UNTIED, "pad_token_id": 0, "norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
+    ),
     "nanochat": ("nanochat", UNTIED),
     "nanochat-tied-multiquery-biases": ("nanochat", {**TIED, **MULTIQUERY, "attention_bias": True}),
     "openai-gpt": ("openai-gpt", _GPT),

@@ -24,6 +24,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "afmoe": (
         "afmoe", {**UNTIED, **_EXPERTS, **_WINDOWS, "num_hidden_layers": 3, "head_dim": 8, "num_shared_experts": 2}
     ),
+    "axk1": ("axk1", {**UNTIED, **_ROUTED, **_SPARSE, **_LATENT}),
+    "beam": ("beam", {**UNTIED, **_EXPERTS, **_SPARSE, **_WINDOWS, "head_dim": 8, "n_group": 2, "topk_group": 1}),
     "cohere2_moe": ("cohere2_moe", {**TIED, **_EXPERTS, **_WINDOW, "head_dim": 16}),
     "cohere2_moe-first-dense": (
         "cohere2_moe",
