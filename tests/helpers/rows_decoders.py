@@ -15,6 +15,8 @@ _SCALED_ROPE = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16,
     "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_ROPE_OF_EACH = {"full_attention": _ROPE, "sliding_attention": _ROPE}
 _MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.22, "logits_scaling": 0.5}
 
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -23,7 +25,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "bitnet": ("bitnet", UNTIED),
     "codegen": ("codegen", {**_GPT, "n_head": 8, "n_inner": 48, "rotary_dim": 4}),
     "codegen-tied-implied-ffn": ("codegen", {**_GPT, "rotary_dim": 8, "tie_word_embeddings": True}),
+    "cohere_compass_text": (
+        "cohere_compass_text", {**TIED, **_WINDOW, "head_dim": 8, "rope_parameters": _ROPE_OF_EACH}
+    ),
     "cwm-biases-window": ("cwm", {**UNTIED, **_WINDOW, "head_dim": 8, "mlp_bias": True}),
+    "diffllama": ("diffllama", {**UNTIED, "attention_bias": True}),
     "ernie4_5-grouped-tied": ("ernie4_5", {**TIED, "head_dim": 16}),
     "ernie4_5-biases": ("ernie4_5", {**UNTIED, **MULTIQUERY, "head_dim": 8, "use_bias": True}),
     "exaone-grouped-tied": ("exaone", TIED),
@@ -55,7 +61,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "modernbert-decoder": ("modernbert-decoder", {**TIED, **_WINDOW, "local_attention": 8, "pad_token_id": 0}),
     "modernbert-decoder-untied-biases": (
         "modernbert-decoder",
-        {**UNTIED, "pad_token_id": 0, "norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
+        {**UNTIED, "pad_token_id": 0, "norm_bias": True, "attention_bias": True, "mlp_bias": True,
+         "classifier_bias": True},
     ),
     "nanochat": ("nanochat", UNTIED),
     "nanochat-tied-multiquery-biases": ("nanochat", {**TIED, **MULTIQUERY, "attention_bias": True}),

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from hyperclone.architectures import not_grown
 from hyperclone.architectures.expression import evaluate
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError, UnknownArchitectureError
@@ -24,9 +25,13 @@ def family_of(source: Source) -> Family:
     try:
         return source.family
     except UnknownArchitectureError as error:
-        if (cure := without_draft(source.config)) is None:
-            raise
-        raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        model_type = source.config.get("model_type")
+        if (cure := without_draft(source.config)) is not None:
+            raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        if isinstance(model_type, str) and (reason := not_grown.reasons().get(model_type)) is not None:
+            cure = f"no family file describes it, because {reason}; {error.details['cure']}, if it passes its proof"
+            raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        raise
 
 
 def without_draft(config: Mapping[str, Any]) -> str | None:
