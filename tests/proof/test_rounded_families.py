@@ -16,7 +16,7 @@ from hyperclone import Growth
 from hyperclone.architectures import support_table
 from hyperclone.errors import GrowthError
 from hyperclone.planning import planner
-from tests.helpers import models
+from tests.helpers import models, rows_decoders, rows_mixtures
 from tests.helpers.headers import headers
 
 _COMMON = {
@@ -30,6 +30,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**_COMMON, "sliding_window": 8}),
     "gemma3": ("gemma3_text", {**_COMMON, "sliding_window": 8}),
     "nemotron-tied": ("nemotron", {**_COMMON, "tie_word_embeddings": True}),
+    **rows_decoders.MULTIPLIED,
+    **rows_mixtures.MULTIPLIED,
 }
 
 

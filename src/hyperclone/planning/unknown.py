@@ -44,6 +44,7 @@ def without_draft(config: Mapping[str, Any]) -> str | None:
         )
     if (reason := limit(config)) is None:
         return None
+    reason = not_grown.reasons().get(str(model_type), reason)
     return f"no draft can describe it, because {reason}; a family file would have to be written by hand, if it can be"
 
 
