@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,12 @@ def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **ove
 
     model_type, config = (MODELS | rows_more.ALIBI)[name]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**config, **overrides}))
-    return randomize_parameters(model, seed=seed).to(dtype)
+    model = randomize_parameters(model, seed=seed).to(dtype)
+    kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())  # as checkpoints store them: routers
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if name.endswith(kept):
+            tensor.data = tensor.data.float()
+    return model
 
 
 def save_tokenizer(path: Path) -> None:

@@ -34,13 +34,7 @@ for _name, (_type, _config) in ROWS.items():
     _FIRST.setdefault((_type, _family.tied({"model_type": _type, **_config})), _name)
 TIED = [name for (_, tied), name in _FIRST.items() if tied]
 UNTIED = [name for (_, tied), name in _FIRST.items() if not tied]
-HEAD_WITH_BIAS = {
-    "phi",
-    "gptj",
-    "codegen",
-    "phimoe",
-    "modernbert-decoder",
-}  # which a base model lacks even where the head is tied
+HEAD_WITH_BIAS = {"phi", "gptj", "codegen", "phimoe"}  # which a base model lacks even where the head is tied
 
 
 def growth_of(name: str) -> Growth:

@@ -17,7 +17,7 @@ def table(*, width: int) -> RenderableType:
     rows = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     columns = COLUMNS if width >= 120 else dict(list(COLUMNS.items())[:6])
     for title in columns:
-        rows.add_column(title, no_wrap=title not in ("models", "model type"))
+        rows.add_column(title, no_wrap=title not in ("models", "model type"), overflow="fold")
     for family in families():
         rows.add_row(*(Text(cell(family)) for cell in columns.values()))
     lines = [Text(f"- {', '.join(f.model_types)}: {note}", style="dim") for f in families() for note in notes(f)]
