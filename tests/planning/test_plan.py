@@ -25,7 +25,7 @@ from hyperclone.planning.plan import Plan, TensorPlan
 from tests.helpers import unmodified
 from tests.helpers.edits import edit_json
 from tests.helpers.headers import headers
-from tests.helpers.models import MODELS
+from tests.helpers.models import FULLY, MODELS
 
 ModelDir = Callable[..., Path]
 GROWTHS = {
@@ -45,7 +45,7 @@ def config_of(path: Path) -> dict[str, Any]:
 @pytest.mark.quick(8)
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "2x") for name in MODELS]
+    [(name, "2x") for name in FULLY]
     + [(name, kind) for name in ("llama-grouped-tied", "neox-parallel", "opt") for kind in GROWTHS if kind != "2x"],
 )
 def test_the_plan_is_what_then_is_on_disk_and_what_transformers_loads(
