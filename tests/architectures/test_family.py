@@ -194,9 +194,9 @@ def test_a_growth_that_would_make_a_tensor_come_or_go_is_refused(model_dir: Mode
 
 def test_buffers_of_a_family_file_are_known_by_their_whole_name() -> None:
     family = family_file.parse(FILE, name="toy", file="families/toy.toml")
-    assert family.ignored("h.11.mask")
+    assert family.ignored("h.11.mask", {})
     for other in ("h.x.mask", "h.11.masks", "h_11_mask", "other.h.11.mask"):
-        assert not family.ignored(other)
+        assert not family.ignored(other, {})
 
 
 def test_an_unknown_model_lists_the_known_ones_and_how_to_add_one() -> None:
@@ -216,7 +216,7 @@ def test_the_smallest_file_loads() -> None:
     assert list(family.tensors(config)) == ["embed", "h.0.up", "h.1.up", "h.2.up", "norm", "head"]
     assert family.grows_with("embed", config) == "hidden"
     assert family.grows_with("embed", {**config, "embed": 4}) == "embed"
-    assert family.ignored("h.7.mask")
+    assert family.ignored("h.7.mask", config)
     assert family.tied(config)
     assert not family.tied({**config, "tied": False})
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import hyperclone
@@ -285,3 +287,22 @@ def test_numbers_and_kernels_and_latent_vectors_grow_or_stay_as_the_file_says(na
             assert shapes["mamba.conv1d.weight"] == ((64 + 24, 1, 4), (128 + 24, 1, 4))
         case "apertus":
             assert shapes["mlp.act_fn.beta"] == ((), ())
+
+
+@pytest.mark.parametrize("layer", [3, 4])
+def test_layers_behind_the_last_are_left_out_where_the_config_counts_them(
+    layer: int, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    """GLM-4.5 and DeepSeek V3 store layers that predict further tokens, which transformers leaves alone."""
+    source = shutil.copytree(model_dir("glm4_moe"), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    extra = {f"model.layers.{layer}.{name}.weight": torch.ones(4, 4) for name in ("eh_proj", "self_attn.q_proj")}
+    save_file(tensors | extra, source / "model.safetensors", {"format": "pt"})
+    assert config_of(source)["num_hidden_layers"] == 3
+    if layer == 4:  # the config counts one
+        with pytest.raises(CheckpointError, match="not part of this architecture"):
+            hyperclone.plan(source, Growth(width=2))
+        return
+    plan = hyperclone.plan(source, Growth(width=2))
+    assert set(plan.dropped) == set(extra)
+    assert any("2 stored tensors that the model does not load" in note for note in plan.notes)

@@ -26,7 +26,7 @@ def same_weights(a: Path, b: Path) -> bool:
     one, two = ({k: v for f in sorted(p.glob("*.safetensors")) for k, v in load_file(f).items()} for p in (a, b))
     return one.keys() == two.keys() and all(
         one[k].dtype == two[k].dtype
-        and one[k].contiguous().view(torch.uint8).equal(two[k].contiguous().view(torch.uint8))
+        and one[k].contiguous().flatten().view(torch.uint8).equal(two[k].contiguous().flatten().view(torch.uint8))
         for k in one
     )
 

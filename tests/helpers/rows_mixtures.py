@@ -66,7 +66,6 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "phimoe": ("phimoe", {**UNTIED, **_LOCAL, "attention_bias": True, "lm_head_bias": True}),
     "phimoe-tied": ("phimoe", {**TIED, **_LOCAL, "lm_head_bias": True}),
     "sarvam_mla": ("sarvam_mla", {**UNTIED, **_ROUTED, **_THREE, **_LATENT, "q_lora_rank": None}),
-    "sarvam_moe": ("sarvam_moe", {**UNTIED, **_ROUTED, **_THREE, "head_dim": 8, "attention_bias": True}),
     "solar_open": ("solar_open", {**UNTIED, **_ROUTED, "head_dim": 16}),
     "youtu": ("youtu", {**TIED, **_LATENT}),
 }  # fmt: skip

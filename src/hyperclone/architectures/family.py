@@ -125,6 +125,7 @@ class Family:
     lines: tuple[TensorLine, ...]
     tie: Tie | None
     ignore: tuple[str, ...]
+    extra_layers: str | None  # how many layers are stored behind the last one that no model loads (to predict more)
     whole: Mapping[str, str]  # expression that must be a whole number for transformers -> when
     refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
     residual: Mapping[str, Residual]
@@ -368,9 +369,17 @@ class Family:
             return False
         return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
 
-    def ignored(self, name: str) -> bool:
-        """Whether a stored tensor is a buffer that no model loads."""
-        return any(indices(pattern, name) is not None for pattern in self.ignore)
+    def ignored(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a stored tensor is one that no model loads."""
+        if any(indices(pattern, name) is not None for pattern in self.ignore):
+            return True
+        extra = self.extra_layers and self.value(self.extra_layers, config)
+        if isinstance(extra, bool) or not isinstance(extra, int):
+            return False
+        starts = {line.pattern.split("{i}")[0] for line in self.lines if "{i}" in line.pattern}
+        numbers = {name.removeprefix(start).split(".")[0] for start in starts if name.startswith(start)}
+        behind = range(self.depth(config), self.depth(config) + extra)
+        return any(number.isdecimal() and int(number) in behind for number in numbers)
 
     def of_expert(self, name: str) -> bool:
         """Whether a tensor belongs to one of several experts."""

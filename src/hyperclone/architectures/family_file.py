@@ -92,7 +92,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
     for part in ("write", "whole", "refuse", "aliases"):
         _keys(data.get(part, {}), part, {}, dict.fromkeys(data.get(part, {}), str))
-    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
+    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list, "layers": str})
     counted = {key: spec for key, spec in data.get("deeper", {}).items() if isinstance(spec, dict)}
     for key, spec in counted.items():
         _keys(spec, f"deeper.{key}", {"count": str}, {})
@@ -112,6 +112,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         lines=tuple(lines),
         tie=Tie(**{**data["tie"], "fold": tuple(data["tie"]["fold"])}) if "tie" in data else None,
         ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+        extra_layers=data.get("ignore", {}).get("layers"),
         whole=data.get("whole", {}),
         refuse=data.get("refuse", {}),
         residual={axis: _residual(spec, f"residual.{axis}") for axis, spec in data.get("residual", {}).items()},
@@ -258,6 +259,8 @@ def _check(family: Family) -> None:
 def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     """(field, text) of every expression in a file."""
     yield "layers", family.layers
+    if family.extra_layers is not None:
+        yield "ignore.layers", family.extra_layers
     for key, axis in family.axes.items():
         yield from ((f"axes.{key}", text) for text in (axis.size, axis.when) if text is not None)
     for line in family.lines:

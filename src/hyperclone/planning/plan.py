@@ -110,7 +110,7 @@ class Plan:
         omitted_prefix: which names in the files lack, as in those of a source that was saved from the base model.
         untied: the head becomes a tensor of its own.
         ties_to_check: stored pairs (head, embedding) that the config calls tied and that must be equal.
-        dropped: stored buffers that no model loads.
+        dropped: stored tensors that no model loads.
         notes: what the user should know, in sentences.
         warnings: what the user must know.
     """
