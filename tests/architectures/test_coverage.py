@@ -56,7 +56,7 @@ def test_the_command_lists_families_and_reasons() -> None:
     shown = call("families", "--coverage", "--json")
     assert shown.returncode == 0, shown.stderr
     rows = {row["model_type"]: row for row in json.loads(shown.stdout)}
-    assert rows["deepseek_v3"] == {"model_type": "deepseek_v3", "family": "deepseek", "reason": None}
+    assert rows["deepseek_v3"] == {"model_type": "deepseek_v3", "family": "deepseek_v3", "reason": None}
     assert rows["bert"]["family"] is None
     assert "encoder" in rows["bert"]["reason"]
     table = call("families", "--coverage")

@@ -22,7 +22,6 @@ _MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.22, "logit
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee-grouped-biases": ("arcee", {**UNTIED, "attention_bias": True, "mlp_bias": True}),
     "arcee-multihead-tied": ("arcee", {**TIED, **MULTIHEAD, "head_dim": 16}),
-    "bitnet": ("bitnet", UNTIED),
     "codegen": ("codegen", {**_GPT, "n_head": 8, "n_inner": 48, "rotary_dim": 4}),
     "codegen-tied-implied-ffn": ("codegen", {**_GPT, "rotary_dim": 8, "tie_word_embeddings": True}),
     "cohere_compass_text": (

@@ -15,6 +15,7 @@ from typing import Any
 
 from hyperclone.architectures.expression import Value, evaluate, lead_field, names
 from hyperclone.architectures.layout import Layout
+from hyperclone.architectures.upcycling_table import Upcycling
 from hyperclone.errors import CheckpointError, GrowthError
 
 # These limits keep a damaged config from filling the memory with the names of tensors.
@@ -78,25 +79,6 @@ class Multiplied:
 
     axis: str
     when: str | None = None
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense model type that can become a mixture of experts."""
-
-    leave: tuple[str, ...]  # config fields that a mixture does not have
-    refuse: Mapping[str, str]  # conditions over the config -> why such a model has no counterpart
-
-
-@dataclass(frozen=True)
-class Upcycling:
-    """How dense models become mixtures of this family (upcycling.py)."""
-
-    architecture: str
-    write: Mapping[str, str]  # config fields
-    router: str  # the tensor that has no source
-    tensors: Mapping[str, str]  # pattern here -> pattern there
-    dense: Mapping[str, Dense]  # by model type
 
 
 def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from hyperclone.architectures import layout
 from hyperclone.architectures.expression import evaluate, names
-from hyperclone.architectures.family import Axis, Dense, Family, Multiplied, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.family import Axis, Family, Multiplied, Residual, TensorLine, Tie
+from hyperclone.architectures.upcycling_table import Dense, Upcycling
 from hyperclone.errors import CheckpointError, FamilyError
 
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from hyperclone.architectures import registry
 from hyperclone.architectures.expression import evaluate, lead_field
-from hyperclone.architectures.family import Dense, Family, Upcycling, indices
+from hyperclone.architectures.family import Family, indices
+from hyperclone.architectures.upcycling_table import Dense, Upcycling
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.growth import Growth
