@@ -235,7 +235,7 @@ def test_junk_is_either_understood_or_refused_as_a_family_error(line: str) -> No
         layout = parse(line)
     except FamilyError:
         return
-    assert layout.dims
+    assert layout.dims or layout.text.replace(" ", "") == "()"
     assert all(block for dim in layout.dims for block in dim)
     assert layout.reads in (None, 0, 1)
     assert all(size > 0 for size in layout.shape(dict.fromkeys(layout.axes, 2)))

@@ -209,7 +209,7 @@ FLAGS = {
     "--text-field --tokens --warmup --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
-    "families": "--help --json --markdown",
+    "families": "--coverage --help --json --markdown",
     "study": "--dry-run --help --jobs --output --source --threads",
     "report": "--control --figures --help --output",
     "demo": "--help --jobs --output --threads --tokens",

@@ -111,7 +111,7 @@ def test_other_names_of_fields_and_fields_left_out_are_drafted_as_transformers_r
 
 @pytest.mark.slow
 def test_a_drafted_file_grows_real_weights_from_the_command_line(tmp_path: Path) -> None:
-    """Arcee: not one of the families that ship; a feed-forward part without gate."""
+    """Arcee: a feed-forward part without gate. The drafted file goes before the one that ships."""
     MODELS["arcee"] = ("arcee", _SMALL)
     try:
         build("arcee").save_pretrained(tmp_path / "source")

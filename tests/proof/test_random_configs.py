@@ -24,7 +24,7 @@ from hyperclone.architectures import registry
 from hyperclone.hf.models import quiet
 from hyperclone.hf.tiny_models import randomize_parameters
 from tests.helpers.examples import examples, scale
-from tests.helpers.random_configs import Case, cases
+from tests.helpers.random_configs import DRAWN, Case, cases
 
 pytestmark = pytest.mark.matrix
 
@@ -43,7 +43,7 @@ THOROUGH = examples(
 )
 
 
-@pytest.mark.parametrize("model_type", sorted(registry.families()))
+@pytest.mark.parametrize("model_type", DRAWN)
 def test_any_growth_of_any_model_keeps_its_function_and_can_be_undone(model_type: str) -> None:
     seen: Counter[str] = Counter()
 

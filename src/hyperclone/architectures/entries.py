@@ -68,6 +68,14 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Multiplied:
+    """The axis by the root of whose size a model multiplies a tensor, and a condition for it."""
+
+    axis: str
+    when: str | None = None
+
+
+@dataclass(frozen=True)
 class Dense:
     """A dense model type that can become a mixture of experts."""
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from hyperclone.architectures.entries import Axis, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.entries import Axis, Multiplied, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import Value, evaluate, lead_field, names
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
@@ -51,13 +51,15 @@ class Family:
     lines: tuple[TensorLine, ...]
     tie: Tie | None
     ignore: tuple[str, ...]
+    extra_layers: str | None  # how many layers are stored behind the last one that no model loads (to predict more)
     whole: Mapping[str, str]  # expression that must be a whole number for transformers -> when
     refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
     residual: Mapping[str, Residual]
-    multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
+    multiplied: Mapping[str, Multiplied]  # by tensor
     gain_offset: float  # what the model adds to the stored gain of a norm
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
     deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
+    counted: frozenset[str]  # of these fields, those that hold the number of such layers instead
     prefix: str  # which the names in a saved base model lack ("" if base models are not saved)
     aliases: Mapping[str, str]  # another name of a config field -> its name here; where both are given, that one counts
     models: tuple[str, ...] = ()  # well-known names
@@ -106,9 +108,15 @@ class Family:
         return sizes
 
     def grown_sizes(
-        self, config: Mapping[str, Any], new: Mapping[str, int], *, identity: bool = False
+        self, config: Mapping[str, Any], new: Mapping[str, int], *, deeper: bool = False, identity: bool = False
     ) -> dict[str, tuple[int, int]]:
-        """(old, new) size of every axis, given new sizes of the axes that a user grows; `identity`: layers are added.
+        """(old, new) size of every axis, given new sizes of the axes that a user grows.
+
+        Args:
+            config: the source's.
+            new: new sizes.
+            deeper: layers are added.
+            identity: they are added by identity.
 
         Raises:
             GrowthError: the family file refuses this growth, and says why.
@@ -126,7 +134,8 @@ class Family:
                     cure=f"grow {lead} by the same factor, or leave {axis} out",
                 )
         for condition, reason in self.refuse.items():
-            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
+            added = {"deeper": deeper, "identity": identity}
+            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, **added}):
                 raise GrowthError(f"this model cannot be grown like this: {reason}", field=condition)
         return sizes
 
@@ -141,7 +150,8 @@ class Family:
         source, config = config, self.canonical(config)
         grown = dict(config)
         for field, text in self.write.items():
-            grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+            value = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+            grown[field] = [value] * self.depth(config) if field in self.per_layer else value
         for axis, (_, new) in sizes.items():
             field = lead_field(self.axes[axis].size) or ""
             if field and config.get(field) is not None:
@@ -208,14 +218,17 @@ class Family:
         patterns = self.residual[self.stream(axis, config)].post_norms
         return any(indices(pattern, name) is not None for pattern in patterns)
 
-    def squared_factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> Fraction:
+    def squared_factor(self, name: str, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> Fraction:
         """The square of the factor for a tensor that the model multiplies by the root of a size that grows."""
-        axis = self.multiplied.get(name)
-        return Fraction(*sizes[axis]) if axis else Fraction(1)
+        spec = self.multiplied.get(name)
+        if spec is None or (spec.when is not None and not self.value(spec.when, config)):
+            return Fraction(1)
+        return Fraction(*sizes[spec.axis])
 
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""
         layers = self.value(self.layers, config)
+        layers = len(layers) if isinstance(layers, list) else layers
         if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             raise CheckpointError(
                 "the config gives no usable number of layers",
@@ -288,9 +301,17 @@ class Family:
             return False
         return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
 
-    def ignored(self, name: str) -> bool:
-        """Whether a stored tensor is a buffer that no model loads."""
-        return any(indices(pattern, name) is not None for pattern in self.ignore)
+    def ignored(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a stored tensor is one that no model loads."""
+        if any(indices(pattern, name) is not None for pattern in self.ignore):
+            return True
+        extra = self.extra_layers and self.value(self.extra_layers, config)
+        if isinstance(extra, bool) or not isinstance(extra, int):
+            return False
+        starts = {line.pattern.split("{i}")[0] for line in self.lines if "{i}" in line.pattern}
+        numbers = {name.removeprefix(start).split(".")[0] for start in starts if name.startswith(start)}
+        behind = range(self.depth(config), self.depth(config) + extra)
+        return any(number.isdecimal() and int(number) in behind for number in numbers)
 
     def of_expert(self, name: str) -> bool:
         """Whether a tensor belongs to one of several experts."""

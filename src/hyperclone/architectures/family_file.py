@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures import layout
-from hyperclone.architectures.entries import Axis, Dense, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.entries import Axis, Dense, Multiplied, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import evaluate, names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError
@@ -91,10 +91,14 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
             )
     if "tie" in data:
         _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
-    for part in ("write", "whole", "refuse", "multiplied", "aliases"):
+    for part in ("write", "whole", "refuse", "aliases"):
         _keys(data.get(part, {}), part, {}, dict.fromkeys(data.get(part, {}), str))
-    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
-    _keys(data.get("deeper", {}), "deeper", {}, dict.fromkeys(data.get("deeper", {}), str))
+    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list, "layers": str})
+    counted = {key: spec for key, spec in data.get("deeper", {}).items() if isinstance(spec, dict)}
+    for key, spec in counted.items():
+        _keys(spec, f"deeper.{key}", {"count": str}, {})
+    deeper = data.get("deeper", {}) | {key: spec["count"] for key, spec in counted.items()}
+    _keys(deeper, "deeper", {}, dict.fromkeys(deeper, str))
     by_type = {key: value for key, value in data.get("defaults", {}).items() if isinstance(value, dict)}
     _keys(by_type, "defaults", {}, dict.fromkeys(data["model_types"], dict))
     family = Family(
@@ -109,17 +113,22 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         lines=tuple(lines),
         tie=Tie(**{**data["tie"], "fold": tuple(data["tie"]["fold"])}) if "tie" in data else None,
         ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+        extra_layers=data.get("ignore", {}).get("layers"),
         whole=data.get("whole", {}),
         refuse=data.get("refuse", {}),
         residual={axis: _residual(spec, f"residual.{axis}") for axis, spec in data.get("residual", {}).items()},
-        multiplied=data.get("multiplied", {}),
+        multiplied={
+            tensor: Multiplied(**_entry(spec, f"multiplied.{tensor}", "axis", "when"))
+            for tensor, spec in data.get("multiplied", {}).items()
+        },
         gain_offset=data.get("gain_offset", 0),
         prefix=data.get("prefix", ""),
         aliases=data.get("aliases", {}),
         per_layer=tuple(data.get("per_layer", ())),
         models=tuple(data.get("models", ())),
         upcycled=_upcycling(data["upcycled"]) if "upcycled" in data else None,
-        deeper=data.get("deeper", {}),
+        deeper=deeper,
+        counted=frozenset(counted),
     )
     _check(family)
     return family
@@ -204,7 +213,10 @@ def _check(family: Family) -> None:
             tensor=numbered[0],
             expected="experts",
         )
-    for field, named in (("residual", set(family.residual)), ("multiplied", set(family.multiplied.values()))):
+    for field, named in (
+        ("residual", set(family.residual)),
+        ("multiplied", {spec.axis for spec in family.multiplied.values()}),
+    ):
         if missing := sorted(named - axes):
             raise FamilyError(
                 "the file does not define this axis", field=field, found=", ".join(missing),
@@ -256,6 +268,8 @@ def _check(family: Family) -> None:
 def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     """(field, text) of every expression in a file."""
     yield "layers", family.layers
+    if family.extra_layers is not None:
+        yield "ignore.layers", family.extra_layers
     for key, axis in family.axes.items():
         yield from ((f"axes.{key}", text) for text in (axis.size, axis.when) if text is not None)
     for line in family.lines:
@@ -265,6 +279,7 @@ def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     yield from (("refuse", text) for text in family.refuse)
     for spec in family.residual.values():
         yield from (("residual", text) for text in (spec.when, spec.shared) if text is not None)
+    yield from (("multiplied", spec.when) for spec in family.multiplied.values() if spec.when is not None)
     yield from ((f"deeper.{field}", text) for field, text in family.deeper.items())
     if family.tie:
         yield "tie.when", family.tie.when

@@ -9,11 +9,12 @@
     norm(kv_heads head_dim)                         a norm over the flattened axes
     (query(heads head_dim) + 2 heads head_dim)      rows of queries, rescaled when head_dim grows
     <- hidden                                       a vector that reads hidden (a final norm carrying the head's 1/n)
+    ()                                              a single number
 
 A name is an axis whose size the family file takes from the config; a number is an axis that never grows.
 Several axes in parentheses are one stored dimension, flattened in C order (the last varies fastest). In full:
 
-    line      = dimension+ | [dimension] "<-" dimension | dimension "->" dimension
+    line      = dimension+ | [dimension] "<-" dimension | dimension "->" dimension | "()"
     dimension = name | number | parts | "norm" parts
     parts     = "(" product ("+" product)* ")"
     product   = (name | number | ["query"] parts)+
@@ -145,7 +146,9 @@ class _Parser:
         self.index = 0
 
     def layout(self) -> Layout:
-        """line = dimension+ | [dimension] "<-" dimension | dimension "->" dimension."""
+        """line = dimension+ | [dimension] "<-" dimension | dimension "->" dimension | "()"."""
+        if [token for token, _ in self.tokens] == ["(", ")"]:
+            return Layout(self.line, (), None)
         left, norm = self.side()
         arrow = self.peek()
         if not arrow:

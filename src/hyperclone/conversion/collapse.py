@@ -173,7 +173,7 @@ def _collapse_tensor(tensor: TensorPlan, plan: Plan, output: Checkpoint) -> Tens
     rows_map, columns = grown.rows, grown.columns
     result = torch.empty(rows_map.old, columns.old, dtype=grown_tensors.stored_type(tensor))
     bounds = torch.zeros(rows_map.old, columns.old, dtype=torch.float64)  # of the row that stands in `result`
-    whole = len(tensor.shape) == 1 or grown.transposed
+    whole = grown.whole
     for rows in [range(rows_map.new)] if whole else slices(tensor.shape, tensor.nbytes):
         block = grown.as_matrix(output.read(tensor.name, *(() if whole else (rows.start, rows.stop))))
         kept = rows_map.count[rows.start : rows.stop] > 0  # padding channels are no copies
@@ -192,7 +192,7 @@ def _collapse_tensor(tensor: TensorPlan, plan: Plan, output: Checkpoint) -> Tens
             raise _changed(tensor.name, "copies of the same output unit differ")
     if (queries := grown_tensors.query_rows(tensor)) is not None:
         result = (result.double() / (queries if result.shape[0] == 1 else queries[:, None])).to(result.dtype)
-    return grown.as_stored(result, len(tensor.source_shape))
+    return grown.as_stored(result)
 
 
 def _columns_collapsed(block: Tensor, grown: TensorMap, tensor: TensorPlan, plan: Plan) -> Tensor:

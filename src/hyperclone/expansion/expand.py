@@ -37,13 +37,15 @@ class TensorMap:
     """A stored tensor as a matrix: which old row and column each new one copies.
 
     Attributes:
-        rows: outputs. A vector is one row.
+        dims: the map of every stored dimension.
+        rows: outputs. What has not two dimensions (vectors, kernels of convolutions, single numbers) is one row.
         columns: inputs if `splits`, else outputs.
         splits: the copies of a column share its weight (rather than repeat it).
         transposed: the matrix is stored inputs first.
         row_padding, column_padding: what padding channels hold.
     """
 
+    dims: tuple[CopyMap, ...]
     rows: CopyMap
     columns: CopyMap
     splits: bool
@@ -66,13 +68,26 @@ class TensorMap:
         """Padding channels hold the mean of all source rows."""
         return self.row_padding is Padding.MEAN and len(self.rows.padding) > 0
 
+    @property
+    def one_row(self) -> bool:
+        """The matrix has one row, whatever the stored dimensions."""
+        return len(self.dims) != 2
+
+    @property
+    def whole(self) -> bool:
+        """Its stored rows are no rows of the matrix, so it is read and written in one piece."""
+        return self.one_row or self.transposed
+
     def as_matrix(self, stored: Tensor) -> Tensor:
         """A stored tensor (or some of its rows) as output rows and input columns; a view."""
-        return stored.reshape(1, -1) if stored.dim() == 1 else stored.T if self.transposed else stored
+        return stored.reshape(1, -1) if self.one_row else stored.T if self.transposed else stored
 
-    def as_stored(self, matrix: Tensor, dimensions: int) -> Tensor:
-        """The inverse: a matrix as the tensor of one or two dimensions that is stored."""
-        return matrix.flatten() if dimensions == 1 else matrix.T.contiguous() if self.transposed else matrix
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """The inverse: a grown or collapsed matrix as the tensor that is stored."""
+        if self.one_row:
+            grown = matrix.numel() == self.columns.new
+            return matrix.reshape([copies.new if grown else copies.old for copies in self.dims])
+        return matrix.T.contiguous() if self.transposed else matrix
 
 
 def tensor_map(
@@ -86,7 +101,7 @@ def tensor_map(
         padding: axes with padding channels, and what these hold.
         shift: a norm's tensor is its bias, not its gain.
     """
-    maps = [copy_map.of_dim(dim, sizes, padding) for dim in layout.dims]
+    maps = tuple(copy_map.of_dim(dim, sizes, padding) for dim in layout.dims)
 
     def padding_of(dim: int) -> Padding:
         if layout.reads == dim:
@@ -95,15 +110,15 @@ def tensor_map(
             return Padding.ZERO if shift else Padding.REPEAT
         return next((padding[axis] for axis in layout.axes_of(dim) if axis in padding), Padding.ZERO)
 
-    if len(maps) == 1:
-        one_row = copy_map.axis(1, 1)
+    if len(maps) != 2:
+        one = copy_map.axis(1, 1)
         return TensorMap(
-            one_row, maps[0], splits=layout.reads is not None, transposed=False, column_padding=padding_of(0)
-        )
-    assert len(maps) == 2, layout.text
+            maps, one, copy_map.product(maps or (one,)), splits=layout.reads is not None, transposed=False,
+            column_padding=padding_of(0) if len(maps) == 1 else Padding.ZERO,
+        )  # fmt: skip
     out, read = (1, 0) if layout.reads == 0 else (0, 1)
     return TensorMap(
-        maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
+        maps, maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
         row_padding=padding_of(out), column_padding=padding_of(read),
     )  # fmt: skip
 
@@ -137,7 +152,7 @@ def expand(
         mean = matrix.double().mean(0)
     rows = range(tensor.rows.new)
     grown = expand_rows(matrix[tensor.rows.source], tensor, recipe, name=name, rows=rows, power=power, mean=mean)
-    return tensor.as_stored(grown, weight.dim())
+    return tensor.as_stored(grown)
 
 
 def expand_rows(

@@ -40,7 +40,7 @@ def grown_slices(tensor: TensorPlan, plan: Plan, source: Weights) -> Iterator[Te
     splits_noisily = recipe.noise is Noise.GAUSSIAN and not grown.exact_repeat
     power = _power(tensor, source) if splits_noisily or grown.needs_power else None
     mean = mean_row(tensor, source, grown) if grown.needs_mean else None
-    if len(tensor.shape) == 1 or grown.transposed:
+    if grown.whole:
         whole = _source_rows(tensor, source)
         yield without_offset(tensor, expand(whole, grown, recipe, name=tensor.name, power=power, mean=mean))
         return
@@ -97,7 +97,7 @@ def without_offset(tensor: TensorPlan, grown: Tensor) -> Tensor:
 
 def mean_row(tensor: TensorPlan, source: Weights, grown: TensorMap) -> Tensor:
     """(d_in,) mean of a tensor's source rows, in fp64."""
-    if grown.transposed or len(tensor.shape) == 1:
+    if grown.whole:
         return grown.as_matrix(source_rows(tensor, source)).double().mean(0)
     total = torch.zeros(grown.columns.old, dtype=torch.float64)
     for rows in slices(tensor.source_shape, source.entries[tensor.source].nbytes):

@@ -94,7 +94,7 @@ class TensorFiles:
             CheckpointError: the file is truncated, cannot be read, or is another one than when its header was read.
         """
         entry = self.entries[name]
-        stop = entry.shape[0] if stop is None else stop
+        stop = (entry.shape[0] if entry.shape else 1) if stop is None else stop  # a single number is one row
         if entry.parts is not None:
             return entry.parts.rows(start, stop, lambda part, first, last: self._stored(part, name, first, last))
         return self._stored(entry, name, start, stop)
@@ -103,10 +103,10 @@ class TensorFiles:
         """Rows start..stop of what is stored at an entry; `name` is for messages."""
         import torch
 
-        row = entry.nbytes // entry.shape[0]
+        row = entry.nbytes // (entry.shape[0] if entry.shape else 1)
         dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0] if entry.dtype in DTYPES else _PARTS[entry.dtype])
-        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
-        buffer = tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+        tensor = torch.empty((stop - start, *entry.shape[1:]) if entry.shape else (), dtype=dtype)
+        buffer = tensor.flatten().view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
             try:

@@ -79,13 +79,13 @@ def grown_slices(moment: MomentPlan, plan: Plan, source: SourceState, treatment:
     of_row, of_column = _gradients(
         tensor, grown.rows, grown.columns, splits=grown.splits, first_only=treatment != "copy"
     )
-    whole = len(tensor.shape) == 1 or grown.transposed
+    whole = grown.whole
     for rows in [range(grown.rows.new)] if whole else slices(tensor.shape, moment.nbytes):
         chosen = slice(rows.start, rows.stop)
         block = matrix[grown.rows.source[chosen]].double()[:, grown.columns.source]
         r = of_row[chosen, None] * of_column
         block.mul_(r.pow_(MOMENTS[moment.kind]))
-        yield grown.as_stored(block.to(moment.dtype), len(tensor.shape))
+        yield grown.as_stored(block.to(moment.dtype))
 
 
 def compare(output: TensorFiles, moment: MomentPlan, plan: Plan, source: SourceState, treatment: str) -> str:
@@ -102,7 +102,7 @@ def compare(output: TensorFiles, moment: MomentPlan, plan: Plan, source: SourceS
     rows, columns = grown.rows, grown.columns
     first_row, first_column = _first(rows), _first(columns)
     expected = grown.as_matrix(source.moment(tensor.source, moment.kind))
-    whole = len(tensor.shape) == 1 or grown.transposed
+    whole = grown.whole
     for chosen in [range(rows.new)] if whole else slices(tensor.shape, moment.nbytes):
         here = slice(chosen.start, chosen.stop)
         units, number, count = rows.source[here], rows.number[here], rows.count[here]
@@ -128,10 +128,10 @@ def _collapse_factors(tensor: TensorPlan, grown: TensorMap, units: Tensor, count
     """k s of the first copies, (rows, columns of the source) in fp64, for rows of these source units and counts."""
     columns, queries = grown.columns, grown_tensors.query_rows(tensor)
     factors = torch.tensor(tensor.factor, dtype=torch.float64) * (1 if grown.splits else columns.count[_first(columns)])
-    if queries is not None and len(tensor.shape) == 1:  # a vector is one row of many columns
+    if queries is not None and grown.one_row:  # a vector is one row of many columns
         factors = factors * queries
     factors = factors * counts[:, None]
-    return factors if queries is None or len(tensor.shape) == 1 else factors * queries[units, None]
+    return factors if queries is None or grown.one_row else factors * queries[units, None]
 
 
 def _collapses(first_copies: Tensor, expected: Tensor, factors: Tensor) -> bool:

@@ -48,7 +48,7 @@ def check_tensors(
             continue
         if tied and family.tie and name == family.tie.head:
             ties.append((name, family.tie.embedding))
-        elif family.ignored(name) or is_buffer(name, entry.shape):
+        elif family.ignored(name, source.config) or is_buffer(name, entry.shape):
             dropped.append(name)
         else:
             raise _of_another_head(source, name) or CheckpointError(

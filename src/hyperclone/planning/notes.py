@@ -31,7 +31,7 @@ class Facts:
         folded: norm tensors that carry the tied head's 1/n.
         tied, untied: the source's head shares the embedding; the grown model's no longer does.
         padded: axes with padding channels.
-        dropped: stored buffers that no model loads.
+        dropped: stored tensors that no model loads.
         omitted_prefix: which the names in the source's files lack, and so those of the grown model.
         deeper: layers are added.
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
@@ -137,8 +137,8 @@ def _untie_changes_nothing(facts: Facts) -> str | None:
 def _dropped_buffers(facts: Facts) -> str | None:
     if not (count := len(facts.dropped)):
         return None
-    buffers = f"{count} stored buffer{'s' if count != 1 else ''}"
-    return f"{buffers} that no current model loads will be left out ({facts.dropped[0]})."
+    tensors = f"{count} stored tensor{'s' if count != 1 else ''}"
+    return f"{tensors} that the model does not load will be left out ({facts.dropped[0]})."
 
 
 def _base_names(facts: Facts) -> str | None:

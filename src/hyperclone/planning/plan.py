@@ -111,7 +111,7 @@ class Plan:
         fused_in: the block whose experts are stored fused, as the source's are (io/fused_experts.py); "" if one by one.
         untied: the head becomes a tensor of its own.
         ties_to_check: stored pairs (head, embedding) that the config calls tied and that must be equal.
-        dropped: stored buffers that no model loads.
+        dropped: stored tensors that no model loads.
         notes: what the user should know, in sentences.
         warnings: what the user must know.
     """

@@ -128,7 +128,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
     layers = resolve_layers(growth, family.depth(config))
     deeper = len(layers) > family.depth(config)
     wanted = resolve(growth, family.sizes(config), deeper=deeper or mixture)
-    sizes = family.grown_sizes(config, wanted, identity=deeper and not growth.stacks)
+    sizes = family.grown_sizes(config, wanted, deeper=deeper, identity=deeper and not growth.stacks)
     layouts = family.tensors(config)
     head = tied_head.decide(family, sizes, layouts, growth, tied=tied)
     return _Target(
@@ -229,7 +229,7 @@ def _squared_factor(target: _Target, name: str, layout: Layout, *, source: str, 
     The last norm in front of a tied head also undoes what the head's weights, the embedding's, are multiplied by.
     """
     family = target.family
-    square = family.squared_factor(name, target.sizes)
+    square = family.squared_factor(name, target.base.config, target.sizes)
     square *= any_width.squared_factor(target.padded, family, name, layout, source=source)
     if folded:
         assert family.tie is not None

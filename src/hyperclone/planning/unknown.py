@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from hyperclone.architectures import registry, text_models
+from hyperclone.architectures import not_grown, registry, text_models
 from hyperclone.architectures.expression import evaluate
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError, UnknownArchitectureError
@@ -27,9 +27,13 @@ def family_of(source: Source) -> Family:
     except UnknownArchitectureError as error:
         if (refusal := _with_text_model(source.config)) is not None:
             raise refusal from None
-        if (cure := without_draft(source.config)) is None:
-            raise
-        raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        model_type = source.config.get("model_type")
+        if (cure := without_draft(source.config)) is not None:
+            raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        if isinstance(model_type, str) and (reason := not_grown.reasons().get(model_type)) is not None:
+            cure = f"no family file describes it, because {reason}; {error.details['cure']}, if it passes its proof"
+            raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        raise
 
 
 def _with_text_model(config: Mapping[str, Any]) -> FamilyError | None:
@@ -58,6 +62,7 @@ def without_draft(config: Mapping[str, Any]) -> str | None:
         )
     if (reason := limit(config)) is None:
         return None
+    reason = not_grown.reasons().get(str(model_type), reason)
     return f"no draft can describe it, because {reason}; a family file would have to be written by hand, if it can be"
 
 
