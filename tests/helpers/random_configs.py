@@ -47,13 +47,13 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "original_max_position_embeddings": st.just(16),
 }
 
-# The classes of the other families compare fields that are drawn apart here, or need lists that are not drawn.
-_NOT_DRAWN_YET = {
-    model_type
-    for rows in (rows_decoders, rows_mixtures, rows_hybrid)
-    for model_type, _ in (rows.ROWS | getattr(rows, "MULTIPLIED", {})).values()
-}
-DRAWN = sorted(registry.families().keys() - _NOT_DRAWN_YET)
+# Types whose classes compare fields that would be drawn apart, or need lists: theirs start as a row of MODELS.
+_ROWS: dict[str, list[dict[str, Any]]] = {}
+for _rows in (rows_decoders, rows_mixtures, rows_hybrid):
+    for _model_type, _row in (_rows.ROWS | getattr(_rows, "MULTIPLIED", {})).values():
+        _ROWS.setdefault(_model_type, []).append(_row)
+DRAWN = sorted(registry.families().keys() - _ROWS.keys())  # whole configs
+VARIED = sorted(_ROWS)  # rows with some fields drawn anew
 
 _FACTORS = (1.5, 2, 2, 2.5, 3, 4)
 
@@ -74,8 +74,12 @@ class Case:
 def cases(draw: st.DrawFn, model_type: str) -> Case:
     """A model of one type and a growth that may fit it."""
     family = registry.families()[model_type]
-    sizes = draw(_sizes(family))
-    config = draw(_configs(model_type, sizes))
+    if model_type in _ROWS:
+        config = draw(_varied(model_type))
+        sizes = {**family.sizes(config), "layers": family.depth(config)}
+    else:
+        sizes = draw(_sizes(family))
+        config = draw(_configs(model_type, sizes))
     if lead_field(family.axes["ffn"].size) is None:
         del sizes["ffn"]  # it follows hidden
     return Case(
@@ -86,6 +90,22 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         draw(st.booleans()),
         draw(_growths(sizes, alibi=any("ALiBi" in reason for reason in family.refuse.values()))),
     )
+
+
+@st.composite
+def _varied(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    """A row of MODELS with up to two yes-or-no fields and all fields of FIELDS with one value drawn anew."""
+    from transformers import AutoConfig
+
+    config = dict(draw(st.sampled_from(_ROWS[model_type])))
+    defaults = AutoConfig.for_model(model_type).to_dict()
+    switches = [f for f, value in defaults.items() if isinstance(value, bool) and f not in _NOT_DRAWN]
+    for field in draw(st.lists(st.sampled_from(switches), unique=True, max_size=2)):
+        config[field] = draw(st.booleans())
+    for field in (field for field in FIELDS if field in defaults and field != "num_experts_per_tok"):
+        if isinstance(defaults[field], int | float | str) and draw(st.booleans()):
+            config[field] = draw(FIELDS[field])
+    return config
 
 
 @st.composite
