@@ -7,9 +7,11 @@ or a new field of `Growth`, is generated without a change here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from typing import Any
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from hyperclone import Growth
@@ -76,7 +78,7 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
     family = registry.families()[model_type]
     if model_type in _ROWS:
         config = draw(_varied(model_type))
-        sizes = {**family.sizes(config), "layers": family.depth(config)}
+        sizes = _all_sizes(model_type, config)
     else:
         sizes = draw(_sizes(family))
         config = draw(_configs(model_type, sizes))
@@ -90,6 +92,18 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         draw(st.booleans()),
         draw(_growths(sizes, alibi=any("ALiBi" in reason for reason in family.refuse.values()))),
     )
+
+
+def _all_sizes(model_type: str, config: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the axes, and layers, of a config whose class fills in what it leaves out."""
+    from transformers import AutoConfig
+
+    family = registry.families()[model_type]
+    try:
+        whole = json.loads(AutoConfig.for_model(model_type, **config).to_json_string(use_diff=False))
+        return {**family.sizes(whole), "layers": family.depth(whole)}
+    except Exception:  # unmodified transformers refuses it, in whatever way, or it is no such model
+        reject()
 
 
 @st.composite
