@@ -27,9 +27,10 @@ _WIDE = (
 _HEAD_DIMS = ("head_dim", "kv_channels", "attention_head_dim", "rotary_dim", "swa_head_dim")
 # What the sizes of latent attention, of its indexer and of state-space layers become.
 _FIXED = {
-    "q_lora_rank": 24, "kv_lora_rank": 16, "o_lora_rank": 8, "o_groups": 2, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
-    "qk_head_dim": 12, "v_head_dim": 8, "swa_v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 4, "index_topk": 512,
-    "mamba_d_head": 8, "mamba_d_state": 16, "mamba_head_dim": 8, "ssm_state_size": 16, "n_groups": 2, "num_hash_layers": 1,
+    "q_lora_rank": 24, "kv_lora_rank": 16, "o_lora_rank": 8, "o_groups": 2, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "qk_head_dim": 12, "v_head_dim": 8, "swa_v_head_dim": 8, "index_head_dim": 8,
+    "index_n_heads": 4, "index_topk": 512, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_head_dim": 8,
+    "ssm_state_size": 16, "n_groups": 2, "num_hash_layers": 1,
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def small_config(config: Mapping[str, Any]) -> dict[str, Any]:
     small |= _state_sizes(small)
     depth, layers = _first(config, _LAYERS), _layers(config)
     small |= {key: layers for key in _LAYERS if key in config}
-    cut = {key: _cut(value, depth, layers) for key, value in small.items()}
+    cut = {key: _cut(key, value, depth, layers) for key, value in small.items()}
     return _limit(cut)
 
 
@@ -99,8 +100,9 @@ def _head_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     new_heads = new_kv if kv_heads == heads else new_kv * min(heads // kv_heads, 4)
     new_dim = next(dim for dim in (8, 16, 32, 64, head_dim) if _rotates(config, dim, head_dim))
     new_hidden = max(16, round(hidden / (heads * head_dim) * new_heads * new_dim / 8) * 8)
-    sizes: dict[str, Any] = {"vocab_size": VOCAB} | {key: new_heads for key in _HEADS} | {key: new_kv for key in _KV_HEADS}
-    sizes |= {key: new_hidden for key in _HIDDEN} | {"org_vocab_size": VOCAB}
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "org_vocab_size": VOCAB}
+    for names, size in ((_HEADS, new_heads), (_KV_HEADS, new_kv), (_HIDDEN, new_hidden)):
+        sizes |= dict.fromkeys(names, size)
     for keys, old, new in ((_WIDE, hidden, new_hidden), (_HEAD_DIMS, head_dim, new_dim)):
         sizes |= {key: max(4, round(config[key] * new / old / 4) * 4) for key in keys if config.get(key)}
     sizes |= _rope_factors(config, new_dim)
@@ -150,20 +152,23 @@ def _layers(config: Mapping[str, Any]) -> int:
     least = [2, 1 + (config.get("first_k_dense_replace") or 0), config.get("no_rope_layer_interval") or 0]
     pattern = config.get("sliding_window_pattern") or 0
     least.append(pattern if isinstance(pattern, int) else len(pattern))
-    for value in config.values():
-        if _per_layer(value, depth):
-            least.append(max(list(map(str, value)).index(str(kind)) for kind in value) + 1)
+    for key, value in config.items():
+        if _per_layer(key, value, depth):
+            kinds = list(map(str, value[:depth]))
+            least.append(max(map(kinds.index, kinds)) + 1)
     return min(depth, max(least))
 
 
-def _per_layer(value: object, depth: int) -> bool:
-    return isinstance(value, list | str) and depth > 3 and len(value) in (depth, depth + 1)
+def _per_layer(key: str, value: Any, depth: int) -> bool:
+    """Whether a list, or Nemotron-H's text, has an entry for each layer, and maybe one for a layer that predicts on."""
+    listed = isinstance(value, list) or (isinstance(value, str) and key.endswith("_pattern"))
+    return listed and depth > 3 and len(value) in (depth, depth + 1)
 
 
-def _cut(value: Any, depth: int, layers: int) -> Any:
+def _cut(key: str, value: Any, depth: int, layers: int) -> Any:
     """A value for fewer layers; GPT-Neo's [[kinds, times]] repeats its kinds less often."""
-    if _per_layer(value, depth):
-        return value[: layers + len(value) - depth]
+    if _per_layer(key, value, depth):
+        return value[:layers] + value[depth:]
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list) and len(value[0]) == 2:
         kinds, _ = value[0]
         return [[kinds, ceil(layers / len(kinds))]]
