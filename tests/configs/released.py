@@ -13,7 +13,7 @@ from typing import Any
 DIRECTORY = Path(__file__).parent / "released"
 VOCAB = 304
 _WINDOW = 8  # shorter than the proof's inputs
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "swa_num_attention_heads")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "swa_num_attention_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -21,16 +21,17 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Sizes that are in the same proportion to the hidden size as before.
 _WIDE = (
     "intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size", "shared_expert_intermediate_size",
-    "shared_intermediate_size", "moe_shared_expert_intermediate_size", "word_embed_proj_dim",
+    "shared_intermediate_size", "moe_shared_expert_intermediate_size", "word_embed_proj_dim", "block_dim", "conv_dim",
 )  # fmt: skip
 # Sizes that are in the same proportion to the head dimension as before.
 _HEAD_DIMS = ("head_dim", "kv_channels", "attention_head_dim", "rotary_dim", "swa_head_dim")
-# What the sizes of latent attention, of its indexer and of state-space layers become.
+# What the sizes of latent attention, of its indexer, of state-space layers and of linear attention become.
 _FIXED = {
     "q_lora_rank": 24, "kv_lora_rank": 16, "o_lora_rank": 8, "o_groups": 2, "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 4, "qk_head_dim": 12, "v_head_dim": 8, "swa_v_head_dim": 8, "index_head_dim": 8,
     "index_n_heads": 4, "index_topk": 512, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_head_dim": 8,
-    "ssm_state_size": 16, "n_groups": 2, "num_hash_layers": 1,
+    "ssm_state_size": 16, "n_groups": 2, "num_hash_layers": 1, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
 }  # fmt: skip
 
 
@@ -150,6 +151,7 @@ def _layers(config: Mapping[str, Any]) -> int:
     """The smallest number of first layers, two or more, that has every kind of layer."""
     depth = _first(config, _LAYERS)
     least = [2, 1 + (config.get("first_k_dense_replace") or 0), config.get("no_rope_layer_interval") or 0]
+    least.append(config.get("full_attention_interval") or 0)
     pattern = config.get("sliding_window_pattern") or 0
     least.append(pattern if isinstance(pattern, int) else len(pattern))
     for key, value in config.items():
