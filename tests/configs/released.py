@@ -99,13 +99,15 @@ def _head_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     kv_heads = next((int(config[name]) for name in _KV_HEADS if config.get(name)), heads)
     new_kv = 4 if kv_heads == heads else min(kv_heads, 2)
     new_heads = new_kv if kv_heads == heads else new_kv * min(heads // kv_heads, 4)
-    new_dim = next(dim for dim in (8, 16, 32, 64, head_dim) if _rotates(config, dim, head_dim))
+    dims = [dim for dim in (8, 16, 32, 64) if dim != new_heads]  # equal ones are hard to tell apart
+    new_dim = next(dim for dim in (*dims, head_dim) if _rotates(config, dim, head_dim))
     new_hidden = max(16, round(hidden / (heads * head_dim) * new_heads * new_dim / 8) * 8)
     sizes: dict[str, Any] = {"vocab_size": VOCAB, "org_vocab_size": VOCAB}
     for names, size in ((_HEADS, new_heads), (_KV_HEADS, new_kv), (_HIDDEN, new_hidden)):
         sizes |= dict.fromkeys(names, size)
-    for keys, old, new in ((_WIDE, hidden, new_hidden), (_HEAD_DIMS, head_dim, new_dim)):
-        sizes |= {key: max(4, round(config[key] * new / old / 4) * 4) for key in keys if config.get(key)}
+    # 1.5 times a multiple of 8 is one of 4: transformers runs experts in fp32 only where rows have whole 16 bytes.
+    for keys, old, new, unit in ((_WIDE, hidden, new_hidden, 8), (_HEAD_DIMS, head_dim, new_dim, 4)):
+        sizes |= {key: max(unit, round(config[key] * new / old / unit) * unit) for key in keys if config.get(key)}
     sizes |= _rope_factors(config, new_dim)
     if config.get("swa_num_key_value_heads"):
         sizes["swa_num_key_value_heads"] = 2 * new_kv

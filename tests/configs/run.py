@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from tests.helpers.unmodified import SAME, distance, logits
 
 PAGE = Path(__file__).parents[2] / "docs" / "released-models.md"
 WORKS = "works"
+WITH = "with options"
 DRAFTED = "a drafted family file"
-_FACTORS = {"2x": 2.0, "1.5x": 1.5}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outcome:
     """What came of one request.
 
     Attributes:
-        option: what it took beyond `--width`, as the message says; "" for nothing.
+        option: what it took beyond `--width`, as the messages say; "" for nothing.
         refusal: the message, where it cannot be grown like this; "" where it works.
     """
 
@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def kind(self) -> str:
-        return "refused" if self.refusal else "with an option" if self.option else WORKS
+        return "refused" if self.refusal else WITH if self.option else WORKS
 
 
 @dataclass(frozen=True)
@@ -123,27 +123,35 @@ def grow_and_compare(source: Path, growth: Growth, *, family: Path | None = None
 
 
 def _with_option(source: Path, growth: Growth, error: HypercloneError) -> Outcome:
-    """The same with what the message names: an option, or a drafted family file."""
+    """The same with what the message names: options, one after the other, or a drafted family file."""
     if "family draft" in error.details.get("cure", ""):
         return _with_draft(source, growth)
-    refusal = _sentence(error)
-    for option, changed in _options(growth):
-        if option.split(" ")[0] in str(error):
-            try:
-                grow_and_compare(source, changed)
-            except HypercloneError as second:
-                refusal = f"with `{option}`: {_sentence(second)}"
-            else:
-                return Outcome(option=f"`{option}`")
-    return Outcome(refusal=refusal)
+    added = ""
+    while named := [option for option in _options(growth) if option[0].split()[0] in _unmet(error, added)]:
+        option, growth = named[0]
+        added = f"{added} {option}".strip()
+        try:
+            grow_and_compare(source, growth)
+        except HypercloneError as next_error:
+            error = next_error
+        else:
+            return Outcome(option=f"`{added}`")
+    return Outcome(refusal=(f"with `{added}`: " if added else "") + _sentence(error))
 
 
-def _options(growth: Growth) -> Iterator[tuple[str, Growth]]:
-    """Options that messages name, with the factor of this request."""
+def _unmet(error: HypercloneError, added: str) -> str:
+    """A message without the options that are given already."""
+    return " ".join(word for word in str(error).split() if word.strip("(),;") not in added.split())
+
+
+def _options(growth: Growth) -> list[tuple[str, Growth]]:
+    """Options that messages name, with the factor of this request, the better ones first."""
     factor = f"{growth.width:g}x"
-    yield f"--head-dim {factor}", replace(growth, head_dim=factor)
-    yield "--dtype fp32", replace(growth, dtype="fp32")
-    yield "--allow-rounding", replace(growth, allow_rounding=True)
+    return [
+        (f"--head-dim {factor}", replace(growth, head_dim=factor)),
+        ("--dtype fp32", replace(growth, dtype="fp32")),
+        ("--allow-rounding", replace(growth, allow_rounding=True)),
+    ]
 
 
 def _with_draft(source: Path, growth: Growth) -> Outcome:
@@ -179,7 +187,7 @@ def page(rows: Sequence[Row]) -> str:
     """docs/released-models.md."""
     messages = list(dict.fromkeys(o.refusal for row in rows for o in row.outcomes if o.refusal))
     counts = [Counter(row.outcomes[i].kind for row in rows) for i in range(3)]
-    kinds = [[kind, *(str(count[kind]) for count in counts)] for kind in (WORKS, "with an option", "refused")]
+    kinds = [[kind, *(str(count[kind]) for count in counts)] for kind in (WORKS, WITH, "refused")]
     numbered = [[str(number), plain(message)] for number, message in enumerate(messages, 1)]
     return _PAGE.format(
         models=len(rows),
@@ -224,7 +232,7 @@ Unmodified transformers {version} builds a model of it with random weights, save
 Then it is grown: by `--width 2` in fp32, by `--width 2` in the released type, and by `--width 1.5` in fp32.
 
 * *works*: no other option was given, and the proof passed in unmodified transformers.
-* *with* an option: the message named it, and with it the proof passed.
+* *with* options: the messages named them, and with them the proof passed.
 * *refused*: the number is that of the message, at the end of this page.
 
 A star marks a config of which the text that it was read in has only a part.

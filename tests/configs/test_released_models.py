@@ -53,7 +53,7 @@ def test_a_small_config_has_every_field_of_the_released_one(model: Released) -> 
 def test_proportions_and_lists_are_kept() -> None:
     llama = small_config(_config("meta-llama/Meta-Llama-3.1-8B"))
     assert llama["num_attention_heads"] == 4 * llama["num_key_value_heads"]
-    assert llama["hidden_size"] == 8 * llama["num_attention_heads"]
+    assert llama["hidden_size"] == 16 * llama["num_attention_heads"]
     assert llama["intermediate_size"] == 3.5 * llama["hidden_size"]
     layered = small_config(_config("google/gemma-3-1b-it"))
     assert layered["num_hidden_layers"] == 6, "five windows and a layer without"
