@@ -1,6 +1,6 @@
 """What hyperclone does with released models as people have them: a small one is made of each released config and grown.
 
-    python -m tests.configs.run            writes docs/released-models.md (a quarter of an hour on one core)
+    python -m tests.configs.run            writes docs/released-models.md (some twenty minutes on one core)
     python -m tests.configs.run mpt phi3   prints the rows of these types
 
 Unmodified transformers builds and saves each small model, and loads it again by the released names. hyperclone's proof
@@ -236,6 +236,7 @@ Then it is grown: by `--width 2` in fp32, by `--width 2` in the released type, a
 * *refused*: the number is that of the message, at the end of this page.
 
 A star marks a config of which the text that it was read in has only a part.
+*Weights* is the type that the config names, and fp32 where it names none, as in transformers.
 Whether 1.5 times the real sizes are whole numbers is another question, which `hyperclone plan` answers.
 
 {summary}
