@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -331,3 +332,20 @@ def test_a_list_with_fewer_entries_than_layers_is_refused(entries: Any, model_di
     edit_json(tmp_path / "source/config.json", layer_types=entries)
     with pytest.raises(HypercloneError, match="fewer entries than layers"):
         hyperclone.plan(tmp_path / "source", Growth(layers="2x"))
+
+
+@pytest.mark.parametrize(
+    ("growth", "warned"),
+    [
+        (Growth(ffn=36, allow_rounding=True, dtype="bf16"), "ffn 36: .* multiples of 8 in BF16"),
+        (Growth(ffn=40, dtype="bf16"), ""),
+        (Growth(ffn=37), "ffn 37: .* multiples of 4 in F32"),
+        (Growth(ffn=36), ""),
+    ],
+)
+def test_experts_that_transformers_default_kernel_refuses_are_warned_of(
+    growth: Growth, warned: str, model_dir: Callable[..., Path]
+) -> None:
+    """torch: strides should be multiple of 16 bytes."""
+    warnings = " ".join(hyperclone.plan(model_dir("qwen3-moe"), growth).warnings)
+    assert re.search(warned, warnings) if warned else "kernel" not in warnings

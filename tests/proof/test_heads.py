@@ -71,6 +71,10 @@ def test_the_tensors_of_a_head_are_those_of_transformers(model_type: str, head: 
     with torch.device("meta"):
         model = cls(config)
     fields = {**config.to_dict(), "architectures": [cls.__name__]}
+    if model_type == "modernbert-decoder":  # its classifier has layers of its own
+        with pytest.raises(CheckpointError, match="what a classifier of this architecture reads is not known"):
+            of_config(fields)
+        return
     family = of_config(fields)
     expected = {name: layout.shape(family.sizes(fields)) for name, layout in family.tensors(fields).items()}
     for name, parameter in model.named_parameters():

@@ -44,7 +44,7 @@ def with_head(family: Family, config: Mapping[str, Any]) -> Family:
     if not (head := head_of(config)) or family.head:
         return family
     causal = {line.pattern for line in family.lines if _is_causal_head(line)}
-    if not causal:
+    if not causal or config.get("model_type") in _table()["unknown"]:
         raise CheckpointError("what a classifier of this architecture reads is not known", file=family.file,
                               field="architectures", found=config["architectures"])  # fmt: skip
     reads = next(line for line in family.lines if line.pattern in causal).layout.text.partition("<-")[2].strip()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.architectures.family import Family
+from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
 from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth
@@ -266,6 +267,25 @@ def _copies_never_diverge(facts: Facts) -> str | None:
     )
 
 
+def _experts_without_a_kernel(facts: Facts) -> str | None:
+    """torch's grouped matrix product, which transformers chooses for experts, takes rows of whole 16 bytes."""
+    if "experts" not in facts.sizes and facts.growth.experts is None:
+        return None
+    dtype = (
+        OUTPUT_DTYPES[facts.growth.dtype]
+        if facts.growth.dtype
+        else min(facts.stored_dtypes, key=lambda name: DTYPES[name][1])
+    )
+    numbers = 16 // DTYPES[dtype][1]
+    odd = [f"{axis} {facts.sizes[axis][1]}" for axis in ("hidden", "ffn") if facts.sizes[axis][1] % numbers]
+    if not odd or any(facts.sizes[axis][0] % numbers for axis in ("hidden", "ffn")):
+        return None
+    return (
+        f"{' and '.join(odd)}: transformers' default kernel for experts takes multiples of {numbers} in {dtype}. "
+        'Choose such a size, or load the model with experts_implementation="eager".'
+    )
+
+
 _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _head_stays_tied,
     _head_is_untied,
@@ -287,6 +307,7 @@ _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _no_noise_but_something_else,
 )
 _WARNINGS: tuple[Callable[[Facts], str | None], ...] = (
+    _experts_without_a_kernel,
     _one_expert_starves_the_router,
     _stacking_changes_the_function,
     _copies_never_diverge,
