@@ -102,6 +102,7 @@ def _digests(files: Iterable[Path]) -> list[str]:
 @cache
 def _digest(file: Path, size: int, changed: int) -> str:
     """SHA-256 of a file (of what is in it, if it is .gz or .xz), taken once for each size and time of change."""
-    opened = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
-    with opened(file, "rb") as stream:
+    with (
+        gzip.open(file) if file.suffix == ".gz" else lzma.open(file) if file.suffix == ".xz" else file.open("rb")
+    ) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
