@@ -23,6 +23,8 @@ from hyperclone.cli.display import plan_and_proof
 from hyperclone.errors import ProofFailed
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf import logits
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.proof.behavioral import prove_behavior
 from tests.helpers.models import MODELS, ONCE, REPRESENTATIVE, save_tokenizer
 
 ModelDir = Callable[..., Path]
@@ -475,3 +477,18 @@ def test_rounded_tensors_are_not_counted_as_bit_equal(model_dir: ModelDir, tmp_p
     done = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, allow_rounding=True))
     assert done.proof is not None
     assert (done.proof.structure.rounded, done.proof.structure.bit_equal) == (5, 15)
+
+
+@pytest.mark.parametrize("layer_by_layer", [False, True])
+def test_a_router_that_transformers_keeps_in_fp32_may_be_stored_in_bf16(
+    layer_by_layer: bool, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    """As in the released DeepSeek V3: transformers saves it in fp32, with the same values."""
+    source, grown = tmp_path / "source", tmp_path / "grown"
+    shutil.copytree(model_dir("deepseek_v3", dtype=torch.bfloat16), source)
+    tensors = load_file(source / "model.safetensors")
+    save_file({n: t.bfloat16() for n, t in tensors.items()}, source / "model.safetensors", {"format": "pt"})
+    plan = hyperclone.grow(source, grown, Growth(width=2), proof="structural").plan
+    behavior = prove_behavior(Checkpoint.open(source), grown, plan, layer_by_layer=layer_by_layer)
+    assert not behavior.failures
+    assert not any("save" in skipped for skipped in behavior.skipped)

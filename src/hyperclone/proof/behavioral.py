@@ -12,9 +12,8 @@ import gc
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ from hyperclone.hf.models import LoadedModel, load_model, load_tokenizer, max_po
 from hyperclone.hf.streamed_model import StreamedModel
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.scratch import scratch_directory
-from hyperclone.io.streaming import Progress, digest, raw, worker_pool
+from hyperclone.io.streaming import Progress, raw, slices, worker_pool
 from hyperclone.planning.recipe import Noise
 from hyperclone.proof import tolerance
 
@@ -290,9 +289,7 @@ class _ModelPair:
         elif self.behavior.layer_by_layer:
             model = StreamedModel(Checkpoint.open(self.directory), self.stored)
             with model_errors(self.directory):
-                self.compare_saved(
-                    {n: hashlib.sha256(raw(tensor)).hexdigest() for n, tensor in model.tensors_to_save()}
-                )
+                self.compare_saved({name: _Values.of([tensor]) for name, tensor in model.tensors_to_save()})
         else:
             self.save_whole()
         self.advance()
@@ -314,11 +311,14 @@ class _ModelPair:
                 self.behavior.skipped.append(f"save and reload: the second copy cannot be written ({error})")
                 return
             del model
-            self.compare_saved(_digests(Checkpoint.open(scratch)))
+            self.compare_saved(_values(Checkpoint.open(scratch)))
 
-    def compare_saved(self, saved: dict[str, str]) -> None:
-        """Add what differs between the output and what transformers makes of it, both as hashes of tensors by name."""
-        output = _digests(Checkpoint.open(self.directory))
+    def compare_saved(self, saved: dict[str, _Values]) -> None:
+        """Add what differs between the output and what transformers makes of it.
+
+        transformers loads some tensors in fp32 whatever a checkpoint has (routers of DeepSeek), and saves them so.
+        """
+        output = _values(Checkpoint.open(self.directory))
         self.behavior.failures += [
             f"{name}: gained or lost when transformers saves the model again"
             for name in sorted(output.keys() ^ saved.keys())
@@ -326,11 +326,33 @@ class _ModelPair:
         self.behavior.failures += [
             f"{name}: changed when transformers loads and saves the model"
             for name in sorted(output.keys() & saved.keys())
-            if output[name] != saved[name]
+            if output[name].digest != saved[name].digest or saved[name].dtype not in (output[name].dtype, torch.float32)
         ]
 
 
-def _digests(model: Checkpoint) -> dict[str, str]:
-    """The hash of every tensor by its name."""
+@dataclass(frozen=True)
+class _Values:
+    """A tensor's type, and a hash of its values that is the same in fp32 as in bf16 and fp16."""
+
+    dtype: torch.dtype
+    digest: str
+
+    @classmethod
+    def of(cls, pieces: Iterable[torch.Tensor]) -> _Values:
+        """Of a tensor in pieces, one after the other."""
+        hashed, dtype = hashlib.sha256(), torch.float32
+        for piece in pieces:
+            dtype = piece.dtype
+            hashed.update(raw(piece.float() if dtype in (torch.bfloat16, torch.float16) else piece))
+        return cls(dtype, hashed.hexdigest())
+
+
+def _values(model: Checkpoint) -> dict[str, _Values]:
+    """Those of every tensor by its name."""
+
+    def one(name: str) -> _Values:
+        entry = model.entries[name]
+        return _Values.of(model.read(name, rows.start, rows.stop) for rows in slices(entry.shape, entry.nbytes))
+
     with worker_pool(None) as pool:
-        return dict(zip(model.entries, pool.map(partial(digest, model), model.entries), strict=True))
+        return dict(zip(model.entries, pool.map(one, model.entries), strict=True))
