@@ -307,3 +307,21 @@ def test_layers_behind_the_last_are_left_out_where_the_config_counts_them(
     plan = hyperclone.plan(source, Growth(width=2))
     assert set(plan.dropped) == set(extra)
     assert any("2 stored tensors that the model does not load" in note for note in plan.notes)
+
+
+def test_kinds_of_layers_that_are_spelled_by_letters_are_read_and_written_as_a_list(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("nemotron_h"), source)
+    config = config_of(source)
+    letters = {"linear_attention": "M", "mamba": "M", "moe": "E", "full_attention": "*", "attention": "*", "mlp": "-"}
+    kinds = config.pop("layers_block_type", None) or config.pop("layer_types")
+    config["hybrid_override_pattern"] = "".join(letters[kind] for kind in kinds)
+    (source / "config.json").write_text(json.dumps(config))
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    grown = config_of(tmp_path / "grown")
+    assert "hybrid_override_pattern" not in grown
+    assert [letters[kind] for kind in grown["layers_block_type"]] == list(config["hybrid_override_pattern"])

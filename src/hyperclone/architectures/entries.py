@@ -76,6 +76,14 @@ class Multiplied:
 
 
 @dataclass(frozen=True)
+class Pattern:
+    """A text in which each letter stands for an entry of a list: the list's field, and the entries by their letters."""
+
+    into: str
+    letters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Dense:
     """A dense model type that can become a mixture of experts."""
 

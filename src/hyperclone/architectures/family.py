@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from hyperclone.architectures.entries import Axis, Multiplied, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.entries import Axis, Multiplied, Pattern, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import Value, evaluate, lead_field, names
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
@@ -62,6 +62,7 @@ class Family:
     counted: frozenset[str]  # of these fields, those that hold the number of such layers instead
     prefix: str  # which the names in a saved base model lack ("" if base models are not saved)
     aliases: Mapping[str, str]  # another name of a config field -> its name here; where both are given, that one counts
+    patterns: Mapping[str, Pattern]  # config fields that spell a list by letters
     models: tuple[str, ...] = ()  # well-known names
     upcycled: Upcycling | None = None
     head: str = ""  # in place of the causal language model's (heads.py)
@@ -74,7 +75,11 @@ class Family:
 
     def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with every field under the family's name."""
-        return canonical(config, self.aliases)
+        named = canonical(config, self.aliases)
+        for field, pattern in self.patterns.items():
+            if isinstance(text := named.pop(field, None), str) and named.get(pattern.into) is None:
+                named[pattern.into] = [pattern.letters.get(letter, letter) for letter in text]
+        return named
 
     def spelled_as(self, fields: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         """Fields by the family's names, under the name or both names that a config has for each of them."""

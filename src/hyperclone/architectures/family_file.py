@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures import layout
-from hyperclone.architectures.entries import Axis, Dense, Multiplied, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.entries import Axis, Dense, Multiplied, Pattern, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import evaluate, names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError
@@ -63,7 +63,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
           {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
            "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list, "deeper": dict,
-           "prefix": str, "aliases": dict, "models": list, "upcycled": dict})  # fmt: skip
+           "prefix": str, "aliases": dict, "patterns": dict, "models": list, "upcycled": dict})  # fmt: skip
     axes = {
         key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "alias", "when"))
         for key, spec in data["axes"].items()
@@ -124,6 +124,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         gain_offset=data.get("gain_offset", 0),
         prefix=data.get("prefix", ""),
         aliases=data.get("aliases", {}),
+        patterns={key: _pattern(spec, f"patterns.{key}") for key, spec in data.get("patterns", {}).items()},
         per_layer=tuple(data.get("per_layer", ())),
         models=tuple(data.get("models", ())),
         upcycled=_upcycling(data["upcycled"]) if "upcycled" in data else None,
@@ -137,6 +138,12 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
 def _residual(spec: Any, where: str) -> Residual:
     _keys(spec, where, {"padding": str}, {"eps": str, "shared": str, "post_norms": list, "when": str})
     return Residual(**{**spec, "post_norms": tuple(spec.get("post_norms", ()))})
+
+
+def _pattern(spec: Any, where: str) -> Pattern:
+    _keys(spec, where, {"into": str, "letters": dict}, {})
+    _keys(spec["letters"], f"{where}.letters", {}, dict.fromkeys(spec["letters"], str))
+    return Pattern(**spec)
 
 
 def _upcycling(table: dict[str, Any]) -> Upcycling:
