@@ -296,10 +296,8 @@ class Family:
 
     def writes_hidden(self, layout: Layout, config: Mapping[str, Any]) -> bool:
         """Whether a tensor of a block is an output projection (or its bias): what it writes is the residual stream."""
-        out = next((dim for dim in range(len(layout.dims)) if dim != layout.reads), None)
-        if layout.norm or out is None:
-            return False
-        return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
+        axes = {axis for dim in layout.written for axis in layout.axes_of(dim)}
+        return not layout.norm and any(self.stream(axis, config) == "hidden" for axis in axes)
 
     def ignored(self, name: str, config: Mapping[str, Any]) -> bool:
         """Whether a stored tensor is one that no model loads."""
