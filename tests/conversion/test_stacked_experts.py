@@ -13,16 +13,16 @@ from torch import Tensor
 
 import hyperclone
 from hyperclone import Growth
-from hyperclone.architectures import family_file
+from hyperclone.architectures import family_file, registry
 from hyperclone.architectures.layout import parse
-from hyperclone.errors import CollapseError, FamilyError
+from hyperclone.errors import CheckpointError, CollapseError, FamilyError
 from hyperclone.expansion.expand import expand, tensor_map
 from hyperclone.hf.models import load_model
 from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning.recipe import Noise, Recipe
 from hyperclone.proof.behavioral import prove_behavior
-from tests.helpers.models import build
+from tests.helpers.models import build, save_optimizer_state
 
 ModelDir = Callable[..., Path]
 SIZES = {"experts": (3, 3), "hidden": (4, 8), "ffn": (5, 15)}
@@ -50,7 +50,7 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("noise", ["split", "gaussian"])
-@pytest.mark.parametrize("name", ["gpt_oss"])
+@pytest.mark.parametrize("name", ["gpt_oss", "granitemoe"])
 def test_bytes_and_proof_do_not_depend_on_slices(
     name: str, noise: str, model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +86,44 @@ def test_a_copied_block_adds_nothing_at_first(model_dir: ModelDir, tmp_path: Pat
     assert done.proof.passed
     zero = {tensor.name.rpartition(".")[2] for tensor in done.plan.tensors if tensor.zero}
     assert zero >= {"down_proj", "down_proj_bias"}
+
+
+def test_a_model_in_memory_grows_into_the_same_bytes(model_dir: ModelDir, tmp_path: Path) -> None:
+    hyperclone.grow_model(build("gpt_oss"), Growth(width=2)).save_pretrained(tmp_path / "memory")
+    hyperclone.grow(model_dir("gpt_oss"), tmp_path / "disk", Growth(width=2), proof="none")
+    assert digests(tmp_path / "memory") == digests(tmp_path / "disk")
+
+
+def test_moments_of_experts_grow_some_at_a_time(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_optimizer_state(build("gpt_oss"), tmp_path / "state")
+    monkeypatch.setattr(streaming, "SLICE_BYTES", 30_000)
+    for moments in ("copy", "first-copy"):
+        done = hyperclone.grow(
+            model_dir("gpt_oss"), tmp_path / moments, Growth(width=2), proof="structural",
+            optimizer_state=tmp_path / "state", moments=moments,  # type: ignore[arg-type]
+        )  # fmt: skip
+        assert done.proof is not None
+        assert done.proof.passed
+    grown = load_file(tmp_path / "copy/optimizer_state.safetensors")
+    name = "model.layers.0.mlp.experts.gate_up_proj.exp_avg"
+    past = torch.load(tmp_path / "state/optimizer.pt")
+    index = [name for name, _ in build("gpt_oss").named_parameters()].index(name.removesuffix(".exp_avg"))
+    moment = past["state"][index]["exp_avg"]
+    # Gate and up of a unit stand side by side, and a copy's gradient is half its source's (two copies of each output).
+    expected = moment.repeat(1, 2, 1).view(4, 64, 48, 2).repeat(1, 1, 2, 1).reshape(4, 64, 192) / 2
+    assert grown[name].equal(expected)
+
+
+def test_an_axis_that_no_tensor_has_may_be_zero(model_dir: ModelDir) -> None:
+    config = hyperclone.plan(model_dir("granitemoehybrid"), Growth(width=2)).source_config
+    family = registry.of_config(config)
+    assert "experts" not in family.sizes(config)
+    assert family.sizes({**config, "num_local_experts": 4})["experts"] == 4
+    for field in ("hidden_size", "shared_intermediate_size", "mamba_d_conv"):
+        with pytest.raises(CheckpointError, match="no usable size"):
+            family.sizes({**config, field: 0})
 
 
 def test_padding_channels_of_several_matrices_cannot_hold_a_mean() -> None:
