@@ -42,7 +42,7 @@ def test_a_reason_names_each_type_once_and_completes_a_sentence() -> None:
         assert not reason.endswith(".")
 
 
-@pytest.mark.parametrize("model_type", ["gpt_oss", "xglm", "zamba2"])
+@pytest.mark.parametrize("model_type", ["bitnet", "xglm", "zamba2"])
 def test_plan_says_why_no_family_file_describes_a_type(model_type: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "hidden_size": 32}))
     save_file({"model.embed.weight": zeros(4, 4)}, tmp_path / "model.safetensors")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hyperclone.hf.tiny_models import randomize_parameters
-from tests.helpers import rows_decoders, rows_dense, rows_drafted, rows_hybrid, rows_mixtures, rows_more
+from tests.helpers import rows_decoders, rows_dense, rows_drafted, rows_hybrid, rows_mixtures, rows_more, rows_stacked
 
 torch.set_num_threads(1)
 
@@ -44,15 +44,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 MODELS |= rows_dense.ROWS | rows_drafted.ROWS | rows_more.ROWS
-MODELS |= rows_decoders.ROWS | rows_mixtures.ROWS | rows_hybrid.ROWS
+MODELS |= rows_decoders.ROWS | rows_mixtures.ROWS | rows_hybrid.ROWS | rows_stacked.ROWS
 
 # Most of the last rows put together what the others have, so each of these is grown and compared once. Those with
 # something new (a layout, a kind of layer, names) go through every test, as the others do.
 _NEW_KINDS = {
     "apertus", "bamba", "codegen", "deepseek_v3", "diffllama", "exaone-biases", "glm4_moe", "gpt_bigcode-multiquery",
-    "internlm3", "jamba", "laguna", "lfm3", "minimax", "nanochat", "nemotron_h", "qwen3_next", "sarvam_mla",
+    "gpt_oss", "internlm3", "jamba", "laguna", "lfm3", "minimax", "nanochat", "nemotron_h", "qwen3_next", "sarvam_mla",
 }  # fmt: skip
-ONCE = frozenset(rows_decoders.ROWS | rows_mixtures.ROWS | rows_hybrid.ROWS) - _NEW_KINDS
+ONCE = frozenset(rows_decoders.ROWS | rows_mixtures.ROWS | rows_hybrid.ROWS | rows_stacked.ROWS) - _NEW_KINDS
 FULLY = [name for name in MODELS if name not in ONCE]
 
 

@@ -27,6 +27,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         {**TIED, **_MAMBA, **_LINEAR, "num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48},
     ),
+    "granitemoehybrid-experts": (
+        "granitemoehybrid",
+        {**TIED, **_MAMBA, **_LINEAR, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 40},
+    ),
     "jamba": (
         "jamba",
         {**UNTIED, "mamba_d_state": 6, "mamba_dt_rank": 3, "num_experts": 4, "attn_layer_period": 2,

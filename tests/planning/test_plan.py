@@ -158,10 +158,10 @@ def test_multipliers_follow_the_scaling_rule(name: str, n: int, model_dir: Model
         copies = math.prod(growths)
         if tensor.name in folds:
             s = 1 / n
-        elif len(growths) == 2 and "<-" in tensor.layout.text:
-            s = 1 / growths[1]
-        elif len(growths) == 2 and "->" in tensor.layout.text:
-            s = 1 / growths[0]
+        elif "<-" in tensor.layout.text:
+            s = 1 / growths[-1]
+        elif "->" in tensor.layout.text:
+            s = 1 / growths[-2]
         else:
             s = 1.0
         assert tensor.multipliers == pytest.approx(

@@ -23,6 +23,7 @@ from hyperclone.errors import CheckpointError, GrowthError
 _LARGEST_SIZE = 2**40  # of an axis; products of a few of them are still numbers that can be computed with
 _MOST_LAYERS = 10_000
 _MOST_EXPERTS = 100_000  # in all layers together
+_ALWAYS = ("hidden", "ffn", "heads", "kv_heads", "group", "head_dim", "vocab")  # axes that every model has
 
 
 def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Family:
         return evaluate(text, self.fields(config if layer is None else {**config, "i": layer}))
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
-        """Size of every axis.
+        """Size of every axis, but those of size 0 that no tensor of this config has (experts of a dense model).
 
         Raises:
             CheckpointError: a field is missing, not a positive whole number, or does not divide.
@@ -101,6 +102,8 @@ class Family:
         sizes = {}
         for name, axis in self.axes.items():
             size = self.value(axis.size, config)
+            if size == 0 and type(size) is int and name not in _ALWAYS and not self._occurs(name, config):
+                continue
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST_SIZE:
                 raise CheckpointError(
                     f"the config gives no usable size for axis {name!r}",
@@ -111,6 +114,15 @@ class Family:
                 )
             sizes[name] = size
         return sizes
+
+    def _occurs(self, axis: str, config: Mapping[str, Any]) -> bool:
+        """Whether a tensor of this config has an axis."""
+        return any(
+            line.when is None or bool(self.value(line.when, config, layer=i))
+            for line in self.lines
+            if axis in line.layout.axes
+            for i in (range(self.depth(config)) if "{i}" in line.pattern else [None])
+        )
 
     def grown_sizes(
         self, config: Mapping[str, Any], new: Mapping[str, int], *, deeper: bool = False, identity: bool = False
@@ -127,7 +139,7 @@ class Family:
             GrowthError: the family file refuses this growth, and says why.
         """
         old = self.sizes(config)
-        leads = {axis: self.grows_with(axis, config) for axis in self.axes}
+        leads = {axis: self.grows_with(axis, config) for axis in old}
         sizes = {axis: (old[axis], old[axis] * new[lead] // old[lead]) for axis, lead in leads.items()}
         for axis, lead in leads.items():
             if new.get(axis, old[axis]) not in (old[axis], sizes[axis][1]):
@@ -301,10 +313,8 @@ class Family:
 
     def writes_hidden(self, layout: Layout, config: Mapping[str, Any]) -> bool:
         """Whether a tensor of a block is an output projection (or its bias): what it writes is the residual stream."""
-        out = next((dim for dim in range(len(layout.dims)) if dim != layout.reads), None)
-        if layout.norm or out is None:
-            return False
-        return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
+        axes = {axis for dim in layout.written for axis in layout.axes_of(dim)}
+        return not layout.norm and any(self.stream(axis, config) == "hidden" for axis in axes)
 
     def ignored(self, name: str, config: Mapping[str, Any]) -> bool:
         """Whether a stored tensor is one that no model loads."""

@@ -237,6 +237,11 @@ def _check(family: Family) -> None:
         if spec.shared is not None and spec.eps is None:
             raise FamilyError("shared says when other norms have the same eps, but the file gives no eps",
                               field=f"residual.{stream}", expected="eps, or neither")  # fmt: skip
+    means = {axis for axis, spec in family.residual.items() if spec.padding == "mean"}
+    for line in family.lines:
+        if len(line.layout.dims) > 2 and line.layout.reads is not None and means & line.layout.axes:
+            raise FamilyError("several matrices in one tensor cannot have padding channels that hold a mean",
+                              field="residual", tensor=line.pattern, expected='padding = "zero"')  # fmt: skip
     if family.tie:
         if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
             raise FamilyError(

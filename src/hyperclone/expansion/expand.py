@@ -38,18 +38,19 @@ class TensorMap:
 
     Attributes:
         dims: the map of every stored dimension.
-        rows: outputs. What has not two dimensions (vectors, kernels of convolutions, single numbers) is one row.
+        column: the stored dimension that is the columns; the others together are the rows. None: all are the columns of
+            one row (vectors, kernels of convolutions, single numbers).
+        rows: outputs.
         columns: inputs if `splits`, else outputs.
         splits: the copies of a column share its weight (rather than repeat it).
-        transposed: the matrix is stored inputs first.
         row_padding, column_padding: what padding channels hold.
     """
 
     dims: tuple[CopyMap, ...]
+    column: int | None
     rows: CopyMap
     columns: CopyMap
     splits: bool
-    transposed: bool
     row_padding: Padding = Padding.ZERO
     column_padding: Padding = Padding.ZERO
 
@@ -71,23 +72,37 @@ class TensorMap:
     @property
     def one_row(self) -> bool:
         """The matrix has one row, whatever the stored dimensions."""
-        return len(self.dims) != 2
+        return self.column is None
 
     @property
     def whole(self) -> bool:
         """Its stored rows are no rows of the matrix, so it is read and written in one piece."""
-        return self.one_row or self.transposed
+        return self.column is None or self.column == 0
+
+    @property
+    def rows_per_stored(self) -> tuple[int, int]:
+        """(old, new) rows of the matrix in each stored row (an expert has many), if it is not `whole`."""
+        return self.rows.old // self.dims[0].old, self.rows.new // self.dims[0].new
 
     def as_matrix(self, stored: Tensor) -> Tensor:
-        """A stored tensor (or some of its rows) as output rows and input columns; a view."""
-        return stored.reshape(1, -1) if self.one_row else stored.T if self.transposed else stored
+        """A stored tensor (or some of its rows) as output rows and input columns; a view, but for experts' Conv1D."""
+        if self.column is None:
+            return stored.reshape(1, -1)
+        return stored.movedim(self.column, -1).reshape(-1, stored.shape[self.column])
 
     def as_stored(self, matrix: Tensor) -> Tensor:
-        """The inverse: a grown or collapsed matrix as the tensor that is stored."""
-        if self.one_row:
-            grown = matrix.numel() == self.columns.new
-            return matrix.reshape([copies.new if grown else copies.old for copies in self.dims])
-        return matrix.T.contiguous() if self.transposed else matrix
+        """The inverse: a grown matrix (or the rows of some stored rows) as the tensor that is stored."""
+        return self._stored(matrix, [copies.new for copies in self.dims])
+
+    def as_source(self, matrix: Tensor) -> Tensor:
+        """The same for a matrix of the source's sizes."""
+        return self._stored(matrix, [copies.old for copies in self.dims])
+
+    def _stored(self, matrix: Tensor, sizes: list[int]) -> Tensor:
+        if self.column is None:
+            return matrix.reshape(sizes)
+        rows = [size for dim, size in enumerate(sizes) if dim != self.column]
+        return matrix.reshape(-1, *rows[1:], sizes[self.column]).movedim(-1, self.column).contiguous()
 
 
 def tensor_map(
@@ -110,16 +125,18 @@ def tensor_map(
             return Padding.ZERO if shift else Padding.REPEAT
         return next((padding[axis] for axis in layout.axes_of(dim) if axis in padding), Padding.ZERO)
 
-    if len(maps) != 2:
+    splits = layout.reads is not None
+    if len(maps) < 2 or (len(maps) > 2 and not splits):
         one = copy_map.axis(1, 1)
         return TensorMap(
-            maps, one, copy_map.product(maps or (one,)), splits=layout.reads is not None, transposed=False,
+            maps, None, one, copy_map.product(maps or (one,)), splits=splits,
             column_padding=padding_of(0) if len(maps) == 1 else Padding.ZERO,
         )  # fmt: skip
-    out, read = (1, 0) if layout.reads == 0 else (0, 1)
+    column = 1 if layout.reads is None else layout.reads
+    rows = [dim for dim in range(len(maps)) if dim != column]
     return TensorMap(
-        maps, maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
-        row_padding=padding_of(out), column_padding=padding_of(read),
+        maps, column, copy_map.product([maps[dim] for dim in rows]), maps[column], splits=splits,
+        row_padding=padding_of(rows[-1]), column_padding=padding_of(column),
     )  # fmt: skip
 
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.expand import TensorMap
-from hyperclone.io.streaming import slices
 from hyperclone.io.tensor_files import DTYPES, TensorFiles
 from hyperclone.optimizer_state.reader import MOMENTS, SourceState
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -79,8 +78,7 @@ def grown_slices(moment: MomentPlan, plan: Plan, source: SourceState, treatment:
     of_row, of_column = _gradients(
         tensor, grown.rows, grown.columns, splits=grown.splits, first_only=treatment != "copy"
     )
-    whole = grown.whole
-    for rows in [range(grown.rows.new)] if whole else slices(tensor.shape, moment.nbytes):
+    for _, rows in grown_tensors.pieces(grown, tensor.shape, moment.nbytes):
         chosen = slice(rows.start, rows.stop)
         block = matrix[grown.rows.source[chosen]].double()[:, grown.columns.source]
         r = of_row[chosen, None] * of_column
@@ -102,20 +100,22 @@ def compare(output: TensorFiles, moment: MomentPlan, plan: Plan, source: SourceS
     rows, columns = grown.rows, grown.columns
     first_row, first_column = _first(rows), _first(columns)
     expected = grown.as_matrix(source.moment(tensor.source, moment.kind))
-    whole = grown.whole
-    for chosen in [range(rows.new)] if whole else slices(tensor.shape, moment.nbytes):
+    for stored, chosen in grown_tensors.pieces(grown, tensor.shape, moment.nbytes):
         here = slice(chosen.start, chosen.stop)
         units, number, count = rows.source[here], rows.number[here], rows.count[here]
-        block = grown.as_matrix(output.read(moment.name, *(() if whole else (chosen.start, chosen.stop))))
+        block = grown.as_matrix(output.read(moment.name, stored.start, stored.stop))
         first = (number == 0) & (count > 0)
         if bool(first.any()):
             factors = _collapse_factors(tensor, grown, units[first], count[first]) ** MOMENTS[moment.kind]
             if not _collapses(block[first][:, first_column], expected[units[first]], factors):
                 return "does not collapse to the source's moment"
         copied_rows = first_row[units]
-        low, high = int(copied_rows.min()), int(copied_rows.max()) + 1
-        copied = block if whole else grown.as_matrix(output.read(moment.name, low, high))
-        copies = copied[copied_rows - (0 if whole else low)][:, first_column[columns.source]]
+        copied, low = block, chosen.start
+        if not grown.whole:
+            _, each = grown.rows_per_stored
+            start, stop = int(copied_rows.min()) // each, int(copied_rows.max()) // each + 1
+            copied, low = grown.as_matrix(output.read(moment.name, start, stop)), start * each
+        copies = copied[copied_rows - low][:, first_column[columns.source]]
         nonzero = (count > 0)[:, None] & (columns.count > 0)
         if treatment == "first-copy":
             nonzero = nonzero & (number == 0)[:, None] & (columns.number == 0)

@@ -166,24 +166,19 @@ def _compare(tensor: TensorPlan, plan: Plan, source: Weights, output: Weights, m
     hash_of_output = hashlib.sha256()
     wrong: list[str] = []
     count = 0
-    whole = grown.whole
-    for rows in [range(row_count(tensor.shape))] if whole else slices(tensor.shape, tensor.nbytes):
-        stored = output.read(tensor.name, rows.start, rows.stop)
+    for stored_rows, rows in grown_tensors.pieces(grown, tensor.shape, tensor.nbytes):
+        stored = output.read(tensor.name, stored_rows.start, stored_rows.stop)
         hash_of_output.update(raw(stored))
-        chosen = range(grown.rows.new) if whole else rows
-        if whole:
-            source_block = grown.as_matrix(grown_tensors.source_rows(tensor, source))[grown.rows.source]
-        else:
-            source_block = grown_tensors.gather(tensor, source, grown.rows, rows)
-        source_block = pad_rows(source_block, grown.rows, chosen, grown.row_padding, mean)
+        source_block = grown_tensors.gather(tensor, source, grown, rows)
+        source_block = pad_rows(source_block, grown.rows, rows, grown.row_padding, mean)
         bad, error = _differences(grown.as_matrix(stored), source_block, grown, tensor, exact=exact, loudest=loudest)
         result.bit_equal &= error == 0 and not bool(bad.any())
         result.error = max(result.error, error)
         count += int(bad.sum())
         if bool(bad.any()) and not wrong:
             row, column = (int(i) for i in bad.nonzero()[0])
-            wrong.append(f"row {chosen.start + row}, column {column}")
-        meter.add(entry.nbytes * len(rows) // row_count(tensor.shape))
+            wrong.append(f"row {rows.start + row}, column {column}")
+        meter.add(entry.nbytes * len(stored_rows) // row_count(tensor.shape))
     if count:
         problem = "does not collapse to the source" if exact else "is further from the source than rounding allows"
         result.failures.append(f"{tensor.name}: {problem} at {wrong[0]} ({count:,} weights in all)")
