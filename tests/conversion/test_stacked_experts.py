@@ -66,6 +66,34 @@ def test_bytes_and_proof_do_not_depend_on_slices(
     assert noise == "gaussian" or digests(tmp_path / "back") == digests(source)
 
 
+def test_a_tensor_of_experts_is_never_in_memory_as_a_whole(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, read = "model.layers.0.mlp.experts.gate_up_proj", Checkpoint.read
+    counts: set[int] = set()
+
+    def counted(model: Checkpoint, tensor: str, start: int = 0, stop: int | None = None) -> Tensor:
+        rows = read(model, tensor, start, stop)
+        counts.update({len(rows)} if tensor == name else set())
+        return rows
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
+    monkeypatch.setattr(streaming, "SLICE_BYTES", 1)
+    hyperclone.grow(model_dir("gpt_oss"), tmp_path / "grown", Growth(width=2), proof="structural")
+    assert counts == {1}
+    written: list[int] = []
+    raw = streaming.raw
+
+    def measured(tensor: Tensor) -> memoryview:
+        written.append(tensor.numel())
+        return raw(tensor)
+
+    monkeypatch.setattr(streaming, "raw", measured)
+    hyperclone.collapse(tmp_path / "grown", tmp_path / "back")
+    assert counts == {1}
+    assert max(written) == 32 * 300  # the embedding; an expert has 32 x 96, all of them 4 times as many
+
+
 @pytest.mark.parametrize("tensor", ["gate_up_proj", "down_proj"])
 def test_a_changed_expert_fails_the_proof_and_the_collapse(tensor: str, model_dir: ModelDir, tmp_path: Path) -> None:
     source, grown, name = model_dir("gpt_oss"), tmp_path / "grown", f"model.layers.1.mlp.experts.{tensor}"
@@ -102,7 +130,7 @@ def test_moments_of_experts_grow_some_at_a_time(
     for moments in ("copy", "first-copy"):
         done = hyperclone.grow(
             model_dir("gpt_oss"), tmp_path / moments, Growth(width=2), proof="structural",
-            optimizer_state=tmp_path / "state", moments=moments,  # type: ignore[arg-type]
+            optimizer_state=tmp_path / "state", moments=moments,
         )  # fmt: skip
         assert done.proof is not None
         assert done.proof.passed
@@ -124,6 +152,9 @@ def test_an_axis_that_no_tensor_has_may_be_zero(model_dir: ModelDir) -> None:
     for field in ("hidden_size", "shared_intermediate_size", "mamba_d_conv"):
         with pytest.raises(CheckpointError, match="no usable size"):
             family.sizes({**config, field: 0})
+    config = hyperclone.plan(model_dir("jetmoe"), Growth(width=2)).source_config
+    with pytest.raises(CheckpointError, match="no usable size"):  # heads of a token: in no tensor, but always there
+        registry.of_config(config).sizes({**config, "num_experts_per_tok": 0})
 
 
 def test_padding_channels_of_several_matrices_cannot_hold_a_mean() -> None:
