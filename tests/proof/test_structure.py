@@ -1,0 +1,238 @@
+"""What the structural proof says, counts and hashes: of an intact growth, and of one with a single fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import hyperclone
+from hyperclone import Growth
+from hyperclone.errors import UnreadableError
+from hyperclone.io import streaming
+from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.planning.plan import Plan
+from hyperclone.proof.structural import Structure, prove_structure
+from tests.helpers.edits import edit_json
+from tests.helpers.models import build
+
+UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
+EMBED, LAYER_NORM = "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"
+EXACT = "does not collapse to the source"
+Grown = Callable[..., "Copy"]
+
+
+class Copy(NamedTuple):
+    """A growth that a test may damage."""
+
+    source: Path
+    path: Path
+    plan: Plan
+
+    def change(self, name: str, change: Callable[[Tensor], Tensor | None]) -> None:
+        """Change a tensor of the output in place, or replace it."""
+        tensors = load_file(self.path / "model.safetensors")
+        changed = change(tensors[name])
+        tensors[name] = tensors[name] if changed is None else changed
+        save_file(tensors, self.path / "model.safetensors", {"format": "pt"})
+
+    def prove(self, **options: Any) -> Structure:
+        """Its structural proof."""
+        return prove_structure(Checkpoint.open(self.source), self.path, self.plan, **options)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Copy]:
+    """made(name, dtype, **growth) -> a growth, made once."""
+    known: dict[str, Copy] = {}
+
+    def get(name: str, dtype: torch.dtype, **growth: Any) -> Copy:
+        key = f"{name} {dtype} {growth}"
+        if key not in known:
+            place = tmp_path_factory.mktemp("structure")
+            build(name, dtype=dtype).save_pretrained(place / "source")
+            plan = hyperclone.grow(place / "source", place / "grown", Growth(**growth), proof="none").plan
+            known[key] = Copy(place / "source", place / "grown", plan)
+        return known[key]
+
+    return get
+
+
+@pytest.fixture
+def grown(made: Callable[..., Copy], tmp_path: Path) -> Grown:
+    """grown(name=..., dtype=..., **growth) -> a copy of a growth, twice as wide by default."""
+
+    def get(name: str = "llama-grouped-tied", dtype: torch.dtype = torch.float32, **growth: Any) -> Copy:
+        intact = made(name, dtype, **(growth or {"width": 2}))
+        shutil.copytree(intact.path, tmp_path / "copy")
+        return intact._replace(path=tmp_path / "copy")
+
+    return get
+
+
+def sha256(path: Path) -> dict[str, str]:
+    """Of every tensor's bytes."""
+    tensors = load_file(path / "model.safetensors")
+    return {name: hashlib.sha256(streaming.raw(tensor)).hexdigest() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("slice_bytes", [3000, 1 << 24])
+@pytest.mark.parametrize(
+    ("growth", "bit_equal", "rounded", "routers"),
+    [({"width": 2}, 20, 0, 0), ({"hidden": 40}, 15, 5, 0), ({"layers": "2x"}, 38, 0, 0),
+     ({"experts": 4, "ffn": "2x"}, 38, 0, 2)],
+    ids=str,
+)  # fmt: skip
+def test_what_was_compared_is_counted_and_hashed(
+    growth: dict[str, Any], bit_equal: int, rounded: int, routers: int, slice_bytes: int, grown: Grown,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    copy = grown(**growth)
+    monkeypatch.setattr(streaming, "SLICE_BYTES", slice_bytes)
+    calls: list[tuple[str, int, int]] = []
+    found = copy.prove(progress=lambda *call: calls.append(call), threads=1)
+    assert found.failures == []
+    assert found.passed
+    assert found.tensors == len(copy.plan.tensors)
+    assert (found.bit_equal, found.rounded, found.new_routers) == (bit_equal, rounded, routers)
+    assert found.bit_equal + found.rounded + found.new_routers == found.tensors
+    assert found.largest_error == 0.0
+    assert found.output_sha256 == sha256(copy.path)
+    assert found.source_sha256 == sha256(copy.source)
+    assert {(stage, total) for stage, _, total in calls} == {("prove", sum(t.nbytes for t in copy.plan.tensors))}
+    done = [units for _, units, _ in calls]
+    assert done[0] == 0
+    assert done == sorted(done)
+    assert abs(done[-1] - calls[-1][2]) < 500  # bytes, rounded down in each slice
+
+
+def put(*position: int, add: float) -> Callable[[Tensor], None]:
+    """Change one number."""
+
+    def write(tensor: Tensor) -> None:
+        tensor[position] += add
+
+    return write
+
+
+def several(tensor: Tensor) -> None:
+    """Change three numbers in two slices."""
+    tensor[3, 5] += 1
+    tensor[90, 5:7] += 2
+
+
+WRONG: dict[str, tuple[str, Callable[[Tensor], Any], str]] = {
+    # UP is (96, 64) of (48, 32).
+    "a weight": (UP, put(3, 5, add=1.0), f"{UP}: {EXACT} at row 3, column 5 (1 weights in all)"),
+    "another copy": (UP, put(95, 63, add=1.0), f"{UP}: {EXACT} at row 95, column 31 (1 weights in all)"),
+    "several": (UP, several, f"{UP}: {EXACT} at row 3, column 5 (3 weights in all)"),
+    "NaN": (UP, put(70, 0, add=float("nan")), f"{UP}: {EXACT} at row 70, column 0 (1 weights in all)"),
+    "infinity": (UP, put(70, 0, add=float("-inf")), f"{UP}: {EXACT} at row 70, column 0 (1 weights in all)"),
+    "an embedding": (EMBED, put(299, 40, add=1.0), f"{EMBED}: {EXACT} at row 299, column 40 (1 weights in all)"),
+    "a gain": (LAYER_NORM, put(40, add=1.0), f"{LAYER_NORM}: {EXACT} at row 0, column 40 (1 weights in all)"),
+    "a shared gain": (NORM, put(40, add=1.0), f"{NORM}: {EXACT} at row 0, column 8 (1 weights in all)"),
+    "a shape": (UP, lambda t: t[:5].clone(), f"{UP}: found F32 [5, 64], expected F32 [96, 64]"),
+    "a type": (UP, lambda t: t.bfloat16(), f"{UP}: found BF16 [96, 64], expected F32 [96, 64]"),
+}
+
+
+@pytest.mark.parametrize("slice_bytes", [3000, 1 << 24])
+@pytest.mark.parametrize(("name", "change", "words"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_with_a_tensor_is_told_with_its_place(
+    name: str, change: Callable[[Tensor], Any], words: str, slice_bytes: int, grown: Grown,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    copy = grown()
+    copy.change(name, change)
+    monkeypatch.setattr(streaming, "SLICE_BYTES", slice_bytes)
+    found = copy.prove()
+    assert found.failures == [words]
+    assert not found.passed
+    assert found.bit_equal == found.tensors - 1
+    assert found.largest_error > 0 or "expected" in words
+
+
+def test_the_largest_error_is_that_of_the_worst_tensor(grown: Grown) -> None:
+    copy = grown()
+    copy.change(UP, several)
+    copy.change(EMBED, put(7, 7, add=1.0))
+    assert copy.prove().largest_error == pytest.approx(2, rel=1e-6)
+
+
+def test_gaussian_shares_have_a_bound_and_a_copied_block_is_zero(grown: Grown) -> None:
+    copy = grown(width=2, noise="gaussian", layers="2x")
+    intact = copy.prove()
+    assert intact.passed
+    assert 0 < intact.largest_error < 1e-6
+    copied = "model.layers.1.mlp.down_proj.weight"
+    copy.change("model.layers.0.mlp.up_proj.weight", put(3, 5, add=1e-4))
+    copy.change(copied, put(63, 5, add=-3.0))
+    found = copy.prove()
+    assert found.failures == [
+        f"{copied}: a copied block must add nothing, but this is not zero",
+        "model.layers.0.mlp.up_proj.weight: is further from the source than rounding allows at row 3, column 5 "
+        "(1 weights in all)",
+    ]
+    assert found.largest_error == 3.0
+
+
+def test_tensors_that_are_missing_or_too_many_are_named(grown: Grown) -> None:
+    copy = grown()
+    tensors = load_file(copy.path / "model.safetensors")
+    del tensors[UP]
+    save_file({**tensors, "b.weight": torch.ones(1), "a.weight": torch.ones(1)}, copy.path / "model.safetensors")
+    found = copy.prove()
+    assert found.failures == [
+        f"{UP}: missing from the output",
+        "a.weight: not part of the grown model",
+        "b.weight: not part of the grown model",
+    ]
+    assert found.tensors == len(copy.plan.tensors) - 1
+
+
+def test_of_the_config_every_field_counts_that_changes_what_is_computed(grown: Grown) -> None:
+    copy = grown()
+    config = copy.path / "config.json"
+    written = json.loads(config.read_text())
+    edit_json(config, use_cache=False, transformers_version="0", _name_or_path="x", hyperclone={"a": 1})
+    assert copy.prove().failures == []
+    edit_json(config, torch_dtype=written["dtype"], dtype=None)  # the older name of the same
+    assert copy.prove().failures == []
+    edit_json(config, torch_dtype=written["dtype"], dtype=written["dtype"])
+    assert copy.prove().failures == []
+    edit_json(config, torch_dtype="bfloat16", dtype=written["dtype"])  # a contradiction
+    assert copy.prove().failures == ["config.json, torch_dtype: found 'bfloat16', expected None"]
+    edit_json(config, torch_dtype=None, rms_norm_eps=1e-4, rope_parameters=None, extra=[1], architectures=["Other"])
+    assert copy.prove().failures == [
+        "config.json, architectures: found ['Other'], expected ['LlamaForCausalLM']",
+        "config.json, extra: found [1], expected None",
+        "config.json, rms_norm_eps: found 0.0001, expected 1e-06",
+        f"config.json, rope_parameters: found None, expected {written['rope_parameters']!r}",
+    ]
+
+
+def test_an_output_that_cannot_be_opened_fails_in_one_line_and_one_that_cannot_be_read_is_an_error(
+    grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = grown()
+    (copy.path / "model.safetensors").write_bytes(b"short")
+    (failure,) = copy.prove().failures
+    assert "\n" not in failure
+    assert ";  file:" in failure
+    assert copy.prove().tensors == 0
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UnreadableError("refused")
+
+    source = Checkpoint.open(copy.source)
+    monkeypatch.setattr(Checkpoint, "open", refuse)
+    with pytest.raises(UnreadableError, match="refused"):
+        prove_structure(source, copy.path, copy.plan)
