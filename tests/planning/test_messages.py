@@ -125,6 +125,9 @@ REFUSALS: dict[str, Refusal] = {
         "no such size", {"field": "kv_heads", "found": "1.5x, that is 4.5", "expected": "4 or 5"}),
     "heads between key-value heads": Refusal(lambda: resolve(Growth(heads=20, kv_heads=6), SMOLLM2), GrowthError,
         "no such size", {"field": "heads", "found": "20", "expected": "18 or 24"}),
+    "heads that no number of key-value heads divides": Refusal(
+        lambda: resolve(Growth(heads="2x", kv_heads=100_000), SMOLLM2), GrowthError, "no such size",
+        {"field": "heads", "found": "2x, that is 18", "expected": "another size"}),
     "heads of one key-value head between": Refusal(lambda: resolve(Growth(heads="1.3x"), {**SMOLLM2, "kv_heads": 1}),
         GrowthError, "no such size", {"field": "heads", "found": "1.3x, that is 3.9", "expected": "3 or 4"}),
     "a tensor of another architecture": Refusal(

@@ -19,6 +19,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import registry
 from hyperclone.errors import HypercloneError, OptionError
+from hyperclone.io.hub import Headers
 from hyperclone.io.tensor_files import DTYPES, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -322,6 +323,31 @@ def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() 
     source = headers("llama-grouped-tied")  # 2 layers, 2 KV heads
     planned = planner.make_plan(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
     assert planner.plan_from_sizes(source, planned.config).sizes == planned.sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "growth"),
+    [
+        ("llama-grouped-tied", Growth(width=2)),
+        ("llama-grouped-tied", Growth(hidden="1.5x", dtype="bf16", allow_rounding=True)),
+        ("llama-grouped-tied", Growth(width=2, untie=True)),
+        ("llama-grouped-untied", Growth(layers="1.5x", ffn="3x")),
+        ("llama-grouped-untied", Growth(heads="4x", kv_heads="2x")),
+        ("llama-multiquery-tied", Growth(heads="4x", kv_heads=2)),
+        ("gpt2-tied", Growth(hidden="2x", head_dim="2x")),
+        ("neox-parallel", Growth(width=3)),
+    ],
+    ids=str,
+)
+def test_two_configs_give_the_plan_of_the_growth_that_leads_from_one_to_the_other(name: str, growth: Growth) -> None:
+    source = headers(name)
+    source = Headers.from_config(source.config, dtype="BF16" if growth.dtype else "F32")
+    planned = planner.make_plan(source, growth, shard_size="20KB")
+    found = planner.plan_from_sizes(source, planned.config, shard_size="20KB")
+    assert (found.sizes, found.layers, found.untied) == (planned.sizes, planned.layers, planned.untied)
+    assert (found.tensors, found.shards) == (planned.tensors, planned.shards)
+    assert len(found.shards) > 1
+    assert found.growth.allow_rounding
 
 
 @pytest.mark.parametrize("entries", [["full_attention"], "full_attention", {"a": 1}])
