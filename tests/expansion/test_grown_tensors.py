@@ -13,8 +13,8 @@ from torch import Tensor
 from hyperclone import Growth
 from hyperclone.architectures import layout
 from hyperclone.errors import CheckpointError
-from hyperclone.expansion import grown_tensors
-from hyperclone.expansion.expand import tensor_map
+from hyperclone.expansion import copy_map, grown_tensors, noise, query_rows, routers
+from hyperclone.expansion.expand import expand, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.io import streaming
 from hyperclone.io.tensor_files import DTYPES, Entry
@@ -31,6 +31,7 @@ class Stored:
     """Tensors by name, as a source of weights."""
 
     tensors: dict[str, Tensor]
+    rows_read: list[int] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     family: Any = None
 
@@ -44,14 +45,16 @@ class Stored:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Some rows."""
-        return self.tensors[name][start:stop]
+        rows = self.tensors[name][start:stop]
+        self.rows_read.append(len(rows))
+        return rows
 
 
-def planned(weight: Tensor, line: str = "o <- i", **fields: Any) -> TensorPlan:
-    """The plan of a tensor `w` that does not grow, unless the fields say otherwise."""
+def planned(weight: Tensor, line: str = "o <- i", *, name: str = "w", **fields: Any) -> TensorPlan:
+    """The plan of a tensor that grows from `w`; it does not grow, unless the fields say otherwise."""
     shape = tuple(weight.shape)
     known = {"shape": shape, "dtype": NAMES[weight.dtype], "nbytes": weight.nbytes, **fields}
-    return TensorPlan(name="w", source="w", layout=layout.parse(line), source_shape=shape, **known)
+    return TensorPlan(name=name, source="w", layout=layout.parse(line), source_shape=shape, **known)
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -147,7 +150,9 @@ def test_padding_channels_get_the_mean_of_all_rows_however_they_are_read(
     weight = numbers(*(old for old, _ in (sizes[axis] for axis in line.replace("<-", "").replace("->", "").split())))
     tensor = planned(weight, line, factor=2.0)
     grown = tensor_map(tensor.layout, sizes, {"o": Padding.MEAN})
-    mean = grown_tensors.mean_row(tensor, Stored({"w": weight}), grown)
+    source = Stored({"w": weight})
+    mean = grown_tensors.mean_row(tensor, source, grown)
+    assert max(source.rows_read) == (3 if "->" in line else {1: 1, 40: 3, 1 << 20: 5}[slice_bytes])
     rows = weight.T.tolist() if "->" in line else weight.tolist()
     assert mean.dtype == torch.float64
     assert mean.tolist() == [2 * sum(row[i] for row in rows) / 5 for i in range(3)]
@@ -187,3 +192,114 @@ def test_rows_are_multiplied_and_converted_in_fp64_and_gains_keep_what_they_lack
     assert gains.tolist() == [6.0, 9.0, 12.0, 15.0, 18.0]
     assert grown_tensors.without_offset(gain, gains).tolist() == [5.0, 8.0, 11.0, 14.0, 17.0]
     assert grown_tensors.without_offset(gain, gains).dtype == torch.float32
+
+
+SIZES = {"heads": (2, 4), "head_dim": (3, 5), "h": (4, 7), "f": (3, 6), "v": (5, 5)}
+QUERIES = "(query(heads head_dim) + 2 heads head_dim) <- h"
+# The line, its name, and whether queries are among its rows; h has padding channels, and uneven head_dim.
+GROWN = [
+    ("f <- h", "w", False), ("h <- f", "w", False), ("h -> f", "w", False), ("f -> h", "w", False), ("v h", "w", False),
+    ("h", "w.bias", False), ("norm(h)", "w", False), ("norm(h)", "w.bias", False), ("<- h", "w", False),
+    ("(heads head_dim) <- f", "w", False), (QUERIES, "w", True),
+    ("h -> (query(heads head_dim) + 2 heads head_dim)", "w", True),
+    ("(query(heads head_dim) + 2 heads head_dim)", "w.bias", True),
+]  # fmt: skip
+
+
+def rescaled(weight: Tensor, line: str) -> Tensor:
+    """Queries times sqrt(5 / 3) / c, where unit j of a head has c_j = 2, 2, 1 copies; the other rows as they are."""
+    root = (5 / 3) ** 0.5
+    factors = torch.tensor([root / 2, root / 2, root] * 2 + [1.0] * 12, dtype=torch.float64)
+    scaled = weight.double() * (factors if "->" in line or weight.dim() == 1 else factors[:, None])
+    return scaled.to(weight.dtype)
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 100, 1 << 20])
+@pytest.mark.parametrize("recipe", [{"noise": "none"}, {}, {"noise": "gaussian", "expansion": "diagonal"}], ids=str)
+@pytest.mark.parametrize("padding", ["zero", "mean"])
+@pytest.mark.parametrize(("line", "name", "queries"), GROWN, ids=str)
+def test_slices_are_the_tensor_that_is_grown_whole(
+    line: str,
+    name: str,
+    queries: bool,
+    padding: str,
+    recipe: dict[str, Any],
+    slice_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streaming, "SLICE_BYTES", slice_bytes)
+    plan = replace(
+        planner.make_plan(headers("llama-multihead"), Growth(width=2, **recipe)),
+        sizes=SIZES, padding={"h": padding},
+    )  # fmt: skip
+    parsed = layout.parse(line)
+    old, new = ({axis: pair[i] for axis, pair in SIZES.items()} for i in (0, 1))
+    weight = torch.randn(parsed.shape(old), generator=torch.Generator().manual_seed(0))
+    shape = parsed.shape(new)
+    tensor = planned(
+        weight, line, name=name, shape=shape, nbytes=4 * math.prod(shape), queries=SIZES if queries else None
+    )
+    source = Stored({"w": weight})
+    pieces = list(grown_tensors.grown_slices(tensor, plan, source))
+    known = tensor_map(parsed, SIZES, {"h": Padding(padding)}, shift=name.endswith("bias"))
+    expected = expand(rescaled(weight, line) if queries else weight, known, plan.growth.recipe, name=name)
+    torch.testing.assert_close(torch.cat(pieces), expected, rtol=0, atol=1e-9)
+    if len(shape) == 2 and "->" not in line and slice_bytes == 1:
+        assert len(pieces) == shape[0]
+        assert max(source.rows_read) == 1
+
+
+def test_rows_are_gathered_for_new_ones_that_lie_anywhere_and_only_those_are_read() -> None:
+    interleaved = copy_map.product([copy_map.axis(2, 2), copy_map.axis(2, 4)])  # 0 1 0 1 2 3 2 3
+    weight = numbers(4, 3)
+    for rows in (range(0, 2), range(1, 4), range(3, 6), range(5, 6), range(4, 8)):
+        source = Stored({"w": weight})
+        found = grown_tensors.gather(planned(weight), source, interleaved, rows)
+        assert found.equal(weight[interleaved.source[rows.start : rows.stop]])
+        needed = interleaved.source[rows.start : rows.stop].tolist()
+        assert source.rows_read == [max(needed) - min(needed) + 1]
+    repeated = copy_map.product([copy_map.axis(2, 2), copy_map.axis(1, 3)])  # 0 0 0 1 1 1
+    assert grown_tensors.gather(planned(weight), Stored({"w": weight}), repeated, range(1, 3)).equal(weight[[0, 0]])
+
+
+def test_a_proof_may_read_what_a_growth_refuses() -> None:
+    broken = with_value(math.nan, 3, 1)
+    rows = grown_tensors.gather(planned(broken), Stored({"w": broken}), copy_map.axis(5, 5), range(5))
+    assert rows.isnan().sum() == 1
+
+
+def test_routers_are_random_numbers_of_the_seed_their_name_and_their_row_beside_the_sources_tensors() -> None:
+    plans = [
+        planner.make_plan(headers("llama-multihead"), Growth(experts=4, seed=seed, width=width))
+        for seed, width in ((0, None), (0, 2), (1, None))
+    ]
+    weight = numbers(5, 3)
+    first, wider, other = (routers.with_random_routers(Stored({"w": weight}), plan) for plan in plans)
+    assert first.read("w", 1, 3).equal(weight[1:3])
+    assert first.entries["w"] == Stored({"w": weight}).entries["w"]
+    (one, two) = names = sorted(first.entries.keys() - {"w"})
+    assert first.entries[one] == Entry("(random)", "F32", (4, 32), 0, 512)
+    values = first.read(one)
+    assert (values.shape, values.dtype) == ((4, 32), torch.float32)
+    assert float(values.std()) == pytest.approx(0.02, rel=0.2)
+    assert first.read(one, 1, 3).equal(values[1:3])
+    assert first.read(one, 2).equal(values[2:])
+    assert wider.read(one).equal(values)
+    assert not first.read(two).equal(values)
+    assert not other.read(one).equal(values)
+    noise_of_its_split = noise.normal(noise.draws(0, one, rows=range(4), columns=32))
+    assert abs(float(torch.corrcoef(torch.stack([noise_of_its_split.flatten(), values.flatten()]))[0, 1])) < 0.3
+    source = Stored({"w": weight})
+    assert routers.with_random_routers(source, planner.make_plan(headers("llama-multihead"), Growth(width=2))) is source
+    assert len(names) == 2
+
+
+def test_factors_of_queries_are_fp64_and_reach_into_parts() -> None:
+    dim = layout.parse("(heads (query((head_dim)) + 1) + v)").dims[0]
+    root = (5 / 3) ** 0.5
+    factors = query_rows.row_factors(dim, SIZES)
+    assert factors.dtype == torch.float64
+    assert factors.tolist() == pytest.approx([root / 2, root / 2, root, 1] * 2 + [1] * 5, rel=1e-15)
+    assert query_rows.row_factors(layout.parse("v").dims[0], SIZES).dtype == torch.float64
+    nested = layout.parse("query(heads (head_dim + 1))").dims[0]
+    assert query_rows.row_factors(nested, SIZES).tolist() == pytest.approx([root / 2, root / 2, root, 1] * 2, rel=1e-15)

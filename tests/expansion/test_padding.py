@@ -72,6 +72,7 @@ def test_padding_rows_and_columns_hold_zero_mean_or_what_a_gain_has() -> None:
         assert found[4:].tolist() == expected
         assert pad_rows(block[3:6], h, range(3, 6), padding, mean).equal(found[3:6])
         assert pad_rows(block[:4], h, range(4), padding, None).equal(block[:4])
+        assert pad_rows(block.float(), h, range(7), padding, mean.double()).dtype == torch.float32
     with pytest.raises(AssertionError):
         pad_rows(block, h, range(7), RANDOM, mean)
     rows = numbers(2, 4)
