@@ -425,9 +425,13 @@ def test_the_bytes_never_change(way: tuple[str, str]) -> None:
 
 
 PINNED_TYPES = {
-    ("split", torch.float16): "5b352f6827d6ff33", ("split", torch.float32): "ac4bc4067ad5d025", ("split", torch.float64): "78817d4a729ec4b6",
-    ("gaussian", torch.float16): "42585c59b610c8a2", ("gaussian", torch.float32): "77fb4d3b51eb0a73", ("gaussian", torch.float64): "a52ee4cd922fafa8",
-}  # fmt: skip
+    ("split", torch.float16): "5b352f6827d6ff33",
+    ("split", torch.float32): "ac4bc4067ad5d025",
+    ("split", torch.float64): "78817d4a729ec4b6",
+    ("gaussian", torch.float16): "42585c59b610c8a2",
+    ("gaussian", torch.float32): "77fb4d3b51eb0a73",
+    ("gaussian", torch.float64): "a52ee4cd922fafa8",
+}
 
 
 @pytest.mark.parametrize(("noise", "dtype"), PINNED_TYPES, ids=str)
