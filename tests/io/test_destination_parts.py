@@ -248,3 +248,22 @@ def test_a_lock_ends_with_its_run_and_a_journal_that_was_removed_locks_nothing(
     shutil.rmtree(partial, ignore_errors=True)
     with build(tmp_path / "out") as output:
         assert output.finished == frozenset()
+
+
+def test_what_is_left_of_an_old_output_that_was_being_removed_makes_place_for_the_next(tmp_path: Path) -> None:
+    target, (_, replaced) = tmp_path / "out", beside(tmp_path / "out")
+    with build(target) as output:
+        finished(output, "old")
+    (replaced / "deeper").mkdir(parents=True)
+    (replaced / "deeper/file").touch()
+    (replaced / ".hyperclone-replaced").touch()  # it may be removed
+    with build(target, overwrite=True) as output:
+        finished(output, "new")
+    assert (target / "config.json").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_directory_that_somebody_has_removed_can_be_closed(tmp_path: Path) -> None:
+    with build(tmp_path / "out") as output:
+        shutil.rmtree(output.partial)
+    assert list(tmp_path.iterdir()) == []

@@ -48,11 +48,11 @@ def failing(owner: Any, name: str, call: Callable[[], object], *, error: OSError
 
 
 def without_space(target: Path) -> None:
-    """Start an output of 2.5 GB where 1.234 GB are free."""
+    """Start an output of 2.515 GB where 1.235 GB are free."""
     with pytest.MonkeyPatch.context() as patched:
         usage = shutil.disk_usage(target.parent)
-        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_234_000_000))
-        build(target, nbytes=2_500_000_000)
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_235_000_000))
+        build(target, nbytes=2_515_000_000)
 
 
 def at_the_same_time(target: Path) -> None:
@@ -121,7 +121,7 @@ REFUSALS: dict[str, Refusal] = {
         "another run is writing this output",
         {"file": "TMP/.out.partial", "cure": "wait for it, or choose another name"}),
     "no space": Refusal(lambda tmp: without_space(tmp / "out"), DestinationError, "not enough space on the disk",
-        {"file": "TMP", "found": "1.23 GB free", "expected": "2.50 GB",
+        {"file": "TMP", "found": "1.24 GB free", "expected": "2.52 GB",
          "cure": "free some space, choose another disk, or a smaller --dtype"}),
     "a text that is not written": Refusal(
         lambda tmp: started(tmp / "out", lambda out: failing(os, "fsync", lambda: out.write_text("a.json", "{}"))),

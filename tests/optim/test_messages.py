@@ -6,15 +6,20 @@ import copy
 import functools
 import math
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.architectures import family_file, registry
 from hyperclone.conversion import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.expansion import copy_map
@@ -234,6 +239,9 @@ def test_pairs_are_compiled_with_numbers_that_may_change_and_more_copies_are_not
     found, plain = (stepped(*one_weight(columns, compiled=which), 1, 2) for which in (True, False))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-14)
     assert bool(calls) is expected
+    compiled_calls = len(calls)
+    stepped(*one_weight(columns), 1)
+    assert len(calls) == compiled_calls == (2 if expected else 0)
     assert all(number.dtype == torch.float64 and number.shape == () for scalars in calls for number in scalars)
     assert torch._dynamo.config.recompile_limit == before
 
@@ -258,3 +266,98 @@ def test_a_closure_is_called_once_with_gradients_and_its_loss_is_returned() -> N
     assert optimizer.step(closure) == pytest.approx(float(before.square().sum()))
     assert not torch.equal(weight.detach(), before)
     assert optimizer.step() is None
+
+
+def test_without_settings_it_has_those_of_adamw_without_decay() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    ours = RotatedAdamW([{"params": [weight], "param_names": ["w"]}], {}).param_groups[0]
+    theirs = torch.optim.AdamW([weight], weight_decay=0.0).param_groups[0]
+    for field in ("lr", "betas", "eps", "weight_decay"):
+        assert ours[field] == theirs[field]
+    assert ours["differences"] == 1.0
+
+
+def test_sgd_has_no_eps_even_when_one_is_given() -> None:
+    assert all("eps" not in group and "eps" not in group["name"] for group in groups(optimizer="sgd", eps=1e-6))
+
+
+def test_a_plan_of_a_users_family_is_read_by_that_family() -> None:
+    """Its axes have names of their own."""
+    whole = headers("llama-grouped-tied")
+    text = (Path(registry.__file__).parent / whole.family.file).read_text()
+    mine = family_file.parse(re.sub(r"\bvocab\b", "words", text), name="mine", file="mine.toml")
+    plan = planner.make_plan(replace(whole, user_family=mine), WIDER)
+    assert "words" in plan.sizes
+    model, _ = grown("llama-grouped-tied")
+    found = hyperclone.param_groups(model, lr=1e-3, receipt=plan)
+    assert [group["name"] for group in found] == [group["name"] for group in groups()]
+
+
+def test_coordinates_are_made_once_for_each_device_in_a_type_that_the_arithmetic_has() -> None:
+    weight = torch.nn.Parameter(torch.zeros(8, 4, dtype=torch.bfloat16))
+    rotation = Rotation((WIDE, copy_map.axis(4, 4)))
+    optimizer = RotatedAdamW([{"params": [weight], "param_names": ["w"]}], {"w": rotation})
+    assert optimizer._coordinates(weight, "other").rotation is None
+    found = optimizer._coordinates(weight, "w")
+    assert optimizer._coordinates(weight, "w") is found
+    assert found.rotation is not None
+    assert found.rotation.device == weight.device
+    assert {one.dtype for one in (*found.copy_roots, *found.differences)} == {torch.float32}
+    assert found.copy_roots[0].flatten().tolist() == pytest.approx([2**0.5] * 8)
+    assert found.differences[0].flatten().tolist() == [0.0] * 4 + [1.0] * 4
+    elsewhere = rotated_module.Coordinates(rotation=rotation.to(torch.device("meta")))
+    for former in (elsewhere, rotated_module.Coordinates()):
+        optimizer._placed[weight] = former
+        again = optimizer._coordinates(weight, "w")
+        assert again.rotation is not None
+        assert again.rotation.device == weight.device
+
+
+@pytest.mark.parametrize("before", [0.0, 3.0])
+def test_the_numbers_of_a_step_hold_all_that_would_cost_a_pass(before: float) -> None:
+    group = {"lr": 0.1, "weight_decay": 0.5, "eps": 1e-3, "betas": (0.5, 0.75), "differences": 4.0}
+    pairs = Rotation((WIDE, WIDE))
+    found = rotated_module._scalars(group, pairs, step=5, before=before)
+    first, second = 1 - 0.5**5, (1 - 0.75**5) ** 0.5  # bias corrections; four copies: a root of 2, a scale of 1/2
+    assert found.eps == pytest.approx(1e-3 * 2 * second, rel=1e-12)
+    assert found.step_size == pytest.approx(0.1 * 2 * second / first / 2, rel=1e-12)
+    assert found.kept == pytest.approx(0.95, rel=1e-12)
+    fresh = 1.0 if not before else first / second * (1 - 0.75**2) ** 0.5 / (1 - 0.5**2)
+    assert found.difference_ratio == pytest.approx(4 * fresh, rel=1e-12)
+    single = rotated_module._scalars(group, None, step=5, before=0.0)
+    assert single.step_size == pytest.approx(0.1 * second / first, rel=1e-12)
+    assert single.eps == pytest.approx(1e-3 * second, rel=1e-12)
+    uneven = rotated_module._scalars(group, Rotation((copy_map.axis(4, 6),)), step=5, before=0.0)
+    assert uneven.eps == pytest.approx(1e-3 * second, rel=1e-12)  # roots differ: each coordinate has its own
+
+
+@pytest.fixture
+def one_process() -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=str)
+def test_a_sharded_parameter_steps_as_a_whole_one_and_stays_sharded(placement: Any, one_process: DeviceMesh) -> None:
+    weight, optimizer = one_weight(copy_map.axis(4, 6))
+    expected = stepped(weight, optimizer, 1, 2)
+    weight, optimizer = one_weight(copy_map.axis(4, 6))
+    sharded = torch.nn.Parameter(distribute_tensor(weight.detach(), one_process, [placement]))
+    group = {**optimizer.param_groups[0], "params": [sharded]}
+    optimizer = RotatedAdamW([group], optimizer._rotations, differences=4.0)
+    for seed in (1, 2):
+        gradient = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        sharded.grad = distribute_tensor(gradient, one_process, [placement])
+        optimizer.step()
+    found = sharded.detach()
+    assert isinstance(found, DTensor)
+    assert found.placements == (placement,)
+    torch.testing.assert_close(found.full_tensor(), expected, rtol=0, atol=1e-14)
+    roots = optimizer._coordinates(sharded, "w").copy_roots
+    for root, shape in zip(roots, ((8, 1), (1, 6)), strict=True):
+        assert isinstance(root, DTensor)
+        whole = isinstance(placement, Replicate) or shape[placement.dim] == 1
+        assert root.placements == (Replicate() if whole else placement,)
+        assert root.shape == shape
