@@ -181,9 +181,10 @@ def test_what_was_grown_passes_the_proof_and_the_rounding_of_its_type_is_allowed
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(streaming, "SLICE_BYTES", 3000)
-    plan = state_plan(planned(name, **growth), treatment=treatment, dtype=torch.bfloat16)
-    for tensor in tensors:
-        assert differs(plan, plan.moments[f"{tensor}.{kind}"], tmp_path, lambda _: None) == ""
+    for dtype in (torch.bfloat16, torch.float64):
+        plan = state_plan(planned(name, **growth), treatment=treatment, dtype=dtype)
+        for tensor in tensors:
+            assert differs(plan, plan.moments[f"{tensor}.{kind}"], tmp_path, lambda _: None) == ""
 
 
 NOTICED: dict[str, tuple[str, str, Callable[[Tensor], Any], str]] = {
