@@ -26,7 +26,7 @@ from hyperclone.expansion import copy_map
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.optim import param_groups as groups_module
 from hyperclone.optim import rotated_adamw as rotated_module
-from hyperclone.optim.rotated_adamw import RotatedAdamW, rotated_adamw
+from hyperclone.optim.rotated_adamw import RotatedAdamW, rotated_adamw, rotations
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
@@ -190,6 +190,38 @@ def test_the_rate_of_the_differences_is_relative_and_by_default_the_same() -> No
     assert [(g["lr"], g["weight_decay"], g["eps"]) for g in decay] == [(1e-3, 0.1, 1e-6), (1e-3, 0.0, 1e-6)]
 
 
+def test_options_of_the_optimizer_have_the_defaults_that_they_say() -> None:
+    assert not rotated()._compile
+    assert rotated(compile=True)._compile
+    assert {group["weight_decay"] for group in rotated().param_groups} == {0.0}
+
+
+@pytest.mark.parametrize("name", ["gpt2-tied", "mixtral"])
+def test_every_parameter_that_is_one_stored_tensor_has_a_rotation_of_its_dimensions(name: str) -> None:
+    """Also where a model that was grown in memory says itself how: without a receipt."""
+    model = hyperclone.grow_model(build(name), WIDER)
+    found = rotations(model)
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() - found.keys() == {n for n in parameters if ".experts." in n}
+    for parameter, rotation in found.items():
+        assert tuple(axis.new for axis in rotation.maps) == parameters[parameter].shape
+        old = tuple(axis.old for axis in rotation.maps)
+        assert old == build(name).get_parameter(parameter).shape
+
+
+def test_a_rotation_goes_to_a_device_with_its_indices_and_factors() -> None:
+    rotation = Rotation((copy_map.product([copy_map.axis(3, 3), copy_map.axis(2, 4)]), copy_map.axis(4, 12)))
+    assert rotation.to(torch.device("cpu")).to(torch.device("cpu")) is not rotation
+    here = rotation.to(torch.device("cpu"))
+    assert here.to(torch.device("cpu")) is here
+    there = rotation.to(torch.device("meta"))
+    assert there.maps == rotation.maps
+    assert there.device == torch.device("meta")
+    indices = [one for _, copies in there.turns for one in copies if isinstance(one, torch.Tensor)]
+    assert indices  # of copies that do not lie side by side
+    assert {one.device.type for one in (*indices, *there.scales)} == {"meta"}
+
+
 def one_weight(columns: CopyMap = WIDE, *, compiled: bool = False) -> tuple[torch.nn.Parameter, RotatedAdamW]:
     """A matrix whose rows have two copies each, and its optimizer, with differences that step faster."""
     torch.manual_seed(0)
@@ -303,6 +335,7 @@ def test_coordinates_are_made_once_for_each_device_in_a_type_that_the_arithmetic
     assert found.rotation is not None
     assert found.rotation.device == weight.device
     assert {one.dtype for one in (*found.copy_roots, *found.differences)} == {torch.float32}
+    assert len(found.copy_roots) == len(found.differences) == 1  # columns have no copies
     assert found.copy_roots[0].flatten().tolist() == pytest.approx([2**0.5] * 8)
     assert found.differences[0].flatten().tolist() == [0.0] * 4 + [1.0] * 4
     elsewhere = rotated_module.Coordinates(rotation=rotation.to(torch.device("meta")))

@@ -138,7 +138,7 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     common, apart = torch.randn(2, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
     gradient = common.repeat(2, 2) + 1e-4 * apart
     steps = {}
-    for differences in (1.0, 0.25, 4.0):
+    for differences in (1.0, 0.25, 1.5, 2.0, 4.0):
         weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
         rotation = Rotation((rows, columns))
         group = {"params": [weight], "param_names": ["w"], "lr": 0.5, "weight_decay": 0.0, "eps": 1e-16}
@@ -150,7 +150,7 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     assert torch.allclose(found.abs(), torch.full((4, 4), 0.5 * 2.0, dtype=torch.float64))  # lr sqrt(k), k = 4 copies
     assert torch.equal(found.sign(), -Rotation((rows, columns)).forward(gradient).sign())
     assert torch.allclose(steps[0.25][:2, :2], found[:2, :2])
-    for differences in (0.25, 4.0):
+    for differences in (0.25, 1.5, 2.0, 4.0):
         ratio = torch.full((4, 4), differences, dtype=torch.float64)
         ratio[:2, :2] = 1  # everything else is a difference along rows or columns, or both
         assert torch.allclose(steps[differences], ratio * found)
