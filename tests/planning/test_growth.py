@@ -182,6 +182,12 @@ def test_the_recipe_is_what_was_asked_for() -> None:
     assert Growth(width=2, snr_db=80).recipe == Recipe(snr_db=80)
 
 
+def test_two_experts_are_the_fewest_and_a_token_may_get_all_of_them() -> None:
+    assert Growth(experts=2).experts == 2
+    assert Growth(experts=3, top_k=3).top_k == 3
+    assert Growth(experts=3, top_k=1).top_k == Growth(top_k=1).top_k == 1
+
+
 def test_a_request_is_typed_as_its_options_that_are_not_at_their_defaults() -> None:
     asked = Growth(width="1.5x", kv_heads=4, layers=5, depth_mode="stack", seed=1, untie=True, top_k=2, snr_db=10.0)
     assert asked.flags() == "--width 1.5x --kv-heads 4 --layers 5 --depth-mode stack --seed 1 --untie"

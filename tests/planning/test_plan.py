@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 import hyperclone
 from hyperclone import Growth
-from hyperclone.architectures import registry
+from hyperclone.architectures import family_file, registry
 from hyperclone.errors import HypercloneError, OptionError
 from hyperclone.io.hub import Headers
-from hyperclone.io.tensor_files import DTYPES, read_header
+from hyperclone.io.tensor_files import DTYPES, Entry, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
 from tests.helpers.edits import edit_json
@@ -348,6 +348,34 @@ def test_two_configs_give_the_plan_of_the_growth_that_leads_from_one_to_the_othe
     assert (found.tensors, found.shards) == (planned.tensors, planned.shards)
     assert len(found.shards) > 1
     assert found.growth.allow_rounding
+
+
+def test_stored_buffers_are_left_out_and_ties_are_checked() -> None:
+    whole = headers("llama-grouped-tied")
+    text = (Path(registry.__file__).parent / whole.family.file).read_text()
+    ignores = family_file.parse(f'ignore = ["model.extra.{{i}}.table"]\n{text}', name="mine", file="mine.toml")
+    extra = {
+        name: Entry("a.safetensors", "F32", shape, 0, 4)
+        for name, shape in (
+            ("model.extra.7.table", (3,)),  # which the family file names
+            ("model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
+            ("lm_head.weight", (300, 32)),
+        )
+    }
+    source = Headers(whole.config, {**whole.entries, **extra}, user_family=ignores)
+    plan = planner.make_plan(source, Growth(width=2))
+    assert plan.dropped == ("model.extra.7.table", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    assert plan.ties_to_check == (("lm_head.weight", "model.embed_tokens.weight"),)
+    clean = planner.make_plan(whole, Growth(width=2))
+    assert (clean.dropped, clean.ties_to_check) == ((), ())
+
+
+def test_the_level_of_noise_matters_only_where_something_is_split() -> None:
+    source = Headers.from_config(headers("llama-multihead").config, dtype="BF16")
+    assert planner.make_plan(source, Growth(layers="2x", snr_db=70)).deeper
+    assert planner.make_plan(source, Growth(width=2, snr_db=70, noise="none")).tensors
+    for snr_db in (0, 30):
+        assert planner.make_plan(source, Growth(width=2, snr_db=snr_db)).tensors
 
 
 @pytest.mark.parametrize("entries", [["full_attention"], "full_attention", {"a": 1}])
