@@ -259,7 +259,7 @@ def test_a_copy_of_the_optimizer_steps_as_it_does(duplicate: Callable[[Any], Any
 def test_pairs_are_compiled_with_numbers_that_may_change_and_more_copies_are_not(
     columns: CopyMap, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[rotated_module.Scalars] = []
+    calls: list[Any] = []
 
     def compiled(*arguments: Any, scalars: rotated_module.Scalars, **options: Any) -> None:
         assert torch._dynamo.config.recompile_limit >= 64
@@ -292,7 +292,7 @@ def test_a_closure_is_called_once_with_gradients_and_its_loss_is_returned() -> N
     def closure() -> float:
         optimizer.zero_grad()
         loss = weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         return float(loss.detach())
 
     assert optimizer.step(closure) == pytest.approx(float(before.square().sum()))
@@ -367,7 +367,8 @@ def test_the_numbers_of_a_step_hold_all_that_would_cost_a_pass(before: float) ->
 @pytest.fixture
 def one_process() -> Iterator[DeviceMesh]:
     """A mesh of this process alone."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # it is documented there
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
 

@@ -22,6 +22,7 @@ from hyperclone.errors import GrowthError, OptionError
 from hyperclone.expansion import grown_tensors
 from hyperclone.io import streaming
 from hyperclone.io.destination import Destination
+from hyperclone.io.streaming import Progress
 from hyperclone.optimizer_state import moments, reader, writer
 from hyperclone.optimizer_state.moments import MomentPlan
 from hyperclone.optimizer_state.writer import StatePlan
@@ -128,12 +129,12 @@ def test_every_number_is_the_sources_times_a_power_of_the_gradients_ratio(
             torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
 
 
-def stored(plan: StatePlan, directory: Path) -> Any:
+def stored(plan: StatePlan, directory: Path, progress: Progress | None = None) -> Any:
     """A state's files, written and opened."""
     target = Destination(
         directory / "out", source=directory / "source", fingerprint="one", nbytes=plan.nbytes, overwrite=False
     )
-    writer.write_state(plan, target, threads=1, progress=None)
+    writer.write_state(plan, target, threads=1, progress=progress)
     target.publish()
     return writer.open_moments(directory / "out")
 
@@ -279,7 +280,10 @@ def test_files_index_receipt_and_hashes_agree(shard_size: str | int, tmp_path: P
     model = planned("llama-grouped-tied", width=2)
     counted = {tensor.name: 1000 for tensor in model.tensors} | {UP: 7}
     plan = state_plan(model, shard_size=shard_size, steps=counted)
-    output = stored(plan, tmp_path)
+    calls: list[tuple[str, int, int]] = []
+    output = stored(plan, tmp_path, lambda *call: calls.append(call))
+    assert {stage for stage, _, _ in calls} == {"state"}
+    assert (calls[0][1], calls[-1][1:]) == (0, (plan.nbytes, plan.nbytes))
     out = tmp_path / "out"
     assert set(output.entries) == {f"{t.name}.{kind}" for t in model.tensors for kind in ("exp_avg", "exp_avg_sq")}
     files = {shard.file: shard for shard in plan.shards}

@@ -353,7 +353,9 @@ def test_two_configs_give_the_plan_of_the_growth_that_leads_from_one_to_the_othe
 def test_stored_buffers_are_left_out_and_ties_are_checked() -> None:
     whole = headers("llama-grouped-tied")
     text = (Path(registry.__file__).parent / whole.family.file).read_text()
-    ignores = family_file.parse(f'ignore = ["model.extra.{{i}}.table"]\n{text}', name="mine", file="mine.toml")
+    ignores = family_file.parse(
+        f'{text}\n[ignore]\ntensors = ["model.extra.{{i}}.table"]\n', name="mine", file="mine.toml"
+    )
     extra = {
         name: Entry("a.safetensors", "F32", shape, 0, 4)
         for name, shape in (
@@ -367,7 +369,7 @@ def test_stored_buffers_are_left_out_and_ties_are_checked() -> None:
     assert plan.dropped == ("model.extra.7.table", "model.layers.0.self_attn.rotary_emb.inv_freq")
     assert plan.ties_to_check == (("lm_head.weight", "model.embed_tokens.weight"),)
     clean = planner.make_plan(whole, Growth(width=2))
-    assert (clean.dropped, clean.ties_to_check) == ((), ())
+    assert (clean.dropped, clean.ties_to_check, clean.omitted_prefix, clean.warnings) == ((), (), "", ())
 
 
 def test_the_level_of_noise_matters_only_where_something_is_split() -> None:
