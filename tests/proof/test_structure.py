@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +19,17 @@ from torch import Tensor
 
 import hyperclone
 from hyperclone import Growth
-from hyperclone.errors import UnreadableError
+from hyperclone.architectures import family_file, registry
+from hyperclone.errors import CheckpointError, UnreadableError
 from hyperclone.io import streaming
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
 from hyperclone.proof.structural import Structure, prove_structure
+from tests.helpers import models
 from tests.helpers.edits import edit_json
 from tests.helpers.models import build
+from tests.proof.test_rounded_families import ROWS
 
 UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 EMBED, LAYER_NORM = "model.embed_tokens.weight", "model.layers.0.input_layernorm.weight"
@@ -86,16 +93,17 @@ def sha256(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("slice_bytes", [3000, 1 << 24])
 @pytest.mark.parametrize(
-    ("growth", "bit_equal", "rounded", "routers"),
-    [({"width": 2}, 20, 0, 0), ({"hidden": 40}, 15, 5, 0), ({"layers": "2x"}, 38, 0, 0),
-     ({"experts": 4, "ffn": "2x"}, 38, 0, 2)],
+    ("name", "growth", "bit_equal", "rounded", "routers"),
+    [("llama-grouped-tied", {"width": 2}, 20, 0, 0), ("llama-grouped-tied", {"hidden": 40}, 15, 5, 0),
+     ("llama-grouped-tied", {"layers": "2x"}, 38, 0, 0), ("llama-grouped-tied", {"experts": 4, "ffn": "2x"}, 38, 0, 2),
+     ("gpt2-untied", {"hidden": "1.5x", "heads": "1.5x"}, 24, 5, 0)],  # padding channels with means
     ids=str,
 )  # fmt: skip
 def test_what_was_compared_is_counted_and_hashed(
-    growth: dict[str, Any], bit_equal: int, rounded: int, routers: int, slice_bytes: int, grown: Grown,
+    name: str, growth: dict[str, Any], bit_equal: int, rounded: int, routers: int, slice_bytes: int, grown: Grown,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    copy = grown(**growth)
+    copy = grown(name, **growth)
     monkeypatch.setattr(streaming, "SLICE_BYTES", slice_bytes)
     calls: list[tuple[str, int, int]] = []
     found = copy.prove(progress=lambda *call: calls.append(call), threads=1)
@@ -121,6 +129,11 @@ def put(*position: int, add: float) -> Callable[[Tensor], None]:
         tensor[position] += add
 
     return write
+
+
+def negate(tensor: Tensor) -> None:
+    """Change the sign of a column, also of zeros."""
+    tensor[:, 35] *= -1
 
 
 def several(tensor: Tensor) -> None:
@@ -158,6 +171,71 @@ def test_what_is_wrong_with_a_tensor_is_told_with_its_place(
     assert not found.passed
     assert found.bit_equal == found.tensors - 1
     assert found.largest_error > 0 or "expected" in words
+    if name == UP and "row 70" in words:
+        assert found.largest_error == math.inf
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (EMBED, put(7, 35, add=1e-9), f"{EMBED}: {EXACT} at row 7, column 35 (1 weights in all)"),
+        (EMBED, negate, f"{EMBED}: {EXACT} at row 0, column 35 (300 weights in all)"),
+        (LAYER_NORM, put(35, add=1.0), f"{LAYER_NORM}: {EXACT} at row 0, column 35 (1 weights in all)"),
+        (UP, put(3, 35, add=math.nan), f"{UP}: {EXACT} at row 3, column 35 (1 weights in all)"),
+        ("model.layers.0.mlp.down_proj.weight", put(35, 3, add=1e-9),
+         f"model.layers.0.mlp.down_proj.weight: {EXACT} at row 35, column 3 (1 weights in all)"),
+    ],
+    ids=["written", "negative zeros", "gain", "read", "row"],
+)  # fmt: skip
+def test_padding_channels_hold_what_they_must(
+    name: str, change: Callable[[Tensor], Any], words: str, grown: Grown
+) -> None:
+    copy = grown(hidden=40)
+    intact = copy.prove()
+    copy.change(name, change)
+    found = copy.prove()
+    assert found.failures == [words]
+    assert found.bit_equal in (intact.bit_equal, intact.bit_equal - 1)
+    copy.change(UP, put(5, 39, add=1.0))  # what reads a padding channel may be any finite number
+    assert copy.prove().failures == [words]
+
+
+def test_a_copy_that_differs_by_its_sign_of_zero_is_not_bit_equal(grown: Grown) -> None:
+    copy = grown(hidden=40)
+    intact = copy.prove()
+    copy.change(EMBED, negate)
+    found = copy.prove()
+    assert found.bit_equal == intact.bit_equal - 1
+    assert found.largest_error == 0.0
+
+
+@pytest.mark.parametrize("noise", ["split", "gaussian"])
+def test_gains_with_an_offset_are_compared_with_what_the_model_adds(
+    noise: str, grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "nemotron-tied", ROWS["nemotron-tied"])
+    copy = grown("nemotron-tied", width=2, noise=noise)
+    intact = copy.prove()
+    assert intact.passed
+    assert 0 < intact.largest_error < 1e-6
+    copy.change(NORM, put(40, add=1e-4))
+    assert copy.prove().failures == [
+        f"{NORM}: is further from the source than rounding allows at row 0, column 8 (1 weights in all)"
+    ]
+
+
+def test_shares_that_are_louder_than_the_noise_prove_nothing(grown: Grown) -> None:
+    copy = grown(ffn="1.5x", noise="gaussian", snr_db=80.0)  # some units have one copy, others two
+    assert copy.prove().passed
+    down = "model.layers.0.mlp.down_proj.weight"
+
+    def louder(tensor: Tensor) -> None:
+        tensor[3, 5] += 1
+        tensor[3, 5 + 48] -= 1
+
+    copy.change(down, louder)
+    (failure,) = copy.prove().failures
+    assert failure.startswith(f"{down}: is further from the source than rounding allows at row 0, column 0")
 
 
 def test_the_largest_error_is_that_of_the_worst_tensor(grown: Grown) -> None:
@@ -236,3 +314,60 @@ def test_an_output_that_cannot_be_opened_fails_in_one_line_and_one_that_cannot_b
     monkeypatch.setattr(Checkpoint, "open", refuse)
     with pytest.raises(UnreadableError, match="refused"):
         prove_structure(source, copy.path, copy.plan)
+
+
+def saved_from_base(copy: Copy, place: Path) -> Copy:
+    """The same growth of a source that was saved from its base model."""
+    tensors = load_file(copy.source / "model.safetensors")
+    (place / "base").mkdir()
+    save_file(
+        {name.removeprefix("model."): tensor for name, tensor in tensors.items()},
+        place / "base/model.safetensors", {"format": "pt"},
+    )  # fmt: skip
+    shutil.copy(copy.source / "config.json", place / "base/config.json")
+    edit_json(place / "base/config.json", architectures=["LlamaModel"])
+    plan = hyperclone.grow(place / "base", place / "lacking", copy.plan.growth, proof="none").plan
+    return Copy(place / "base", place / "lacking", plan)
+
+
+def test_the_class_that_saved_it_matters_unless_the_whole_model_was_saved_of_a_base_models_growth(
+    grown: Grown, tmp_path: Path
+) -> None:
+    copy = saved_from_base(grown(), tmp_path)
+    assert copy.prove().failures == []
+    edit_json(copy.path / "config.json", architectures=["LlamaForCausalLM"])
+    assert copy.prove().failures == ["config.json, architectures: found ['LlamaForCausalLM'], expected ['LlamaModel']"]
+    tensors = load_file(copy.path / "model.safetensors")
+    whole = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(whole, copy.path / "model.safetensors", {"format": "pt"})
+    assert copy.prove().failures == []
+    edit_json(copy.path / "config.json", use_cache=False, rms_norm_eps=1e-4)
+    assert [failure.split(":")[0] for failure in copy.prove().failures] == ["config.json, rms_norm_eps"]
+
+
+def test_an_output_of_a_users_family_is_read_by_that_family(grown: Grown, tmp_path: Path) -> None:
+    """Its names lack the prefix that only this family knows."""
+    copy = saved_from_base(grown(), tmp_path)
+    text = (Path(registry.__file__).parent / copy.plan.family.file).read_text()
+    sections = [part for part in text.split("\n\n") if not part.startswith("[defaults.")]
+    text = re.sub("model_types = .*", 'model_types = ["mine"]', "\n\n".join(sections))
+    mine = family_file.parse(text, name="mine", file="mine.toml")
+    for path in (copy.source, copy.path):
+        edit_json(path / "config.json", model_type="mine")
+    source = Checkpoint.open(copy.source, family=mine)
+    plan = planner.make_plan(source, copy.plan.growth)
+    assert plan.omitted_prefix == "model."
+    assert prove_structure(source, copy.path, plan).failures == []
+
+
+@pytest.mark.parametrize("which", ["source", "path"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(which: str, grown: Grown, tmp_path: Path) -> None:
+    copy = grown()
+    copy = copy._replace(source=Path(shutil.copytree(copy.source, tmp_path / "own")))
+    file = getattr(copy, which) / "model.safetensors"
+
+    def touch(*_: Any) -> None:
+        os.utime(file, ns=(0, 0))
+
+    with pytest.raises(CheckpointError, match="changed"):
+        copy.prove(progress=touch)
