@@ -257,6 +257,8 @@ def test_rows_are_gathered_for_new_ones_that_lie_anywhere_and_only_those_are_rea
         assert found.equal(weight[interleaved.source[rows.start : rows.stop]])
         needed = interleaved.source[rows.start : rows.stop].tolist()
         assert source.rows_read == [max(needed) - min(needed) + 1]
+    uneven = copy_map.product([copy_map.axis(2, 2), copy_map.axis(2, 3)])  # 0 1 0 2 3 2
+    assert grown_tensors.gather(planned(weight), Stored({"w": weight}), uneven, range(2, 4)).equal(weight[[0, 2]])
     repeated = copy_map.product([copy_map.axis(2, 2), copy_map.axis(1, 3)])  # 0 0 0 1 1 1
     assert grown_tensors.gather(planned(weight), Stored({"w": weight}), repeated, range(1, 3)).equal(weight[[0, 0]])
 

@@ -346,6 +346,11 @@ def test_coordinates_are_made_once_for_each_device_in_a_type_that_the_arithmetic
         assert again.rotation.device == weight.device
 
 
+def test_numbers_go_to_the_device_of_their_parameter() -> None:
+    there = torch.nn.Parameter(torch.zeros(2, 3, device="meta"))
+    assert rotated_module._placed(torch.ones(2, 1), there).device.type == "meta"
+
+
 @pytest.mark.parametrize("before", [0.0, 3.0])
 def test_the_numbers_of_a_step_hold_all_that_would_cost_a_pass(before: float) -> None:
     group = {"lr": 0.1, "weight_decay": 0.5, "eps": 1e-3, "betas": (0.5, 0.75), "differences": 4.0}
@@ -388,6 +393,10 @@ def test_a_sharded_parameter_steps_as_a_whole_one_and_stays_sharded(placement: A
     found = sharded.detach()
     assert isinstance(found, DTensor)
     assert found.placements == (placement,)
+    turned = rotated_module._turned(torch.neg, found)
+    assert isinstance(turned, DTensor)
+    assert turned.placements == (placement,)
+    assert turned.full_tensor().equal(-found.full_tensor())
     torch.testing.assert_close(found.full_tensor(), expected, rtol=0, atol=1e-14)
     roots = optimizer._coordinates(sharded, "w").copy_roots
     for root, shape in zip(roots, ((8, 1), (1, 6)), strict=True):

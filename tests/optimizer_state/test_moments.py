@@ -123,6 +123,9 @@ def test_every_number_is_the_sources_times_a_power_of_the_gradients_ratio(
             pieces = list(moments.grown_slices(MomentPlan(tensor, kind, torch.float64), plan, state, treatment))
             old = state.moment(tensor.source, kind)
             expected = expected_moment(tensor, plan, old, power, first_only=treatment == "first-copy")
+            whole = old.dim() == 1 or grown_tensors.map_of(tensor, plan).transposed
+            rows = tensor.shape[0]
+            assert len(pieces) == (1 if whole else math.ceil(rows / (rows * 3000 // (8 * math.prod(tensor.shape)))))
             found = torch.cat(pieces)
             assert found.dtype == torch.float64
             assert found.shape == tensor.shape
@@ -186,6 +189,20 @@ def test_what_was_grown_passes_the_proof_and_the_rounding_of_its_type_is_allowed
         plan = state_plan(planned(name, **growth), treatment=treatment, dtype=dtype)
         for tensor in tensors:
             assert differs(plan, plan.moments[f"{tensor}.{kind}"], tmp_path, lambda _: None) == ""
+
+
+def test_rounding_of_the_type_is_allowed_and_no_more() -> None:
+    """First copies times their factors: two units in the last place, or the smallest normal number near zero."""
+    info, factors = torch.finfo(torch.float32), torch.tensor([[4.0]], dtype=torch.float64)
+    for copy, expected, passes in (
+        ((1 + 2 * info.eps) / 4, 1.0, True),
+        ((1 + 3 * info.eps) / 4, 1.0, False),
+        ((1 - 3 * info.eps) / 4, 1.0, False),
+        (info.tiny, 0.0, True),
+        (info.tiny * 1.5, 0.0, False),
+    ):
+        found = moments._collapses(torch.tensor([[copy]]), torch.tensor([[expected]]), factors)
+        assert found is passes, copy
 
 
 NOTICED: dict[str, tuple[str, str, Callable[[Tensor], Any], str]] = {
