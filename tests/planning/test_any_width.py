@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from fractions import Fraction
 
 import pytest
 
 from hyperclone import Growth
-from hyperclone.planning import planner
+from hyperclone.architectures import layout
+from hyperclone.planning import any_width, planner
 from tests.planning.test_messages import source
 
 # At 1.5x a = 2/3 of the channels are copies. Of each kind of tensor, by which power of sqrt(a) it is multiplied; what
@@ -76,6 +79,24 @@ def test_every_tensor_is_multiplied_as_its_place_beside_the_norms_asks(name: str
     assert changed == ({EPS[name]} if name in EPS else set())
     if name in EPS:
         assert plan.config[EPS[name]] == pytest.approx(plan.source_config[EPS[name]] * 2 / 3, rel=1e-15)
+
+
+def test_a_tensor_with_two_padded_axes_is_multiplied_for_both() -> None:
+    whole = source("olmo")  # a family whose norms have no gains
+    axes = {
+        "hidden": any_width.PaddedAxis(Fraction(2, 3), None, frozenset(), {True: False, False: False}),
+        "ffn": any_width.PaddedAxis(Fraction(4, 5), None, frozenset(), {True: False, False: True}),
+    }
+    factor = functools.partial(any_width.squared_factor, axes, whole.family)
+    for source_name, line, expected in (
+        ("model.layers.0.mlp.up_proj.weight", "ffn <- hidden", Fraction(5, 4) * Fraction(2, 3)),
+        ("model.layers.0.mlp.down_proj.weight", "hidden <- ffn", Fraction(3, 2) * Fraction(4, 5)),
+        ("lm_head.weight", "vocab <- ffn", Fraction(1)),  # a gain outside of the layers stands in front
+        ("lm_head.weight", "vocab <- hidden", Fraction(2, 3)),
+        ("model.embed_tokens.weight", "vocab ffn", Fraction(5, 4)),
+        ("model.embed_tokens.weight", "vocab head_dim", Fraction(1)),
+    ):
+        assert factor(layout.parse(line), source=source_name) == expected, line
 
 
 def test_where_every_channel_is_a_copy_nothing_is_multiplied() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hyperclone import Growth
+from hyperclone.errors import GrowthError
 from hyperclone.io.hub import Headers
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
@@ -29,6 +30,7 @@ PLANS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"width": 2}, EMBED, {"shape": (300, 64), "copied": (300, 64), "inputs": 1.0}),
     ({"width": 2}, NORM, {"shape": (64,), "inputs": 2.0, "offset": 0.0}),  # it carries the tied head's share
     ({"hidden": 100}, UP, {"shape": (48, 100), "copied": (48, 96), "inputs": 100 / 32}),  # 4 padding channels
+    ({"ffn": 100}, UP, {"shape": (100, 32), "copied": (100, 32), "inputs": 1.0}),  # uneven copies, no padding
     ({"hidden": 100}, DOWN, {"shape": (100, 48), "copied": (96, 48), "inputs": 1.0, "zero": False}),
     ({"width": 2, "dtype": "bf16"}, UP, {"dtype": "BF16", "nbytes": 2 * 96 * 64}),
     ({"width": 2, "dtype": "fp64"}, UP, {"dtype": "F64", "nbytes": 8 * 96 * 64}),
@@ -182,6 +184,13 @@ def test_what_is_done_without_being_asked_is_told(
     name: str, dtype: str, growth: dict[str, Any], expected: set[str]
 ) -> None:
     assert noted(plan(source(name, dtype), **growth)) == expected
+
+
+def test_layers_that_add_nothing_are_refused_where_a_norm_follows_and_stacked_ones_are_not() -> None:
+    post_norm = source("opt-projected-post-norm")
+    with pytest.raises(GrowthError, match="add nothing"):
+        plan(post_norm, layers="2x")
+    assert plan(post_norm, layers="2x", depth_mode="stack").deeper
 
 
 def test_names_without_a_prefix_and_remote_code_are_told() -> None:
