@@ -61,8 +61,9 @@ EPS = {"llama-grouped-tied": "rms_norm_eps", "neox-parallel": "layer_norm_eps", 
        "gemma2": "rms_norm_eps"}  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "powers"), (SCALED_NORMS | SCALED_STREAM).items(), ids=SCALED_NORMS | SCALED_STREAM)
-def test_every_tensor_is_multiplied_as_its_place_beside_the_norms_asks(name: str, powers: dict[str, int]) -> None:
+@pytest.mark.parametrize("case", (SCALED_NORMS | SCALED_STREAM).items(), ids=SCALED_NORMS | SCALED_STREAM)
+def test_every_tensor_is_multiplied_as_its_place_beside_the_norms_asks(case: tuple[str, dict[str, int]]) -> None:
+    name, powers = case
     heads = "2x" if name == "olmo2-tied-biases" else "1.5x"  # its norms of queries and keys need even copies
     plan = planner.make_plan(source(name), Growth(hidden="1.5x", heads=heads, noise="none"))
     assert "hidden" in plan.padding

@@ -35,10 +35,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] =
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "changes", "growth", "expected"), CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("case", CONFIGS.values(), ids=CONFIGS)
 def test_copied_layers_keep_what_the_config_says_of_their_originals(
-    name: str, changes: dict[str, Any], growth: dict[str, Any], expected: dict[str, Any]
+    case: tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]],
 ) -> None:
+    name, changes, growth, expected = case
     before = source(name, **changes)
     for field in [field for field, value in changes.items() if value is None]:
         del before.config[field]

@@ -326,7 +326,7 @@ def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() 
 
 
 @pytest.mark.parametrize(
-    ("name", "growth"),
+    "case",
     [
         ("llama-grouped-tied", Growth(width=2)),
         ("llama-grouped-tied", Growth(hidden="1.5x", dtype="bf16", allow_rounding=True)),
@@ -339,7 +339,8 @@ def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() 
     ],
     ids=str,
 )
-def test_two_configs_give_the_plan_of_the_growth_that_leads_from_one_to_the_other(name: str, growth: Growth) -> None:
+def test_two_configs_give_the_plan_of_the_growth_that_leads_from_one_to_the_other(case: tuple[str, Growth]) -> None:
+    name, growth = case
     source = headers(name)
     source = Headers.from_config(source.config, dtype="BF16" if growth.dtype else "F32")
     planned = planner.make_plan(source, growth, shard_size="20KB")

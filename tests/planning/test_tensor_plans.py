@@ -179,10 +179,9 @@ def noted(planned: Plan) -> set[str]:
     return {key for key, phrase in PHRASES.items() if any(phrase in text for text in texts)}
 
 
-@pytest.mark.parametrize(("name", "dtype", "growth", "expected"), NOTED, ids=str)
-def test_what_is_done_without_being_asked_is_told(
-    name: str, dtype: str, growth: dict[str, Any], expected: set[str]
-) -> None:
+@pytest.mark.parametrize("case", NOTED, ids=str)
+def test_what_is_done_without_being_asked_is_told(case: tuple[str, str, dict[str, Any], set[str]]) -> None:
+    name, dtype, growth, expected = case
     assert noted(plan(source(name, dtype), **growth)) == expected
 
 

@@ -93,16 +93,16 @@ def sha256(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("slice_bytes", [3000, 1 << 24])
 @pytest.mark.parametrize(
-    ("name", "growth", "bit_equal", "rounded", "routers"),
+    "case",
     [("llama-grouped-tied", {"width": 2}, 20, 0, 0), ("llama-grouped-tied", {"hidden": 40}, 15, 5, 0),
      ("llama-grouped-tied", {"layers": "2x"}, 38, 0, 0), ("llama-grouped-tied", {"experts": 4, "ffn": "2x"}, 38, 0, 2),
      ("gpt2-untied", {"hidden": "1.5x", "heads": "1.5x"}, 24, 5, 0)],  # padding channels with means
     ids=str,
 )  # fmt: skip
 def test_what_was_compared_is_counted_and_hashed(
-    name: str, growth: dict[str, Any], bit_equal: int, rounded: int, routers: int, slice_bytes: int, grown: Grown,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    case: tuple[str, dict[str, Any], int, int, int], slice_bytes: int, grown: Grown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, growth, bit_equal, rounded, routers = case
     copy = grown(name, **growth)
     monkeypatch.setattr(streaming, "SLICE_BYTES", slice_bytes)
     calls: list[tuple[str, int, int]] = []
