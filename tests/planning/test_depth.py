@@ -29,6 +29,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] =
     "every second layer and a list": (  # of four layers only the last has experts
         "qwen3-moe-every-second-tied", {}, {"layers": 8}, {"mlp_only_layers": [0, 1, 2, 3, 4, 5],
                                                            "decoder_sparse_step": 1}),
+    "a list that its config class does not know": ("olmo2", {}, {"layers": "2x"}, {}),  # OLMo 3's does
     "no list at all": ("llama-multihead", {}, {"layers": "2x"}, {}),
     "a list that the family does not know": ("qwen2-window", {"other": [1, 2]}, {"layers": "2x"},
                                                {"other": [1, 2], "layer_types": [FULL, FULL, SLIDING, SLIDING]}),
@@ -69,6 +70,7 @@ def test_copies_follow_their_originals_and_are_none_themselves() -> None:
     assert originals((0, 0, 0, 1, 1)) == (True, False, False, True, False)
     assert originals((0, 1, 0, 1, 0)) == (True, True, False, False, False)
     assert layer_map(3, 3, stack=False) == (0, 1, 2)
+    assert layer_map(1, 3, stack=False) == layer_map(1, 3, stack=True) == (0, 0, 0)
     for old, new in ((3, 2), (0, 2)):
         with pytest.raises(AssertionError):
             layer_map(old, new, stack=False)

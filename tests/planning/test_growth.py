@@ -119,6 +119,8 @@ def test_what_is_no_width_is_refused(field: str, value: Any) -> None:
         (PYTHIA, {"width": 2, "head_dim": "1x"}, {"hidden": 2048, "ffn": 8192, "heads": 32}),
         (SMOLLM2 | {"kv_heads": 1, "group": 1}, {"heads": "3x"}, {"kv_heads": 3}),
         (SMOLLM2 | {"kv_heads": 1, "group": 2}, {"heads": "2x"}, {"group": 4}),  # stays multi-query
+        (SMOLLM2 | {"kv_heads": 4}, {"heads": 15}, {"kv_heads": 5}),  # whole groups
+        (SMOLLM2 | {"kv_heads": 4}, {"heads": 16}, {"group": 4}),  # else more heads in each
     ],
 )
 def test_sizes_at_the_ends_of_what_can_be_asked(

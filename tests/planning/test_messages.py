@@ -137,6 +137,8 @@ REFUSALS: dict[str, Refusal] = {
     "heads that no number of key-value heads divides": Refusal(
         lambda: resolve(Growth(heads="2x", kv_heads=100_000), SMOLLM2), GrowthError, "no such size",
         {"field": "heads", "found": "2x, that is 18", "expected": "another size"}),
+    "as many heads as there are": Refusal(lambda: resolve(Growth(heads=9, kv_heads="2x"), SMOLLM2), GrowthError,
+        "no such size", {"field": "heads", "found": "9", "expected": "18"}),
     "heads of one key-value head between": Refusal(lambda: resolve(Growth(heads="1.3x"), {**SMOLLM2, "kv_heads": 1}),
         GrowthError, "no such size", {"field": "heads", "found": "1.3x, that is 3.9", "expected": "3 or 4"}),
     "a tensor of another architecture": Refusal(
@@ -312,15 +314,15 @@ def test_what_is_refused_is_told_with_place_reason_and_cure(refusal: Refusal) ->
 
 
 def test_where_transformers_cannot_derive_a_list_its_own_words_are_told() -> None:
-    unreadable = source("qwen2-window", layer_types=None, max_window_layers="two")
+    unreadable = source("smollm3-window", layer_types=None, no_rope_layers=None, no_rope_layer_interval="two")
     with pytest.raises(CheckpointError) as caught:
         plan(unreadable, layers="2x")
     found = caught.value.details.pop("found")
     assert "Error: " in found
-    assert "max_window_layers" in found
+    assert "\n" not in found
     assert caught.value.problem == (
         "transformers cannot read this config, and the config leaves out a list with one entry for each layer"
     )
     assert caught.value.details == {
-        "file": "config.json", "field": "layer_types", "expected": "a list with an entry for each layer"
+        "file": "config.json", "field": "layer_types, no_rope_layers", "expected": "a list with an entry for each layer"
     }  # fmt: skip
