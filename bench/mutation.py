@@ -1,6 +1,6 @@
 """What a run of mutmut found: a table by module, and every change that no test noticed with what we make of it.
 
-    PYTHONPATH=mutants/src:mutants HYPOTHESIS_PROFILE=quick mutmut run     (hours; it resumes; pyproject.toml)
+    PYTHONPATH=mutants/src:mutants HYPOTHESIS_PROFILE=quick python bench/run_mutants.py     (or `mutmut run`: hours)
     python bench/mutation.py -o bench/results/mutation.json
 
 Of an older result, the reasons ("why") are kept with the same changes. Exit code 1 while a change has no reason.

@@ -248,14 +248,20 @@ def test_negative_zeros_are_themselves_and_a_sum_that_only_rounds_to_the_source_
     assert copy.prove().failures == [f"{UP}: {EXACT} at row {place[0]}, column {place[1]} (1 weights in all)"]
 
 
+def test_random_weights_that_read_padding_channels_are_no_noise(grown: Grown) -> None:
+    assert grown(hidden=40, noise="gaussian", snr_db=80.0).prove().passed
+
+
 def test_shares_that_are_louder_than_the_noise_prove_nothing(grown: Grown) -> None:
     copy = grown(ffn="1.5x", noise="gaussian", snr_db=80.0)  # some units have one copy, others two
     assert copy.prove().passed
     down = "model.layers.0.mlp.down_proj.weight"
+    weight = load_file(copy.source / "model.safetensors")[down]
+    row = int(weight[:, 5].abs().argmax())
 
     def louder(tensor: Tensor) -> None:
-        tensor[3, 5] += 1
-        tensor[3, 5 + 48] -= 1
+        tensor[row, 5] = 1.5 * weight[row, 5]
+        tensor[row, 5 + 48] = weight[row, 5] - tensor[row, 5]
 
     copy.change(down, louder)
     (failure,) = copy.prove().failures
