@@ -29,6 +29,7 @@ def grown(sizes: dict[str, int], **request: Any) -> dict[str, int]:
     """The axes that change."""
     new = resolve(Growth(**request), sizes)
     assert new.keys() == sizes.keys()
+    assert {type(size) for size in new.values()} == {int}
     return {axis: size for axis, size in new.items() if size != sizes[axis]}
 
 
