@@ -227,6 +227,19 @@ def test_gains_with_an_offset_are_compared_with_what_the_model_adds(
     ]
 
 
+def test_small_gains_with_an_offset_are_not_taken_for_loud_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shares of a gain of 0.2 are stored as -0.9 each."""
+    monkeypatch.setitem(models.MODELS, "nemotron-tied", ROWS["nemotron-tied"])
+    model = build("nemotron-tied")
+    model.get_parameter(NORM).data.fill_(-0.8)
+    model.save_pretrained(tmp_path / "source")
+    growth = Growth(width=2, noise="gaussian", snr_db=80.0)
+    plan = hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, proof="none").plan
+    assert Copy(tmp_path / "source", tmp_path / "grown", plan).prove().failures == []
+
+
 def test_negative_zeros_are_themselves_and_a_sum_that_only_rounds_to_the_source_is_not(tmp_path: Path) -> None:
     model = build("llama-grouped-tied", dtype=torch.bfloat16)
     model.get_parameter(UP).data[:8] = -0.0
