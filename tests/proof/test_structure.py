@@ -410,8 +410,9 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(which: str, grown: Gro
     copy = copy._replace(source=Path(shutil.copytree(copy.source, tmp_path / "own")))
     file = getattr(copy, which) / "model.safetensors"
 
-    def touch(*_: Any) -> None:
-        os.utime(file, ns=(0, 0))
+    def touch(_: str, done: int, __: int) -> None:
+        if done:  # it has been opened
+            os.utime(file, ns=(0, 0))
 
     with pytest.raises(CheckpointError, match="changed"):
         copy.prove(progress=touch)
