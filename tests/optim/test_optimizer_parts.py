@@ -1,4 +1,4 @@
-"""What param groups and rotated AdamW refuse, word for word, and every group with its name and settings."""
+"""Param groups and rotated AdamW part by part: refusals word for word, groups, coordinates, a step's numbers, shards."""
 
 from __future__ import annotations
 
