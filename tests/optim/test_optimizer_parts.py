@@ -1,4 +1,4 @@
-"""Param groups and rotated AdamW part by part: refusals word for word, groups, coordinates, a step's numbers, shards."""
+"""Param groups and rotated AdamW part by part: refusals word for word, groups, coordinates, numbers, shards."""
 
 from __future__ import annotations
 
