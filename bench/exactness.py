@@ -38,7 +38,7 @@ def level() -> list[dict[str, Any]]:
                 realized = []
                 for n in (2, 3, 4):
                     axis = copy_map.axis(384, 384 * n)
-                    grown = TensorMap(axis, axis, splits=True, transposed=False)
+                    grown = TensorMap((axis, axis), 1, axis, axis, splits=True)
                     plain, noisy = (
                         expand(
                             weight.to(dtype), grown, Recipe(expansion=expansion, noise=noise, snr_db=asked), name="w"

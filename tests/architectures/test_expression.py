@@ -28,6 +28,8 @@ FIELDS: dict[str, Any] = {
     "list": [1, 2],
     "scale": 0.5,
     "table": {"inner": 3, "null": None},
+    "one": 1,
+    "minus": -1,
 }
 
 
@@ -79,6 +81,16 @@ FIELDS: dict[str, Any] = {
         ("1.0 / scale", 2.0),
         ("None", None),
         ("True", True),
+        ("heads < hidden", True),
+        ("hidden < heads", False),
+        ("heads < heads", False),
+        ("not heads < 2 + 2", True),
+        ("list[one]", 2),  # counted from 0
+        ("list[zero]", 1),
+        ("list[heads]", None),  # beyond its end
+        ("list[minus]", None),
+        ("missing[zero]", None),
+        ("list[one] == 2 and not missing[zero]", True),
     ],
 )
 def test_an_expression_has_the_value_it_reads_like(text: str, value: object) -> None:
@@ -198,7 +210,7 @@ HOSTILE = [
     "a = 1",
     "a; b",
     "import os",
-    "a < b",
+    "a > b",
     "a is b",
     "a in [1]",
     "a in (1, 2)",
@@ -294,3 +306,9 @@ def test_a_refusal_shows_the_part_that_is_not_understood() -> None:
     with pytest.raises(FamilyError) as caught:
         evaluate("1 + a[0]", {"a": 1})
     assert caught.value.details["found"] == ast.unparse(ast.parse("a[0]", mode="eval"))
+
+
+@pytest.mark.parametrize("text", ["a < b", "b < a", "a[b]", "a[a]", "b[a]"])
+def test_what_is_no_number_is_not_compared_and_what_is_no_list_has_no_entries(text: str) -> None:
+    with pytest.raises(CheckpointError):
+        evaluate(text, {"a": "text", "b": 1})

@@ -92,4 +92,5 @@ def test_a_cell_says_what_the_planner_does(name: str) -> None:
 
     deeper = refusal(model, layers="2x")
     assert deeper == "" or is_noted(deeper)
-    assert refusal(model, layers="2x", depth_mode="stack") == ""
+    stacked = refusal(model, layers="2x", depth_mode="stack")
+    assert (stacked == "") == (cells["layers"] != "stay") or (family.counted and "cannot express" in stacked), stacked

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import hyperclone
@@ -222,3 +225,103 @@ def test_a_refusal_sees_the_config_and_the_grown_sizes() -> None:
     assert family.grown_sizes({**CONFIG, "odd": True}, family.sizes(CONFIG))["hidden"] == (8, 8)
     with pytest.raises(FamilyError, match="refuse"):
         load(FILE.replace("[tensors]", '[refuse]\n"odd and" = "because"\n\n[tensors]', 1))
+
+
+COUNTED = NUMBERED.replace("i % 2 == 1 and i not in plain", "not i < first").replace(
+    "[tensors]", '[deeper]\nfirst = { count = "i < first" }\n\n[tensors]', 1
+)
+
+
+def test_a_number_of_first_layers_is_counted_anew_where_layers_are_added() -> None:
+    config = {**CONFIG, "depth": 4, "first": 1}
+    family = load(COUNTED)
+    assert gates(family.tensors(config)) == ["h.1.gate", "h.2.gate", "h.3.gate"]
+    grown = deepen(family, config, config, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert grown["first"] == 2
+    assert len(gates(family.tensors(grown))) == 6
+    with pytest.raises(GrowthError, match="which of the new layers"):
+        deepen(family, config, config, [0, 1, 2, 3, 0, 1, 2, 3])
+    with pytest.raises(FamilyError, match="unknown keys"):
+        load(COUNTED.replace("count =", "number ="))
+
+
+def test_a_list_with_an_entry_for_each_layer_may_count_the_layers_and_say_what_they_are() -> None:
+    listed = NUMBERED.replace("i % 2 == 1 and i not in plain", "kinds[i] == 'gated'")
+    listed = listed.replace('layers = "depth"', 'layers = "kinds"\nper_layer = ["kinds"]')
+    family, config = load(listed), {**CONFIG, "kinds": ["plain", "gated", "gated"]}
+    assert family.depth(config) == 3
+    assert gates(family.tensors(config)) == ["h.1.gate", "h.2.gate"]
+    grown = deepen(family, config, config, [0, 0, 1, 1, 2, 2])
+    assert grown["kinds"] == ["plain", "plain", "gated", "gated", "gated", "gated"]
+
+
+def test_a_list_of_numbers_of_heads_is_written_for_every_layer(model_dir: ModelDir) -> None:
+    config = hyperclone.plan(model_dir("laguna"), Growth(width=2)).config
+    assert config["num_attention_heads_per_layer"] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("mode", ["identity", "stack"])
+def test_a_family_may_refuse_more_layers_of_any_kind(mode: DepthMode, model_dir: ModelDir) -> None:
+    with pytest.raises(GrowthError, match="only its last layer has a bias"):
+        hyperclone.plan(model_dir("gpt_neox_japanese"), Growth(width=2, layers="2x", depth_mode=mode))
+
+
+def test_an_embedding_that_only_some_configs_multiply_is_divided_only_there(model_dir: ModelDir) -> None:
+    assert {t.factor for t in hyperclone.plan(model_dir("afmoe"), Growth(width=2)).tensors} == {1.0}
+    family = hyperclone.plan(model_dir("afmoe"), Growth(width=2)).family
+    sizes = {"hidden": (32, 64)}
+    squares = [family.squared_factor("model.embed_tokens.weight", {"mup_enabled": on}, sizes) for on in (False, True)]
+    assert squares == [1, Fraction(1, 2)]
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_next", "bamba", "apertus"])
+def test_numbers_and_kernels_and_latent_vectors_grow_or_stay_as_the_file_says(name: str, model_dir: ModelDir) -> None:
+    shapes = {t.name.split(".", 3)[-1]: (t.source_shape, t.shape) for t in hyperclone.plan(
+        model_dir(name), Growth(width=2)).tensors}  # fmt: skip
+    match name:
+        case "deepseek_v3":
+            assert shapes["self_attn.kv_a_proj_with_mqa.weight"] == ((16, 32), (16, 64))  # latent and shared key stay
+            assert shapes["self_attn.kv_b_proj.weight"] == ((4 * 14, 12), (8 * 14, 12))
+        case "qwen3_next":  # queries and keys of two heads, values of four
+            assert shapes["linear_attn.conv1d.weight"] == ((2 * 2 * 6 + 4 * 8, 1, 4), (2 * 4 * 6 + 8 * 8, 1, 4))
+        case "bamba":  # 64 channels of heads; B and C of two groups with 6 states each
+            assert shapes["mamba.conv1d.weight"] == ((64 + 24, 1, 4), (128 + 24, 1, 4))
+        case "apertus":
+            assert shapes["mlp.act_fn.beta"] == ((), ())
+
+
+@pytest.mark.parametrize("layer", [3, 4])
+def test_layers_behind_the_last_are_left_out_where_the_config_counts_them(
+    layer: int, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    """GLM-4.5 and DeepSeek V3 store layers that predict further tokens, which transformers leaves alone."""
+    source = shutil.copytree(model_dir("glm4_moe"), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    extra = {f"model.layers.{layer}.{name}.weight": torch.ones(4, 4) for name in ("eh_proj", "self_attn.q_proj")}
+    save_file(tensors | extra, source / "model.safetensors", {"format": "pt"})
+    assert config_of(source)["num_hidden_layers"] == 3
+    if layer == 4:  # the config counts one
+        with pytest.raises(CheckpointError, match="not part of this architecture"):
+            hyperclone.plan(source, Growth(width=2))
+        return
+    plan = hyperclone.plan(source, Growth(width=2))
+    assert set(plan.dropped) == set(extra)
+    assert any("2 stored tensors that the model does not load" in note for note in plan.notes)
+
+
+def test_kinds_of_layers_that_are_spelled_by_letters_are_read_and_written_as_a_list(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("nemotron_h"), source)
+    config = config_of(source)
+    letters = {"linear_attention": "M", "mamba": "M", "moe": "E", "full_attention": "*", "attention": "*", "mlp": "-"}
+    kinds = config.pop("layers_block_type", None) or config.pop("layer_types")
+    config["hybrid_override_pattern"] = "".join(letters[kind] for kind in kinds)
+    (source / "config.json").write_text(json.dumps(config))
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2))
+    assert done.proof is not None
+    assert done.proof.passed
+    grown = config_of(tmp_path / "grown")
+    assert "hybrid_override_pattern" not in grown
+    assert [letters[kind] for kind in grown["layers_block_type"]] == list(config["hybrid_override_pattern"])

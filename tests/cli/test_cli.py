@@ -196,10 +196,10 @@ def test_the_grown_directory_is_plain_hugging_face_with_a_card_and_a_receipt(
 FLAGS = {
     "plan": "--allow-rounding --depth-mode --dtype --expansion --experts --family --ffn --head-dim --heads --help "
     "--hidden --json --kv-heads --layers --multiple-of --noise --params --revision --seed --shard-size --snr-db "
-    "--tokens --top-k --untie --width",
+    "--text-model --tokens --top-k --untie --width",
     "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
     "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --overwrite --proof --revision --seed "
-    "--shard-size --snr-db --threads --top-k --untie --width",
+    "--shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "
@@ -209,7 +209,7 @@ FLAGS = {
     "--text-field --tokens --warmup --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
-    "families": "--help --json --markdown",
+    "families": "--coverage --help --json --markdown",
     "study": "--dry-run --help --jobs --output --source --threads",
     "report": "--control --figures --help --output",
     "demo": "--help --jobs --output --threads --tokens",

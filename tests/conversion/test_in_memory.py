@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 import hyperclone
 from hyperclone import Growth, HypercloneError
-from tests.helpers.models import MODELS, build
+from tests.helpers.models import FULLY, build
 
 ModelDir = Callable[..., Path]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", FULLY)
 def test_in_memory_and_on_disk_give_the_same_bytes(name: str, model_dir: Callable[..., Path], tmp_path: Path) -> None:
     growth = Growth(width=2, seed=5)
     grown = hyperclone.grow_model(build(name), growth)

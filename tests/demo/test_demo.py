@@ -61,7 +61,7 @@ def test_seedlings_loss_on_its_held_out_text_is_the_one_on_record() -> None:
 def test_the_demonstration_trains_its_arms_on_equal_tokens() -> None:
     study = demo.request("30k")
     assert {arm.train["tokens"] for arm in study.arms.values()} == {30_000}
-    assert {tuple(arm.train["data"]) for arm in study.arms.values()} == {(str(SEEDLING / "train.jsonl.gz"),)}
+    assert {tuple(arm.train["data"]) for arm in study.arms.values()} == {(str(SEEDLING / "train.jsonl.xz"),)}
     assert study.control == "random"
 
 

@@ -16,7 +16,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.architectures import family_file, layout, registry
 from hyperclone.drafting import draft as drafting
-from hyperclone.drafting import toml_text
+from hyperclone.drafting import probe, toml_text
 from hyperclone.errors import CheckpointError, FamilyError
 from tests.helpers.command import call, run
 from tests.helpers.models import MODELS, build
@@ -46,6 +46,25 @@ def meaning(line: layout.Layout) -> tuple[Any, ...]:
     plain = re.sub(r"query(?=\()", "", line.text).replace("((heads head_dim) + 2 heads head_dim)", "(3 heads head_dim)")
     parsed = layout.parse(plain)
     return parsed.dims, parsed.reads, parsed.norm
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        pytest.param("minimax_m2", {"head_dim": 4}, id="as many dimensions as heads"),
+        pytest.param(
+            "glm4_moe",
+            {"n_shared_experts": 1, "head_dim": 8, "n_routed_experts": 4},
+            id="as GLM-4.5: one shared expert",
+        ),
+    ],
+)
+def test_key_value_heads_are_told_from_sizes_that_change_alike(model_type: str, fields: dict[str, Any]) -> None:
+    heads = {"num_key_value_heads": _SMALL["num_key_value_heads"]}
+    config = {name: value for name, value in _SMALL.items() if name not in heads}
+    for order in ({**config, **fields, **heads}, {**heads, **config, **fields}):
+        probed = probe.probe_fields({"model_type": model_type, **order})
+        assert (probed.head_dim, probed.kv_heads) == ("head_dim", "num_key_value_heads")
 
 
 @pytest.mark.quick(1)
@@ -111,7 +130,7 @@ def test_other_names_of_fields_and_fields_left_out_are_drafted_as_transformers_r
 
 @pytest.mark.slow
 def test_a_drafted_file_grows_real_weights_from_the_command_line(tmp_path: Path) -> None:
-    """Arcee: not one of the families that ship; a feed-forward part without gate."""
+    """Arcee: a feed-forward part without gate. The drafted file goes before the one that ships."""
     MODELS["arcee"] = ("arcee", _SMALL)
     try:
         build("arcee").save_pretrained(tmp_path / "source")

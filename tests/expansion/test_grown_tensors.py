@@ -13,8 +13,8 @@ from torch import Tensor
 from hyperclone import Growth
 from hyperclone.architectures import layout
 from hyperclone.errors import CheckpointError
-from hyperclone.expansion import copy_map, grown_tensors, noise, query_rows, routers
-from hyperclone.expansion.expand import expand, tensor_map
+from hyperclone.expansion import grown_tensors, noise, query_rows, routers
+from hyperclone.expansion.expand import TensorMap, expand, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.io import streaming
 from hyperclone.io.tensor_files import DTYPES, Entry
@@ -34,6 +34,7 @@ class Stored:
     rows_read: list[int] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     family: Any = None
+    notes: tuple[str, ...] = ()
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -248,24 +249,28 @@ def test_slices_are_the_tensor_that_is_grown_whole(
             assert max(source.rows_read) == 1
 
 
+def rows_map(b: tuple[int, int]) -> TensorMap:
+    """The map of a matrix with two outer units, in each of which units grow by themselves."""
+    return tensor_map(layout.parse("(a b) <- c"), {"a": (2, 2), "b": b, "c": (3, 3)})
+
+
 def test_rows_are_gathered_for_new_ones_that_lie_anywhere_and_only_those_are_read() -> None:
-    interleaved = copy_map.product([copy_map.axis(2, 2), copy_map.axis(2, 4)])  # 0 1 0 1 2 3 2 3
-    weight = numbers(4, 3)
+    interleaved, weight = rows_map((2, 4)), numbers(4, 3)  # 0 1 0 1 2 3 2 3
     for rows in (range(0, 2), range(1, 4), range(3, 6), range(5, 6), range(4, 8)):
         source = Stored({"w": weight})
         found = grown_tensors.gather(planned(weight), source, interleaved, rows)
-        assert found.equal(weight[interleaved.source[rows.start : rows.stop]])
-        needed = interleaved.source[rows.start : rows.stop].tolist()
+        needed = interleaved.rows.source[rows.start : rows.stop].tolist()
+        assert found.equal(weight[needed])
         assert source.rows_read == [max(needed) - min(needed) + 1]
-    uneven = copy_map.product([copy_map.axis(2, 2), copy_map.axis(2, 3)])  # 0 1 0 2 3 2
-    assert grown_tensors.gather(planned(weight), Stored({"w": weight}), uneven, range(2, 4)).equal(weight[[0, 2]])
-    repeated = copy_map.product([copy_map.axis(2, 2), copy_map.axis(1, 3)])  # 0 0 0 1 1 1
-    assert grown_tensors.gather(planned(weight), Stored({"w": weight}), repeated, range(1, 3)).equal(weight[[0, 0]])
+    for b, rows, expected in (((2, 3), range(2, 4), [0, 2]), ((1, 3), range(1, 3), [0, 0])):  # 0 1 0 2 3 2; 0 0 0 1 1 1
+        few = numbers(2 * b[0], 3)
+        assert grown_tensors.gather(planned(few), Stored({"w": few}), rows_map(b), rows).equal(few[expected])
 
 
 def test_a_proof_may_read_what_a_growth_refuses() -> None:
     broken = with_value(math.nan, 3, 1)
-    rows = grown_tensors.gather(planned(broken), Stored({"w": broken}), copy_map.axis(5, 5), range(5))
+    grown = tensor_map(layout.parse("a <- b"), {"a": (5, 5), "b": (3, 3)})
+    rows = grown_tensors.gather(planned(broken), Stored({"w": broken}), grown, range(5))
     assert rows.isnan().sum() == 1
 
 

@@ -7,15 +7,18 @@ or a new field of `Growth`, is generated without a change here.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, fields
 from typing import Any
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from hyperclone import Growth
 from hyperclone.architectures import registry
 from hyperclone.architectures.expression import evaluate, lead_field
 from hyperclone.architectures.family import Family
+from tests.helpers import rows_decoders, rows_hybrid, rows_mixtures
 
 # Yes-or-no fields that say what a model returns or is used for, not what it computes.
 _NOT_DRAWN = {
@@ -46,6 +49,14 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "original_max_position_embeddings": st.just(16),
 }
 
+# Types whose classes compare fields that would be drawn apart, or need lists: theirs start as a row of MODELS.
+_ROWS: dict[str, list[dict[str, Any]]] = {}
+for _rows in (rows_decoders, rows_mixtures, rows_hybrid):
+    for _model_type, _row in (_rows.ROWS | getattr(_rows, "MULTIPLIED", {})).values():
+        _ROWS.setdefault(_model_type, []).append(_row)
+DRAWN = sorted(registry.families().keys() - _ROWS.keys())  # whole configs
+VARIED = sorted(_ROWS)  # rows with some fields drawn anew
+
 _FACTORS = (1.5, 2, 2, 2.5, 3, 4)
 
 
@@ -65,8 +76,12 @@ class Case:
 def cases(draw: st.DrawFn, model_type: str) -> Case:
     """A model of one type and a growth that may fit it."""
     family = registry.families()[model_type]
-    sizes = draw(_sizes(family))
-    config = draw(_configs(model_type, sizes))
+    if model_type in _ROWS:
+        config = draw(_varied(model_type))
+        sizes = _all_sizes(model_type, config)
+    else:
+        sizes = draw(_sizes(family))
+        config = draw(_configs(model_type, sizes))
     if lead_field(family.axes["ffn"].size) is None:
         del sizes["ffn"]  # it follows hidden
     return Case(
@@ -77,6 +92,34 @@ def cases(draw: st.DrawFn, model_type: str) -> Case:
         draw(st.booleans()),
         draw(_growths(sizes, alibi=any("ALiBi" in reason for reason in family.refuse.values()))),
     )
+
+
+def _all_sizes(model_type: str, config: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the axes, and layers, of a config whose class fills in what it leaves out."""
+    from transformers import AutoConfig
+
+    family = registry.families()[model_type]
+    try:
+        whole = json.loads(AutoConfig.for_model(model_type, **config).to_json_string(use_diff=False))
+        return {**family.sizes(whole), "layers": family.depth(whole)}
+    except Exception:  # unmodified transformers refuses it, in whatever way, or it is no such model
+        reject()
+
+
+@st.composite
+def _varied(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    """A row of MODELS with up to two yes-or-no fields and all fields of FIELDS with one value drawn anew."""
+    from transformers import AutoConfig
+
+    config = dict(draw(st.sampled_from(_ROWS[model_type])))
+    defaults = AutoConfig.for_model(model_type).to_dict()
+    switches = [f for f, value in defaults.items() if isinstance(value, bool) and f not in _NOT_DRAWN]
+    for field in draw(st.lists(st.sampled_from(switches), unique=True, max_size=2)):
+        config[field] = draw(st.booleans())
+    for field in (field for field in FIELDS if field in defaults and field != "num_experts_per_tok"):
+        if isinstance(defaults[field], int | float | str) and draw(st.booleans()):
+            config[field] = draw(FIELDS[field])
+    return config
 
 
 @st.composite

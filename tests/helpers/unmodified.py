@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,3 +28,9 @@ def distance(path: Path, reference: Path) -> float:
     """|logits - logits of the reference| / |logits of the reference|, 2-norms."""
     expected = logits(reference)
     return float((logits(path) - expected).norm() / expected.norm())
+
+
+def stored_values(model: Any) -> int:
+    """How many numbers a checkpoint of a model holds: of its parameters (tied ones once) and of stored buffers."""
+    buffers = [buffer for name, buffer in model.named_buffers() if name in model.state_dict()]
+    return sum(tensor.numel() for tensor in [*model.parameters(), *buffers])

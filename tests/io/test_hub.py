@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,7 +42,11 @@ def hub(model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         }
         return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
 
-    def snapshot_download(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(
+        repo: str, *, revision: str | None, allow_patterns: Sequence[str] = (), local_files_only: bool = False
+    ) -> str:
+        if local_files_only:
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
         fetched.append("model")
         return str(directory)
 

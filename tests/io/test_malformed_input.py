@@ -125,8 +125,8 @@ def test_a_config_that_is_a_directory_is_refused(victim: Path) -> None:
 
 
 def test_an_unknown_architecture_lists_what_is_known_and_how_to_add_one(victim: Path) -> None:
-    edit_json(victim / "config.json", model_type="arcee")  # which transformers has
-    words = ("model_type", "arcee", "gpt_neox", "llama", "mistral", "opt", "family file", "hyperclone family draft")
+    edit_json(victim / "config.json", model_type="roberta")  # which transformers has
+    words = ("model_type", "roberta", "gpt_neox", "llama", "mistral", "opt", "family file", "hyperclone family draft")
     refused(victim, *words, kind=FamilyError)
 
 
@@ -169,13 +169,33 @@ def test_gguf_is_refused_with_the_way_to_convert_it(victim: Path) -> None:
     refused(victim, "GGUF", "model-q8_0.gguf", "gguf_file")
 
 
-def test_no_weights_at_all_and_shards_without_an_index_are_refused(victim: Path) -> None:
+def test_gguf_without_a_config_and_by_its_own_name_is_refused_alike(tmp_path: Path) -> None:
+    (tmp_path / "model-q8_0.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "GGUF", "model-q8_0.gguf", "GgufConfig(dequantize=True)")
+    refused(tmp_path / "model-q8_0.gguf", "GGUF", "model-q8_0.gguf", str(tmp_path), "GgufConfig(dequantize=True)")
+
+
+def test_no_weights_at_all_and_incomplete_shards_without_an_index_are_refused(victim: Path) -> None:
     (victim / "model.safetensors").rename(victim / "model-00001-of-00002.safetensors")
-    refused(victim, "without an index", "model-00001-of-00002.safetensors", "model.safetensors.index.json")
-    (victim / "model-00001-of-00002.safetensors").unlink()
+    refused(victim, "a shard is missing", "1 of 2", "model-00002-of-00002.safetensors")
+    shutil.copy(victim / "model-00001-of-00002.safetensors", victim / "other-00001-of-00001.safetensors")
+    refused(victim, "a shard is missing", "model-00002-of-00002.safetensors")
+    (victim / "model-00001-of-00002.safetensors").rename(victim / "more-00001-of-00001.safetensors")
+    refused(victim, "several sets of shards", "more", "other")
+    (victim / "other-00001-of-00001.safetensors").unlink()
+    (victim / "more-00001-of-00001.safetensors").rename(victim / "consolidated.safetensors")
+    refused(victim, "whose names it does not know", "consolidated.safetensors", "rename it to model.safetensors")
+    (victim / "consolidated.safetensors").unlink()
     refused(victim, "no safetensors weights", "model.safetensors")
     os.symlink(victim / "gone", victim / "model.safetensors")
     refused(victim, "no safetensors weights")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_in_place_of_a_file_is_refused_with_the_way_to_fetch_it(file: str, victim: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456789\n"
+    (victim / file).write_text(pointer)
+    refused(victim, "Git LFS", file, "123.5 MB", "lfs pull")
 
 
 @pytest.mark.parametrize(
@@ -237,13 +257,12 @@ def test_the_scales_of_a_quantized_tensor_are_refused_as_well(victim: Path) -> N
     refused(victim, name, "not part of this architecture", "model.safetensors")
 
 
-@pytest.mark.parametrize("beside", ["nothing", "config", "whole model"])
+@pytest.mark.parametrize("beside", ["nothing", "config"])
 def test_adapters_are_refused_with_the_way_to_merge_them(beside: str, victim: Path) -> None:
     (victim / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     if beside == "nothing":
         (victim / "config.json").unlink()
-    if beside != "whole model":
-        (victim / "model.safetensors").rename(victim / "adapter_model.safetensors")
+    (victim / "model.safetensors").rename(victim / "adapter_model.safetensors")
     refused(victim, "adapter", "adapter_config.json", "merge_and_unload")
 
 
@@ -310,7 +329,8 @@ def test_scalars_empty_tensors_and_reshaped_ones_are_refused(shape: list[int], v
         return
     tensors[NORM] = torch.ones(shape)
     save_file(tensors, victim / "model.safetensors")
-    refused(victim, NORM, "disagrees with the config", str(shape), "[32]")
+    words = "ZeRO-3" if shape == [0] else "disagrees with the config"
+    refused(victim, NORM, words, str(shape), "[32]", *(["zero_to_fp32.py"] if shape == [0] else []))
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 2**20, 10**9, 2**63, 2**64 - 1], ids=str)
@@ -522,11 +542,6 @@ def test_a_tensor_in_two_files_is_refused(sharded: Path) -> None:
     refused(sharded, "stored twice", name, first.name, second.name)
 
 
-def test_a_single_file_beside_an_index_is_refused_as_unclear(sharded: Path, model_dir: ModelDir) -> None:
-    shutil.copy(model_dir(NAME) / "model.safetensors", sharded)
-    refused(sharded, "unclear", "model.safetensors.index.json")
-
-
 # --- Weights and config that do not belong together
 
 
@@ -562,7 +577,7 @@ def test_a_missing_tensor_is_refused_with_the_shape_it_should_have(victim: Path)
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.q_norm.weight", "score.weight", "model.layers.2.x", "x" * 99]
+    "name", ["model.layers.0.self_attn.q_norm.weight", "pooler.weight", "model.layers.2.x", "x" * 99]
 )
 def test_a_tensor_that_the_architecture_does_not_have_is_refused(name: str, victim: Path) -> None:
     edit_weights(victim, lambda tensors: tensors.update({name: torch.zeros(3)}))

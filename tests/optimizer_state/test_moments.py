@@ -79,7 +79,7 @@ def state_plan(plan: Plan, *, treatment: str = "copy", shard_size: str | int = "
 def expected_moment(tensor: TensorPlan, plan: Plan, old: Tensor, power: int, *, first_only: bool) -> Tensor:
     """Every number by itself: r = 1 / (k s), where k copies have s times the source's weight each."""
     grown = grown_tensors.map_of(tensor, plan)
-    matrix = (old.reshape(1, -1) if old.dim() == 1 else old.T if grown.transposed else old).tolist()
+    matrix = (old.reshape(1, -1) if old.dim() == 1 else old.T if "->" in tensor.layout.text else old).tolist()
     factors = grown_tensors.query_rows(tensor)
     queries = None if factors is None else factors.tolist()
     rows, columns = (list(zip(m.source.tolist(), m.number.tolist(), m.count.tolist(), strict=True))
@@ -94,7 +94,7 @@ def expected_moment(tensor: TensorPlan, plan: Plan, old: Tensor, power: int, *, 
         query = 1.0 if queries is None else queries[column if old.dim() == 1 else row]
         s = tensor.factor * query / (b[column] if grown.splits else 1)
         new[i, j] = matrix[row][column] * (1 / (a[row] * b[column] * s)) ** power
-    return new.flatten() if old.dim() == 1 else new.T if grown.transposed else new
+    return new.flatten() if old.dim() == 1 else new.T if "->" in tensor.layout.text else new
 
 
 GROWTHS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
@@ -123,7 +123,7 @@ def test_every_number_is_the_sources_times_a_power_of_the_gradients_ratio(
             pieces = list(moments.grown_slices(MomentPlan(tensor, kind, torch.float64), plan, state, treatment))
             old = state.moment(tensor.source, kind)
             expected = expected_moment(tensor, plan, old, power, first_only=treatment == "first-copy")
-            whole = old.dim() == 1 or grown_tensors.map_of(tensor, plan).transposed
+            whole = old.dim() == 1 or "->" in tensor.layout.text
             rows = tensor.shape[0]
             assert len(pieces) == (1 if whole else math.ceil(rows / (rows * 3000 // (8 * math.prod(tensor.shape)))))
             found = torch.cat(pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +24,10 @@ from hyperclone.io.hub import Headers
 from hyperclone.io.tensor_files import DTYPES, Entry, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
+from tests.helpers import unmodified
 from tests.helpers.edits import edit_json
 from tests.helpers.headers import headers
-from tests.helpers.models import MODELS
+from tests.helpers.models import FULLY, MODELS
 
 ModelDir = Callable[..., Path]
 GROWTHS = {
@@ -45,7 +47,7 @@ def config_of(path: Path) -> dict[str, Any]:
 @pytest.mark.quick(8)
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, "2x") for name in MODELS]
+    [(name, "2x") for name in FULLY]
     + [(name, kind) for name in ("llama-grouped-tied", "neox-parallel", "opt") for kind in GROWTHS if kind != "2x"],
 )
 def test_the_plan_is_what_then_is_on_disk_and_what_transformers_loads(
@@ -85,8 +87,8 @@ def test_the_plan_is_what_then_is_on_disk_and_what_transformers_loads(
     before = AutoModelForCausalLM.from_pretrained(source)
     after, info = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", output_loading_info=True)
     assert not any(info.values()), info
-    assert plan.source_parameters == sum(p.numel() for p in before.parameters())
-    assert plan.parameters == sum(p.numel() for p in after.parameters())
+    assert plan.source_parameters == unmodified.stored_values(before)
+    assert plan.parameters == unmodified.stored_values(after)
     assert after.dtype == (torch.bfloat16 if growth.dtype else torch.float32)
 
 
@@ -157,10 +159,10 @@ def test_multipliers_follow_the_scaling_rule(name: str, n: int, model_dir: Model
         copies = math.prod(growths)
         if tensor.name in folds:
             s = 1 / n
-        elif len(growths) == 2 and "<-" in tensor.layout.text:
-            s = 1 / growths[1]
-        elif len(growths) == 2 and "->" in tensor.layout.text:
-            s = 1 / growths[0]
+        elif "<-" in tensor.layout.text:
+            s = 1 / growths[-1]
+        elif "->" in tensor.layout.text:
+            s = 1 / growths[-2]
         else:
             s = 1.0
         assert tensor.multipliers == pytest.approx(
@@ -387,3 +389,20 @@ def test_a_list_with_fewer_entries_than_layers_is_refused(entries: Any, model_di
     edit_json(tmp_path / "source/config.json", layer_types=entries)
     with pytest.raises(HypercloneError, match="fewer entries than layers"):
         hyperclone.plan(tmp_path / "source", Growth(layers="2x"))
+
+
+@pytest.mark.parametrize(
+    ("growth", "warned"),
+    [
+        (Growth(ffn=36, allow_rounding=True, dtype="bf16"), "ffn 36: .* multiples of 8 in BF16"),
+        (Growth(ffn=40, dtype="bf16"), ""),
+        (Growth(ffn=37), "ffn 37: .* multiples of 4 in F32"),
+        (Growth(ffn=36), ""),
+    ],
+)
+def test_experts_that_transformers_default_kernel_refuses_are_warned_of(
+    growth: Growth, warned: str, model_dir: Callable[..., Path]
+) -> None:
+    """torch: strides should be multiple of 16 bytes."""
+    warnings = " ".join(hyperclone.plan(model_dir("qwen3-moe"), growth).warnings)
+    assert re.search(warned, warnings) if warned else "kernel" not in warnings

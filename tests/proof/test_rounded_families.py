@@ -15,7 +15,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import GrowthError
 from hyperclone.planning import planner
-from tests.helpers import models
+from tests.helpers import models, rows_decoders, rows_mixtures
 from tests.helpers.headers import headers
 
 _COMMON = {
@@ -29,6 +29,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**_COMMON, "sliding_window": 8}),
     "gemma3": ("gemma3_text", {**_COMMON, "sliding_window": 8}),
     "nemotron-tied": ("nemotron", {**_COMMON, "tie_word_embeddings": True}),
+    **rows_decoders.MULTIPLIED,
+    **rows_mixtures.MULTIPLIED,
 }
 
 

@@ -661,6 +661,7 @@ def test_commands_mean_their_requests() -> None:
 
 def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
     import gzip
+    import lzma
 
     (tmp_path / "a.txt").write_text("the same")
     (tmp_path / "b.txt").write_text("the same")
@@ -668,7 +669,9 @@ def test_a_key_follows_content_not_names_or_compression(tmp_path: Path) -> None:
     for level in (1, 9):
         with gzip.open(tmp_path / f"{level}.txt.gz", "wb", compresslevel=level) as stream:
             stream.write(b"the same" * 99)
-    assert run_keys.text(str(tmp_path / "1.txt.gz")) == run_keys.text(str(tmp_path / "9.txt.gz"))
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"the same" * 99))
+    keys = {name: run_keys.text(str(tmp_path / name)) for name in ("1.txt.gz", "9.txt.gz", "a.txt.xz")}
+    assert keys["1.txt.gz"] == keys["9.txt.gz"] == keys["a.txt.xz"]
     assert run_keys.training({"tokens": "1k", "keep": 3}) == run_keys.training({"tokens": 1000})
     assert run_keys.training({"optimizer": "rotated"}) != run_keys.training({"optimizer": "adamw"})
     assert run_keys.clone("a", Growth(width=2), None) == run_keys.clone("a", Growth(width=2, noise="split"), None)

@@ -41,6 +41,8 @@ def measure_activations(path: Path, plan: Plan) -> tuple[dict[str, CopyCompariso
     if needed > available:
         return {}, f"not measured: that takes {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
     model, _ = load_model(path, torch.float32)
+    if plan.family.head and model.config.pad_token_id is None:
+        model.config.pad_token_id = 0  # a classifier takes several rows only if it knows padding; nothing else uses it
     probes, _ = logits.make_probes(
         load_tokenizer(path),
         vocab=plan.sizes["vocab"][0],

@@ -11,6 +11,7 @@ from typing import Any
 from hyperclone.anatomy.examine import Anatomy, TensorAnatomy
 from hyperclone.anatomy.weights import mean
 from hyperclone.errors import DestinationError, HypercloneError
+from hyperclone.io.files import user_path
 
 _Value = Callable[[TensorAnatomy], float | None]
 _OUTSIDE = "outside of layers"
@@ -34,7 +35,7 @@ def join_kinds(kinds: list[str]) -> str:
 
 def check_file(file: str | os.PathLike[str]) -> Path:
     """The path of a figure, checked before it is drawn; raises the errors of `draw`."""
-    path = Path(file)
+    path = user_path(file)
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise DestinationError("a figure in this format cannot be written", file=path, expected=".png, .svg or .pdf")
     if not path.resolve().parent.is_dir():

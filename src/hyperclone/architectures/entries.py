@@ -68,6 +68,22 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Multiplied:
+    """The axis by the root of whose size a model multiplies a tensor, and a condition for it."""
+
+    axis: str
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A text in which each letter stands for an entry of a list: the list's field, and the entries by their letters."""
+
+    into: str
+    letters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Dense:
     """A dense model type that can become a mixture of experts."""
 

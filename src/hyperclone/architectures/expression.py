@@ -1,7 +1,8 @@
 """The small expressions of family files: config fields, whole-number arithmetic, conditions.
 
 `a | b` is a, or b where the config leaves a out (or null). Division must come out whole; `a % b` is the remainder.
-`a in b` asks whether b, a list, holds a; a list that is left out is empty. `a.b` is field b of the table a.
+`a in b` asks whether b, a list, holds a; a list that is left out is empty. `a.b` is field b of the table a, and `a[b]`
+entry b of the list a; either is null where there is none.
 Expressions are parsed by Python's parser and evaluated over its syntax tree, without calls; what is outside the
 language is refused before anything is computed.
 """
@@ -39,11 +40,11 @@ def _inside(node: ast.expr) -> bool:
     match node:
         case ast.Constant(value=int() | float() | str() | None) | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
             return True
-        case ast.Name() | ast.Attribute(value=ast.Name()):
+        case ast.Name() | ast.Attribute(value=ast.Name()) | ast.Subscript(value=ast.Name(), slice=ast.Name()):
             return True
         case ast.BinOp(op=ast.BitOr() | ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.Mod()):
             return True
-        case ast.Compare(ops=[ast.Eq() | ast.NotEq() | ast.In() | ast.NotIn()]):
+        case ast.Compare(ops=[ast.Eq() | ast.NotEq() | ast.Lt() | ast.In() | ast.NotIn()]):
             return True
     return False
 
@@ -76,6 +77,12 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
             raise wrong(right, value, "list")
         return visit(left) in (value or [])
 
+    def entry(node: ast.expr, index: ast.expr) -> Value:
+        values, place = visit(node), number(index)
+        if values is not None and not isinstance(values, list):
+            raise wrong(node, values, "list")
+        return values[place] if values and isinstance(place, int) and 0 <= place < len(values) else None
+
     def divided(node: ast.BinOp) -> tuple[int | float, int | float]:
         a, b = number(node.left), number(node.right)
         if not b or (isinstance(node.op, ast.Div) and a % b):
@@ -97,6 +104,8 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
             case ast.Attribute(value=table, attr=name):
                 within = visit(table)
                 return within.get(name) if isinstance(within, Mapping) else None
+            case ast.Subscript(value=left, slice=right):
+                return entry(left, right)
             case ast.BinOp(left=left, op=ast.BitOr(), right=right):
                 first = visit(left)
                 return visit(right) if first is None else first
@@ -122,6 +131,8 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
                 return visit(left) == visit(right)
             case ast.Compare(left=left, ops=[ast.NotEq()], comparators=[right]):
                 return visit(left) != visit(right)
+            case ast.Compare(left=left, ops=[ast.Lt()], comparators=[right]):
+                return number(left) < number(right)
             case ast.Compare(left=left, ops=[ast.In()], comparators=[right]):
                 return holds(left, right)
             case ast.Compare(left=left, ops=[ast.NotIn()], comparators=[right]):

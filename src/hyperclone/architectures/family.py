@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from hyperclone.architectures.entries import Axis, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.entries import Axis, Multiplied, Pattern, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import Value, evaluate, lead_field, names
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
@@ -23,6 +23,7 @@ from hyperclone.errors import CheckpointError, GrowthError
 _LARGEST_SIZE = 2**40  # of an axis; products of a few of them are still numbers that can be computed with
 _MOST_LAYERS = 10_000
 _MOST_EXPERTS = 100_000  # in all layers together
+_ALWAYS = ("hidden", "ffn", "heads", "kv_heads", "group", "head_dim", "vocab")  # axes that every model has
 
 
 def canonical(config: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
@@ -51,17 +52,21 @@ class Family:
     lines: tuple[TensorLine, ...]
     tie: Tie | None
     ignore: tuple[str, ...]
+    extra_layers: str | None  # how many layers are stored behind the last one that no model loads (to predict more)
     whole: Mapping[str, str]  # expression that must be a whole number for transformers -> when
     refuse: Mapping[str, str]  # condition over config fields and grown sizes -> why such a model cannot be grown so
     residual: Mapping[str, Residual]
-    multiplied: Mapping[str, str]  # tensor -> axis by the root of whose size the model multiplies it
+    multiplied: Mapping[str, Multiplied]  # by tensor
     gain_offset: float  # what the model adds to the stored gain of a norm
     per_layer: tuple[str, ...]  # config lists with an entry for each layer
     deeper: Mapping[str, str]  # fields written when layers are added: a value, or of i: the layers for which it holds
+    counted: frozenset[str]  # of these fields, those that hold the number of such layers instead
     prefix: str  # which the names in a saved base model lack ("" if base models are not saved)
     aliases: Mapping[str, str]  # another name of a config field -> its name here; where both are given, that one counts
+    patterns: Mapping[str, Pattern]  # config fields that spell a list by letters
     models: tuple[str, ...] = ()  # well-known names
     upcycled: Upcycling | None = None
+    head: str = ""  # in place of the causal language model's (heads.py)
     text: str = ""  # the file itself if it is a user's, for receipts; "" for those that ship with the package
 
     def fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +76,11 @@ class Family:
 
     def canonical(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with every field under the family's name."""
-        return canonical(config, self.aliases)
+        named = canonical(config, self.aliases)
+        for field, pattern in self.patterns.items():
+            if isinstance(text := named.pop(field, None), str) and named.get(pattern.into) is None:
+                named[pattern.into] = [pattern.letters.get(letter, letter) for letter in text]
+        return named
 
     def spelled_as(self, fields: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
         """Fields by the family's names, under the name or both names that a config has for each of them."""
@@ -85,7 +94,7 @@ class Family:
         return evaluate(text, self.fields(config if layer is None else {**config, "i": layer}))
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
-        """Size of every axis.
+        """Size of every axis, but those of size 0 that no tensor of this config has (experts of a dense model).
 
         Raises:
             CheckpointError: a field is missing, not a positive whole number, or does not divide.
@@ -93,6 +102,8 @@ class Family:
         sizes = {}
         for name, axis in self.axes.items():
             size = self.value(axis.size, config)
+            if size == 0 and type(size) is int and name not in _ALWAYS and not self._occurs(name, config):
+                continue
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST_SIZE:
                 raise CheckpointError(
                     f"the config gives no usable size for axis {name!r}",
@@ -104,16 +115,31 @@ class Family:
             sizes[name] = size
         return sizes
 
+    def _occurs(self, axis: str, config: Mapping[str, Any]) -> bool:
+        """Whether a tensor of this config has an axis."""
+        return any(
+            line.when is None or bool(self.value(line.when, config, layer=i))
+            for line in self.lines
+            if axis in line.layout.axes
+            for i in (range(self.depth(config)) if "{i}" in line.pattern else [None])
+        )
+
     def grown_sizes(
-        self, config: Mapping[str, Any], new: Mapping[str, int], *, identity: bool = False
+        self, config: Mapping[str, Any], new: Mapping[str, int], *, deeper: bool = False, identity: bool = False
     ) -> dict[str, tuple[int, int]]:
-        """(old, new) size of every axis, given new sizes of the axes that a user grows; `identity`: layers are added.
+        """(old, new) size of every axis, given new sizes of the axes that a user grows.
+
+        Args:
+            config: the source's.
+            new: new sizes.
+            deeper: layers are added.
+            identity: they are added by identity.
 
         Raises:
             GrowthError: the family file refuses this growth, and says why.
         """
         old = self.sizes(config)
-        leads = {axis: self.grows_with(axis, config) for axis in self.axes}
+        leads = {axis: self.grows_with(axis, config) for axis in old}
         sizes = {axis: (old[axis], old[axis] * new[lead] // old[lead]) for axis, lead in leads.items()}
         for axis, lead in leads.items():
             if new.get(axis, old[axis]) not in (old[axis], sizes[axis][1]):
@@ -125,7 +151,8 @@ class Family:
                     cure=f"grow {lead} by the same factor, or leave {axis} out",
                 )
         for condition, reason in self.refuse.items():
-            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, "identity": identity}):
+            added = {"deeper": deeper, "identity": identity}
+            if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, **added}):
                 raise GrowthError(f"this model cannot be grown like this: {reason}", field=condition)
         return sizes
 
@@ -140,7 +167,8 @@ class Family:
         source, config = config, self.canonical(config)
         grown = dict(config)
         for field, text in self.write.items():
-            grown[field] = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+            value = evaluate(text, {axis: new for axis, (_, new) in sizes.items()})
+            grown[field] = [value] * self.depth(config) if field in self.per_layer else value
         for axis, (_, new) in sizes.items():
             field = lead_field(self.axes[axis].size) or ""
             if field and config.get(field) is not None:
@@ -207,14 +235,17 @@ class Family:
         patterns = self.residual[self.stream(axis, config)].post_norms
         return any(indices(pattern, name) is not None for pattern in patterns)
 
-    def squared_factor(self, name: str, sizes: Mapping[str, tuple[int, int]]) -> Fraction:
+    def squared_factor(self, name: str, config: Mapping[str, Any], sizes: Mapping[str, tuple[int, int]]) -> Fraction:
         """The square of the factor for a tensor that the model multiplies by the root of a size that grows."""
-        axis = self.multiplied.get(name)
-        return Fraction(*sizes[axis]) if axis else Fraction(1)
+        spec = self.multiplied.get(name)
+        if spec is None or (spec.when is not None and not self.value(spec.when, config)):
+            return Fraction(1)
+        return Fraction(*sizes[spec.axis])
 
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers."""
         layers = self.value(self.layers, config)
+        layers = len(layers) if isinstance(layers, list) else layers
         if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= _MOST_LAYERS:
             raise CheckpointError(
                 "the config gives no usable number of layers",
@@ -282,14 +313,20 @@ class Family:
 
     def writes_hidden(self, layout: Layout, config: Mapping[str, Any]) -> bool:
         """Whether a tensor of a block is an output projection (or its bias): what it writes is the residual stream."""
-        out = next((dim for dim in range(len(layout.dims)) if dim != layout.reads), None)
-        if layout.norm or out is None:
-            return False
-        return any(self.stream(axis, config) == "hidden" for axis in layout.axes_of(out))
+        axes = {axis for dim in layout.written for axis in layout.axes_of(dim)}
+        return not layout.norm and any(self.stream(axis, config) == "hidden" for axis in axes)
 
-    def ignored(self, name: str) -> bool:
-        """Whether a stored tensor is a buffer that no model loads."""
-        return any(indices(pattern, name) is not None for pattern in self.ignore)
+    def ignored(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Whether a stored tensor is one that no model loads."""
+        if any(indices(pattern, name) is not None for pattern in self.ignore):
+            return True
+        extra = self.extra_layers and self.value(self.extra_layers, config)
+        if isinstance(extra, bool) or not isinstance(extra, int):
+            return False
+        starts = {line.pattern.split("{i}")[0] for line in self.lines if "{i}" in line.pattern}
+        numbers = {name.removeprefix(start).split(".")[0] for start in starts if name.startswith(start)}
+        behind = range(self.depth(config), self.depth(config) + extra)
+        return any(number.isdecimal() and int(number) in behind for number in numbers)
 
     def of_expert(self, name: str) -> bool:
         """Whether a tensor belongs to one of several experts."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures import layout
-from hyperclone.architectures.entries import Axis, Dense, Residual, TensorLine, Tie, Upcycling
+from hyperclone.architectures.entries import Axis, Dense, Multiplied, Pattern, Residual, TensorLine, Tie, Upcycling
 from hyperclone.architectures.expression import evaluate, names
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError
@@ -23,7 +23,7 @@ def read(path: str | os.PathLike[str]) -> Family:
         FamilyError: it cannot be read, or is not a family file.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(os.path.expanduser(path)).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise FamilyError("this family file cannot be read", file=path, found=error) from None
     return from_text(text, file=str(path))
@@ -63,7 +63,7 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
     _keys(data, "", {"model_types": list, "layers": str, "axes": dict, "tensors": dict},
           {"defaults": dict, "write": dict, "tie": dict, "ignore": dict, "whole": dict, "refuse": dict,
            "residual": dict, "multiplied": dict, "gain_offset": int, "per_layer": list, "deeper": dict,
-           "prefix": str, "aliases": dict, "models": list, "upcycled": dict})  # fmt: skip
+           "prefix": str, "aliases": dict, "patterns": dict, "models": list, "upcycled": dict})  # fmt: skip
     axes = {
         key: Axis(**_entry(spec, f"axes.{key}", "size", "grows_with", "alias", "when"))
         for key, spec in data["axes"].items()
@@ -91,10 +91,14 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
             )
     if "tie" in data:
         _keys(data["tie"], "tie", {"when": str, "head": str, "embedding": str, "fold": list}, {})
-    for part in ("write", "whole", "refuse", "multiplied", "aliases"):
+    for part in ("write", "whole", "refuse", "aliases"):
         _keys(data.get(part, {}), part, {}, dict.fromkeys(data.get(part, {}), str))
-    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list})
-    _keys(data.get("deeper", {}), "deeper", {}, dict.fromkeys(data.get("deeper", {}), str))
+    _keys(data.get("ignore", {}), "ignore", {}, {"tensors": list, "layers": str})
+    counted = {key: spec for key, spec in data.get("deeper", {}).items() if isinstance(spec, dict)}
+    for key, spec in counted.items():
+        _keys(spec, f"deeper.{key}", {"count": str}, {})
+    deeper = data.get("deeper", {}) | {key: spec["count"] for key, spec in counted.items()}
+    _keys(deeper, "deeper", {}, dict.fromkeys(deeper, str))
     by_type = {key: value for key, value in data.get("defaults", {}).items() if isinstance(value, dict)}
     _keys(by_type, "defaults", {}, dict.fromkeys(data["model_types"], dict))
     family = Family(
@@ -109,17 +113,23 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
         lines=tuple(lines),
         tie=Tie(**{**data["tie"], "fold": tuple(data["tie"]["fold"])}) if "tie" in data else None,
         ignore=tuple(data.get("ignore", {}).get("tensors", ())),
+        extra_layers=data.get("ignore", {}).get("layers"),
         whole=data.get("whole", {}),
         refuse=data.get("refuse", {}),
         residual={axis: _residual(spec, f"residual.{axis}") for axis, spec in data.get("residual", {}).items()},
-        multiplied=data.get("multiplied", {}),
+        multiplied={
+            tensor: Multiplied(**_entry(spec, f"multiplied.{tensor}", "axis", "when"))
+            for tensor, spec in data.get("multiplied", {}).items()
+        },
         gain_offset=data.get("gain_offset", 0),
         prefix=data.get("prefix", ""),
         aliases=data.get("aliases", {}),
+        patterns={key: _pattern(spec, f"patterns.{key}") for key, spec in data.get("patterns", {}).items()},
         per_layer=tuple(data.get("per_layer", ())),
         models=tuple(data.get("models", ())),
         upcycled=_upcycling(data["upcycled"]) if "upcycled" in data else None,
-        deeper=data.get("deeper", {}),
+        deeper=deeper,
+        counted=frozenset(counted),
     )
     _check(family)
     return family
@@ -128,6 +138,12 @@ def _family(data: dict[str, Any], *, name: str, file: str) -> Family:
 def _residual(spec: Any, where: str) -> Residual:
     _keys(spec, where, {"padding": str}, {"eps": str, "shared": str, "post_norms": list, "when": str})
     return Residual(**{**spec, "post_norms": tuple(spec.get("post_norms", ()))})
+
+
+def _pattern(spec: Any, where: str) -> Pattern:
+    _keys(spec, where, {"into": str, "letters": dict}, {})
+    _keys(spec["letters"], f"{where}.letters", {}, dict.fromkeys(spec["letters"], str))
+    return Pattern(**spec)
 
 
 def _upcycling(table: dict[str, Any]) -> Upcycling:
@@ -204,7 +220,10 @@ def _check(family: Family) -> None:
             tensor=numbered[0],
             expected="experts",
         )
-    for field, named in (("residual", set(family.residual)), ("multiplied", set(family.multiplied.values()))):
+    for field, named in (
+        ("residual", set(family.residual)),
+        ("multiplied", {spec.axis for spec in family.multiplied.values()}),
+    ):
         if missing := sorted(named - axes):
             raise FamilyError(
                 "the file does not define this axis", field=field, found=", ".join(missing),
@@ -218,6 +237,11 @@ def _check(family: Family) -> None:
         if spec.shared is not None and spec.eps is None:
             raise FamilyError("shared says when other norms have the same eps, but the file gives no eps",
                               field=f"residual.{stream}", expected="eps, or neither")  # fmt: skip
+    means = {axis for axis, spec in family.residual.items() if spec.padding == "mean"}
+    for line in family.lines:
+        if len(line.layout.dims) > 2 and line.layout.reads is not None and means & line.layout.axes:
+            raise FamilyError("several matrices in one tensor cannot have padding channels that hold a mean",
+                              field="residual", tensor=line.pattern, expected='padding = "zero"')  # fmt: skip
     if family.tie:
         if unlisted := sorted({family.tie.head, family.tie.embedding, *family.tie.fold} - patterns):
             raise FamilyError(
@@ -256,6 +280,8 @@ def _check(family: Family) -> None:
 def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     """(field, text) of every expression in a file."""
     yield "layers", family.layers
+    if family.extra_layers is not None:
+        yield "ignore.layers", family.extra_layers
     for key, axis in family.axes.items():
         yield from ((f"axes.{key}", text) for text in (axis.size, axis.when) if text is not None)
     for line in family.lines:
@@ -265,6 +291,7 @@ def _expressions(family: Family) -> Iterator[tuple[str, str]]:
     yield from (("refuse", text) for text in family.refuse)
     for spec in family.residual.values():
         yield from (("residual", text) for text in (spec.when, spec.shared) if text is not None)
+    yield from (("multiplied", spec.when) for spec in family.multiplied.values() if spec.when is not None)
     yield from ((f"deeper.{field}", text) for field, text in family.deeper.items())
     if family.tie:
         yield "tie.when", family.tie.when

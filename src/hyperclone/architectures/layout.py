@@ -3,17 +3,21 @@
     vocab hidden                                    an embedding: every dimension is written (output)
     (kv_heads group head_dim) <- hidden             nn.Linear: rows are outputs, columns are inputs
     hidden -> (3 heads head_dim)                    GPT-2's Conv1D: columns are outputs
+    experts (2 ffn) <- hidden                       a matrix for each expert
+    experts hidden -> (2 ffn)                       the same, stored as a Conv1D for each expert
     (kv_heads group head_dim + 2 kv_heads head_dim) <- hidden      concatenated parts in one dimension
     (kv_heads (group + 2) head_dim) <- hidden       parts inside a product: each KV head's queries, its key, its value
     norm(hidden)                                    a norm's gain or bias over an axis
     norm(kv_heads head_dim)                         a norm over the flattened axes
     (query(heads head_dim) + 2 heads head_dim)      rows of queries, rescaled when head_dim grows
     <- hidden                                       a vector that reads hidden (a final norm carrying the head's 1/n)
+    ()                                              a single number
 
 A name is an axis whose size the family file takes from the config; a number is an axis that never grows.
-Several axes in parentheses are one stored dimension, flattened in C order (the last varies fastest). In full:
+Several axes in parentheses are one stored dimension, flattened in C order (the last varies fastest). One dimension is
+read: the one that the arrow comes from. In full:
 
-    line      = dimension+ | [dimension] "<-" dimension | dimension "->" dimension
+    line      = dimension+ | dimension* "<-" dimension | dimension+ "->" dimension | "()"
     dimension = name | number | parts | "norm" parts
     parts     = "(" product ("+" product)* ")"
     product   = (name | number | ["query"] parts)+
@@ -68,6 +72,11 @@ class Layout:
         return frozenset(name for dim in self.dims for name in _names(dim))
 
     @cached_property
+    def written(self) -> tuple[int, ...]:
+        """Indices of the stored dimensions whose units are outputs."""
+        return tuple(dim for dim in range(len(self.dims)) if dim != self.reads)
+
+    @cached_property
     def queries(self) -> bool:
         """Some of its rows are queries."""
         return any(_has_queries(dim) for dim in self.dims)
@@ -75,7 +84,7 @@ class Layout:
     @cached_property
     def only_queries(self) -> bool:
         """All of its rows are queries."""
-        out = next((dim for i, dim in enumerate(self.dims) if i != self.reads), ())
+        out = self.dims[self.written[0]] if self.written else ()
         return all(len(block) == 1 and isinstance(block[0], Query) for block in out) and bool(out)
 
     def axes_of(self, dim: int) -> frozenset[str]:
@@ -145,7 +154,9 @@ class _Parser:
         self.index = 0
 
     def layout(self) -> Layout:
-        """line = dimension+ | [dimension] "<-" dimension | dimension "->" dimension."""
+        """line = dimension+ | dimension* "<-" dimension | dimension+ "->" dimension | "()"."""
+        if [token for token, _ in self.tokens] == ["(", ")"]:
+            return Layout(self.line, (), None)
         left, norm = self.side()
         arrow = self.peek()
         if not arrow:
@@ -158,10 +169,10 @@ class _Parser:
             raise self.error(
                 "one arrow, and no norm() beside it", self.tokens[min(self.index, len(self.tokens) - 1)][1]
             )
-        if len(left) > 1 or len(right) != 1 or (arrow == "->" and not left):
-            raise self.error("one dimension on each side of the arrow (use parentheses to flatten axes)", 0)
-        # `->` stores inputs first; `<-` stores them last, and alone when there is no output side.
-        return Layout(self.line, (*left, *right), 0 if arrow == "->" or not left else 1)
+        if len(right) != 1 or (arrow == "->" and not left):
+            raise self.error("one dimension behind the arrow (use parentheses to flatten axes), and one before ->", 0)
+        # `->` stores inputs next to last; `<-` stores them last, and alone when there is no output side.
+        return Layout(self.line, (*left, *right), len(left) - (arrow == "->"))
 
     def side(self) -> tuple[list[Dim], bool]:
         """The dimensions up to an arrow or the end, and whether one is a norm's."""

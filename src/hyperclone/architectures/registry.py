@@ -10,6 +10,7 @@ from typing import Any
 
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
+from hyperclone.architectures.heads import with_head
 from hyperclone.errors import FamilyError, UnknownArchitectureError
 
 
@@ -28,9 +29,13 @@ def families() -> dict[str, Family]:
 
 
 def known(config: Mapping[str, Any], user_family: Family | None = None) -> Family | None:
-    """The family of a model: the user's where one is given, else the one that ships; None if there is none."""
+    """The family of a model: the user's where one is given, else the one that ships; None if there is none.
+
+    It has the head that the config's `architectures` name.
+    """
     model_type = config.get("model_type")
-    return user_family or (families().get(model_type) if isinstance(model_type, str) else None)
+    family = user_family or (families().get(model_type) if isinstance(model_type, str) else None)
+    return None if family is None else with_head(family, config)
 
 
 def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -> Family:
@@ -50,7 +55,7 @@ def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -
                 expected=model_type,
                 cure="if the architecture is the same, add its model_type to the file",
             )
-        return user_family
+        return with_head(user_family, config)
     family = known(config)
     if family is None:
         raise UnknownArchitectureError(

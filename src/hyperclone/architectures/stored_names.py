@@ -2,9 +2,10 @@
 
 transformers also loads a checkpoint that was saved from the base model (AutoModel), whose names lack a prefix, one that
 was saved from a wrapper around the model, whose names have it twice, and a tied model of which the head is stored
-instead of the embedding. All are read here under the names that the family file has. Buffers are computed from the
-config, so transformers leaves stored ones alone; which of them a checkpoint holds depends on the version of the library
-that wrote it, so they are known by name, for every family.
+instead of the embedding. It does not load names with the prefix of DistributedDataParallel or torch.compile, which some
+training scripts forget to drop. All are read here under the names that the family file has. Buffers are computed from
+the config, so transformers leaves stored ones alone; which of them a checkpoint holds depends on the version of the
+library that wrote it, so they are known by name, for every family.
 """
 
 from __future__ import annotations
@@ -25,6 +26,32 @@ _BUFFERS = re.compile(
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number
 _MASK = re.compile(r"(?:.*\.)?(?:attn|attention)\.bias")
 _MASK_DIMS = 4  # (1, 1, positions, positions); a bias of a layer has one dimension
+
+
+# Parts of a name that are no part of the model: of torch.compile, FSDP and activation checkpointing, anywhere; of
+# DistributedDataParallel, DataParallel and DeepSpeed, in front.
+_INNER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_OUTER = "module."
+
+
+def unwrapped_name(name: str) -> str:
+    """A parameter's name without the prefixes of wrappers."""
+    name = _INNER.sub("", name)
+    while name.startswith(_OUTER):
+        name = _INNER.sub("", name.removeprefix(_OUTER))
+    return name
+
+
+def without_wrappers(stored: Mapping[str, T], family: Family | None) -> dict[str, T]:
+    """What is stored, with the prefixes of wrappers dropped from names that the model does not have, in the same order.
+
+    Where two names would become one, all stay as they are.
+    """
+    patterns = frozenset() if family is None else _patterns(family)
+    names = {name: name if _numbers_out(name) in patterns else unwrapped_name(name) for name in stored}
+    if len(set(names.values())) < len(names):
+        return dict(stored)
+    return {names[name]: value for name, value in stored.items()}
 
 
 def full_names(config: Mapping[str, Any], stored: Mapping[str, T], family: Family | None) -> dict[str, T]:

@@ -51,6 +51,8 @@ def _head_dim(family: Family) -> str:
 
 
 def _layers(family: Family) -> str:
+    if "deeper" in family.refuse:
+        return "stay"
     return "stack" if "identity" in family.refuse else "identity, stack"
 
 
@@ -82,8 +84,9 @@ def notes(family: Family) -> Iterator[str]:
             yield f"{axis} grows to any size where `{spec.when}`"
     for text, when in family.whole.items():
         yield f"`{text}` must stay a whole number where `{when}`"
-    for axis in sorted(set(family.multiplied.values())):
-        yield f"the model multiplies its embedding by the square root of {axis}: exact only for powers of 4"
+    for root in family.multiplied.values():
+        where = "" if root.when is None else f" where `{root.when}`"
+        yield f"the model multiplies its embedding by the square root of {root.axis}{where}: exact only for powers of 4"
     if family.tie is not None and family.tie.fold and family.gain_offset:
         yield (
             f"the last norm stores its gains less {family.gain_offset}, so they cannot be divided among copies without "

@@ -27,6 +27,12 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit, where
 FamilyFile = Annotated[
     str | None, typer.Option("--family", metavar="TOML", help="A family file of your own (`hyperclone family draft`).")
 ]
+TextModel = Annotated[
+    bool,
+    typer.Option(
+        "--text-model", help="Of a model that also sees images, grow the text model on its own and leave out the rest."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 ProofOption = Annotated[
     str,

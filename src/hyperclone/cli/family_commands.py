@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -22,13 +23,31 @@ _SHOWN = 4  # failures of a draft; its file has all
 @app.command(epilog="Example: hyperclone families --json")
 def families(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/families.md.")] = False,
+    coverage: Annotated[
+        bool,
+        typer.Option(
+            "--coverage",
+            help="List every causal language model of the installed transformers, with the family file that grows it, "
+            "or why none does.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the supported architectures, and which of their sizes can grow."""
     from hyperclone.architectures import support_table
+    from hyperclone.cli.display.families import coverage_table
     from hyperclone.cli.display.families import table as families_table
 
-    if markdown:
+    if coverage:
+        from hyperclone.hf.coverage import coverage as covered
+
+        rows = covered()
+        if as_json:
+            print(json.dumps([asdict(row) for row in rows], indent=2))
+        else:
+            console = make_console()
+            console.print(coverage_table(rows), highlight=False)
+    elif markdown:
         say(support_table.markdown().rstrip("\n"))
     elif as_json:
         print(json.dumps(support_table.summary(), indent=2))

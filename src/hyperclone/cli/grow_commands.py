@@ -18,6 +18,7 @@ from hyperclone.cli.arguments import (
     Revision,
     ShardSize,
     Source,
+    TextModel,
     Threads,
     make_console,
     say,
@@ -62,11 +63,14 @@ def plan(
     shard_size: ShardSize = "5GB",
     revision: Revision = None,
     family: FamilyFile = None,
+    text_model: TextModel = False,
     as_json: Json = False,
 ) -> None:
     """Show what growing SRC would give, or propose sizes (--params). Reads headers only, writes nothing."""
     if params is None and multiple_of is None:
-        planned = planning.plan(src, growth, shard_size=shard_size, revision=revision, tokens=tokens, family=family)
+        planned = planning.plan(
+            src, growth, shard_size=shard_size, revision=revision, tokens=tokens, family=family, text_model=text_model
+        )
         if as_json:
             print(json.dumps(planned.summary(), indent=2))
         else:
@@ -77,7 +81,7 @@ def plan(
 
     proposed = proposals.propose(
         src, params, request=growth, multiple_of=multiple_of, tokens=tokens, shard_size=shard_size,
-        revision=revision, family=family,
+        revision=revision, family=family, text_model=text_model,
     )  # fmt: skip
     if as_json:
         print(json.dumps(proposed.summary(), indent=2))
@@ -104,6 +108,7 @@ def grow(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and write nothing.")] = False,
     revision: Revision = None,
     family: FamilyFile = None,
+    text_model: TextModel = False,
     optimizer_state: Annotated[
         Path | None,
         typer.Option(
@@ -124,7 +129,10 @@ def grow(
     DST appears complete or not at all. After an interruption, rerun the same command to resume.
     """
     if dry_run:
-        show_plan(planning.plan(src, growth, shard_size=shard_size, revision=revision, family=family), tensors=True)
+        planned = planning.plan(
+            src, growth, shard_size=shard_size, revision=revision, family=family, text_model=text_model
+        )
+        show_plan(planned, tensors=True)
         return
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.conversion import grow as growing
@@ -133,7 +141,8 @@ def grow(
         grown = growing.grow(
             src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite,
             proof=cast("ProofKind", proof), revision=revision, family=family, optimizer_state=optimizer_state,
-            moments=cast("Treatment", moments), on_plan=partial(show_plan, tensors=False), progress=progress,
+            moments=cast("Treatment", moments), text_model=text_model,
+            on_plan=partial(show_plan, tensors=False), progress=progress,
         )  # fmt: skip
     if grown.proof is not None:
         show_proof(grown.proof)

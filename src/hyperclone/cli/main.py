@@ -43,7 +43,7 @@ def _run() -> int:
     """Run the command; its exit code."""
     try:
         with stopped_by_signals():
-            return int(app(standalone_mode=False) or 0)
+            return int(app(args=[_expanded(word) for word in sys.argv[1:]], standalone_mode=False) or 0)
     except ProofFailed as error:
         show_proof(error.proof)
         say(error, error=True)
@@ -67,6 +67,12 @@ def _run() -> int:
         say(traceback.format_exc(), error=True)
         say("hyperclone: this is a bug, please report it with the lines above", error=True)
         return 3
+
+
+def _expanded(word: str) -> str:
+    """A word of the command line with the home directory for `~`, which shells leave alone after an option's `=`."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~") else value)
 
 
 def _of_the_machine(error: Exception) -> HypercloneError | None:

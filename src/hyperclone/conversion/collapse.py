@@ -18,12 +18,12 @@ from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import CheckpointError, CollapseError
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.expand import TensorMap, collapse_rows, rounding_bound
-from hyperclone.io import hub, shards
+from hyperclone.io import fused_experts, hub, shards
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
-from hyperclone.io.files import to_json
+from hyperclone.io.files import to_json, user_path
 from hyperclone.io.shards import TensorHeader
-from hyperclone.io.streaming import Progress, digest, slices, write_shards
+from hyperclone.io.streaming import Progress, digest, write_shards
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
@@ -80,10 +80,12 @@ def collapse(
     # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
     copies = [tensor for tensor in plan.tensors if not tensor.init_std]
     originals = {tensor.source: tensor for tensor in copies if tensor.original}
-    headers = [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()]
+    headers = fused_experts.fuse(
+        [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()], plan.fused_in
+    )
     files = shards.lay_out(headers, shard_size=shard_size)
     target = Destination(
-        Path(destination),
+        user_path(destination),
         source=directory,
         fingerprint=f"collapse:{plan.fingerprint}:{output.identity}",
         nbytes=sum(shard.nbytes for shard in files),
@@ -91,7 +93,8 @@ def collapse(
     )
 
     def pieces(name: str) -> Iterator[Tensor]:
-        yield _collapse_tensor(originals[name], plan, output)
+        for part in _parts(originals[name], plan):
+            yield _collapse_tensor(originals[name], plan, output, part)
 
     try:
         if plan.growth.recipe.noise is not Noise.GAUSSIAN:  # which would hide small changes
@@ -128,7 +131,7 @@ def _check_copies(
 ) -> None:
     """Raise unless every tensor that is not the first copy of its source still is a copy of it.
 
-    A source may have many (64 experts, added layers), so it is collapsed once for all of them.
+    A source may have many (64 experts, added layers), so each part of it is collapsed once for all of them.
     """
     by_source: dict[str, list[TensorPlan]] = defaultdict(list)
     for tensor in copies:
@@ -136,18 +139,21 @@ def _check_copies(
             by_source[tensor.source].append(tensor)
     for source, tensors in by_source.items():
         original = originals[source]
-        expected = None if all(tensor.zero for tensor in tensors) else _collapse_tensor(original, plan, output)
-        for tensor in tensors:
-            collapsed = _collapse_tensor(tensor, plan, output)
-            if tensor.zero:
-                agrees = not bool(collapsed.any())
-            else:
-                assert expected is not None
-                # An untied head and its embedding may be multiplied by different factors, and rounded differently.
-                rounded = tensor.factors != original.factors and (tensor.rounds or original.rounds)
-                agrees = _agree_to_rounding(collapsed, expected) if rounded else _agree(collapsed, expected, plan)
-            if not agrees:
-                raise _changed(tensor.name, f"it is no longer a copy of {source}")
+        for part in _parts(original, plan):
+            expected = (
+                None if all(tensor.zero for tensor in tensors) else _collapse_tensor(original, plan, output, part)
+            )
+            for tensor in tensors:
+                collapsed = _collapse_tensor(tensor, plan, output, part)
+                if tensor.zero:
+                    agrees = not bool(collapsed.any())
+                else:
+                    assert expected is not None
+                    # An untied head and its embedding may be multiplied by different factors, and rounded differently.
+                    rounded = tensor.factors != original.factors and (tensor.rounds or original.rounds)
+                    agrees = _agree_to_rounding(collapsed, expected) if rounded else _agree(collapsed, expected, plan)
+                if not agrees:
+                    raise _changed(tensor.name, f"it is no longer a copy of {source}")
 
 
 def _compare_hashes(receipt: Receipt, plan: Plan, directory: Path) -> bool | None:
@@ -165,20 +171,28 @@ def _compare_hashes(receipt: Receipt, plan: Plan, directory: Path) -> bool | Non
     return changed is None
 
 
-def _collapse_tensor(tensor: TensorPlan, plan: Plan, output: Checkpoint) -> Tensor:
-    """The source tensor, after checking that every copy of every row and column agrees on it."""
+def _parts(tensor: TensorPlan, plan: Plan) -> list[list[tuple[range, range]]]:
+    """`grown_tensors.pieces` of a tensor, in lists that collapse on their own: of several matrices, some at a time."""
+    grown = grown_tensors.map_of(tensor, plan)
+    pieces = list(grown_tensors.pieces(grown, tensor.shape, tensor.nbytes))
+    return [[piece] for piece in pieces] if len(grown.dims) > 2 and not grown.dims[0].grown else [pieces]
+
+
+def _collapse_tensor(tensor: TensorPlan, plan: Plan, output: Checkpoint, part: Sequence[tuple[range, range]]) -> Tensor:
+    """A part of the source tensor, after checking that every copy of every row and column agrees on it."""
     grown = grown_tensors.map_of(tensor, plan)
     rows_map, columns = grown.rows, grown.columns
-    result = torch.empty(rows_map.old, columns.old, dtype=grown_tensors.stored_type(tensor))
-    bounds = torch.zeros(rows_map.old, columns.old, dtype=torch.float64)  # of the row that stands in `result`
-    whole = len(tensor.shape) == 1 or grown.transposed
-    for rows in [range(rows_map.new)] if whole else slices(tensor.shape, tensor.nbytes):
-        block = grown.as_matrix(output.read(tensor.name, *(() if whole else (rows.start, rows.stop))))
+    units = rows_map.source[part[0][1].start : part[-1][1].stop]
+    start, stop = int(units.min()), int(units.max()) + 1
+    result = torch.empty(stop - start, columns.old, dtype=grown_tensors.stored_type(tensor))
+    bounds = torch.zeros(stop - start, columns.old, dtype=torch.float64)  # of the row that stands in `result`
+    for stored, rows in part:
+        block = grown.as_matrix(output.read(tensor.name, stored.start, stored.stop))
         kept = rows_map.count[rows.start : rows.stop] > 0  # padding channels are no copies
         if not bool(kept.all()):
             block = block[kept]
         collapsed = _columns_collapsed(block, grown, tensor, plan)
-        unit = rows_map.source[rows.start : rows.stop][kept]
+        unit = rows_map.source[rows.start : rows.stop][kept] - start
         first = rows_map.number[rows.start : rows.stop][kept] == 0
         result[unit[first]] = collapsed[first]  # in every layout the first copy of a row comes before the others
         bound = None
@@ -190,7 +204,7 @@ def _collapse_tensor(tensor: TensorPlan, plan: Plan, output: Checkpoint) -> Tens
             raise _changed(tensor.name, "copies of the same output unit differ")
     if (queries := grown_tensors.query_rows(tensor)) is not None:
         result = (result.double() / (queries if result.shape[0] == 1 else queries[:, None])).to(result.dtype)
-    return grown.as_stored(result, len(tensor.source_shape))
+    return grown.as_source(result)
 
 
 def _columns_collapsed(block: Tensor, grown: TensorMap, tensor: TensorPlan, plan: Plan) -> Tensor:

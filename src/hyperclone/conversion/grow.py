@@ -13,7 +13,7 @@ from hyperclone.errors import OptionError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination, check_target
-from hyperclone.io.files import digests, to_json
+from hyperclone.io.files import digests, to_json, user_path
 from hyperclone.io.streaming import Progress
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
@@ -55,6 +55,7 @@ def grow(
     family: str | os.PathLike[str] | None = None,
     optimizer_state: str | os.PathLike[str] | None = None,
     moments: Treatment = "copy",
+    text_model: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
 ) -> Grown:
@@ -73,6 +74,7 @@ def grow(
         family: a family file of your own; it is proved on a tiny random instance before anything is written.
         optimizer_state: a Trainer or torch distributed checkpoint with the source's optimizer state, to be grown too.
         moments: "copy" (every copy gets the source's moments), "first-copy" (only the first does) or "reset" (none).
+        text_model: of a model that also sees images, its text model is grown on its own.
         on_plan: called with the plan before anything is written; an exception that it raises stops the growth.
         progress: called with (stage, bytes done, bytes in all).
 
@@ -93,9 +95,12 @@ def grow(
             "a family file of your own is not used without a proof", field="proof", found=proof,
             expected="full, or structural",
         )  # fmt: skip
-    directory = hub.resolve(source, revision=revision)
-    check_target(Path(destination), source=directory, overwrite=overwrite)
-    checkpoint = Checkpoint.open(directory, family=user_family)
+    if text_model and (optimizer_state is not None or moments != "copy"):
+        raise OptionError("the optimizer state is that of the whole model, not of its text model", field="text_model",
+                          found=text_model, cure="omit --optimizer-state and --moments")  # fmt: skip
+    directory, found = hub.fetch(source, revision=revision)
+    check_target(user_path(destination), source=directory, overwrite=overwrite)
+    checkpoint = Checkpoint.open(directory, family=user_family, text_model=text_model, dequantize=True, notes=found)
     plan = planner.make_plan(checkpoint, growth, shard_size=shard_size)
     if on_plan is not None:
         on_plan(plan)
@@ -108,7 +113,7 @@ def grow(
             plan, checkpoint, optimizer_state, treatment=moments, shard_size=shard_size
         )
     target = Destination(
-        Path(destination),
+        user_path(destination),
         source=directory,
         fingerprint=f"{plan.fingerprint}:{checkpoint.identity}" + (f":{state_plan.fingerprint}" if state_plan else ""),
         nbytes=plan.nbytes + (state_plan.nbytes if state_plan else 0),
@@ -149,7 +154,8 @@ def _write_receipt_and_card(
     name = hub.public_name(source)
     carried = digests(checkpoint.path, checkpoint.carried_files)
     state = state_writer.receipt_part(state_plan, target.partial) if state_plan else None
-    content = receipt.make_receipt(plan, name, proof, files=carried, optimizer_state=state)
+    content = receipt.make_receipt(
+        plan, name, proof, files=carried, optimizer_state=state, text_model=checkpoint.left_out is not None
+    )
     target.write_text(receipt.FILE, to_json(content))
-    on_hub = checkpoint.path != Path(source)
-    target.write_text("README.md", model_card.make_card(plan, checkpoint.path, name, proof, on_hub=on_hub))
+    target.write_text("README.md", model_card.make_card(plan, checkpoint.path, name, proof, on_hub=hub.on_hub(source)))

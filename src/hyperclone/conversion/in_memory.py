@@ -26,8 +26,10 @@ from hyperclone.proof import family_validation
 class InMemory:
     """A transformers model seen as a checkpoint: config, entries and rows under the names they have on disk."""
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, model: Any, *, family: Family | None = None) -> None:
-        self.config: dict[str, Any] = model.config.to_dict()
+        self.config: dict[str, Any] = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         self.tensors = saved_tensors(model)
         names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
         self.entries: dict[str, Entry] = {}
@@ -49,7 +51,8 @@ class InMemory:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop of a tensor, on the processor."""
-        return self.tensors[name][start:stop].detach().cpu()
+        tensor = self.tensors[name].detach().cpu()
+        return tensor[start:stop] if tensor.dim() else tensor
 
 
 def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | None = None) -> Any:
@@ -84,13 +87,17 @@ def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | N
     return build_grown(model, source, plan)
 
 
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # a single number cannot be concatenated
+
+
 def build_grown(model: Any, source: InMemory, plan: Plan) -> Any:
     """The model that a plan describes, grown from one in memory."""
     types = {tensor.dtype for tensor in plan.tensors}
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
-    tensors = {t.name: torch.cat(list(grown_tensors.grown_slices(t, plan, source))) for t in plan.tensors}
+    tensors = {t.name: _joined(list(grown_tensors.grown_slices(t, plan, source))) for t in plan.tensors}
     dtype = grown_tensors.stored_type(plan.tensors[0])
     config = {**plan.config, receipt.CONFIG_FIELD: receipt.config_field(plan)}
     result = build_like(model, config=config, tensors=tensors, dtype=dtype)

@@ -22,6 +22,8 @@ _EXPERTS = (
 )
 CARRIED = ("license", "license_name", "license_link", "language")
 
+_TASKS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
+
 
 def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, on_hub: bool) -> str:
     """README.md with Hub metadata.
@@ -39,7 +41,7 @@ def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, 
     data = ModelCardData(
         base_model=source if on_hub else metadata.get("base_model"),
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_TASKS.get(plan.family.head, "text-generation"),
         tags=["hyperclone"],
         ignore_metadata_errors=True,
         **{key: metadata[key] for key in CARRIED if metadata.get(key)},

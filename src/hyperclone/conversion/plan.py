@@ -22,6 +22,7 @@ def plan(
     revision: str | None = None,
     tokens: str | int | None = None,
     family: str | os.PathLike[str] | None = None,
+    text_model: bool = False,
 ) -> Plan:
     """What growing a model would give; reads headers only.
 
@@ -32,6 +33,7 @@ def plan(
         revision: branch, tag or commit of a Hub id.
         tokens: planned for training the grown model ("26B" or a number), for a note on how many these are.
         family: a family file of your own, for an architecture that is not built in, or to be used in its place.
+        text_model: of a model that also sees images, its text model is grown on its own.
 
     Raises:
         OptionError: `tokens` or `shard_size` is not a number.
@@ -39,7 +41,7 @@ def plan(
     """
     user_family = None if family is None else family_file.read(family)
     planned_tokens = None if tokens is None else units.parse(tokens, "tokens")
-    headers = hub.headers(source, revision=revision, family=user_family)
+    headers = hub.headers(source, revision=revision, family=user_family, text_model=text_model)
     result = planner.make_plan(headers, growth, shard_size=shard_size)
     if planned_tokens is None:
         return result

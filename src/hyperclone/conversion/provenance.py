@@ -13,6 +13,7 @@ from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import GrowthError
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.files import user_path
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
 
@@ -72,7 +73,7 @@ def receipt_of_model(model: Any, grown: str | os.PathLike[str] | None) -> tuple[
         grown: the grown directory; by default the model's own config says how it was grown in memory, else the
             directory that it was loaded from.
     """
-    directory = Path(model.name_or_path if grown is None else grown)
+    directory = user_path(model.name_or_path if grown is None else grown)
     if grown is None and (receipt := receipts.from_config(model.config.to_dict())) is not None:
         return directory, receipt
     return directory, receipts.read(directory)

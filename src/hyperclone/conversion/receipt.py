@@ -48,6 +48,7 @@ class Receipt:
         file_sha256: hashes of the files that were carried over.
         sizes: of the grown model's axes.
         training: settings of every parameter relative to the source's (planning/scaling_rule.py).
+        text_model: the source is the text model of a model that also sees images.
         optimizer_state: record of the grown one, if there is one (optimizer_state/writer.py).
     """
 
@@ -61,6 +62,7 @@ class Receipt:
     sizes: dict[str, int]
     training: dict[str, dict[str, Any]]
     optimizer_state: dict[str, Any] | None
+    text_model: bool = False
 
     @property
     def first_copy_moments(self) -> bool:
@@ -75,6 +77,7 @@ def make_receipt(
     *,
     files: dict[str, str],
     optimizer_state: dict[str, Any] | None = None,
+    text_model: bool = False,
 ) -> dict[str, Any]:
     """The receipt's content.
 
@@ -83,6 +86,7 @@ def make_receipt(
         source: its public name: a Hub id, or the name of a local directory.
         proof: None where none was run.
         files: hashes of the files that were carried over (tokenizer, templates, license).
+        text_model: the source is the text model of a model that also sees images.
         optimizer_state: its record, where one was grown (optimizer_state/writer.py).
     """
     return {
@@ -90,6 +94,7 @@ def make_receipt(
         "hyperclone": __version__,
         "versions": dict(_versions()),
         "source": source,
+        **({"text_model": True} if text_model else {}),
         "growth": asdict(plan.growth),
         "family": _family_record(plan),
         "sizes": {axis: list(pair) for axis, pair in plan.sizes.items()},
@@ -197,6 +202,7 @@ def read(directory: Path) -> Receipt | None:
                 for name, entry in _table(_table(content["training"], "training")["parameters"], "training").items()
             },
             optimizer_state=None if state is None else _state(state),
+            text_model=content.get("text_model") is True,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,

@@ -33,6 +33,7 @@ from hyperclone.hf import tiny_models
 from hyperclone.hf.models import load_model, model_errors, quiet
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, refuse_quantized
+from hyperclone.io.files import user_path
 from hyperclone.io.scratch import scratch_directory
 from hyperclone.planning import checks, planner, unknown
 from hyperclone.planning.growth import Growth
@@ -279,7 +280,7 @@ def _full_proof(text: str, instance: Path) -> list[str]:
 
 def _check_weights(source: str | os.PathLike[str], text: str) -> list[str]:
     """Why the draft does not fit the source's tensors, if the source is a directory that has any."""
-    directory = Path(source)
+    directory = user_path(source)
     if not directory.is_dir() or not any(directory.glob("*.safetensors")):
         return []
     try:

@@ -306,14 +306,19 @@ def _probe_field(name: str, fields: ConfigFields) -> None:
 
 def _classify(name: str, value: int | None, fields: ConfigFields) -> None:
     heads, rates = fields.full[fields.heads], set(fields.effects[name].values())
-    kinds = {tensor.pattern: tensor.kind for tensor in fields.base.tensors.values()}
-    if all(kinds[tensor] == "embedding" and dim == 0 for tensor, dim in fields.effects[name]):
+    tensors = {tensor.pattern: tensor for tensor in fields.base.tensors.values()}
+    changed = [(tensors[tensor], dim) for tensor, dim in fields.effects[name]]
+    # What the heads give goes into one more linear layer. Keys and values do not, and where a head has as many
+    # dimensions as there are heads, this alone tells the two fields apart.
+    both = len({dim for tensor, dim in changed if tensor.kind in ("linear", "conv1d")}) == 2
+    attention = all(tensor.attention for tensor, _ in changed)  # else shared experts are counted
+    if all(tensor.kind == "embedding" and dim == 0 for tensor, dim in changed):
         fields.positions = name
-    elif heads in rates and heads > 3 and fields.head_dim is None:
+    elif heads in rates and heads > 3 and both and fields.head_dim is None:
         fields.head_dim = name
     elif rates <= {1, 2, 3}:
         fields.ffn.append(name)
-    elif (value is None or heads % value == 0) and fields.kv_heads is None:
+    elif (value is None or heads % value == 0) and attention and fields.kv_heads is None:
         fields.kv_heads = name
     else:
         fields.others.append(name)

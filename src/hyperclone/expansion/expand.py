@@ -37,17 +37,20 @@ class TensorMap:
     """A stored tensor as a matrix: which old row and column each new one copies.
 
     Attributes:
-        rows: outputs. A vector is one row.
+        dims: the map of every stored dimension.
+        column: the stored dimension that is the columns; the others together are the rows. None: all are the columns of
+            one row (vectors, kernels of convolutions, single numbers).
+        rows: outputs.
         columns: inputs if `splits`, else outputs.
         splits: the copies of a column share its weight (rather than repeat it).
-        transposed: the matrix is stored inputs first.
         row_padding, column_padding: what padding channels hold.
     """
 
+    dims: tuple[CopyMap, ...]
+    column: int | None
     rows: CopyMap
     columns: CopyMap
     splits: bool
-    transposed: bool
     row_padding: Padding = Padding.ZERO
     column_padding: Padding = Padding.ZERO
 
@@ -66,13 +69,40 @@ class TensorMap:
         """Padding channels hold the mean of all source rows."""
         return self.row_padding is Padding.MEAN and len(self.rows.padding) > 0
 
-    def as_matrix(self, stored: Tensor) -> Tensor:
-        """A stored tensor (or some of its rows) as output rows and input columns; a view."""
-        return stored.reshape(1, -1) if stored.dim() == 1 else stored.T if self.transposed else stored
+    @property
+    def one_row(self) -> bool:
+        """The matrix has one row, whatever the stored dimensions."""
+        return self.column is None
 
-    def as_stored(self, matrix: Tensor, dimensions: int) -> Tensor:
-        """The inverse: a matrix as the tensor of one or two dimensions that is stored."""
-        return matrix.flatten() if dimensions == 1 else matrix.T.contiguous() if self.transposed else matrix
+    @property
+    def whole(self) -> bool:
+        """Its stored rows are no rows of the matrix, so it is read and written in one piece."""
+        return self.column is None or self.column == 0
+
+    @property
+    def rows_per_stored(self) -> tuple[int, int]:
+        """(old, new) rows of the matrix in each stored row (an expert has many), if it is not `whole`."""
+        return self.rows.old // self.dims[0].old, self.rows.new // self.dims[0].new
+
+    def as_matrix(self, stored: Tensor) -> Tensor:
+        """A stored tensor (or some of its rows) as output rows and input columns; a view, but for experts' Conv1D."""
+        if self.column is None:
+            return stored.reshape(1, -1)
+        return stored.movedim(self.column, -1).reshape(-1, stored.shape[self.column])
+
+    def as_stored(self, matrix: Tensor) -> Tensor:
+        """The inverse: a grown matrix (or the rows of some stored rows) as the tensor that is stored."""
+        return self._stored(matrix, [copies.new for copies in self.dims])
+
+    def as_source(self, matrix: Tensor) -> Tensor:
+        """The same for a matrix of the source's sizes."""
+        return self._stored(matrix, [copies.old for copies in self.dims])
+
+    def _stored(self, matrix: Tensor, sizes: list[int]) -> Tensor:
+        if self.column is None:
+            return matrix.reshape(sizes)
+        rows = [size for dim, size in enumerate(sizes) if dim != self.column]
+        return matrix.reshape(-1, *rows[1:], sizes[self.column]).movedim(-1, self.column).contiguous()
 
 
 def tensor_map(
@@ -86,7 +116,7 @@ def tensor_map(
         padding: axes with padding channels, and what these hold.
         shift: a norm's tensor is its bias, not its gain.
     """
-    maps = [copy_map.of_dim(dim, sizes, padding) for dim in layout.dims]
+    maps = tuple(copy_map.of_dim(dim, sizes, padding) for dim in layout.dims)
 
     def padding_of(dim: int) -> Padding:
         if layout.reads == dim:
@@ -95,16 +125,18 @@ def tensor_map(
             return Padding.ZERO if shift else Padding.REPEAT
         return next((padding[axis] for axis in layout.axes_of(dim) if axis in padding), Padding.ZERO)
 
-    if len(maps) == 1:
-        one_row = copy_map.axis(1, 1)
+    splits = layout.reads is not None
+    if len(maps) < 2 or (len(maps) > 2 and not splits):
+        one = copy_map.axis(1, 1)
         return TensorMap(
-            one_row, maps[0], splits=layout.reads is not None, transposed=False, column_padding=padding_of(0)
-        )
-    assert len(maps) == 2, layout.text
-    out, read = (1, 0) if layout.reads == 0 else (0, 1)
+            maps, None, one, copy_map.product(maps or (one,)), splits=splits,
+            column_padding=padding_of(0) if len(maps) == 1 else Padding.ZERO,
+        )  # fmt: skip
+    column = 1 if layout.reads is None else layout.reads
+    rows = [dim for dim in range(len(maps)) if dim != column]
     return TensorMap(
-        maps[out], maps[read], splits=layout.reads is not None, transposed=layout.reads == 0,
-        row_padding=padding_of(out), column_padding=padding_of(read),
+        maps, column, copy_map.product([maps[dim] for dim in rows]), maps[column], splits=splits,
+        row_padding=padding_of(rows[-1]), column_padding=padding_of(column),
     )  # fmt: skip
 
 
@@ -137,7 +169,7 @@ def expand(
         mean = matrix.double().mean(0)
     rows = range(tensor.rows.new)
     grown = expand_rows(matrix[tensor.rows.source], tensor, recipe, name=name, rows=rows, power=power, mean=mean)
-    return tensor.as_stored(grown, weight.dim())
+    return tensor.as_stored(grown)
 
 
 def expand_rows(

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
-from hyperclone.expansion.copy_map import CopyMap
-from hyperclone.expansion.expand import TensorMap, expand, expand_rows, tensor_map
+from hyperclone.expansion.expand import TensorMap, expand_rows, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.expansion.query_rows import row_factors
 from hyperclone.io.source import Weights
-from hyperclone.io.streaming import slices
+from hyperclone.io.streaming import row_count, slices
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
@@ -40,22 +39,41 @@ def grown_slices(tensor: TensorPlan, plan: Plan, source: Weights) -> Iterator[Te
     splits_noisily = recipe.noise is Noise.GAUSSIAN and not grown.exact_repeat
     power = _power(tensor, source) if splits_noisily or grown.needs_power else None
     mean = mean_row(tensor, source, grown) if grown.needs_mean else None
-    if len(tensor.shape) == 1 or grown.transposed:
-        whole = _source_rows(tensor, source)
-        yield without_offset(tensor, expand(whole, grown, recipe, name=tensor.name, power=power, mean=mean))
+    for _, rows in pieces(grown, tensor.shape, tensor.nbytes):
+        block = gather(tensor, source, grown, rows, check=True)
+        block = expand_rows(block, grown, recipe, name=tensor.name, rows=rows, power=power, mean=mean)
+        yield without_offset(tensor, grown.as_stored(block))
+
+
+def pieces(grown: TensorMap, shape: tuple[int, ...], nbytes: int) -> Iterator[tuple[range, range]]:
+    """(stored rows, the rows of the matrix in them) of a grown tensor, about SLICE_BYTES at a time if that is possible.
+
+    Args:
+        grown: its map.
+        shape, nbytes: as stored.
+    """
+    if grown.whole:
+        yield range(row_count(shape)), range(grown.rows.new)
         return
-    for rows in slices(tensor.shape, tensor.nbytes):
-        block = gather(tensor, source, grown.rows, rows, check=True)
-        yield expand_rows(block, grown, recipe, name=tensor.name, rows=rows, power=power, mean=mean)
+    _, count = grown.rows_per_stored
+    for stored in slices(shape, nbytes):
+        yield stored, range(stored.start * count, stored.stop * count)
 
 
-def gather(tensor: TensorPlan, source: Weights, rows_map: CopyMap, rows: range, *, check: bool = False) -> Tensor:
-    """The source row of each of some new rows: (len(rows), d_in)."""
-    needed = rows_map.source[rows.start : rows.stop]
+def gather(tensor: TensorPlan, source: Weights, grown: TensorMap, rows: range, *, check: bool = False) -> Tensor:
+    """The source row of each of some rows of the grown matrix: (len(rows), d_in)."""
+    read = _source_rows if check else source_rows
+    needed = grown.rows.source[rows.start : rows.stop]
     first, last = int(needed.min()), int(needed.max())
-    block = (_source_rows if check else source_rows)(tensor, source, first, last + 1)
+    if grown.whole:
+        block, first = read(tensor, source), 0
+    else:
+        count, _ = grown.rows_per_stored
+        block, first = read(tensor, source, first // count, last // count + 1), first // count * count
+    block = grown.as_matrix(block)
     # Rows of one run of copies are contiguous in the file; anything else is gathered.
-    return block if bool((needed.diff() == 1).all()) else block[needed - first]
+    contiguous = len(block) == len(needed) and bool((needed.diff() == 1).all())
+    return block if contiguous else block[needed - first]
 
 
 def source_rows(tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None) -> Tensor:
@@ -97,8 +115,9 @@ def without_offset(tensor: TensorPlan, grown: Tensor) -> Tensor:
 
 def mean_row(tensor: TensorPlan, source: Weights, grown: TensorMap) -> Tensor:
     """(d_in,) mean of a tensor's source rows, in fp64."""
-    if grown.transposed or len(tensor.shape) == 1:
+    if grown.whole:
         return grown.as_matrix(source_rows(tensor, source)).double().mean(0)
+    assert len(grown.dims) == 2, tensor.name  # each of several matrices would need its own mean (family_file.py)
     total = torch.zeros(grown.columns.old, dtype=torch.float64)
     for rows in slices(tensor.source_shape, source.entries[tensor.source].nbytes):
         total += source_rows(tensor, source, rows.start, rows.stop).double().sum(0)
@@ -129,7 +148,7 @@ def _power(tensor: TensorPlan, source: Weights) -> float:
     sums: list[float] = []
     for rows in slices(tensor.source_shape, source.entries[tensor.source].nbytes):
         block = source_rows(tensor, source, rows.start, rows.stop)
-        sums += block.double().square().view(len(rows), -1).sum(1).tolist()
+        sums += block.double().square().reshape(-1, block.shape[-1] if block.dim() > 1 else 1).sum(1).tolist()
     return math.fsum(sums) / math.prod(tensor.source_shape)
 
 

@@ -26,6 +26,7 @@ class _WithRandomRouters:
             for name, t in self._routers.items()
         }
         self.entries: Mapping[str, Entry] = {**source.entries, **routers}
+        self.notes = source.notes
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop of a stored tensor or a router."""

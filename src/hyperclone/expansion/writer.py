@@ -30,7 +30,8 @@ def write(
     _write_weights(plan, source, target, threads=threads, progress=progress)
     target.carry(source.carried_files, root=source.path)
     target.write_text("config.json", to_json(plan.config))
-    if (content := shards.index(plan.shards, planner.tensor_headers(plan.tensors, plan.omitted_prefix))) is not None:
+    headers = planner.tensor_headers(plan.tensors, plan.omitted_prefix, plan.fused_in)
+    if (content := shards.index(plan.shards, headers)) is not None:
         target.write_text("model.safetensors.index.json", to_json(content))
 
 

@@ -16,6 +16,8 @@ from hyperclone.hf.continuation import Runnable, extend, foreseen
 
 PROMPT = "The Congress of the United States"
 REAL_TEXT = "real text"
+POOLED = "ForSequenceClassification"
+_CUTS = 8  # lengths of each row, of which such a model gives one vector of logits
 _ROWS = 64  # logits compared at once: vocabularies are large
 
 
@@ -30,7 +32,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class ModelOutputs:
-    """Logits (positions, vocab) for each probe; a continuation's tokens (T,) and their logits (T, vocab)."""
+    """Logits (positions, vocab) for each probe; a continuation's tokens (T,) and their logits (T, vocab).
+
+    Of a classifier: logits (positions or sequences, labels), and a continuation of no tokens.
+    """
 
     logits: list[Tensor]
     tokens: Tensor
@@ -56,7 +61,9 @@ class Distance:
     top1: float
 
 
-def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool) -> tuple[list[Probe], Tensor]:
+def make_probes(
+    tokenizer: Any | None, *, vocab: int, context: int, small: bool, avoid: frozenset[int] = frozenset()
+) -> tuple[list[Probe], Tensor]:
     """Inputs that every architecture can take, and a prompt (P,) to continue.
 
     Args:
@@ -64,9 +71,13 @@ def make_probes(tokenizer: Any | None, *, vocab: int, context: int, small: bool)
         vocab: size of the vocabulary.
         context: longest sequence the model can take.
         small: only a few tokens, for types in which a CPU is slow.
+        avoid: tokens that stand for images in a model that sees them; another takes their place.
     """
+    plain = next((token for token in range(min(3, vocab - 1), vocab) if token not in avoid), 0)
+    forbidden = torch.tensor(sorted(avoid), dtype=torch.long)
     rows, length, random_length, padded = (1, 64, 32, 16) if small else (4, 128, 64, 48)
     random = torch.randint(vocab, (2, min(random_length, context)), generator=torch.Generator().manual_seed(0))
+    random = random.where(~torch.isin(random, forbidden), torch.tensor(plain))
     probes = [_unpadded("random tokens", random)]
     flow, prompt = random.flatten(), random[0, :8]
     text_ids = torch.tensor([], dtype=torch.long)
@@ -100,6 +111,8 @@ def run(
             need not be read for each of them; the result is the same.
     """
     calls: list[Callable[[], Any]] = [partial(_on_probe, model.module, probe) for probe in probes]
+    if not model.module.can_generate():
+        return _without_continuation(model.run(calls))
     *logits, done = model.run([*calls, partial(extend, model.module, prompt, steps if expected is None else 1)])
     if expected is not None:
         done = foreseen(model, prompt, done, expected, steps=steps)
@@ -108,18 +121,39 @@ def run(
 
 def run_teacher_forced(model: Runnable, probes: Sequence[Probe], prompt: Tensor, tokens: Tensor) -> ModelOutputs:
     """The same inputs, and a given continuation (T,) in one pass, without a cache."""
+    if not model.module.can_generate():
+        return _without_continuation(model.run([partial(_on_probe, model.module, probe) for probe in probes]))
     whole = _unpadded("continuation", torch.cat([prompt, tokens])[None])
     *logits, scores = model.run([partial(_on_probe, model.module, probe) for probe in (*probes, whole)])
     return ModelOutputs(logits, tokens, scores[len(prompt) - 1 : -1])
 
 
+def _without_continuation(logits: list[Tensor]) -> ModelOutputs:
+    return ModelOutputs(logits, torch.empty(0, dtype=torch.long), logits[0][:0])
+
+
 @torch.inference_mode()
 def _on_probe(module: Any, probe: Probe) -> Tensor:
-    """Logits (positions, vocab) at a probe's real tokens."""
+    """Logits (positions, vocab) at a probe's real tokens; of a model that pools, (sequences, labels)."""
+    if type(module).__name__.endswith(POOLED):
+        return _pooled(module, probe)
     mask = None if bool(probe.mask.all()) else probe.mask.long()
     output = module(input_ids=probe.ids, attention_mask=mask, use_cache=False, return_dict=True)
     logits: Tensor = output.logits[probe.mask]
     return logits
+
+
+def _pooled(module: Any, probe: Probe) -> Tensor:
+    """Logits (N, labels) of a classifier that reads one position: of each row cut at several lengths, one at a time."""
+    pad = module.config.get_text_config().pad_token_id
+    rows = []
+    for ids, mask in zip(probe.ids, probe.mask, strict=True):
+        known = ids if pad is None else ids.where(mask, torch.tensor(pad))  # by which it finds the last real token
+        for length in sorted({max(1, len(ids) * part // _CUTS) for part in range(1, _CUTS + 1)}):
+            if bool(mask[:length].any()):
+                inputs = {"input_ids": known[None, :length], "attention_mask": mask[None, :length].long()}
+                rows.append(module(**inputs, use_cache=False, return_dict=True).logits[0])
+    return torch.stack(rows)
 
 
 def distance(logits: Tensor, reference: Tensor) -> Distance:

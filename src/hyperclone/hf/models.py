@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ from hyperclone.errors import CheckpointError, HypercloneError, reason_with_clas
 from hyperclone.units import decode_floats
 
 T = TypeVar("T")
+# Heads besides that of a causal language model, by the end of their classes' names, and how transformers finds these.
+HEADS = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+}
+_ATTENTION = ("sdpa", "eager")  # kernels that are everywhere, in every type
 _EXPERTS = "eager"  # the grouped kernels of mixtures of experts have no fp64
 _VECTOR = 64  # bytes, to which torch aligns its own memory
 
@@ -57,8 +63,39 @@ def parse_config(config: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[config["model_type"]].from_dict(decode_floats(dict(config)))
 
 
+class StoredTensor(Protocol):
+    """What has to be known of a tensor on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+
+class StoredModel(Protocol):
+    """A model directory, as io/checkpoint.py reads it.
+
+    Attributes:
+        path: the directory.
+        config: of the model, as config.json has it.
+        as_found: transformers loads this very model from the directory by itself, or the whole that it is a part of.
+        left_out: bytes of the rest of that whole; None if this is no part of one.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    as_found: bool
+    left_out: int | None
+
+    @property
+    def entries(self) -> Mapping[str, StoredTensor]:
+        """Every tensor by its name in the whole model."""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor as stored."""
+
+
 def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """Load a causal language model.
+    """Load a language model: of the class that its config names, where that has another head than a causal one.
 
     Returns:
         The model in evaluation mode, and what is wrong with its weights: "name: missing keys" and the like; empty if
@@ -67,23 +104,121 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     Raises:
         CheckpointError: transformers cannot load it at all.
     """
-    from transformers import AutoModelForCausalLM
-
-    with quiet():
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                output_loading_info=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                experts_implementation=_EXPERTS,
-            )
-        except Exception as error:  # a config can make transformers raise anything
-            raise CheckpointError(
-                "transformers cannot load this model", file=path, found=reason_with_class(error)
-            ) from error
+    with quiet(), _loading("load", path):
+        config = _read_config(path)
+        cls = model_class(config)
+        model, info = cls.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            experts_implementation=_EXPERTS,
+            **_attention(config, cls),
+            **_dequantized(config),
+        )
     return model.eval(), problems_of(info)
+
+
+def load_whole(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The same of a model that also sees images, which is run on text alone.
+
+    Raises:
+        CheckpointError: transformers cannot load it at all.
+    """
+    import transformers
+
+    with quiet(), _loading("load", path):
+        config = _read_config(path)
+        cls = transformers.AutoModelForImageTextToText._model_mapping[type(config)]
+        model, info = cls.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            experts_implementation=_EXPERTS,
+            **_attention(config, cls),
+            **_dequantized(config),
+        )
+    return model.eval(), problems_of(info)
+
+
+def load_stored(stored: StoredModel, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The same of a directory that transformers does not load by itself: from the tensors as they are read here.
+
+    Raises:
+        CheckpointError: transformers cannot load it at all.
+    """
+    with quiet(), _loading("load", stored.path):
+        config = parse_config(stored.config)
+        cls = model_class(config)
+        model, info = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: stored.read(name) for name in stored.entries},
+            dtype=dtype,
+            output_loading_info=True,
+            experts_implementation=_EXPERTS,
+            **_attention(config, cls),
+        )
+    return model.eval(), problems_of(info)
+
+
+@contextmanager
+def _loading(verb: str, path: Path) -> Iterator[None]:
+    """Whatever transformers raises while it does that becomes a CheckpointError."""
+    try:
+        yield
+    except HypercloneError:
+        raise
+    except Exception as error:  # a config can make transformers raise anything
+        raise CheckpointError(
+            f"transformers cannot {verb} this model", file=path, found=reason_with_class(error)
+        ) from error
+
+
+def _read_config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+
+
+def model_class(config: Any) -> Any:
+    """The class of unmodified transformers for a config: with the head that its `architectures` name.
+
+    Raises:
+        KeyError: transformers has no such class.
+    """
+    import transformers
+
+    for named in config.architectures or []:
+        for head, auto_class in HEADS.items():
+            if named.endswith(head):
+                return getattr(transformers, auto_class)._model_mapping[type(config)]
+    return transformers.AutoModelForCausalLM._model_mapping[type(config)]
+
+
+def _attention(config: Any, cls: Any) -> dict[str, str]:
+    """The attention kernels to load a model with, where those that its config asks for may not be here.
+
+    Flash attention needs a package and a GPU, flex attention has no fp64; the weights do not depend on the kernels.
+    """
+    wanted = getattr(config, "_attn_implementation", None)
+    if wanted is None or wanted in _ATTENTION:
+        return {}
+    return {"attn_implementation": _ATTENTION[0] if cls._supports_sdpa else _ATTENTION[1]}
+
+
+def _dequantized(config: Any) -> dict[str, Any]:
+    """Arguments that let transformers multiply FP8 and MXFP4 weights by their scales, whatever the device could do."""
+    from transformers import FineGrainedFP8Config, Mxfp4Config
+
+    method = getattr(config, "quantization_config", None)
+    classes = {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+    chosen = classes.get(str(method.get("quant_method"))) if isinstance(method, dict) else None
+    return {} if chosen is None else {"quantization_config": chosen(dequantize=True)}
 
 
 def problems_of(info: Mapping[str, Iterable[object]]) -> list[str]:
@@ -102,13 +237,19 @@ class LoadedModel:
         problems: what is wrong with its weights, as `load_model` returns it.
     """
 
-    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+    def __init__(self, stored: Path | StoredModel, dtype: torch.dtype) -> None:
         """Load it.
 
         Raises:
             CheckpointError: transformers cannot load it.
         """
-        self.module, self.problems = load_model(path, dtype)
+        if not isinstance(stored, Path) and stored.as_found and stored.left_out is not None:
+            self.module, self.problems = load_whole(stored.path, dtype)
+        elif isinstance(stored, Path) or stored.as_found:
+            path = stored if isinstance(stored, Path) else stored.path
+            self.module, self.problems = load_model(path, dtype)
+        else:
+            self.module, self.problems = load_stored(stored, dtype)
         for tensor in (*self.module.parameters(), *self.module.buffers()):
             if tensor.data_ptr() % _VECTOR:
                 tensor.data = tensor.data.clone()
@@ -128,30 +269,29 @@ class LoadedModel:
         self.module.to(dtype)
 
 
-def load_without_weights(path: Path, *, dtype: torch.dtype | None = None) -> Any:
-    """A directory's causal language model on device meta: it has the parameters and their order, but no weights.
+def load_without_weights(
+    path: Path, *, dtype: torch.dtype | None = None, config: Mapping[str, Any] | None = None
+) -> Any:
+    """A directory's language model on device meta: it has the parameters and their order, but no weights.
 
     Args:
         path: the directory.
         dtype: of its parameters; by default the one that config.json names.
+        config: by default that of the directory.
 
     Raises:
         CheckpointError: transformers cannot build it.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                return AutoModelForCausalLM.from_config(
-                    config,
-                    trust_remote_code=False,
-                    experts_implementation=_EXPERTS,
-                    **({} if dtype is None else {"dtype": dtype}),
-                )
-        except Exception as error:  # a config can make transformers raise anything
-            raise CheckpointError("transformers cannot build this model", file=path, found=error) from error
+    with quiet(), _loading("build", path):
+        parsed = _read_config(path) if config is None else parse_config(config)
+        cls = model_class(parsed)
+        with torch.device("meta"):
+            return cls._from_config(
+                parsed,
+                experts_implementation=_EXPERTS,
+                **_attention(parsed, cls),
+                **({} if dtype is None else {"dtype": dtype}),
+            )
 
 
 def build_like(model: Any, *, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
@@ -173,7 +313,8 @@ def build_like(model: Any, *, config: Mapping[str, Any], tensors: Mapping[str, T
             attn_implementation=attention_implementation(model),
         )
     new.name_or_path = new_config._name_or_path = model.config._name_or_path
-    new.generation_config = copy.deepcopy(model.generation_config)
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
     return new
 
 

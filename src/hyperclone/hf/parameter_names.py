@@ -7,16 +7,14 @@ time it returns the tensors on disk that the parameter consists of; applied to i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hyperclone.architectures.stored_names import unwrapped_name as unwrapped_name
 from hyperclone.errors import HypercloneError
-
-_INNER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def unwrap(model: nn.Module) -> Any:
@@ -30,14 +28,6 @@ def unwrap(model: nn.Module) -> Any:
     if not hasattr(model, "config") or not hasattr(model, "name_or_path"):
         raise HypercloneError("not a transformers model", found=type(model).__name__, expected="a PreTrainedModel")
     return model
-
-
-def unwrapped_name(name: str) -> str:
-    """A parameter's name without the prefixes of wrappers."""
-    name = _INNER.sub("", name)
-    while name.startswith("module."):
-        name = _INNER.sub("", name.removeprefix("module."))
-    return name
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -10,10 +10,9 @@ What is not in memory is NaN: a weight that was used without having been read wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,31 +20,10 @@ from torch import Tensor, nn
 from hyperclone.errors import CheckpointError
 from hyperclone.hf import memory
 from hyperclone.hf.lockstep import Lockstep
-from hyperclone.hf.models import load_without_weights, model_errors, problems_of, quiet
+from hyperclone.hf.models import StoredModel, load_without_weights, model_errors, problems_of, quiet
 from hyperclone.hf.parameter_names import to_disk
 
 T = TypeVar("T")
-
-
-class StoredTensor(Protocol):
-    """What has to be known of a tensor on disk."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-
-
-class StoredModel(Protocol):
-    """A model directory, as io/checkpoint.py reads it."""
-
-    path: Path
-
-    @property
-    def entries(self) -> Mapping[str, StoredTensor]:
-        """Every tensor by its name on disk."""
-
-    def read(self, name: str) -> Tensor:
-        """A tensor as stored."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +173,9 @@ def _without_weights(stored: StoredModel, dtype: torch.dtype) -> tuple[nn.Module
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
 
-    model = load_without_weights(stored.path, dtype=dtype)
+    model = load_without_weights(
+        stored.path, dtype=dtype, config=None if stored.as_found and stored.left_out is None else stored.config
+    )
     load_config = LoadStateDictConfig(
         dtype=dtype, dtype_plan=model._get_dtype_plan(dtype), weight_mapping=get_model_conversion_mapping(model)
     )

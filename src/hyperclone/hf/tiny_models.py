@@ -141,7 +141,7 @@ def _cut(config: Mapping[str, Any], family: Family, layers: int) -> dict[str, An
     """The config with the first layers only; lists with an entry for each layer are cut to them."""
     depth = family.depth(config)
     cut = {k: v[:layers] if isinstance(v, list) and len(v) == depth else v for k, v in config.items()}
-    return {**cut, family.layers: layers}
+    return cut if isinstance(cut.get(family.layers), list) else {**cut, family.layers: layers}
 
 
 def _layers(config: Mapping[str, Any], family: Family) -> int:

@@ -9,19 +9,20 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperclone.architectures import registry, stored_names
+from hyperclone.architectures import registry
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
-from hyperclone.io.files import LARGEST_FILE, exists, read_json
+from hyperclone.io import scaled_weights, weight_files
+from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer, user_path
+from hyperclone.io.local_paths import nearest
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
+from hyperclone.io.views import view
 from hyperclone.units import human_bytes
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Copied to the grown directory. Everything else (weights in other formats, code, optimizer state) is left behind.
 _CARRIED = re.compile(
     r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
@@ -38,6 +39,10 @@ class Checkpoint(TensorFiles):
         config: config.json.
         files: the names of its safetensors files.
         entries: every stored tensor by its name in the whole model, in file order.
+        notes: how the files were read, where that is not plain, in sentences.
+        as_found: transformers loads this very model from the directory by itself, or the whole that it is a part of.
+        left_out: bytes of the tensors of a whole that are not its text model's; None if this is no part of a whole.
+        placeholders: token ids that stand for images and the like in the whole.
     """
 
     def __init__(
@@ -45,43 +50,69 @@ class Checkpoint(TensorFiles):
         path: Path,
         *,
         config: dict[str, Any],
-        files: list[str],
+        files: Sequence[str],
         entries: dict[str, Entry],
+        notes: Sequence[str] = (),
+        as_found: bool = True,
+        left_out: int | None = None,
+        placeholders: frozenset[int] = frozenset(),
         user_family: Family | None = None,
     ) -> None:
         """Store what has been read and checked.
 
         Args:
-            path, config, files, entries: the attributes.
+            path, config, files, entries, notes, as_found, left_out, placeholders: the attributes.
             user_family: the user's family file; None for the family that ships for the config's model type.
         """
         super().__init__(path, entries)
-        self.config, self.files, self._user_family = config, files, user_family
+        self.config, self.files, self.notes, self.as_found = config, tuple(files), tuple(notes), as_found
+        self.left_out, self.placeholders = left_out, placeholders
+        self._user_family = user_family
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, family: Family | None = None) -> Checkpoint:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        family: Family | None = None,
+        text_model: bool = False,
+        dequantize: bool = False,
+        notes: Sequence[str] = (),
+    ) -> Checkpoint:
         """Read and check config and headers; no weight is touched.
 
         Args:
             path: the directory.
             family: the user's family file; by default the one that ships for the config's model type.
+            text_model: only the text model of a model that also sees images.
+            notes: on how the directory was found.
+            dequantize: read FP8 and MXFP4 weights as what they stand for; config and entries are those of that model.
 
         Raises:
             CheckpointError: the directory is incomplete, inconsistent, corrupt, quantized, pickled or an adapter.
         """
-        directory = Path(path)
+        directory = user_path(path)
         _check_directory(directory)
         config = read_json(directory / "config.json", missing="not a model directory: it has no config.json")
-        weight_map = _read_index(directory)
-        files = [_single_file(directory)] if weight_map is None else sorted(set(weight_map.values()))
-        entries = _read_headers(directory, files)
-        if weight_map is not None:
-            _check_index(directory, weight_map, entries)
-        refuse_quantized(config, directory / "config.json", entries.values())
-        entries = by_full_names(config, entries, family)
+        weights = weight_files.find(directory, config)
+        entries = _read_headers(directory, weights.names)
+        if weights.weight_map is not None:
+            _check_index(directory, weights.weight_map, entries)
+        config, entries = dequantized(config, entries, directory / "config.json", allowed=dequantize)
+        seen = view(config, entries, family, text_model=text_model)
         check_own_file(directory / "config.json", directory)
         carried_files(directory)  # raises for links and devices, before anything else opens them
-        return cls(directory, config=config, files=files, entries=entries, user_family=family)
+        return cls(
+            directory,
+            config=seen.config,
+            files=weights.names,
+            entries=seen.entries,
+            notes=(*notes, *weights.notes, *seen.notes),
+            as_found=weights.as_found and seen.as_found,
+            left_out=seen.left_out,
+            placeholders=seen.placeholders,
+            user_family=family,
+        )
 
     @property
     def family(self) -> Family:
@@ -105,99 +136,24 @@ class Checkpoint(TensorFiles):
         return f"{self.path.resolve()}:{self.files}:{[(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]}"
 
 
-def by_full_names(
-    config: Mapping[str, Any], entries: Mapping[str, Entry], user_family: Family | None
-) -> dict[str, Entry]:
-    """Stored tensors by their names in the whole model, which a saved base model or a lone tied head lacks."""
-    family = registry.known(config, user_family)
-    base = stored_names.lacks_prefix(entries, family)
-    return {
-        name: replace(entry, base=True) if base else entry
-        for name, entry in stored_names.full_names(config, entries, family).items()
-    }
-
-
 def _check_directory(directory: Path) -> None:
-    """Raise unless there is a directory, and no adapter in it."""
+    """Raise unless there is a directory, and no adapter alone in it."""
+    if exists(directory) and directory.is_file() and directory.suffix == ".gguf":
+        raise weight_files.gguf(directory)
+    if exists(directory) and directory.is_dir() and not exists(directory / "config.json"):
+        for file in sorted(directory.glob("*.gguf")):  # which come without a config
+            raise weight_files.gguf(file)
     if not exists(directory) or not directory.is_dir():
         raise CheckpointError(
             "not a model directory" if exists(directory) else "no such directory",
             file=directory,
             expected="a directory with config.json and *.safetensors",
+            cure=nearest(directory) if not exists(directory) else f"name the directory: {directory.parent}",
         )
-    # transformers would also load an adapter that lies beside a whole model, so that is not the model either.
-    if (directory / "adapter_config.json").exists():
-        raise CheckpointError(
-            "this is an adapter, not a model, or a model with an adapter beside it",
-            file=directory / "adapter_config.json",
-            cure="merge it into its base model first (peft: model.merge_and_unload().save_pretrained(...))",
-        )
+    weight_files.refuse_lone_adapter(directory)
 
 
-def _read_index(directory: Path) -> dict[str, str] | None:
-    """The index: the file of each tensor, every one of which exists; None without an index."""
-    index = directory / _INDEX
-    if not index.exists():
-        return None
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError("the index has no weight_map of names to files", file=index, field="weight_map")
-    files = sorted(set(weight_map.values()))
-    for file in files:
-        if Path(file).name != file or file in ("", ".."):
-            raise CheckpointError(
-                "the index points outside its directory", file=index, found=file, expected="a bare file name"
-            )
-        if not exists(directory / file) or not (directory / file).is_file():
-            raise CheckpointError(
-                "a file named by the index is missing",
-                file=directory / file,
-                expected=f"{sum(v == file for v in weight_map.values())} tensors in it",
-                cure="download the missing shard again",
-            )
-    if (directory / _WEIGHTS).exists() and _WEIGHTS not in files:
-        raise CheckpointError(
-            "both a single file and a sharded index are present, so it is unclear which one is the model",
-            file=directory,
-            found=f"{_WEIGHTS} and {_INDEX}",
-            cure="remove the one that is out of date",
-        )
-    return weight_map
-
-
-def _single_file(directory: Path) -> str:
-    """The name of the one weight file of a directory without an index."""
-    if (directory / _WEIGHTS).is_file():
-        return _WEIGHTS
-    names = sorted(p.name for p in directory.iterdir() if p.is_file())
-    if pickles := [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
-        raise CheckpointError(
-            "the weights are pickled, and pickle can run code when it is read",
-            file=directory / pickles[0],
-            expected=_WEIGHTS,
-            cure="convert once, in a sandbox if you do not trust it: AutoModelForCausalLM.from_pretrained(SRC)"
-            ".save_pretrained(OUT) writes safetensors",
-        )
-    if ggufs := [n for n in names if n.endswith(".gguf")]:
-        raise CheckpointError(
-            "the weights are in GGUF",
-            file=directory / ggufs[0],
-            expected=_WEIGHTS,
-            cure="convert with AutoModelForCausalLM.from_pretrained(SRC, gguf_file=...).save_pretrained(OUT)",
-        )
-    shards = [n for n in names if n.endswith(".safetensors")]
-    raise CheckpointError(
-        "shards without an index: it is unknown which of them make up the model"
-        if shards
-        else "no safetensors weights in this directory",
-        file=directory,
-        found=", ".join(shards[:3]) + (", ..." if len(shards) > 3 else "") if shards else None,
-        expected=f"{_WEIGHTS} or {_INDEX}",
-        cure="download the missing file again",
-    )
-
-
-def _read_headers(directory: Path, files: list[str]) -> dict[str, Entry]:
+def _read_headers(directory: Path, files: Sequence[str]) -> dict[str, Entry]:
     """Every tensor of some files, each stored once."""
     entries: dict[str, Entry] = {}
     for file in files:
@@ -276,12 +232,37 @@ def check_own_file(file: Path, directory: Path) -> None:
             found=human_bytes(status.st_size) if stat.S_ISREG(status.st_mode) else "not a regular file",
             expected=f"a file of at most {human_bytes(LARGEST_FILE)}", cure="remove it",
         )  # fmt: skip
+    with os.fdopen(open_regular(file), "rb") as stream:
+        refuse_lfs_pointer(file, stream.read(LFS_SIZE))
     stores = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
     if not any(store in real.parents for store in stores):
         link, target = shlex.quote(str(file)), shlex.quote(str(real))
         raise CheckpointError("this file would be copied with the model, but is a link to a file elsewhere", file=file,
                               found=real, expected="a file in the model's directory",
                               cure=f"replace the link by the file: rm {link} && cp {target} {link}")  # fmt: skip
+
+
+def dequantized(
+    config: dict[str, Any], entries: dict[str, Entry], file: Path, *, allowed: bool
+) -> tuple[dict[str, Any], dict[str, Entry]]:
+    """Config and stored tensors of the model that FP8 or MXFP4 weights stand for; unquantized ones as they are.
+
+    Args:
+        config: of the model.
+        entries: the stored tensors.
+        file: config.json.
+        allowed: whether quantized weights may be read at all.
+
+    Raises:
+        CheckpointError: the weights are quantized in another way, or damaged.
+    """
+    method = config.get("quantization_config")
+    stored_so = allowed and not {entry.dtype for entry in entries.values()} <= DTYPES.keys()
+    if stored_so and isinstance(method, dict) and method.get("quant_method") in scaled_weights.METHODS:
+        left = {field: value for field, value in config.items() if field != "quantization_config"}
+        return left, scaled_weights.scaled_entries(method, entries, file)
+    refuse_quantized(config, file, entries.values())
+    return config, entries
 
 
 def refuse_quantized(config: Mapping[str, Any], file: Path, entries: Collection[Entry] = ()) -> None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import CheckpointError, UnreadableError
+from hyperclone.units import human_bytes
 
+LFS_SIZE = 1024  # bytes, which a pointer never has
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST_FILE = 512 << 20  # bytes of a config, an index, a receipt, a tokenizer; weights may have any size
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as its user wrote it, with `~` for a home directory."""
+    return Path(os.path.expanduser(path))
 
 
 def open_regular(path: Path) -> int:
@@ -43,6 +53,29 @@ def read_bytes(path: Path, *, largest: int = LARGEST_FILE) -> bytes:
     return content
 
 
+def refuse_lfs_pointer(path: Path, start: bytes) -> None:
+    """Raise if a file is what Git leaves in place of one that Git LFS has not fetched.
+
+    Args:
+        path: of the file.
+        start: its first bytes.
+
+    Raises:
+        CheckpointError: it is a pointer.
+    """
+    if not start.startswith(_LFS_POINTER):
+        return
+    size = re.search(rb"\nsize (\d{1,18})\n", start)
+    raise CheckpointError(
+        "this is a pointer of Git LFS in place of the file: the repository was cloned without its large files",
+        file=path,
+        found=f"a pointer to {human_bytes(int(size[1]))}" if size else "a pointer",
+        expected="the file itself",
+        cure=f"git -C {shlex.quote(str(path.parent))} lfs pull (after `git lfs install`), or download the model with "
+        "`hf download`",
+    )
+
+
 def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]:
     """A JSON object.
 
@@ -51,7 +84,9 @@ def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]
         UnreadableError: the operating system refuses.
     """
     try:
-        value = json.loads(read_bytes(path).decode("utf-8"))
+        content = read_bytes(path)
+        refuse_lfs_pointer(path, content[:LFS_SIZE])
+        value = json.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(missing, file=path) from None
     except OSError as error:

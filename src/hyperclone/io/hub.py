@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,16 +13,21 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, HypercloneError, reason
-from hyperclone.io.checkpoint import Checkpoint, by_full_names, refuse_quantized
-from hyperclone.io.files import exists, read_json
+from hyperclone.io.checkpoint import Checkpoint, dequantized
+from hyperclone.io.files import exists, read_json, user_path
+from hyperclone.io.local_paths import hub_id_of, local_path, nearest
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
+from hyperclone.io.views import view
 
 # The files of a model at the top of its repository; other formats and subfolders are not downloaded.
 _FILES = (
     "*.json", "model*.safetensors", "*.model", "*.model.v*", "*.txt", "*.jinja", "*chat_templates/*.jinja",
     "*.tiktoken", "LICENSE*", "NOTICE*", "README.md",
 )  # fmt: skip
+
+_TIMEOUT = 5  # seconds to reach the Hub in
+_OUT_OF_ORDER = (408, 429, 500, 502, 503, 504)  # answers after which the Hub's client would try again
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,13 @@ class Headers:
         config: config.json.
         entries: its tensors by name.
         user_family: the user's family file; None for the family that ships for the config's model type.
+        notes: how it was read, where that is not plain, in sentences.
     """
 
     config: dict[str, Any]
     entries: Mapping[str, Entry]
     user_family: Family | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def family(self) -> Family:
@@ -57,33 +63,46 @@ class Headers:
         return cls(config, entries, user_family)
 
 
-def headers(source: str | os.PathLike[str], *, revision: str | None = None, family: Family | None = None) -> Source:
+def headers(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    family: Family | None = None,
+    text_model: bool = False,
+) -> Source:
     """Config and tensor headers of a local directory or a Hub id; of the latter, a few kilobytes are fetched.
 
-    Without a network, or in the Hub's offline mode, they are those of the model in the Hub's cache.
+    Without a network, in the Hub's offline mode, or where the Hub is out of order, they are those of the model in the
+    Hub's cache, and a note says so.
+
+    Args:
+        source, revision: the directory, or the Hub id and its revision.
+        family: the user's family file.
+        text_model: only those of the text model of a model that also sees images.
 
     Raises:
         CheckpointError: neither is accessible, or it is not a model that can be grown.
     """
-    if _is_local(source, revision):
-        return Checkpoint.open(source, family=family)
+    if (path := local_path(source, revision=revision)) is not None:
+        return Checkpoint.open(path, family=family, text_model=text_model, dequantize=True)
     from huggingface_hub import HfApi
 
-    source_config = config(source, revision=revision)
     with _hub_errors(source):
         try:
+            _check_accessible()
+            source_config = _config(str(source), revision)
             repository = HfApi().get_safetensors_metadata(str(source), revision=revision)
-        except _unreachable() as error:  # the Hub's own refusals come with an answer of its server
-            if getattr(error, "response", None) is not None or (cached := _cached(source, revision)) is None:
-                raise
-            return Checkpoint.open(cached, family=family)
-    entries = {}
+        except _unreachable() as error:
+            path, note = _cached(source, revision, error)
+            return Checkpoint.open(path, family=family, text_model=text_model, dequantize=True, notes=(note,))
+    entries: dict[str, Entry] = {}
     for file, metadata in sorted(repository.files_metadata.items()):
         for name, info in metadata.tensors.items():
             begin, end = info.data_offsets
             entries[name] = Entry(file, str(info.dtype), tuple(info.shape), begin, end - begin)
-    refuse_quantized(source_config, Path("config.json"), entries.values())
-    return Headers(source_config, by_full_names(source_config, entries, family), family)
+    source_config, entries = dequantized(source_config, entries, Path("config.json"), allowed=True)
+    seen = view(source_config, entries, family, text_model=text_model)
+    return Headers(seen.config, seen.entries, family, seen.notes)
 
 
 def config(source: str | os.PathLike[str], *, revision: str | None = None) -> dict[str, Any]:
@@ -92,15 +111,25 @@ def config(source: str | os.PathLike[str], *, revision: str | None = None) -> di
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    path = Path(source)
+    path = user_path(source)
     if exists(path) and path.is_file():
         return read_json(path)
-    if _is_local(source, revision):
-        return read_json(path / "config.json", missing="not a model directory: it has no config.json")
+    if (directory := local_path(source, revision=revision)) is not None:
+        if not exists(directory):
+            raise CheckpointError("no such file or directory", file=directory, cure=nearest(directory))
+        return read_json(directory / "config.json", missing="not a model directory: it has no config.json")
+    with _hub_errors(source):
+        try:
+            _check_accessible()
+            return _config(str(source), revision)
+        except _unreachable() as error:
+            return read_json(_cached(source, revision, error)[0] / "config.json")
+
+
+def _config(source: str, revision: str | None) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
-    with _hub_errors(source):
-        return read_json(Path(hf_hub_download(str(source), "config.json", revision=revision)))
+    return read_json(Path(hf_hub_download(source, "config.json", revision=revision)))
 
 
 def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -109,38 +138,77 @@ def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> P
     Raises:
         CheckpointError: neither is accessible.
     """
-    if _is_local(source, revision):
-        return Path(source)
+    return fetch(source, revision=revision)[0]
+
+
+def fetch(source: str | os.PathLike[str], *, revision: str | None = None) -> tuple[Path, tuple[str, ...]]:
+    """The same, and notes: where the Hub is not accessible, the model is the one in its cache.
+
+    Raises:
+        CheckpointError: neither is accessible.
+    """
+    if (path := local_path(source, revision=revision)) is not None:
+        return path, ()
     from huggingface_hub import snapshot_download
 
     with _hub_errors(source):
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES)))
+        try:
+            _check_accessible()
+            return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES))), ()
+        except _unreachable() as error:
+            path, note = _cached(source, revision, error)
+            return path, (note,)
 
 
-def _cached(source: str | os.PathLike[str], revision: str | None) -> Path | None:
-    """The snapshot of a Hub id in the Hub's cache; None if it is not there, or without weights."""
+def _check_accessible() -> None:
+    """Raise at once where there is no network: the Hub's client would try for half a minute.
+
+    Raises:
+        OSError: offline mode, or an error of the HTTP library.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return  # every call is refused at once
+    response = get_session().head(constants.ENDPOINT, timeout=_TIMEOUT)
+    if response.status_code in _OUT_OF_ORDER:
+        raise HfHubHTTPError(f"the Hub answers {response.status_code}", response=response)
+
+
+def _cached(source: str | os.PathLike[str], revision: str | None, error: Exception) -> tuple[Path, str]:
+    """The snapshot of a Hub id in the Hub's cache, and a note on it.
+
+    Args:
+        source, revision: what was asked for.
+        error: why the Hub is not accessible; raised again if it has refused, or if there is no snapshot with weights.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if getattr(error, "response", None) is not None and status not in _OUT_OF_ORDER:
+        raise error
     try:
         path = Path(snapshot_download(str(source), revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
-        return None
-    return path if any(path.glob("*.safetensors")) else None
+        raise error from None
+    if not any(path.glob("*.safetensors")):
+        raise error
+    return path, f"The Hub is not accessible ({reason(error)}): the model is the one in its cache, commit {path.name}."
 
 
 def public_name(source: str | os.PathLike[str]) -> str:
     """The name of a source in receipts and model cards: its Hub id, or a local directory's name without its path."""
-    path = Path(source)
-    name = path.resolve().name if exists(path) else str(source)
+    path = user_path(source)
+    name = (hub_id_of(path) or path.resolve().name) if exists(path) else str(source)
     return os.fsencode(name).decode("utf-8", "replace")  # file names may hold any bytes, JSON may not
 
 
-def _is_local(source: str | os.PathLike[str], revision: str | None) -> bool:
-    local = exists(Path(source)) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith(".")
-    if local and revision is not None:
-        raise CheckpointError("a local directory has no revisions", field="revision", found=revision, cure="omit it")
-    return local
+def on_hub(source: str | os.PathLike[str]) -> bool:
+    """Whether `public_name` of a source is a Hub id."""
+    path = user_path(source)
+    return hub_id_of(path) is not None if exists(path) else local_path(source) is None
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
@@ -170,9 +238,13 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, (*_unreachable(), ValueError)):
             raise
+        refused = getattr(error, "response", None) is not None or isinstance(error, ValueError)
+        cure = "the network, and access to gated models (`hf auth login`)" if refused else (
+            "the network; without one, a model is found by its directory, or by its id in the Hub's cache"
+        )  # fmt: skip
         raise CheckpointError(
             "neither a local directory nor an accessible model on the Hub",
             file=source,
             found=reason(error),
-            cure="check the spelling, the network, and access to gated models (`hf auth login`)",
+            cure=nearest(user_path(source)) or f"check the spelling, and {cure}",
         ) from None

@@ -23,6 +23,7 @@ class TensorHeader:
         name: in the whole model.
         dtype, shape, nbytes: as stored.
         stored_name: in the header, where that is another name.
+        parts: the tensors of which it consists, end to end; () if it is one itself.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TensorHeader:
     shape: tuple[int, ...]
     nbytes: int
     stored_name: str | None = None
+    parts: tuple[TensorHeader, ...] = ()
 
     @property
     def name_in_file(self) -> str:
@@ -90,7 +92,10 @@ def _shard(file: str, tensors: list[TensorHeader]) -> Shard:
     position, starts = 0, {}
     # Wider types first keeps every tensor aligned to its own element size.
     for tensor in sorted(tensors, key=lambda t: -_width(t)):
-        starts[tensor.name] = position
+        start = position
+        for part in tensor.parts or (tensor,):
+            starts[part.name] = start
+            start += part.nbytes
         header[tensor.name_in_file] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
@@ -111,7 +116,7 @@ def index(shards: Sequence[Shard], tensors: Sequence[TensorHeader]) -> dict[str,
     """The content of model.safetensors.index.json; None for a single file."""
     if len(shards) == 1:
         return None
-    names = {tensor.name: tensor.name_in_file for tensor in tensors}
+    names = {part.name: tensor.name_in_file for tensor in tensors for part in tensor.parts or (tensor,)}
     return {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
         "weight_map": dict(sorted((names[name], shard.file) for shard in shards for name in shard.offsets)),

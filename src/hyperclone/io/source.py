@@ -27,6 +27,10 @@ class Source(Protocol):
     def family(self) -> Family:
         """How this architecture lays out its tensors."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How it was read, where that is not plain, in sentences for the plan's notes."""
+
 
 class Weights(Source, Protocol):
     """A source whose rows can be read: a directory, or a model in memory."""

@@ -30,18 +30,24 @@ SLICE_BYTES = 16 << 20  # of output, in each thread
 Progress = Callable[[str, int, int], None]  # (stage, units done so far, units in all)
 
 
+def row_count(shape: tuple[int, ...]) -> int:
+    """How many rows a stored tensor has: its first dimension; a single number is one row."""
+    return shape[0] if shape else 1
+
+
 def slices(shape: tuple[int, ...], nbytes: int) -> Iterator[range]:
     """Ranges of rows of about SLICE_BYTES each."""
-    step = max(1, shape[0] * SLICE_BYTES // max(nbytes, 1))
-    for start in range(0, shape[0], step):
-        yield range(start, min(start + step, shape[0]))
+    count = row_count(shape)
+    step = max(1, count * SLICE_BYTES // max(nbytes, 1))
+    for start in range(0, count, step):
+        yield range(start, min(start + step, count))
 
 
 def raw(tensor: Tensor) -> memoryview:
     """The tensor's bytes as stored."""
     import torch
 
-    return memoryview(tensor.contiguous().view(torch.uint8).numpy().data).cast("B")
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy().data).cast("B")
 
 
 def digest(model: Weights | TensorFiles, name: str) -> str:

@@ -9,14 +9,15 @@ import json
 import math
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
 from hyperclone.errors import CheckpointError, UnreadableError, printable
-from hyperclone.io.files import open_regular
+from hyperclone.io.files import LFS_SIZE, open_regular, refuse_lfs_pointer
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
@@ -29,6 +30,8 @@ DTYPES: dict[str, tuple[str, int]] = {
     "F32": ("float32", 4),
     "F64": ("float64", 8),
 }
+# Types of numbers and scales that stand for weights (scaled_weights.py).
+_PARTS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "U8": "uint8"}
 
 
 FileVersion = tuple[int, int, int, int]  # device, inode, bytes, modification time in ns
@@ -44,6 +47,8 @@ class Entry:
         shape, offset, nbytes: its sizes, where it begins in the file, and its length there.
         version: of the file when its header was read; None where there is no file to read from.
         base: it was saved from the base model, so its name in the file lacks the family's prefix.
+        parts: the stored tensors that it stands for, if it is not stored itself.
+        fused_in: it is a part of a tensor of several experts in a block of this name (fused_experts.py); "" if not.
     """
 
     file: str
@@ -53,6 +58,19 @@ class Entry:
     nbytes: int
     version: FileVersion | None = field(default=None, compare=False, repr=False)
     base: bool = False
+    fused_in: str = ""
+    parts: Parts | None = None
+
+
+class Parts(Protocol):
+    """Stored tensors that stand for one of the model (scaled_weights.py)."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """The stored tensors."""
+
+    def rows(self, start: int, stop: int, read: Callable[[Entry, int, int], Tensor]) -> Tensor:
+        """Rows start..stop of what they stand for; `read` reads rows of a stored one."""
 
 
 class TensorFiles:
@@ -70,19 +88,25 @@ class TensorFiles:
         self._lock = threading.Lock()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start..stop of a tensor (its first dimension; all of it by default), as stored.
+        """Rows start..stop of a tensor (its first dimension; all of it by default), in its entry's type.
 
         Raises:
             CheckpointError: the file is truncated, cannot be read, or is another one than when its header was read.
         """
+        entry = self.entries[name]
+        stop = (entry.shape[0] if entry.shape else 1) if stop is None else stop  # a single number is one row
+        if entry.parts is not None:
+            return entry.parts.rows(start, stop, lambda part, first, last: self._stored(part, name, first, last))
+        return self._stored(entry, name, start, stop)
+
+    def _stored(self, entry: Entry, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of what is stored at an entry; `name` is for messages."""
         import torch
 
-        entry = self.entries[name]
-        stop = entry.shape[0] if stop is None else stop
-        row = entry.nbytes // entry.shape[0]
-        dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0])
-        tensor = torch.empty((stop - start, *entry.shape[1:]), dtype=dtype)
-        buffer = tensor.view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+        row = entry.nbytes // (entry.shape[0] if entry.shape else 1)
+        dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0] if entry.dtype in DTYPES else _PARTS[entry.dtype])
+        tensor = torch.empty((stop - start, *entry.shape[1:]) if entry.shape else (), dtype=dtype)
+        buffer = tensor.flatten().view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
             try:
@@ -106,7 +130,8 @@ class TensorFiles:
         Raises:
             CheckpointError: one was written to meanwhile.
         """
-        for entry in {entry.file: entry for entry in self.entries.values()}.values():
+        stored = (part for entry in self.entries.values() for part in (entry.parts.entries if entry.parts else [entry]))
+        for entry in {entry.file: entry for entry in stored}.values():
             if entry.file in self._descriptors and file_version(self._descriptors[entry.file]) != entry.version:
                 raise self._changed(entry)
 
@@ -145,6 +170,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         with os.fdopen(open_regular(path), "rb") as stream:
             version = file_version(stream.fileno())
+            refuse_lfs_pointer(path, stream.read(LFS_SIZE))
+            stream.seek(0)
             with safe_open(path, framework="np"):
                 pass
             size = int.from_bytes(stream.read(8), "little")

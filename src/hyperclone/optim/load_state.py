@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError
 from hyperclone.hf import parameter_names
+from hyperclone.io.files import user_path
 from hyperclone.io.tensor_files import TensorFiles
 from hyperclone.optim.rotated_adamw import RotatedAdamW
 from hyperclone.optimizer_state import writer
@@ -54,7 +55,7 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     Raises:
         CheckpointError: there is no optimizer state, or it belongs to another optimizer or model.
     """
-    state, moments = _read(Path(directory))
+    state, moments = _read(user_path(directory))
     _check_kind(optimizer, str(state["optimizer"]), str(state["moments"]))
     inner = parameter_names.unwrap(model)
     names = {parameter: name for name, parameter in parameter_names.named_parameters(model)}

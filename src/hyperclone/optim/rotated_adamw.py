@@ -386,6 +386,5 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
         if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
             continue
         grown = grown_tensors.map_of(tensor, plan)
-        maps = (grown.columns,) if parameter.dim() == 1 else (grown.rows, grown.columns)
-        turned[name] = Rotation(maps[::-1] if grown.transposed else maps)
+        turned[name] = Rotation(grown.dims)
     return turned

@@ -24,7 +24,6 @@ from torch import Tensor
 from hyperclone.expansion import grown_tensors
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.expand import TensorMap
-from hyperclone.io.streaming import slices
 from hyperclone.io.tensor_files import DTYPES, TensorFiles
 from hyperclone.optimizer_state.reader import MOMENTS, SourceState
 from hyperclone.planning.plan import Plan, TensorPlan
@@ -79,13 +78,12 @@ def grown_slices(moment: MomentPlan, plan: Plan, source: SourceState, treatment:
     of_row, of_column = _gradients(
         tensor, grown.rows, grown.columns, splits=grown.splits, first_only=treatment != "copy"
     )
-    whole = len(tensor.shape) == 1 or grown.transposed
-    for rows in [range(grown.rows.new)] if whole else slices(tensor.shape, moment.nbytes):
+    for _, rows in grown_tensors.pieces(grown, tensor.shape, moment.nbytes):
         chosen = slice(rows.start, rows.stop)
         block = matrix[grown.rows.source[chosen]].double()[:, grown.columns.source]
         r = of_row[chosen, None] * of_column
         block.mul_(r.pow_(MOMENTS[moment.kind]))
-        yield grown.as_stored(block.to(moment.dtype), len(tensor.shape))
+        yield grown.as_stored(block.to(moment.dtype))
 
 
 def compare(output: TensorFiles, moment: MomentPlan, plan: Plan, source: SourceState, treatment: str) -> str:
@@ -102,20 +100,22 @@ def compare(output: TensorFiles, moment: MomentPlan, plan: Plan, source: SourceS
     rows, columns = grown.rows, grown.columns
     first_row, first_column = _first(rows), _first(columns)
     expected = grown.as_matrix(source.moment(tensor.source, moment.kind))
-    whole = len(tensor.shape) == 1 or grown.transposed
-    for chosen in [range(rows.new)] if whole else slices(tensor.shape, moment.nbytes):
+    for stored, chosen in grown_tensors.pieces(grown, tensor.shape, moment.nbytes):
         here = slice(chosen.start, chosen.stop)
         units, number, count = rows.source[here], rows.number[here], rows.count[here]
-        block = grown.as_matrix(output.read(moment.name, *(() if whole else (chosen.start, chosen.stop))))
+        block = grown.as_matrix(output.read(moment.name, stored.start, stored.stop))
         first = (number == 0) & (count > 0)
         if bool(first.any()):
             factors = _collapse_factors(tensor, grown, units[first], count[first]) ** MOMENTS[moment.kind]
             if not _collapses(block[first][:, first_column], expected[units[first]], factors):
                 return "does not collapse to the source's moment"
         copied_rows = first_row[units]
-        low, high = int(copied_rows.min()), int(copied_rows.max()) + 1
-        copied = block if whole else grown.as_matrix(output.read(moment.name, low, high))
-        copies = copied[copied_rows - (0 if whole else low)][:, first_column[columns.source]]
+        copied, low = block, chosen.start
+        if not grown.whole:
+            _, each = grown.rows_per_stored
+            start, stop = int(copied_rows.min()) // each, int(copied_rows.max()) // each + 1
+            copied, low = grown.as_matrix(output.read(moment.name, start, stop)), start * each
+        copies = copied[copied_rows - low][:, first_column[columns.source]]
         nonzero = (count > 0)[:, None] & (columns.count > 0)
         if treatment == "first-copy":
             nonzero = nonzero & (number == 0)[:, None] & (columns.number == 0)
@@ -128,10 +128,10 @@ def _collapse_factors(tensor: TensorPlan, grown: TensorMap, units: Tensor, count
     """k s of the first copies, (rows, columns of the source) in fp64, for rows of these source units and counts."""
     columns, queries = grown.columns, grown_tensors.query_rows(tensor)
     factors = torch.tensor(tensor.factor, dtype=torch.float64) * (1 if grown.splits else columns.count[_first(columns)])
-    if queries is not None and len(tensor.shape) == 1:  # a vector is one row of many columns
+    if queries is not None and grown.one_row:  # a vector is one row of many columns
         factors = factors * queries
     factors = factors * counts[:, None]
-    return factors if queries is None or len(tensor.shape) == 1 else factors * queries[units, None]
+    return factors if queries is None or grown.one_row else factors * queries[units, None]
 
 
 def _collapses(first_copies: Tensor, expected: Tensor, factors: Tensor) -> bool:

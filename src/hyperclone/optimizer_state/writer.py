@@ -21,7 +21,7 @@ from torch import Tensor
 from hyperclone.errors import GrowthError, OptionError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
-from hyperclone.io.files import to_json
+from hyperclone.io.files import to_json, user_path
 from hyperclone.io.shards import Shard, TensorHeader, lay_out
 from hyperclone.io.streaming import Progress, digest, write_shards
 from hyperclone.io.tensor_files import Entry, TensorFiles, read_header
@@ -125,7 +125,7 @@ def plan_state(
         if impossible and treatment != "reset":
             raise GrowthError(f"the source's moments do not apply to this growth: {reason}", field=field,
                               found=getattr(model.growth, field), cure="--moments reset")  # fmt: skip
-    state = reader.read_state(Path(checkpoint), source)
+    state = reader.read_state(user_path(checkpoint), source)
     untied = {model.family.tie.embedding} if model.untied and model.family.tie else set()
     stack = model.growth.stacks
     planned: dict[str, MomentPlan] = {}

@@ -99,10 +99,8 @@ def squared_factor(padded: Mapping[str, PaddedAxis], family: Family, layout: Lay
     """
     square = Fraction(1)
     for axis, padded_axis in padded.items():
-        written, read = (
-            sum(axis in layout.axes_of(dim) for dim in range(len(layout.dims)) if (dim == layout.reads) is reads)
-            for reads in (False, True)
-        )
+        written = sum(axis in layout.axes_of(dim) for dim in layout.written)
+        read = int(layout.reads is not None and axis in layout.axes_of(layout.reads))
         if written or read:
             in_layer = family.in_layer(source)
             square *= padded_axis.squared_factor(source, written, read, norm=layout.norm, in_layer=in_layer)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hyperclone.architectures import heads
 from hyperclone.architectures.entries import Tie
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.architectures.stored_names import is_buffer
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.io.tensor_files import DTYPES
+from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import head_scaling
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.recipe import Noise
@@ -47,10 +48,10 @@ def check_tensors(
             continue
         if tied and family.tie and name == family.tie.head:
             ties.append((name, family.tie.embedding))
-        elif family.ignored(name) or is_buffer(name, entry.shape):
+        elif family.ignored(name, source.config) or is_buffer(name, entry.shape):
             dropped.append(name)
         else:
-            raise CheckpointError(
+            raise _of_another_head(source, name) or CheckpointError(
                 "a stored tensor is not part of this architecture",
                 file=entry.file,
                 tensor=name,
@@ -69,6 +70,17 @@ def check_tensors(
                 cure="the checkpoint may be incomplete or without its head, or config.json may be another model's",
             )
         entry = source.entries[name]
+        if entry.shape == (0,) != layout.shape(sizes):
+            raise CheckpointError(
+                "this tensor was saved empty, as by a process of DeepSpeed ZeRO-3, which holds a part of every tensor",
+                file=entry.file,
+                tensor=name,
+                found=list(entry.shape),
+                expected=f"{list(layout.shape(sizes))} ({layout.text})",
+                cure="in the directory of the DeepSpeed checkpoint, with its global_step folders: python "
+                "zero_to_fp32.py . OUT --safe_serialization, then copy config.json and the tokenizer to OUT; in "
+                "training, set stage3_gather_16bit_weights_on_model_save and save with engine.save_16bit_model",
+            )
         if entry.shape != layout.shape(sizes):
             raise CheckpointError(
                 "a tensor's size disagrees with the config",
@@ -87,6 +99,33 @@ def check_tensors(
                 cure="grow the original bf16 / fp16 / fp32 checkpoint",
             )
     return tuple(dropped), tuple(ties)
+
+
+def check_chosen_type(growth: Growth, entries: Mapping[str, Entry]) -> None:
+    """Raise where weights are stored as small numbers with scales and no type is chosen for what they stand for."""
+    scaled = [name for name, entry in entries.items() if entry.parts is not None]
+    if scaled and growth.dtype is None:
+        raise GrowthError("the weights are stored as small numbers with scales, which cannot be grown as they are",
+                          tensor=scaled[0], found=f"{len(scaled)} such tensors", expected="a type to convert them to",
+                          field="dtype", cure="give --dtype bf16, or fp32")  # fmt: skip
+
+
+def _of_another_head(source: Source, name: str) -> CheckpointError | None:
+    """The refusal of a tensor of a head that cannot be grown; None if it is of none that is known."""
+    file, named, first = source.entries[name].file, source.config.get("architectures"), name.partition(".")[0]
+    if first in ("v_head", "value_head"):
+        return CheckpointError(
+            "this is a value head beside the language model (as of trl), which transformers does not load", file=file,
+            tensor=name, found=list(source.entries[name].shape), expected="a model of transformers",
+            cure="AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) leaves it out; grow OUT",
+        )  # fmt: skip
+    if first in ("score", "classifier", "qa_outputs", "multiple_choice_head"):
+        return CheckpointError(
+            "this model has a head that cannot be grown", file=file, field="architectures", tensor=name, found=named,
+            expected="a causal language model, or a class that ends in " + " or ".join(heads.names()),
+            cure="if it is of such a class, name that in config.json; else grow the model that it was fine-tuned from",
+        )  # fmt: skip
+    return None
 
 
 def _bias_of(head: str) -> str:

@@ -8,7 +8,8 @@ by how much.
 What a config says about single layers is adapted. A list with one entry for each layer (`per_layer` in a family file:
 sliding windows, layers without rotary positions) takes the entries of the originals. Where the config leaves the list
 out, transformers derives it from layer numbers, which differ for copies; so the source's list is read from transformers
-and the grown list is written. Lists of layer numbers (`[deeper]`: layers without experts) are rewritten.
+and the grown list is written. Lists of layer numbers and numbers of layers (`[deeper]`: layers without experts) are
+rewritten.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ def deepen(
         CheckpointError: transformers cannot derive a list that the config leaves out.
         GrowthError: a list is shorter than the layers, or the config cannot express the new layers.
     """
-    lists = {field: source[field] for field in family.per_layer if source.get(field) is not None}
+    lists = {field: grown[field] for field in family.per_layer if grown.get(field) is not None}
     if left_out := [field for field in family.per_layer if field not in lists]:
         lists |= _derived(source, left_out)
-    config = {**family.canonical(grown), family.layers: len(layers)}
+    config = {**family.canonical(grown), **({} if family.layers in lists else {family.layers: len(layers)})}
     for field, values in lists.items():
         if not isinstance(values, list) or len(values) <= max(layers):
             raise GrowthError(
@@ -69,7 +70,8 @@ def deepen(
         config[field] = [values[layer] for layer in layers]
     for field, text in family.deeper.items():
         if "i" in names(text):
-            config[field] = [new for new, old in enumerate(layers) if family.value(text, source, layer=old)]
+            holds = [new for new, old in enumerate(layers) if family.value(text, source, layer=old)]
+            config[field] = len(holds) if field in family.counted else holds
         else:
             config[field] = family.value(text, source)
     before, after = family.conditions(source), family.conditions(config)

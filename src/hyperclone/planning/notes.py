@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.architectures.family import Family
+from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
 from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth
@@ -27,10 +28,11 @@ class Facts:
         growth, family, sizes: the request, what it is for, and (old, new) of every axis.
         config: the source's.
         stored_dtypes: types in which the source's tensors are stored.
+        scaled: how many tensors are stored as small numbers with scales.
         folded: norm tensors that carry the tied head's 1/n.
         tied, untied: the source's head shares the embedding; the grown model's no longer does.
         padded: axes with padding channels.
-        dropped: stored buffers that no model loads.
+        dropped: stored tensors that no model loads.
         omitted_prefix: which the names in the source's files lack, and so those of the grown model.
         deeper: layers are added.
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
@@ -42,6 +44,7 @@ class Facts:
     sizes: Mapping[str, tuple[int, int]]
     config: Mapping[str, Any]
     stored_dtypes: frozenset[str]
+    scaled: int
     folded: frozenset[str]
     tied: bool
     untied: bool
@@ -135,8 +138,8 @@ def _untie_changes_nothing(facts: Facts) -> str | None:
 def _dropped_buffers(facts: Facts) -> str | None:
     if not (count := len(facts.dropped)):
         return None
-    buffers = f"{count} stored buffer{'s' if count != 1 else ''}"
-    return f"{buffers} that no current model loads will be left out ({facts.dropped[0]})."
+    tensors = f"{count} stored tensor{'s' if count != 1 else ''}"
+    return f"{tensors} that the model does not load will be left out ({facts.dropped[0]})."
 
 
 def _base_names(facts: Facts) -> str | None:
@@ -182,6 +185,11 @@ def _gaussian_noise(facts: Facts) -> str | None:
 
 def _conversion(facts: Facts) -> str | None:
     dtype = facts.growth.dtype
+    if facts.scaled:
+        return (
+            f"{facts.scaled} tensors are stored as small numbers with scales (FP8 or MXFP4): they are multiplied by "
+            f"their scales and converted to {dtype}. The grown model is not quantized."
+        )
     if dtype and facts.stored_dtypes - {OUTPUT_DTYPES[dtype]}:
         return f"Weights are converted to {dtype} first; the proof compares with the converted source."
     return None
@@ -259,6 +267,25 @@ def _copies_never_diverge(facts: Facts) -> str | None:
     )
 
 
+def _experts_without_a_kernel(facts: Facts) -> str | None:
+    """torch's grouped matrix product, which transformers chooses for experts, takes rows of whole 16 bytes."""
+    if "experts" not in facts.sizes and facts.growth.experts is None:
+        return None
+    dtype = (
+        OUTPUT_DTYPES[facts.growth.dtype]
+        if facts.growth.dtype
+        else min(facts.stored_dtypes, key=lambda name: DTYPES[name][1])
+    )
+    numbers = 16 // DTYPES[dtype][1]
+    odd = [f"{axis} {facts.sizes[axis][1]}" for axis in ("hidden", "ffn") if facts.sizes[axis][1] % numbers]
+    if not odd or any(facts.sizes[axis][0] % numbers for axis in ("hidden", "ffn")):
+        return None
+    return (
+        f"{' and '.join(odd)}: transformers' default kernel for experts takes multiples of {numbers} in {dtype}. "
+        'Choose such a size, or load the model with experts_implementation="eager".'
+    )
+
+
 _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _head_stays_tied,
     _head_is_untied,
@@ -280,6 +307,7 @@ _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _no_noise_but_something_else,
 )
 _WARNINGS: tuple[Callable[[Facts], str | None], ...] = (
+    _experts_without_a_kernel,
     _one_expert_starves_the_router,
     _stacking_changes_the_function,
     _copies_never_diverge,

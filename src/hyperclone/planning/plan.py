@@ -113,9 +113,10 @@ class Plan:
         tensors: in the order in which they are stored.
         shards: the output files.
         omitted_prefix: which names in the files lack, as in those of a source that was saved from the base model.
+        fused_in: the block whose experts are stored fused, as the source's are (io/fused_experts.py); "" if one by one.
         untied: the head becomes a tensor of its own.
         ties_to_check: stored pairs (head, embedding) that the config calls tied and that must be equal.
-        dropped: stored buffers that no model loads.
+        dropped: stored tensors that no model loads.
         notes: what the user should know, in sentences.
         warnings: what the user must know.
     """
@@ -130,6 +131,7 @@ class Plan:
     tensors: tuple[TensorPlan, ...]
     shards: tuple[Shard, ...]
     omitted_prefix: str
+    fused_in: str
     untied: bool
     ties_to_check: tuple[tuple[str, str], ...]
     dropped: tuple[str, ...]

@@ -11,13 +11,15 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.io import shards
+from hyperclone.io import fused_experts, shards
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
+from hyperclone.io.weight_files import NAMED_FIELD
 from hyperclone.planning import any_width, head_scaling, tied_head, upcycling
 from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.checks import (
+    check_chosen_type,
     check_head_dim,
     check_level,
     check_rounding,
@@ -85,6 +87,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     family, config = family_of(source), source.config
     family.grown_sizes(config, family.sizes(config))  # a model that cannot grow at all is refused before anything else
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
+    check_chosen_type(growth, source.entries)
     mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
     target = _target(mixture or source, growth, tied=family.tied(config), mixture=mixture is not None)
     check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
@@ -96,7 +99,8 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     check_rounding(growth, tensors)
     check_level(growth, tensors)
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
-    files = shards.lay_out(tensor_headers(tensors, prefix), shard_size=shard_size)
+    fused = next((entry.fused_in for entry in source.entries.values() if entry.fused_in), "")
+    files = shards.lay_out(tensor_headers(tensors, prefix, fused), shard_size=shard_size)
     position = {name: (i, offset) for i, shard in enumerate(files) for name, offset in shard.offsets.items()}
     texts = notes_on(_facts(target, tensors, dropped, prefix))
     return Plan(
@@ -110,10 +114,11 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         tensors=tuple(sorted(tensors, key=lambda tensor: position[tensor.name])),
         shards=tuple(files),
         omitted_prefix=prefix,
+        fused_in=fused,
         untied=target.head.untied,
         ties_to_check=ties_to_check,
         dropped=dropped,
-        notes=texts.notes,
+        notes=source.notes + texts.notes,
         warnings=texts.warnings,
     )
 
@@ -123,7 +128,7 @@ def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Targ
     layers = resolve_layers(growth, family.depth(config))
     deeper = len(layers) > family.depth(config)
     wanted = resolve(growth, family.sizes(config), deeper=deeper or mixture)
-    sizes = family.grown_sizes(config, wanted, identity=deeper and not growth.stacks)
+    sizes = family.grown_sizes(config, wanted, deeper=deeper, identity=deeper and not growth.stacks)
     layouts = family.tensors(config)
     head = tied_head.decide(family, sizes, layouts, growth, tied=tied)
     return _Target(
@@ -143,6 +148,7 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     family, source_config = target.family, target.base.config
     config = family.grown_config(source_config, target.sizes)
     config.pop(GROWN_FIELD, None)
+    config.pop(NAMED_FIELD, None)  # the files have the usual names
     config.pop("auto_map", None)  # points at code that is neither run nor copied
     if target.deeper:
         config = deepen(family, source_config, config, target.layers)
@@ -223,7 +229,7 @@ def _squared_factor(target: _Target, name: str, layout: Layout, *, source: str, 
     The last norm in front of a tied head also undoes what the head's weights, the embedding's, are multiplied by.
     """
     family = target.family
-    square = family.squared_factor(name, target.sizes)
+    square = family.squared_factor(name, target.base.config, target.sizes)
     square *= any_width.squared_factor(target.padded, family, layout, source=source)
     if folded:
         assert family.tie is not None
@@ -239,6 +245,7 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         sizes=target.sizes,
         config=target.base.config,
         stored_dtypes=frozenset(entry.dtype for entry in target.base.entries.values()),
+        scaled=sum(entry.parts is not None for entry in target.base.entries.values()),
         folded=target.head.folded,
         tied=target.tied,
         untied=target.head.untied,
@@ -309,9 +316,10 @@ def _unrelated(field: str, found: object, expected: object) -> GrowthError:
     )
 
 
-def tensor_headers(tensors: Sequence[TensorPlan], omitted_prefix: str) -> list[TensorHeader]:
-    """The tensors as a safetensors header lists them, under names without a prefix."""
-    return [TensorHeader(t.name, t.dtype, t.shape, t.nbytes, t.name.removeprefix(omitted_prefix)) for t in tensors]
+def tensor_headers(tensors: Sequence[TensorPlan], omitted_prefix: str, fused_in: str) -> list[TensorHeader]:
+    """The tensors as a safetensors header lists them: under names without a prefix, with experts fused in a block."""
+    headers = [TensorHeader(t.name, t.dtype, t.shape, t.nbytes, t.name.removeprefix(omitted_prefix)) for t in tensors]
+    return fused_experts.fuse(headers, fused_in)
 
 
 def _number(value: object, field: str) -> float:

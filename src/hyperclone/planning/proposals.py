@@ -131,6 +131,7 @@ def propose(
     shard_size: str | int = planner.DEFAULT_SHARD_SIZE,
     revision: str | None = None,
     family: str | os.PathLike[str] | None = None,
+    text_model: bool = False,
 ) -> Proposals:
     """Growths of a model near `params` parameters; reads headers only.
 
@@ -143,6 +144,7 @@ def propose(
         shard_size: largest weight file, in bytes or as "5GB".
         revision: branch, tag or commit of a Hub id.
         family: a family file of your own.
+        text_model: of a model that also sees images, its text model is grown on its own.
 
     Raises:
         OptionError: the target, the tokens or the multiple is not a number.
@@ -159,7 +161,7 @@ def propose(
     planned_tokens = None if tokens is None else units.parse(tokens, "tokens")
     unit = _unit(multiple_of)
     user_family = None if family is None else family_file.read(family)
-    headers = hub.headers(source, revision=revision, family=user_family)
+    headers = hub.headers(source, revision=revision, family=user_family, text_model=text_model)
     search = Search(headers, request, unit)
     _check_target(target, search.parameters)
     candidates = list(search.near(target, within=_NEAR))
@@ -174,7 +176,7 @@ def propose(
         )  # fmt: skip
     return Proposals(
         source=str(source),
-        extra_flags=_extra_flags(shard_size, revision, family),
+        extra_flags=_extra_flags(shard_size, revision, family) + (" --text-model" if text_model else ""),
         model_type=str(headers.config.get("model_type")),
         source_parameters=search.parameters,
         target=target,

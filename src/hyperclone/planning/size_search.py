@@ -145,8 +145,9 @@ class Search:
     def _sizes(self, request: Growth) -> dict[str, tuple[int, int]]:
         """(old, new) of every axis. Raises GrowthError where the family refuses."""
         new = growth.resolve(request, self.old, deeper=True)
-        identity = request.layers is not None and request.depth_mode == "identity"
-        return self.family.grown_sizes(self.config, new, identity=identity)
+        deeper = request.layers is not None
+        identity = deeper and request.depth_mode == "identity"
+        return self.family.grown_sizes(self.config, new, deeper=deeper, identity=identity)
 
     def _fits(self, request: Growth) -> bool:
         """Whether the family has these sizes."""

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from hyperclone.architectures import not_grown, registry, text_models
 from hyperclone.architectures.expression import evaluate
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError, FamilyError, UnknownArchitectureError
@@ -24,9 +25,31 @@ def family_of(source: Source) -> Family:
     try:
         return source.family
     except UnknownArchitectureError as error:
-        if (cure := without_draft(source.config)) is None:
-            raise
-        raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        if (refusal := _with_text_model(source.config)) is not None:
+            raise refusal from None
+        model_type = source.config.get("model_type")
+        if (cure := without_draft(source.config)) is not None:
+            raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        if isinstance(model_type, str) and (reason := not_grown.reasons().get(model_type)) is not None:
+            cure = f"no family file describes it, because {reason}; {error.details['cure']}, if it passes its proof"
+            raise FamilyError(error.problem, **{**error.details, "cure": cure}) from None
+        raise
+
+
+def _with_text_model(config: Mapping[str, Any]) -> FamilyError | None:
+    """The refusal of a model that also sees images; None where it has no text model of a known type."""
+    if not text_models.has_text_model(config):
+        return None
+    if registry.known(text_models.text_config(config, head_stored=False)) is None:
+        return None
+    return FamilyError(
+        "only language models are grown, and this one has a text model in it, beside what sees images or hears",
+        file="config.json",
+        field="model_type",
+        found=config.get("model_type"),
+        expected="a language model",
+        cure="--text-model grows the text model on its own, and leaves out the rest",
+    )
 
 
 def without_draft(config: Mapping[str, Any]) -> str | None:
@@ -39,6 +62,7 @@ def without_draft(config: Mapping[str, Any]) -> str | None:
         )
     if (reason := limit(config)) is None:
         return None
+    reason = not_grown.reasons().get(str(model_type), reason)
     return f"no draft can describe it, because {reason}; a family file would have to be written by hand, if it can be"
 
 

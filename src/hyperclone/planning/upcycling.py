@@ -52,6 +52,7 @@ class Upcycled:
     entries: Mapping[str, Entry]
     stored_names: Mapping[str, str]
     init_std: float
+    notes: tuple[str, ...] = ()  # those of the dense source are the plan's
 
     def from_dense(self, tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
         """The same plans with the stored tensors as sources; a layer's first expert is the original of the others."""
@@ -88,6 +89,11 @@ def upcycle(source: Source, growth: Growth) -> Upcycled:
     if family is None or family.upcycled is None or dense_family.text:  # a user's family file knows no mixtures
         raise _no_mixture(source.config.get("model_type"))
     fields = dense_family.fields(source.config)
+    if dense_family.head:
+        raise GrowthError(
+            "only a causal language model can become a mixture of experts", field="experts",
+            found=source.config.get("architectures"), cure="grow it without --experts",
+        )  # fmt: skip
     for condition, reason in family.upcycled.dense[model_type].refuse.items():
         if evaluate(condition, fields):
             raise GrowthError(f"this model cannot become a {family.name}: {reason}", field=condition)

@@ -12,9 +12,8 @@ import gc
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ from hyperclone.hf.models import LoadedModel, load_model, load_tokenizer, max_po
 from hyperclone.hf.streamed_model import StreamedModel
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.scratch import scratch_directory
-from hyperclone.io.streaming import Progress, digest, raw, worker_pool
+from hyperclone.io.streaming import Progress, raw, slices, worker_pool
 from hyperclone.planning.recipe import Noise
 from hyperclone.proof import tolerance
 
@@ -130,7 +129,8 @@ def _fit(source: Checkpoint, directory: Path, plan: Plan) -> tuple[bool, str]:
     available = available_memory()
     fixed = 900 * max(size for _, size in plan.sizes.values()) * 20 + 1e9  # logits: positions x vocabulary; libraries
     # Bytes: fp32 beside bf16, as it is read; of the source, fp64 beside fp32, of which libraries may keep a part.
-    needed = 4.5 * plan.parameters + 9 * plan.source_parameters + fixed
+    # The rest of a whole, of which the source is the text model, is loaded with it: 9 bytes for each of 2, at most.
+    needed = 4.5 * plan.parameters + 9 * plan.source_parameters + 4.5 * (source.left_out or 0) + fixed
     if needed <= available:
         return False, ""
     try:
@@ -183,7 +183,9 @@ class _ModelPair:
         small = compute != torch.float32
         context = max_positions(self.plan.config) or 1 << 30
         vocab = self.plan.sizes["vocab"][0]
-        probes, prompt = logits.make_probes(self.tokenizer, vocab=vocab, context=context, small=small)
+        probes, prompt = logits.make_probes(
+            self.tokenizer, vocab=vocab, context=context, small=small, avoid=self.source.placeholders
+        )
         steps = max(1, min(8 if small else 24, context - len(prompt)))
         if not any(probe.name == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
             self.tokenizer = None
@@ -191,19 +193,20 @@ class _ModelPair:
         plain, truth, grown = self.run_both(probes, prompt, steps, compute, wide)
         # Greedy continuations may diverge where two tokens are equally likely; up to that step the inputs are the same.
         shared = int((grown.tokens == plain.tokens).long().cumprod(0).sum()) + 1
-        rows = [
+        rows: list[tuple[Probe | None, Tensor, Tensor, Tensor]] = [
             *zip(probes, plain.logits, truth.logits, grown.logits, strict=True),
-            (None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]),
         ]
+        if len(plain.tokens):
+            rows.append((None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]))
         source_errors = [self.add_comparison(probe, compute, *tensors, rounding=rounding) for probe, *tensors in rows]
-        if self.tokenizer is not None and not small:
+        if self.tokenizer is not None and not small and len(plain.tokens):
             self.behavior.prompt = logits.PROMPT
             self.behavior.source_text = self.tokenizer.decode(plain.tokens, skip_special_tokens=True)
             self.behavior.grown_text = self.tokenizer.decode(grown.tokens, skip_special_tokens=True)
         return max(0.0, *source_errors)  # where NaN never wins
 
     def open(self, model: Checkpoint, dtype: torch.dtype) -> LoadedModel | StreamedModel:
-        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model.path, dtype)
+        return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model, dtype)
 
     def run_both(
         self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
@@ -215,7 +218,7 @@ class _ModelPair:
             self.advance()
             source.to(wide)
             truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
-        if self.behavior.layer_by_layer:
+        if self.behavior.layer_by_layer and len(plain.tokens):
             self.expected = plain.tokens
         del source
         gc.collect()
@@ -254,7 +257,8 @@ class _ModelPair:
         rounded = self.plan.growth.recipe.noise is Noise.GAUSSIAN or self.plan.rounds
         extra = 0.0 if not rounded else source_error if rounding is None else rounding
         perplexity, predicted = None, 0
-        if probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
+        language = not self.plan.family.head
+        if language and probe and probe.name == logits.REAL_TEXT and compute == torch.float32:
             perplexity = (logits.perplexity(plain, probe.ids), logits.perplexity(grown, probe.ids))
             predicted = probe.ids[:, 1:].numel()
         self.behavior.measured.append(
@@ -285,9 +289,7 @@ class _ModelPair:
         elif self.behavior.layer_by_layer:
             model = StreamedModel(Checkpoint.open(self.directory), self.stored)
             with model_errors(self.directory):
-                self.compare_saved(
-                    {n: hashlib.sha256(raw(tensor)).hexdigest() for n, tensor in model.tensors_to_save()}
-                )
+                self.compare_saved({name: _Values.of([tensor]) for name, tensor in model.tensors_to_save()})
         else:
             self.save_whole()
         self.advance()
@@ -309,11 +311,14 @@ class _ModelPair:
                 self.behavior.skipped.append(f"save and reload: the second copy cannot be written ({error})")
                 return
             del model
-            self.compare_saved(_digests(Checkpoint.open(scratch)))
+            self.compare_saved(_values(Checkpoint.open(scratch)))
 
-    def compare_saved(self, saved: dict[str, str]) -> None:
-        """Add what differs between the output and what transformers makes of it, both as hashes of tensors by name."""
-        output = _digests(Checkpoint.open(self.directory))
+    def compare_saved(self, saved: dict[str, _Values]) -> None:
+        """Add what differs between the output and what transformers makes of it.
+
+        transformers loads some tensors in fp32 whatever a checkpoint has (routers of DeepSeek), and saves them so.
+        """
+        output = _values(Checkpoint.open(self.directory))
         self.behavior.failures += [
             f"{name}: gained or lost when transformers saves the model again"
             for name in sorted(output.keys() ^ saved.keys())
@@ -321,11 +326,33 @@ class _ModelPair:
         self.behavior.failures += [
             f"{name}: changed when transformers loads and saves the model"
             for name in sorted(output.keys() & saved.keys())
-            if output[name] != saved[name]
+            if output[name].digest != saved[name].digest or saved[name].dtype not in (output[name].dtype, torch.float32)
         ]
 
 
-def _digests(model: Checkpoint) -> dict[str, str]:
-    """The hash of every tensor by its name."""
+@dataclass(frozen=True)
+class _Values:
+    """A tensor's type, and a hash of its values that is the same in fp32 as in bf16 and fp16."""
+
+    dtype: torch.dtype
+    digest: str
+
+    @classmethod
+    def of(cls, pieces: Iterable[torch.Tensor]) -> _Values:
+        """Of a tensor in pieces, one after the other."""
+        hashed, dtype = hashlib.sha256(), torch.float32
+        for piece in pieces:
+            dtype = piece.dtype
+            hashed.update(raw(piece.float() if dtype in (torch.bfloat16, torch.float16) else piece))
+        return cls(dtype, hashed.hexdigest())
+
+
+def _values(model: Checkpoint) -> dict[str, _Values]:
+    """Those of every tensor by its name."""
+
+    def one(name: str) -> _Values:
+        entry = model.entries[name]
+        return _Values.of(model.read(name, rows.start, rows.stop) for rows in slices(entry.shape, entry.nbytes))
+
     with worker_pool(None) as pool:
-        return dict(zip(model.entries, pool.map(partial(digest, model), model.entries), strict=True))
+        return dict(zip(model.entries, pool.map(one, model.entries), strict=True))

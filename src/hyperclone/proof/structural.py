@@ -23,7 +23,7 @@ from hyperclone.expansion.padding import Padding, pad_rows, padding_columns
 from hyperclone.expansion.routers import with_random_routers
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.source import Weights
-from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
+from hyperclone.io.streaming import Meter, Progress, digest, raw, row_count, run_all, slices, worker_pool
 from hyperclone.io.tensor_files import TensorFiles
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.planner import GROWN_FIELD
@@ -166,24 +166,19 @@ def _compare(tensor: TensorPlan, plan: Plan, source: Weights, output: Weights, m
     hash_of_output = hashlib.sha256()
     wrong: list[str] = []
     count = 0
-    whole = len(tensor.shape) == 1 or grown.transposed
-    for rows in [range(tensor.shape[0])] if whole else slices(tensor.shape, tensor.nbytes):
-        stored = output.read(tensor.name, rows.start, rows.stop)
+    for stored_rows, rows in grown_tensors.pieces(grown, tensor.shape, tensor.nbytes):
+        stored = output.read(tensor.name, stored_rows.start, stored_rows.stop)
         hash_of_output.update(raw(stored))
-        chosen = range(grown.rows.new) if whole else rows
-        if whole:
-            source_block = grown.as_matrix(grown_tensors.source_rows(tensor, source))[grown.rows.source]
-        else:
-            source_block = grown_tensors.gather(tensor, source, grown.rows, rows)
-        source_block = pad_rows(source_block, grown.rows, chosen, grown.row_padding, mean)
+        source_block = grown_tensors.gather(tensor, source, grown, rows)
+        source_block = pad_rows(source_block, grown.rows, rows, grown.row_padding, mean)
         bad, error = _differences(grown.as_matrix(stored), source_block, grown, tensor, exact=exact, loudest=loudest)
         result.bit_equal &= error == 0 and not bool(bad.any())
         result.error = max(result.error, error)
         count += int(bad.sum())
         if bool(bad.any()) and not wrong:
             row, column = (int(i) for i in bad.nonzero()[0])
-            wrong.append(f"row {chosen.start + row}, column {column}")
-        meter.add(entry.nbytes * len(rows) // tensor.shape[0])
+            wrong.append(f"row {rows.start + row}, column {column}")
+        meter.add(entry.nbytes * len(stored_rows) // row_count(tensor.shape))
     if count:
         problem = "does not collapse to the source" if exact else "is further from the source than rounding allows"
         result.failures.append(f"{tensor.name}: {problem} at {wrong[0]} ({count:,} weights in all)")
@@ -200,7 +195,7 @@ def _compare_zero(tensor: TensorPlan, source: Weights, output: Weights, meter: M
         if bool((block != 0).any()) and result.bit_equal:
             result.bit_equal, result.error = False, float(block.double().abs().max())
             result.failures.append(f"{tensor.name}: a copied block must add nothing, but this is not zero")
-        meter.add(tensor.nbytes * len(rows) // tensor.shape[0])
+        meter.add(tensor.nbytes * len(rows) // row_count(tensor.shape))
     return result
 
 

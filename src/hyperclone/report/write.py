@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from hyperclone.errors import DestinationError
-from hyperclone.io.files import write_text
+from hyperclone.io.files import user_path, write_text
 from hyperclone.report import figures, html_page, load
 
 __all__ = ["report"]
@@ -37,10 +37,10 @@ def report(
         StudyError: there are no results, none of the control, or matplotlib is not installed.
         DestinationError: the page or the images cannot be written.
     """
-    target = Path(output)
+    target = user_path(output)
     if target.is_dir() or target.suffix.lower() not in (".html", ".htm"):
         raise DestinationError("a report is one file", file=target, expected="a name that ends in .html")
-    results = load.read(Path(runs))
+    results = load.read(user_path(runs))
     if control is not None:
         results = load.against(results, control)
     canvases = figures.every(results)
@@ -49,8 +49,8 @@ def report(
         write_text(target, text)
         files = [target]
         if images is not None:
-            Path(images).mkdir(parents=True, exist_ok=True)
-            files += [file for canvas in canvases for file in canvas.save(Path(images))]
+            user_path(images).mkdir(parents=True, exist_ok=True)
+            files += [file for canvas in canvases for file in canvas.save(user_path(images))]
     except OSError as error:
         raise DestinationError("the report cannot be written", file=error.filename or target,
                                found=error.strerror) from None  # fmt: skip

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from hyperclone.errors import DestinationError, StudyError
+from hyperclone.io.files import user_path
 from hyperclone.study import record_tables, results
 from hyperclone.study.commands import Interrupted, Processes
 from hyperclone.study.config import Study
@@ -101,7 +101,7 @@ def finished(study: Study, *, output: str | os.PathLike[str] | None = None) -> P
     Raises:
         StudyError: a file of the results is corrupt or truncated.
     """
-    directory = Path(runs_of(study.file) if output is None else output)
+    directory = user_path(runs_of(study.file) if output is None else output)
     recorded = record_tables.load(directory)
     if not recorded.rows and not recorded.records.sources:
         return None
@@ -128,8 +128,8 @@ def _runner(
     file: str | os.PathLike[str] | Study, output: str | os.PathLike[str] | None, processes: Processes,
     on_event: OnEvent | None, write: Callable[[Progress], object],
 ) -> Runner:  # fmt: skip
-    study = file if isinstance(file, Study) else read(Path(file))
-    directory = Path(runs_of(study.file) if output is None else output)
+    study = file if isinstance(file, Study) else read(user_path(file))
+    directory = user_path(runs_of(study.file) if output is None else output)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from functools import cache
@@ -100,6 +101,8 @@ def _digests(files: Iterable[Path]) -> list[str]:
 
 @cache
 def _digest(file: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file (of what is in it, if it is gzipped), taken once for each size and time of change."""
-    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+    """SHA-256 of a file (of what is in it, if it is .gz or .xz), taken once for each size and time of change."""
+    with (
+        gzip.open(file) if file.suffix == ".gz" else lzma.open(file) if file.suffix == ".xz" else file.open("rb")
+    ) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

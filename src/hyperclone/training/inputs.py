@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from hyperclone.architectures.heads import head_of
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.hf import models
 from hyperclone.io.checkpoint import Checkpoint
+from hyperclone.io.files import user_path
 from hyperclone.io.tensor_files import read_header
 from hyperclone.optimizer_state import writer
 from hyperclone.training import data_sources, token_cache
@@ -90,7 +92,7 @@ def load_texts(
         DestinationError: the cache cannot be written.
     """
     end = _end_of_text(tokenizer, config)
-    cache = Path(training.cache) if training.cache else token_cache.default_cache()
+    cache = user_path(training.cache) if training.cache else token_cache.default_cache()
 
     def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
         sources = [source for spelling in spelled for source in data_sources.find(spelling)]
@@ -169,6 +171,12 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
     from transformers import AutoModelForCausalLM, set_seed
 
     config = load_config(directory)
+    if head := head_of({"architectures": config.architectures}):
+        raise TrainingError(
+            "this trains causal language models only", file=directory, field="architectures",
+            found=config.architectures, expected="a causal language model",
+            cure=f"fine-tune the grown directory with AutoModel{head}, as its source was",
+        )  # fmt: skip
     dtype = _TYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)
     if training.from_scratch:
         set_seed(training.seed)

@@ -16,6 +16,7 @@ from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
 from hyperclone.io import hub
 from hyperclone.io.destination import check_target
+from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
@@ -96,7 +97,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     _check_installed(training)
     _check_launched(training)
-    directory, output = hub.resolve(training.model), Path(training.output)
+    directory, output = hub.resolve(training.model), user_path(training.output)
     if not output.exists():
         check_target(output, source=directory, overwrite=False)
     config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)

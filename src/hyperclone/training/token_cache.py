@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hyperclone.errors import DestinationError, TrainingError
+from hyperclone.io.files import user_path
 from hyperclone.training.data_sources import TextSource, texts
 
 TokenizingProgress = Callable[[int, int | None], None]  # bytes of text that are done, and of all (None: not known)
@@ -225,4 +226,4 @@ def _fingerprint(tokenizer: Any) -> str:
 def default_cache() -> Path:
     """Where tokens are cached unless a directory is given."""
     root = os.environ.get("HYPERCLONE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache/hyperclone") / "tokens"
+    return (user_path(root) if root else Path.home() / ".cache/hyperclone") / "tokens"
