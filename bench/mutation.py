@@ -1,6 +1,6 @@
 """What a run of mutmut found: a table by module, and every change that no test noticed with what we make of it.
 
-    PYTHONPATH=mutants/src:mutants HYPOTHESIS_PROFILE=quick mutmut run     (hours; it resumes; pyproject.toml)
+    PYTHONPATH=mutants/src:mutants HYPOTHESIS_PROFILE=quick python bench/run_mutants.py     (or `mutmut run`: hours)
     python bench/mutation.py -o bench/results/mutation.json
 
 Of an older result, the reasons ("why") are kept with the same changes. Exit code 1 while a change has no reason.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 KINDS = {0: "survived", 1: "noticed", 3: "noticed", 5: "no test", 33: "no test", 24: "timeout", -24: "timeout",
          36: "timeout", 152: "timeout", 255: "timeout", None: "not run"}  # fmt: skip
@@ -78,7 +78,7 @@ def score(counts: Counter[str] | dict[str, int]) -> float | None:
 
 def show(modules: dict[str, dict[str, int]], total: Counter[str]) -> None:
     """The table."""
-    table = Table("module", *COLUMNS, "score")
+    table = Table(Column("module", no_wrap=True), *COLUMNS, "score")
     for name, counts in [*modules.items(), ("all", total)]:
         found = score(counts)
         cells = [str(counts.get(column, 0)) for column in COLUMNS]

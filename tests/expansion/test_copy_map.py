@@ -129,9 +129,18 @@ def test_uneven_counts_are_grouped_by_count() -> None:
     assert groups == {1: ([2], [[2]]), 2: ([0, 1], [[0, 1], [3, 4]])}
 
 
-def test_an_axis_cannot_shrink() -> None:
-    with pytest.raises(AssertionError):
-        axis(4, 3)
+def test_an_axis_cannot_shrink_or_be_empty() -> None:
+    for old, new in ((4, 3), (0, 3)):
+        with pytest.raises(AssertionError):
+            axis(old, new)
+
+
+@pytest.mark.parametrize("dim", [("a",), ((("a",),),), (Query((("a",),)),)], ids=["axis", "parts", "query"])
+def test_padding_is_padding_wherever_its_axis_stands(dim: tuple[Factor, ...]) -> None:
+    found = of_dim((("b", *dim),), {"a": (2, 5), "b": (1, 2)}, {"a"})
+    assert found.source.tolist() == [0, 1, 0, 1, 0] * 2
+    assert found.count.tolist() == [4, 4, 4, 4, 0] * 2
+    assert found.padding.tolist() == [4, 9]
 
 
 def test_maps_are_whole_numbers() -> None:

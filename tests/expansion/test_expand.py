@@ -336,6 +336,21 @@ def test_a_share_moved_by_a_few_units_is_beyond_the_rounding_bound(dtype: torch.
     assert bool(seen[normal].all())
 
 
+@pytest.mark.parametrize(("dtype", "shares"), [(torch.bfloat16, 2), (torch.float32, 2), (torch.float64, 5)], ids=str)
+def test_the_rounding_bound_holds_what_rounding_can_leave_and_little_more(dtype: torch.dtype, shares: int) -> None:
+    """Of equal shares of 1, and of shares of 0, which leave half of the smallest number that the type can hold each."""
+    columns = tensor_map(parse("o <- i"), {"o": (1, 1), "i": (1, shares)}).columns
+    info, computed = torch.finfo(dtype), torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps / 2
+    largest = shares * (info.eps / 2 + (7 + shares) * computed)
+    for value, least, most in (
+        (1.0, largest, 1.6 * largest),
+        (0.0, shares * info.smallest_normal * info.eps / 2, shares * info.smallest_normal * info.eps * 2),
+    ):
+        bound = rounding_bound(torch.full((1, shares), value, dtype=dtype), columns)
+        assert bound.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert least <= bound.item() <= most
+
+
 @pytest.mark.parametrize("db", [5, 10, 20])
 @pytest.mark.parametrize("grow", [2, 3, 4])
 @pytest.mark.parametrize("expansion", EXPANSIONS)
@@ -407,6 +422,25 @@ def test_the_bytes_never_change(way: tuple[str, str]) -> None:
     recipe = Recipe(expansion=Expansion(way[0]), noise=Noise(way[1]), seed=7)
     grown = expand(weight, tensor, recipe, name="model.layers.0.mlp.up_proj.weight")
     assert hashlib.sha256(bits(grown).numpy().astype("<i2").tobytes()).hexdigest()[:16] == PINNED[way]
+
+
+PINNED_TYPES = {
+    ("split", torch.float16): "5b352f6827d6ff33",
+    ("split", torch.float32): "ac4bc4067ad5d025",
+    ("split", torch.float64): "78817d4a729ec4b6",
+    ("gaussian", torch.float16): "42585c59b610c8a2",
+    ("gaussian", torch.float32): "77fb4d3b51eb0a73",
+    ("gaussian", torch.float64): "a52ee4cd922fafa8",
+}
+
+
+@pytest.mark.parametrize(("noise", "dtype"), PINNED_TYPES, ids=str)
+def test_the_bytes_never_change_in_any_type(noise: str, dtype: torch.dtype) -> None:
+    weight = ((torch.arange(24 * 20, dtype=torch.float64) * 37 % 101 - 50) / 67).view(24, 20).to(dtype)
+    tensor = tensor_map(parse("o <- i"), {"o": (24, 60), "i": (20, 50)})
+    grown = expand(weight, tensor, Recipe(noise=Noise(noise), seed=7), name="model.layers.0.mlp.up_proj.weight")
+    stored = bits(grown).numpy().astype(f"<i{dtype.itemsize}").tobytes()
+    assert hashlib.sha256(stored).hexdigest()[:16] == PINNED_TYPES[noise, dtype]
 
 
 def cuts_of(total: int, cuts: list[int]) -> Iterator[range]:

@@ -232,7 +232,9 @@ def test_frozen_parameters_are_left_out(model_dir: ModelDir, tmp_path: Path) -> 
     model = load(tmp_path / "grown")
     model.get_input_embeddings().weight.requires_grad_(False)
     groups = hyperclone.param_groups(model, lr=1e-3)
-    assert "model.embed_tokens.weight" not in {name for group in groups for name in group["param_names"]}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for group in groups for name in group["param_names"]} == trained
+    assert len(trained) == len(list(model.parameters())) - 1
 
 
 @pytest.mark.parametrize(

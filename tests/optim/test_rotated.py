@@ -138,7 +138,7 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     common, apart = torch.randn(2, 2, dtype=torch.float64), torch.randn(4, 4, dtype=torch.float64)
     gradient = common.repeat(2, 2) + 1e-4 * apart
     steps = {}
-    for differences in (1.0, 0.25):
+    for differences in (1.0, 0.25, 1.5, 2.0, 4.0):
         weight = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))
         rotation = Rotation((rows, columns))
         group = {"params": [weight], "param_names": ["w"], "lr": 0.5, "weight_decay": 0.0, "eps": 1e-16}
@@ -150,7 +150,10 @@ def test_the_first_step_moves_every_coordinate_by_the_learning_rate_however_smal
     assert torch.allclose(found.abs(), torch.full((4, 4), 0.5 * 2.0, dtype=torch.float64))  # lr sqrt(k), k = 4 copies
     assert torch.equal(found.sign(), -Rotation((rows, columns)).forward(gradient).sign())
     assert torch.allclose(steps[0.25][:2, :2], found[:2, :2])
-    assert torch.allclose(steps[0.25][2:], 0.25 * found[2:])
+    for differences in (0.25, 1.5, 2.0, 4.0):
+        ratio = torch.full((4, 4), differences, dtype=torch.float64)
+        ratio[:2, :2] = 1  # everything else is a difference along rows or columns, or both
+        assert torch.allclose(steps[differences], ratio * found)
     raw = torch.nn.Parameter(torch.zeros(4, 4, dtype=torch.float64))  # AdamW: copies of a weight move alike
     raw.grad = gradient
     torch.optim.AdamW([raw], lr=0.5, weight_decay=0.0).step()
@@ -192,6 +195,35 @@ def test_grown_moments_of_bf16_parameters_survive_a_checkpoint() -> None:
         optimizer.step()
         found.append(weight.detach())
     assert torch.equal(*found)
+
+
+def test_with_grown_moments_what_is_common_goes_on_and_differences_begin_anew() -> None:
+    """In rotated coordinates these are two AdamWs of torch: one with the source's moments, one without any."""
+    rotation, generator = Rotation((copy_map.axis(2, 4), copy_map.axis(3, 3))), torch.Generator().manual_seed(0)
+    settings: dict[str, Any] = {"weight_decay": 0.0, "eps": 1e-30}
+    weight = torch.nn.Parameter(torch.randn(4, 3, generator=generator, dtype=torch.float64))
+    optimizer = RotatedAdamW(
+        [{"params": [weight], "param_names": ["w"], "lr": 0.1, **settings}], {"w": rotation}, betas=(0.8, 0.95),
+        differences=3.0,
+    )  # fmt: skip
+    first, second = (torch.rand(2, 3, generator=generator, dtype=torch.float64).repeat(2, 1) for _ in range(2))
+    optimizer.state[weight] = optimizer.grown_moments(weight, "w", {"exp_avg": first, "exp_avg_sq": second}, 7.0)
+    turned = rotation.forward(weight.detach())
+    common, difference = (torch.nn.Parameter(part.clone()) for part in turned.chunk(2))
+    root = 2**0.5  # of the number of copies
+    adamws = [
+        torch.optim.AdamW([common], lr=0.1 * root, betas=(0.8, 0.95), **settings),
+        torch.optim.AdamW([difference], lr=0.1 * root * 3, betas=(0.8, 0.95), **settings),
+    ]
+    adamws[0].state[common] = {
+        "step": torch.tensor(7.0), "exp_avg": first[:2] * root, "exp_avg_sq": second[:2] * 2
+    }  # fmt: skip
+    for _ in range(4):
+        weight.grad = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+        common.grad, difference.grad = rotation.forward(weight.grad).chunk(2)
+        for one in (optimizer, *adamws):
+            one.step()
+        torch.testing.assert_close(rotation.forward(weight.detach()), torch.cat([common, difference]).detach())
 
 
 def test_it_parts_copies_sooner_than_adamw() -> None:

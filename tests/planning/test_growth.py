@@ -7,13 +7,14 @@ from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hyperclone import Growth
 from hyperclone.errors import GrowthError, HypercloneError, OptionError
 from hyperclone.io.shards import TensorHeader, lay_out
-from hyperclone.planning.growth import resolve
+from hyperclone.planning.growth import resolve, resolve_layers, spelled
+from hyperclone.planning.recipe import Expansion, Noise, Recipe
 from hyperclone.units import parse_size
 from tests.helpers.examples import examples
 
@@ -28,6 +29,7 @@ def grown(sizes: dict[str, int], **request: Any) -> dict[str, int]:
     """The axes that change."""
     new = resolve(Growth(**request), sizes)
     assert new.keys() == sizes.keys()
+    assert {type(size) for size in new.values()} == {int}
     return {axis: size for axis, size in new.items() if size != sizes[axis]}
 
 
@@ -100,6 +102,99 @@ def test_sizes_that_do_not_come_out_are_refused_with_the_nearest_that_do(
 @pytest.mark.parametrize("field", ["width", "hidden", "ffn", "heads", "kv_heads"])
 def test_what_is_no_width_is_refused(field: str, value: Any) -> None:
     refused(SMOLLM2, field, "expected", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "request_", "changed"),
+    [
+        (SMOLLM2, {"hidden": 8}, {"hidden": 4608}),  # the largest bare factor
+        (SMOLLM2, {"hidden": 577}, {"hidden": 577}),
+        (SMOLLM2, {"ffn": "64x"}, {"ffn": 98304}),
+        (SMOLLM2, {"width": 64}, {"hidden": 36864, "ffn": 98304, "kv_heads": 192}),
+        (SMOLLM2, {"hidden": "9" * 15}, {"hidden": 999_999_999_999_999}),
+        (SMOLLM2, {"ffn": "1.333333333x"}, {"ffn": 2048}),  # within 1e-9 of a whole number
+        (PYTHIA | {"heads": 5}, {"heads": 4}, {"heads": 20}),
+        (PYTHIA | {"heads": 4}, {"heads": 5}, {"heads": 5}),
+        (PYTHIA, {"head_dim": 65}, {"head_dim": 65}),
+        (PYTHIA, {"width": 2, "head_dim": "2x"}, {"hidden": 2048, "ffn": 8192, "head_dim": 128}),  # heads stay
+        (PYTHIA, {"width": 2, "head_dim": "1x"}, {"hidden": 2048, "ffn": 8192, "heads": 32}),
+        (SMOLLM2 | {"kv_heads": 1, "group": 1}, {"heads": "3x"}, {"kv_heads": 3}),
+        (SMOLLM2 | {"kv_heads": 1, "group": 2}, {"heads": "2x"}, {"group": 4}),  # stays multi-query
+        (SMOLLM2 | {"kv_heads": 4}, {"heads": 15}, {"kv_heads": 5}),  # whole groups
+        (SMOLLM2 | {"kv_heads": 4}, {"heads": 16}, {"group": 4}),  # else more heads in each
+    ],
+)
+def test_sizes_at_the_ends_of_what_can_be_asked(
+    sizes: dict[str, int], request_: dict[str, Any], changed: dict[str, int]
+) -> None:
+    assert grown(sizes, **request_) == changed
+
+
+@pytest.mark.parametrize(
+    ("sizes", "request_", "words"),
+    [
+        (SMOLLM2, {"hidden": 9}, "smaller than in the source"),
+        (SMOLLM2, {"hidden": 575}, "smaller than in the source"),
+        (SMOLLM2, {"hidden": "64.5x"}, "too large for a factor"),
+        (SMOLLM2, {"hidden": "0.999999x"}, "1 or more"),
+        (SMOLLM2, {"hidden": "1" + "0" * 15}, "not a width"),
+        (SMOLLM2, {"ffn": "1.33333333x"}, "2047 or 2048"),  # 2.5e-9 from a whole number
+        (PYTHIA | {"heads": 4}, {"heads": 4}, "factor or a size"),
+    ],
+)
+def test_sizes_just_beyond_are_refused(sizes: dict[str, int], request_: dict[str, Any], words: str) -> None:
+    refused(sizes, words, **request_)
+
+
+@MANY
+@given(old=st.integers(1, 300), more=st.integers(0, 20_000))
+@example(old=2, more=126)
+@example(old=2, more=128)
+@example(old=3, more=1)
+@example(old=4, more=1)
+def test_a_size_that_is_spelled_is_read_as_that_size(old: int, more: int) -> None:
+    new = resolve(Growth(ffn=spelled(old, old + more)), {**PYTHIA, "ffn": old}, deeper=True)
+    assert new == {**PYTHIA, "ffn": old + more}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [(576, 1152, "2x"), (576, 576, "1x"), (2, 128, "64x"), (2, 130, "130"), (2, 3, "1.5x"), (4, 5, "5"),
+     (3, 4, "1.33333333333333x"), (1, 4, "4x"), (576, 865, "865")],
+)  # fmt: skip
+def test_a_size_is_spelled_as_a_factor_where_it_is_one(old: int, new: int, text: str) -> None:
+    assert spelled(old, new) == text
+
+
+@pytest.mark.parametrize("field", ["width", "hidden", "ffn", "heads", "kv_heads", "head_dim"])
+def test_copies_come_with_any_width_and_not_with_layers_or_experts(field: str) -> None:
+    request: dict[str, Any] = {field: 2}
+    assert Growth(**request).wider
+    assert not Growth(layers="2x", experts=4).wider
+
+
+def test_layers_are_spread_or_stacked_up_to_a_limit() -> None:
+    assert resolve_layers(Growth(layers=5), 2) == (0, 0, 0, 1, 1)
+    assert resolve_layers(Growth(layers=5, depth_mode="stack"), 2) == (0, 1, 0, 1, 0)
+    assert resolve_layers(Growth(), 3) == (0, 1, 2)
+    assert len(resolve_layers(Growth(layers=100_000), 2)) == 100_000
+
+
+def test_the_recipe_is_what_was_asked_for() -> None:
+    asked = Growth(width=2, expansion="diagonal", noise="gaussian", snr_db=-40, seed=7)
+    assert asked.recipe == Recipe(expansion=Expansion.DIAGONAL, noise=Noise.GAUSSIAN, snr_db=-40, seed=7)
+    assert Growth(width=2, snr_db=80).recipe == Recipe(snr_db=80)
+
+
+def test_two_experts_are_the_fewest_and_a_token_may_get_all_of_them() -> None:
+    assert Growth(experts=2).experts == 2
+    assert Growth(experts=3, top_k=3).top_k == 3
+    assert Growth(experts=3, top_k=1).top_k == Growth(top_k=1).top_k == 1
+
+
+def test_a_request_is_typed_as_its_options_that_are_not_at_their_defaults() -> None:
+    asked = Growth(width="1.5x", kv_heads=4, layers=5, depth_mode="stack", seed=1, untie=True, top_k=2, snr_db=10.0)
+    assert asked.flags() == "--width 1.5x --kv-heads 4 --layers 5 --depth-mode stack --seed 1 --untie"
 
 
 def test_growing_nothing_is_refused_with_the_options_that_grow() -> None:

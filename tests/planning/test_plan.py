@@ -18,9 +18,10 @@ from safetensors import safe_open
 
 import hyperclone
 from hyperclone import Growth
-from hyperclone.architectures import registry
+from hyperclone.architectures import family_file, registry
 from hyperclone.errors import HypercloneError, OptionError
-from hyperclone.io.tensor_files import DTYPES, read_header
+from hyperclone.io.hub import Headers
+from hyperclone.io.tensor_files import DTYPES, Entry, read_header
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan, TensorPlan
 from tests.helpers import unmodified
@@ -324,6 +325,62 @@ def test_sizes_that_could_be_read_as_factors_are_found_again_from_two_configs() 
     source = headers("llama-grouped-tied")  # 2 layers, 2 KV heads
     planned = planner.make_plan(source, Growth(layers="1.5x", heads="1.5x", kv_heads="1.5x", hidden="1.5x"))
     assert planner.plan_from_sizes(source, planned.config).sizes == planned.sizes
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("llama-grouped-tied", Growth(width=2)),
+        ("llama-grouped-tied", Growth(hidden="1.5x", dtype="bf16", allow_rounding=True)),
+        ("llama-grouped-tied", Growth(width=2, untie=True)),
+        ("llama-grouped-untied", Growth(layers="1.5x", ffn="3x")),
+        ("llama-grouped-untied", Growth(heads="4x", kv_heads="2x")),
+        ("llama-multiquery-tied", Growth(heads="4x", kv_heads=2)),
+        ("gpt2-tied", Growth(hidden="2x", head_dim="2x")),
+        ("neox-parallel", Growth(width=3)),
+    ],
+    ids=str,
+)
+def test_two_configs_give_the_plan_of_the_growth_that_leads_from_one_to_the_other(case: tuple[str, Growth]) -> None:
+    name, growth = case
+    source = headers(name)
+    source = Headers.from_config(source.config, dtype="BF16" if growth.dtype else "F32")
+    planned = planner.make_plan(source, growth, shard_size="20KB")
+    found = planner.plan_from_sizes(source, planned.config, shard_size="20KB")
+    assert (found.sizes, found.layers, found.untied) == (planned.sizes, planned.layers, planned.untied)
+    assert (found.tensors, found.shards) == (planned.tensors, planned.shards)
+    assert len(found.shards) > 1
+    assert found.growth.allow_rounding
+
+
+def test_stored_buffers_are_left_out_and_ties_are_checked() -> None:
+    whole = headers("llama-grouped-tied")
+    text = (Path(registry.__file__).parent / whole.family.file).read_text()
+    ignores = family_file.parse(
+        f'{text}\n[ignore]\ntensors = ["model.extra.{{i}}.table"]\n', name="mine", file="mine.toml"
+    )
+    extra = {
+        name: Entry("a.safetensors", "F32", shape, 0, 4)
+        for name, shape in (
+            ("model.extra.7.table", (3,)),  # which the family file names
+            ("model.layers.0.self_attn.rotary_emb.inv_freq", (4,)),
+            ("lm_head.weight", (300, 32)),
+        )
+    }
+    source = Headers(whole.config, {**whole.entries, **extra}, user_family=ignores)
+    plan = planner.make_plan(source, Growth(width=2))
+    assert plan.dropped == ("model.extra.7.table", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    assert plan.ties_to_check == (("lm_head.weight", "model.embed_tokens.weight"),)
+    clean = planner.make_plan(whole, Growth(width=2))
+    assert (clean.dropped, clean.ties_to_check, clean.omitted_prefix, clean.warnings) == ((), (), "", ())
+
+
+def test_the_level_of_noise_matters_only_where_something_is_split() -> None:
+    source = Headers.from_config(headers("llama-multihead").config, dtype="BF16")
+    assert planner.make_plan(source, Growth(layers="2x", snr_db=70)).deeper
+    assert planner.make_plan(source, Growth(width=2, snr_db=70, noise="none")).tensors
+    for snr_db in (0, 30):
+        assert planner.make_plan(source, Growth(width=2, snr_db=snr_db)).tensors
 
 
 @pytest.mark.parametrize("entries", [["full_attention"], "full_attention", {"a": 1}])

@@ -88,15 +88,13 @@ def _padded(
     )
 
 
-def squared_factor(
-    padded: Mapping[str, PaddedAxis], family: Family, name: str, layout: Layout, *, source: str
-) -> Fraction:
+def squared_factor(padded: Mapping[str, PaddedAxis], family: Family, layout: Layout, *, source: str) -> Fraction:
     """The square of what the values of a tensor are multiplied by because of padding channels.
 
     Args:
         padded: the axes that have them.
         family: of the source.
-        name, layout: of the grown tensor.
+        layout: of the grown tensor.
         source: the name of the tensor that it grows from.
     """
     square = Fraction(1)

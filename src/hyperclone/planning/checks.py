@@ -151,8 +151,7 @@ def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
     if not (coarse := rounded(tensors)) or growth.allow_rounding:
         return
     first = coarse[0]
-    inexact = [factor for factor in first.factors if math.frexp(factor)[0] != 0.5] or [first.factor]
-    found = "a factor of " + " or ".join(f"{factor:.6g}" for factor in inexact)
+    found = "a factor of " + " or ".join(f"{factor:.6g}" for factor in first.inexact_factors)
     expected = "powers of two (in F16, of 1 or more)"
     if first.offset:
         found = f"gains of which {first.offset:g} is not stored, multiplied by {first.factor:.6g} or split"

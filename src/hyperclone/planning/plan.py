@@ -84,10 +84,15 @@ class TensorPlan:
         return (self.factor, *(head_scaling.query_factors(*self.queries[head_scaling.AXIS]) if self.queries else ()))
 
     @property
-    def rounds(self) -> bool:
-        """Its values have to be rounded: powers of two keep all bits, except those of small weights in fp16."""
+    def inexact_factors(self) -> tuple[float, ...]:
+        """Of its factors those that round: powers of two keep all bits, except those of small weights in fp16."""
         least = 1.0 if self.dtype == "F16" else 0.0
-        return self.offset != 0 or any(math.frexp(factor)[0] != 0.5 or factor < least for factor in self.factors)
+        return tuple(factor for factor in self.factors if math.frexp(factor)[0] != 0.5 or factor < least)
+
+    @property
+    def rounds(self) -> bool:
+        """Its values have to be rounded."""
+        return self.offset != 0 or bool(self.inexact_factors)
 
     @property
     def multipliers(self) -> dict[str, float]:

@@ -230,7 +230,7 @@ def _squared_factor(target: _Target, name: str, layout: Layout, *, source: str, 
     """
     family = target.family
     square = family.squared_factor(name, target.base.config, target.sizes)
-    square *= any_width.squared_factor(target.padded, family, name, layout, source=source)
+    square *= any_width.squared_factor(target.padded, family, layout, source=source)
     if folded:
         assert family.tie is not None
         embedding = family.tie.embedding
