@@ -18,7 +18,7 @@ from hyperclone import Growth
 from hyperclone.architectures import registry
 from hyperclone.architectures.expression import evaluate, lead_field
 from hyperclone.architectures.family import Family
-from tests.helpers import rows_decoders, rows_hybrid, rows_mixtures
+from tests.helpers import rows_decoders, rows_hybrid, rows_mixtures, rows_stacked
 
 # Yes-or-no fields that say what a model returns or is used for, not what it computes.
 _NOT_DRAWN = {
@@ -51,7 +51,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 
 # Types whose classes compare fields that would be drawn apart, or need lists: theirs start as a row of MODELS.
 _ROWS: dict[str, list[dict[str, Any]]] = {}
-for _rows in (rows_decoders, rows_mixtures, rows_hybrid):
+for _rows in (rows_decoders, rows_mixtures, rows_hybrid, rows_stacked):
     for _model_type, _row in (_rows.ROWS | getattr(_rows, "MULTIPLIED", {})).values():
         _ROWS.setdefault(_model_type, []).append(_row)
 DRAWN = sorted(registry.families().keys() - _ROWS.keys())  # whole configs

@@ -182,7 +182,7 @@ def test_without_the_option_it_is_named_and_with_it_a_text_model_must_be_there(
     with pytest.raises(OptionError, match="optimizer state"):
         hyperclone.grow(whole("gemma3"), tmp_path / "grown", TWICE, text_model=True, moments="reset")
     other = shutil.copytree(whole("llava"), tmp_path / "other")
-    edit_json(other / "config.json", text_config={"model_type": "persimmon"})
+    edit_json(other / "config.json", text_config={"model_type": "rwkv"})
     with pytest.raises(FamilyError, match="llava") as caught:
         hyperclone.plan(other, TWICE)
     assert "--text-model" not in str(caught.value)  # it would not help
