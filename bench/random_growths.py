@@ -18,10 +18,12 @@ import platform
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, reject, seed, settings
+from hypothesis.errors import Unsatisfiable
 
 from tests.helpers.random_configs import DRAWN, VARIED, Case, cases
 from tests.proof.test_random_configs import hold
@@ -79,7 +81,8 @@ def run(model_type: str, count: int, number: int) -> dict[str, Any]:
             reject()
         kept += 1
 
-    each()
+    with suppress(Unsatisfiable):  # all were refused, which the table says
+        each()
     return {"kept": kept, "refused": dict(refused), "failed": failed, "seed": number}
 
 
