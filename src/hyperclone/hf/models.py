@@ -106,19 +106,7 @@ def load_model(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
     """
     with quiet(), _loading("load", path):
         config = _read_config(path)
-        cls = model_class(config)
-        model, info = cls.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            experts_implementation=_EXPERTS,
-            **_attention(config, cls),
-            **_dequantized(config),
-        )
-    return model.eval(), problems_of(info)
+        return _loaded(model_class(config), config, dtype, path=path)
 
 
 def load_whole(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
@@ -131,18 +119,7 @@ def load_whole(path: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
     with quiet(), _loading("load", path):
         config = _read_config(path)
-        cls = transformers.AutoModelForImageTextToText._model_mapping[type(config)]
-        model, info = cls.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            experts_implementation=_EXPERTS,
-            **_attention(config, cls),
-            **_dequantized(config),
-        )
-    return model.eval(), problems_of(info)
+        return _loaded(transformers.AutoModelForImageTextToText._model_mapping[type(config)], config, dtype, path=path)
 
 
 def load_stored(stored: StoredModel, dtype: torch.dtype) -> tuple[Any, list[str]]:
@@ -153,16 +130,25 @@ def load_stored(stored: StoredModel, dtype: torch.dtype) -> tuple[Any, list[str]
     """
     with quiet(), _loading("load", stored.path):
         config = parse_config(stored.config)
-        cls = model_class(config)
-        model, info = cls.from_pretrained(
-            None,
-            config=config,
-            state_dict={name: stored.read(name) for name in stored.entries},
-            dtype=dtype,
-            output_loading_info=True,
-            experts_implementation=_EXPERTS,
-            **_attention(config, cls),
-        )
+        tensors = {name: stored.read(name) for name in stored.entries}
+        return _loaded(model_class(config), config, dtype, tensors=tensors)
+
+
+def _loaded(
+    cls: Any, config: Any, dtype: torch.dtype, *, path: Path | None = None, tensors: Mapping[str, Tensor] | None = None
+) -> tuple[Any, list[str]]:
+    """A model of a class of transformers from a directory, or from tensors by their names on disk."""
+    model, info = cls.from_pretrained(
+        path,
+        config=config,
+        state_dict=tensors,
+        dtype=dtype,
+        output_loading_info=True,
+        local_files_only=True,
+        experts_implementation=_EXPERTS,
+        **_attention(config, cls),
+        **_dequantized(config),
+    )
     return model.eval(), problems_of(info)
 
 
