@@ -105,6 +105,11 @@ def test_the_expected_tensors_are_exactly_those_that_transformers_saves(
     assert expected == stored
 
 
+def test_the_types_found_without_parsing_a_file_are_those_that_it_says() -> None:
+    for family in {family.name: family for family in registry.families().values()}.values():
+        assert {t for t, other in registry.families().items() if other is family} == set(family.model_types)
+
+
 @pytest.mark.parametrize("model_type", sorted(registry.families()))
 def test_a_field_that_a_config_leaves_out_means_what_transformers_takes_it_to_mean(model_type: str) -> None:
     from transformers import AutoConfig

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,32 @@ from hyperclone.architectures.family import Family
 from hyperclone.architectures.heads import with_head
 from hyperclone.errors import FamilyError, UnknownArchitectureError
 
+_MODEL_TYPES = re.compile(r"^model_types\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
+
 
 @cache
 def families() -> dict[str, Family]:
     """Every family that ships with the package, by model type."""
-    by_type: dict[str, Family] = {}
-    for entry in sorted(
-        resources.files("hyperclone.architectures").joinpath("families").iterdir(), key=lambda e: e.name
-    ):
-        if entry.name.endswith(".toml"):
-            file = f"families/{entry.name}"
-            family = family_file.parse(entry.read_text("utf-8"), name=Path(file).stem, file=file)
-            by_type.update(dict.fromkeys(family.model_types, family))
-    return by_type
+    return {model_type: _family(file) for file, model_types in _files().items() for model_type in model_types}
+
+
+@cache
+def _files() -> dict[str, tuple[str, ...]]:
+    """The family files with their model types, found without parsing them: a plan needs one of a hundred."""
+    texts = {entry.name: entry.read_text("utf-8") for entry in _directory().iterdir() if entry.name.endswith(".toml")}
+    return {
+        name: tuple(re.findall(r'"([^"]+)"', _MODEL_TYPES.findall(text)[0])) for name, text in sorted(texts.items())
+    }
+
+
+@cache
+def _family(file: str) -> Family:
+    text = _directory().joinpath(file).read_text("utf-8")
+    return family_file.parse(text, name=Path(file).stem, file=f"families/{file}")
+
+
+def _directory() -> Traversable:
+    return resources.files("hyperclone.architectures").joinpath("families")
 
 
 def known(config: Mapping[str, Any], user_family: Family | None = None) -> Family | None:
@@ -34,7 +49,8 @@ def known(config: Mapping[str, Any], user_family: Family | None = None) -> Famil
     It has the head that the config's `architectures` name.
     """
     model_type = config.get("model_type")
-    family = user_family or (families().get(model_type) if isinstance(model_type, str) else None)
+    file = next((file for file, model_types in _files().items() if model_type in model_types), None)
+    family = user_family or (None if file is None else _family(file))
     return None if family is None else with_head(family, config)
 
 
