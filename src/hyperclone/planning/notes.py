@@ -271,11 +271,8 @@ def _experts_without_a_kernel(facts: Facts) -> str | None:
     """torch's grouped matrix product, which transformers chooses for experts, takes rows of whole 16 bytes."""
     if "experts" not in facts.sizes and facts.growth.experts is None:
         return None
-    dtype = (
-        OUTPUT_DTYPES[facts.growth.dtype]
-        if facts.growth.dtype
-        else min(facts.stored_dtypes, key=lambda name: DTYPES[name][1])
-    )
+    written = {OUTPUT_DTYPES[facts.growth.dtype]} if facts.growth.dtype else facts.stored_dtypes
+    dtype = min(sorted(written), key=lambda name: DTYPES[name][1])
     numbers = 16 // DTYPES[dtype][1]
     odd = [f"{axis} {facts.sizes[axis][1]}" for axis in ("hidden", "ffn") if facts.sizes[axis][1] % numbers]
     if not odd or any(facts.sizes[axis][0] % numbers for axis in ("hidden", "ffn")):
