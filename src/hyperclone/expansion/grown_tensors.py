@@ -17,8 +17,8 @@ from hyperclone.expansion.expand import TensorMap, expand_rows, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.expansion.query_rows import row_factors
 from hyperclone.io.source import Weights
-from hyperclone.io.streaming import row_count, slices
-from hyperclone.io.tensor_files import DTYPES
+from hyperclone.io.streaming import slices
+from hyperclone.io.tensor_files import DTYPES, row_count
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
 

@@ -19,6 +19,7 @@ from hyperclone.errors import DestinationError, OptionError
 from hyperclone.io.destination import Destination
 from hyperclone.io.shards import Shard
 from hyperclone.io.source import Weights
+from hyperclone.io.tensor_files import row_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 SLICE_BYTES = 16 << 20  # of output, in each thread
 Progress = Callable[[str, int, int], None]  # (stage, units done so far, units in all)
-
-
-def row_count(shape: tuple[int, ...]) -> int:
-    """How many rows a stored tensor has: its first dimension; a single number is one row."""
-    return shape[0] if shape else 1
 
 
 def slices(shape: tuple[int, ...], nbytes: int) -> Iterator[range]:

@@ -62,6 +62,11 @@ class Entry:
     parts: Parts | None = None
 
 
+def row_count(shape: tuple[int, ...]) -> int:
+    """How many rows a stored tensor has: its first dimension; a single number is one row."""
+    return shape[0] if shape else 1
+
+
 class Parts(Protocol):
     """Stored tensors that stand for one of the model (scaled_weights.py)."""
 
@@ -94,7 +99,7 @@ class TensorFiles:
             CheckpointError: the file is truncated, cannot be read, or is another one than when its header was read.
         """
         entry = self.entries[name]
-        stop = (entry.shape[0] if entry.shape else 1) if stop is None else stop  # a single number is one row
+        stop = row_count(entry.shape) if stop is None else stop
         if entry.parts is not None:
             return entry.parts.rows(start, stop, lambda part, first, last: self._stored(part, name, first, last))
         return self._stored(entry, name, start, stop)
@@ -103,7 +108,7 @@ class TensorFiles:
         """Rows start..stop of what is stored at an entry; `name` is for messages."""
         import torch
 
-        row = entry.nbytes // (entry.shape[0] if entry.shape else 1)
+        row = entry.nbytes // row_count(entry.shape)
         dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0] if entry.dtype in DTYPES else _PARTS[entry.dtype])
         tensor = torch.empty((stop - start, *entry.shape[1:]) if entry.shape else (), dtype=dtype)
         buffer = tensor.flatten().view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")

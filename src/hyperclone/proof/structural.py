@@ -23,8 +23,8 @@ from hyperclone.expansion.padding import Padding, pad_rows, padding_columns
 from hyperclone.expansion.routers import with_random_routers
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.source import Weights
-from hyperclone.io.streaming import Meter, Progress, digest, raw, row_count, run_all, slices, worker_pool
-from hyperclone.io.tensor_files import TensorFiles
+from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
+from hyperclone.io.tensor_files import TensorFiles, row_count
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.planner import GROWN_FIELD
 from hyperclone.planning.recipe import Noise
