@@ -33,7 +33,7 @@ _SMALL = {
 @pytest.fixture(autouse=True)
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
     """hyperclone knows no architecture at all."""
-    monkeypatch.setattr(registry, "families", dict)
+    monkeypatch.setattr(registry, "shipped", lambda model_type: None)
 
 
 def config_file(path: Path, model_type: str, **fields: Any) -> Path:

@@ -311,7 +311,7 @@ def test_a_wrong_family_file_passes_the_structural_and_fails_the_behavioral_proo
     )
     assert wrong != text
     false = family_file.parse(wrong, name="llama", file="families/llama.toml")
-    monkeypatch.setattr(registry, "families", lambda: {"llama": false})
+    monkeypatch.setattr(registry, "shipped", lambda model_type: false)
     with pytest.raises(ProofFailed) as caught:
         hyperclone.grow(model_dir("llama-grouped-untied"), tmp_path / "grown", Growth(width=2))
     assert caught.value.proof.structure.passed

@@ -43,14 +43,18 @@ def _directory() -> Traversable:
     return resources.files("hyperclone.architectures").joinpath("families")
 
 
+def shipped(model_type: object) -> Family | None:
+    """The family of this model type that ships with the package, None where there is none."""
+    file = next((file for file, model_types in _files().items() if model_type in model_types), None)
+    return None if file is None else _family(file)
+
+
 def known(config: Mapping[str, Any], user_family: Family | None = None) -> Family | None:
     """The family of a model: the user's where one is given, else the one that ships; None if there is none.
 
     It has the head that the config's `architectures` name.
     """
-    model_type = config.get("model_type")
-    file = next((file for file, model_types in _files().items() if model_type in model_types), None)
-    family = user_family or (None if file is None else _family(file))
+    family = user_family or shipped(config.get("model_type"))
     return None if family is None else with_head(family, config)
 
 
