@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -246,6 +247,61 @@ def test_what_the_table_says_is_what_transformers_has() -> None:
             if hasattr(own, field) and field != "num_key_value_heads":
                 assert getattr(own, field) == getattr(causal, field), (text_type, field)
         assert own.rope_parameters["rope_theta"] == causal.rope_parameters["rope_theta"], text_type
+
+
+def test_wholes_that_scale_or_cap_logits_are_those_in_the_table() -> None:
+    from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    wholes = {c.model_type: (c, m) for c, m in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.items()}
+    for field, rule in text_models._table()["logits"].items():
+        for model_type in rule["types"]:
+            default = rule["defaults"].get(model_type, rule.get("changes_nothing"))
+            assert getattr(CONFIG_MAPPING[model_type](), field) == default, (model_type, field)
+        for whole_type in {*text_models._table()["types"], *rule["read_by"]} & wholes.keys():
+            reads = field in inspect.getsource(wholes[whole_type][1])
+            assert reads == (whole_type in rule["read_by"]), (whole_type, field)
+
+
+@pytest.mark.parametrize(
+    ("whole_type", "text", "changed"),
+    [
+        ("aya_vision", {"model_type": "cohere2", "sliding_window": 8}, {"logit_scale": 1.0}),
+        ("llava_next", {"model_type": "granite", "logits_scaling": 4.0}, {"logits_scaling": 1.0}),
+        ("llava", {"model_type": "gemma2", "final_logit_softcapping": 0.5}, {"final_logit_softcapping": None}),
+        ("paligemma", {"model_type": "gemma2", "final_logit_softcapping": 0.5}, {}),
+        ("qwen3_vl_moe", {}, {"norm_topk_prob": True}),
+    ],
+)
+def test_what_a_whole_does_not_read_of_its_text_model_is_neutral_in_the_grown_config(
+    whole_type: str, text: dict[str, Any], changed: dict[str, Any], tmp_path: Path
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    moe = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    own = {**_TEXT, **text} if text else {**_QWEN_TEXT, **moe}
+    sees = {**_CLIP} if text else {**_QWEN_SEES, "deepstack_visual_indexes": [0]}
+    if whole_type in ("paligemma", "aya_vision"):
+        sees = {**_SEES, "model_type": "siglip_vision_model", "projection_dim": 32}
+    ids = {"image_token_index": 290} if text else _QWEN_IDS
+    with quiet():
+        config = AutoConfig.for_model(
+            whole_type, text_config=own, vision_config=sees, projection_dim=32, hidden_size=32, **ids
+        )
+        model = AutoModelForImageTextToText.from_config(config).eval()
+        randomize_parameters(model, seed=0)
+        model.save_pretrained(tmp_path / "src")
+        hyperclone.grow(
+            tmp_path / "src", tmp_path / "dst", TWICE, text_model=True, proof="structural"
+        )
+        grown = AutoModelForCausalLM.from_pretrained(tmp_path / "dst", dtype=torch.float32).eval()
+    tokens = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        expected, found = (m(input_ids=tokens, attention_mask=tokens > 0).logits for m in (model, grown))
+    assert float((found - expected).norm() / expected.norm()) < SAME
+    written = json.loads((tmp_path / "dst/config.json").read_text())
+    assert {name: written[name] for name in changed} == changed
+    notes = json.dumps(Checkpoint.open(tmp_path / "src", text_model=True).notes)
+    assert ("gives the logits of the whole" in notes) == any("logit" in name for name in changed)
 
 
 def test_tokens_that_stand_for_images_are_not_among_the_probes(whole: Callable[[str], Path]) -> None:

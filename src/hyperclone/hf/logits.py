@@ -167,7 +167,8 @@ def distance(logits: Tensor, reference: Tensor) -> Distance:
         kl += float((b.softmax(-1) * (b.log_softmax(-1) - a.log_softmax(-1))).sum())
         same += float((a.argmax(-1) == b.argmax(-1)).sum())
     count = len(logits)
-    relative = math.sqrt(gap / size) if size else math.inf
+    # Of logits that are all zero (a head that was initialized with zeros), the same ones differ by nothing.
+    relative = math.sqrt(gap / size) if size else 0.0 if gap == 0 else math.inf
     return Distance(count, relative, maximum, max(kl / count, 0.0), same / count)
 
 

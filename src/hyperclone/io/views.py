@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,10 +72,11 @@ def _text_view(config: dict[str, Any], entries: Mapping[str, Entry], user_family
     placeholders = {
         value for name, value in ids.items() if name not in text_config and type(value) is int and 0 <= value < 2**31
     }
+    logit_note = _note_on_logits(config, text_config)
     return View(
         text_config,
         text,
-        (*([note] if note else []), _note_on_text_model(config, text_config, others)),
+        tuple(filter(None, (note, _note_on_text_model(config, text_config, others), logit_note))),
         as_found=not note,
         left_out=sum(entry.nbytes for entry in others.values()),
         placeholders=frozenset(placeholders),
@@ -94,6 +96,18 @@ def _note_on_text_model(
     return (
         f"The text model of this {config.get('model_type')} is grown on its own, as a {text_config['model_type']}. "
         f"Left out: {left_out or 'nothing'}."
+    )
+
+
+def _note_on_logits(config: Mapping[str, Any], text_config: Mapping[str, Any]) -> str:
+    own, kind = config.get("text_config"), str(text_config["model_type"])
+    unread = text_models.unread_logit_fields(config, kind, own if isinstance(own, dict) else {})
+    if not unread:
+        return ""
+    changed = ", ".join(f"{field} is {json.dumps(value)}" for field, value in unread.items())
+    return (
+        f"In the grown config {changed}, which gives the logits of the whole: transformers does not apply the "
+        f"source's in a {config.get('model_type')}. Set the source's again if it was trained with it."
     )
 
 
