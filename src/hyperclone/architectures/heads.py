@@ -46,7 +46,8 @@ def with_head(family: Family, config: Mapping[str, Any]) -> Family:
     causal = {line.pattern for line in family.lines if _is_causal_head(line)}
     if not causal or config.get("model_type") in _table()["unknown"]:
         raise CheckpointError("what a classifier of this architecture reads is not known", file=family.file,
-                              field="architectures", found=config["architectures"])  # fmt: skip
+                              field="architectures", found=config["architectures"], expected="a causal language model",
+                              cure="grow the model that it was fine-tuned from")  # fmt: skip
     reads = next(line for line in family.lines if line.pattern in causal).layout.text.partition("<-")[2].strip()
     biases = {pattern.removesuffix("weight") + "bias" for pattern in causal}
     name = _table()["names"].get(str(config.get("model_type")), "score")

@@ -2,10 +2,11 @@
 
 transformers also loads a checkpoint that was saved from the base model (AutoModel), whose names lack a prefix, one that
 was saved from a wrapper around the model, whose names have it twice, and a tied model of which the head is stored
-instead of the embedding. It does not load names with the prefix of DistributedDataParallel or torch.compile, which some
-training scripts forget to drop. All are read here under the names that the family file has. Buffers are computed from
-the config, so transformers leaves stored ones alone; which of them a checkpoint holds depends on the version of the
-library that wrote it, so they are known by name, for every family.
+instead of the embedding. It does not load names with the prefix of DistributedDataParallel, torch.compile or peft, or
+of the attribute in which a training script keeps its model, which some forget to drop. All are read here under the
+names that the family file has. Buffers are computed from the config, so transformers leaves stored ones alone; which of
+them a checkpoint holds depends on the version of the library that wrote it, so they are known by name, for every
+family.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ _MASK_DIMS = 4  # (1, 1, positions, positions); a bias of a layer has one dimens
 
 
 # Parts of a name that are no part of the model: of torch.compile, FSDP and activation checkpointing, anywhere; of
-# DistributedDataParallel, DataParallel and DeepSpeed, in front.
+# DistributedDataParallel, DataParallel and DeepSpeed, in front; of peft, in front of all names.
 _INNER = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _OUTER = "module."
+_OF_PEFT = "base_model.model."
 
 
 def unwrapped_name(name: str) -> str:
@@ -45,13 +47,31 @@ def unwrapped_name(name: str) -> str:
 def without_wrappers(stored: Mapping[str, T], family: Family | None) -> dict[str, T]:
     """What is stored, with the prefixes of wrappers dropped from names that the model does not have, in the same order.
 
-    Where two names would become one, all stay as they are.
+    A prefix that all names have is a wrapper's, whatever it is, if more names are the model's without it. Where two
+    names would become one, all stay as they are.
     """
     patterns = frozenset() if family is None else _patterns(family)
     names = {name: name if _numbers_out(name) in patterns else unwrapped_name(name) for name in stored}
+    inner = [*names.values()]
+    outer = _shared_prefix(inner, family, patterns) if family else _OF_PEFT
+    if all(name.startswith(outer) for name in inner):
+        names = {name: unwrapped_name(rest.removeprefix(outer)) if outer else rest for name, rest in names.items()}
     if len(set(names.values())) < len(names):
         return dict(stored)
     return {names[name]: value for name, value in stored.items()}
+
+
+def _shared_prefix(names: Collection[str], family: Family, patterns: frozenset[str]) -> str:
+    """The prefix of all names without which most of them are the family's; the shortest such, "" if none is needed."""
+    kinds = list({_numbers_out(name): name for name in names}.values())  # one of each, whatever its layer and expert
+    parts = kinds[0].split(".")[:-1] if kinds else []
+    prefixes = ["".join(f"{part}." for part in parts[:count]) for count in range(len(parts) + 1)]
+
+    def known(prefix: str) -> int:
+        inner = (_full_name(name.removeprefix(prefix), family.prefix, patterns) for name in kinds)
+        return sum(_numbers_out(name) in patterns for name in inner)
+
+    return max((p for p in prefixes if all(name.startswith(p) for name in names)), key=known)  # the first of equals
 
 
 def full_names(config: Mapping[str, Any], stored: Mapping[str, T], family: Family | None) -> dict[str, T]:
@@ -105,3 +125,8 @@ def _numbers_out(name: str) -> str:
 def is_buffer(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor that is no weight of its architecture is a buffer that older libraries stored."""
     return _BUFFERS.fullmatch(name) is not None or (_MASK.fullmatch(name) is not None and len(shape) == _MASK_DIMS)
+
+
+def differs_in_numbers(name: str, family: Family) -> bool:
+    """Whether a name would be one of the family's with another number of a layer or an expert, or in another layer."""
+    return _NUMBER.search(name) is not None and _numbers_out(name) in _patterns(family)

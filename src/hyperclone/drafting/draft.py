@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hyperclone.architectures import family_file
+from hyperclone.architectures import family_file, text_models
 from hyperclone.architectures.family import Family
 from hyperclone.conversion import in_memory
 from hyperclone.drafting import dimensions, probe
@@ -89,11 +89,14 @@ def draft(source: str | os.PathLike[str]) -> Draft:
 
     Args:
         source: a model directory, a config.json, or a Hub id; only its config is read, and headers if there are any.
+            Of a model that also sees images, the text model is drafted.
 
     Raises:
         HypercloneError: transformers makes no language model of this config, or its sizes cannot be found.
     """
     config = hub.config(source)
+    if text_models.has_text_model(config):
+        config = text_models.text_config(config, head_stored=False)
     refuse_quantized(config, Path("config.json"))
     with scratch_directory() as scratch:
         instance = scratch / "source"

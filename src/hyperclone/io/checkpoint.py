@@ -17,7 +17,7 @@ from hyperclone.architectures import registry
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
 from hyperclone.io import scaled_weights, weight_files
-from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer, user_path
+from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, refuse_lfs_pointer, user_path
 from hyperclone.io.local_paths import nearest
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
 from hyperclone.io.views import view
@@ -93,7 +93,7 @@ class Checkpoint(TensorFiles):
         """
         directory = user_path(path)
         _check_directory(directory)
-        config = read_json(directory / "config.json", missing="not a model directory: it has no config.json")
+        config = weight_files.read_config(directory)
         weights = weight_files.find(directory, config)
         entries = _read_headers(directory, weights.names)
         if weights.weight_map is not None:
@@ -186,6 +186,7 @@ def _check_index(directory: Path, weight_map: Mapping[str, str], entries: Mappin
                 tensor=name,
                 found=entries[name].file,
                 expected=file,
+                cure="download both again, or save the model again with save_pretrained into an empty directory",
             )
     if extra := [name for name in entries if name not in weight_map]:
         raise CheckpointError(

@@ -92,9 +92,11 @@ def read_json(path: Path, *, missing: str = "file is missing") -> dict[str, Any]
     except OSError as error:
         raise UnreadableError("the file cannot be read", file=path, found=error.strerror or error) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError("not readable as JSON", file=path, found=error, cure="download it again") from None
+        raise CheckpointError("not readable as JSON", file=path, found=error,
+                              cure="correct it there, or download it again") from None  # fmt: skip
     if not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", file=path, found=type(value).__name__)
+        raise CheckpointError("not a JSON object", file=path, found=type(value).__name__, expected="{...}",
+                              cure="download it again")  # fmt: skip
     return value
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hyperclone.architectures.family import Family
+from hyperclone.errors import CheckpointError
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.tensor_files import Entry
 
@@ -23,7 +24,11 @@ _PARTS = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj":
 
 
 def take_apart(entries: Mapping[str, Entry], family: Family | None) -> dict[str, Entry]:
-    """Stored tensors with every expert's tensors one by one, under the family's names, in file order."""
+    """Stored tensors with every expert's tensors one by one, under the family's names, in file order.
+
+    Raises:
+        CheckpointError: an expert is stored in both ways.
+    """
     names = {} if family is None else _family_names(family)
     apart: dict[str, Entry] = {}
     blocks = {f"{match['layer']}{match['block']}." for name in entries if (match := _FUSED.fullmatch(name))}
@@ -42,7 +47,12 @@ def take_apart(entries: Mapping[str, Entry], family: Family | None) -> dict[str,
             apart[name] = entry  # refused by its name
             continue
         for number, (expert, part) in enumerate((e, p) for e in range(count) for p in parts):
-            apart[f"{match['layer']}{block}.experts.{expert}.{part}.weight"] = replace(
+            alone = f"{match['layer']}{block}.experts.{expert}.{part}.weight"
+            if alone in entries:
+                raise CheckpointError("an expert is stored twice: on its own, and fused with the others of its layer",
+                                      file=entry.file, tensor=alone, found=f"{entries[alone].file}, and {name}",
+                                      expected="one of them", cure="remove the older of the two")  # fmt: skip
+            apart[alone] = replace(
                 entry, shape=shape, offset=entry.offset + number * nbytes, nbytes=nbytes, fused_in=match["block"]
             )
     return apart

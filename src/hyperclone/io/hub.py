@@ -13,6 +13,7 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
 from hyperclone.errors import CheckpointError, HypercloneError, reason
+from hyperclone.io import weight_files
 from hyperclone.io.checkpoint import Checkpoint, dequantized
 from hyperclone.io.files import exists, read_json, user_path
 from hyperclone.io.local_paths import hub_id_of, local_path, nearest
@@ -117,7 +118,7 @@ def config(source: str | os.PathLike[str], *, revision: str | None = None) -> di
     if (directory := local_path(source, revision=revision)) is not None:
         if not exists(directory):
             raise CheckpointError("no such file or directory", file=directory, cure=nearest(directory))
-        return read_json(directory / "config.json", missing="not a model directory: it has no config.json")
+        return weight_files.read_config(directory)
     with _hub_errors(source):
         try:
             _check_accessible()

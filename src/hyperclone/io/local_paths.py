@@ -11,6 +11,7 @@ from hyperclone.errors import CheckpointError
 from hyperclone.io.files import exists, user_path
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_ADDRESS = re.compile(r"(?:https?://|hf://)(?:huggingface\.co/|hf\.co/)?(?:models/)?([\w.-]+/[\w.-]+)")
 _CACHED = re.compile(r"models--(.+)")
 
 
@@ -25,8 +26,11 @@ def local_path(source: str | os.PathLike[str], *, revision: str | None = None) -
         revision: of a Hub id, or of such a folder.
 
     Raises:
-        CheckpointError: another directory has no revisions, or the folder has no such snapshot.
+        CheckpointError: it is an address; another directory has no revisions, or the folder has no such snapshot.
     """
+    if (address := _ADDRESS.match(os.fsdecode(source))) is not None:
+        raise CheckpointError("this is an address, not a directory or a Hub id", found=os.fsdecode(source),
+                              expected=f"a Hub id: {address[1]}", cure=f"give {address[1]}")  # fmt: skip
     path = user_path(source)
     if not exists(path) and not _looks_local(source, path):
         return None

@@ -5,6 +5,7 @@ What else lies there (another format, a variant, an adapter) is left alone, and 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,21 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Of an adapter, an optimizer or a training run: no weights of a model, in whatever format.
 _NO_MODEL = re.compile(r"(adapter_model|optimizer|scheduler|scaler|rng_state|training_args)[^/]*", re.IGNORECASE)
 _MOST_NAMED = 4  # files in a note
+# What training libraries leave where they do not save a model: (what it is, how a model is made of it).
+_OF_TRAINERS = {
+    "global_step*": (
+        "this is a training checkpoint of DeepSpeed, in which every process has a part of the model",
+        "python zero_to_fp32.py . OUT --safe_serialization in this directory; then copy config.json and the tokenizer",
+    ),
+    "pytorch_model_fsdp_*": (
+        "this is a training checkpoint of FSDP, in which every process has a part of the model",
+        "accelerate merge-weights SRC/pytorch_model_fsdp_0 OUT; then copy config.json and the tokenizer to OUT",
+    ),
+    "*.distcp": (
+        "this is a training checkpoint of torch's distributed format, in which every process has a part of the model",
+        "accelerate merge-weights SRC OUT; then copy config.json and the tokenizer to OUT",
+    ),
+}
 _MERGE = (
     "merge it into its base model first (peft: "
     "AutoPeftModelForCausalLM.from_pretrained(SRC).merge_and_unload().save_pretrained(OUT))"
@@ -134,12 +150,14 @@ def _read_index(index: Path) -> Mapping[str, str]:
     """The index: the file of each tensor, every one of which exists."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise CheckpointError("the index has no weight_map of names to files", file=index, field="weight_map")
+        raise CheckpointError("the index has no weight_map of names to files", file=index, field="weight_map",
+                              cure="download it again; complete shards need none")  # fmt: skip
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or file in ("", ".."):
             raise CheckpointError(
-                "the index points outside its directory", file=index, found=file, expected="a bare file name"
-            )
+                "the index points outside its directory", file=index, found=file, expected="a bare file name",
+                cure="put the shards beside it, and their bare names in it",
+            )  # fmt: skip
         if not exists(index.parent / file) or not (index.parent / file).is_file():
             raise CheckpointError(
                 "a file named by the index is missing",
@@ -184,22 +202,60 @@ def _shards_without_index(directory: Path) -> list[str]:
 
 def _no_weights(directory: Path, models: list[str]) -> CheckpointError:
     if others := [n for n in models if n.endswith(".safetensors")]:
+        names = (
+            f"rename them to model-00001-of-{len(others):05}.safetensors and so on, if together they are"
+            if len(others) > 1
+            else f"rename it to {SINGLE}, if it is"
+        )
         return CheckpointError(
             "transformers would load none of the weights in this directory, whose names it does not know",
             file=directory, found=_some(others), expected=f"{SINGLE} or {INDEX}",
-            cure=f"if {others[0]} is the model with the tensor names of transformers, rename it to {SINGLE}; else "
-            "download the model in the format of transformers",
+            cure=f"{names} the model with the tensor names of transformers; else download the model in the format of "
+            "transformers",
         )  # fmt: skip
     if pickles := [n for n in models if n.endswith(_PICKLED)]:
         return _pickled(directory / pickles[0])
     if ggufs := [n for n in models if n.endswith(".gguf")]:
         return gguf(directory / ggufs[0])
+    if lost := sorted(p for p in directory.iterdir() if p.is_symlink() and not exists(p) and _is_model(p.name)):
+        return CheckpointError("the weights are a link to a file that is not there", file=lost[0],
+                               found=os.readlink(lost[0]), expected="a file",
+                               cure="download the model again")  # fmt: skip
+    for pattern, (problem, cure) in _OF_TRAINERS.items():
+        for file in sorted(directory.glob(pattern)):
+            return CheckpointError(problem, file=file, expected=f"{SINGLE} or {INDEX}", cure=cure)
     return CheckpointError(
         "no safetensors weights in this directory",
         file=directory,
         expected=f"{SINGLE} or {INDEX}",
-        cure="download the missing file again",
+        cure=_models_below(directory) or "download the model again, or save it there with save_pretrained",
     )
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a model directory.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    file = directory / "config.json"
+    if exists(file) or file.is_symlink() or not directory.is_dir():
+        return read_json(file, missing="not a model directory: it has no config.json")
+    if (directory / "params.json").is_file():
+        cure = "this is the format of its makers: download the model in the format of transformers"
+    elif (below := _models_below(directory)) is not None:
+        cure = below
+    elif any(map(_is_model, _files(directory))):
+        cure = "copy config.json and the tokenizer of the model that these weights are of into it"
+    else:
+        cure = "check the path: SRC is a directory with config.json and *.safetensors, or a Hub id"
+    raise CheckpointError("not a model directory: it has no config.json", file=file, cure=cure)
+
+
+def _models_below(directory: Path) -> str | None:
+    """A cure for a directory that holds model directories: to name one of them."""
+    below = sorted(str(path.parent) for path in directory.glob("*/config.json"))
+    return f"name the model's directory: {_some(below)}" if below else None
 
 
 def _pickled(file: Path) -> CheckpointError:

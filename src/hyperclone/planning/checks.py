@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from hyperclone.architectures import heads
 from hyperclone.architectures.entries import Tie
 from hyperclone.architectures.family import Family
 from hyperclone.architectures.layout import Layout
-from hyperclone.architectures.stored_names import is_buffer
+from hyperclone.architectures.stored_names import differs_in_numbers, is_buffer
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import head_scaling
@@ -20,6 +21,13 @@ from hyperclone.planning.recipe import Noise
 if TYPE_CHECKING:
     from hyperclone.io.source import Source
     from hyperclone.planning.plan import TensorPlan
+
+# Parts of names: of adapters of peft; of what bitsandbytes, GPTQ, AWQ, compressed-tensors and FP8 store for a weight.
+_ADAPTER = re.compile(r"\.base_layer\.|\.lora_[A-Za-z_]+\.")
+_QUANTIZED = re.compile(
+    r"\.(?:qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|nested_\w+|quant_state\.\w+|weight_packed|weight_shape"
+    r"|weight_scale|weight_scale_inv|input_scale|weight_zero_point)(?:\.|$)"
+)
 
 # Levels in dB that come out within half a dB. Louder shares of an exact split are clipped; fainter ones fall below a
 # unit in the last place, until none is left (docs/mathematics.md, measured). Gaussian shares that are louder than the
@@ -51,7 +59,7 @@ def check_tensors(
         elif family.ignored(name, source.config) or is_buffer(name, entry.shape):
             dropped.append(name)
         else:
-            raise _of_another_head(source, name) or CheckpointError(
+            raise _unknown_tensor(source, family, name) or CheckpointError(
                 "a stored tensor is not part of this architecture",
                 file=entry.file,
                 tensor=name,
@@ -110,9 +118,40 @@ def check_chosen_type(growth: Growth, entries: Mapping[str, Entry]) -> None:
                           field="dtype", cure="give --dtype bf16, or fp32")  # fmt: skip
 
 
-def _of_another_head(source: Source, name: str) -> CheckpointError | None:
+def _unknown_tensor(source: Source, family: Family, name: str) -> CheckpointError | None:
+    """The refusal of a tensor that is not the family's, where its name says what it is; None where it does not."""
+    entry = source.entries[name]
+    if _ADAPTER.search(name):
+        return CheckpointError(
+            "an adapter that was not merged is among the weights of the model", file=entry.file, tensor=name,
+            expected="a model of transformers",
+            cure="merge it and save again: model.merge_and_unload().save_pretrained(OUT)",
+        )  # fmt: skip
+    if _QUANTIZED.search(name):
+        return CheckpointError(
+            "the weights are quantized, though config.json has no quantization_config", file=entry.file, tensor=name,
+            found=entry.dtype, expected=", ".join(DTYPES), cure="grow the original bf16 / fp16 / fp32 checkpoint",
+        )  # fmt: skip
+    if differs_in_numbers(name, family):
+        return CheckpointError(
+            "by the config there is no such tensor in this layer, or no such layer", file=entry.file, tensor=name,
+            found=list(entry.shape), expected=f"the tensors of {family.file} for this config",
+            cure="correct config.json (the number or types of layers, the number of experts, biases) if the model has "
+            "it; if it is a leftover, remove it from the file",
+        )  # fmt: skip
+    return _of_another_head(source, name, hidden=family.sizes(source.config)["hidden"])
+
+
+def _of_another_head(source: Source, name: str, *, hidden: int) -> CheckpointError | None:
     """The refusal of a tensor of a head that cannot be grown; None if it is of none that is known."""
     file, named, first = source.entries[name].file, source.config.get("architectures"), name.partition(".")[0]
+    if heads.head_of(source.config) and first in ("score", "classifier"):
+        return CheckpointError(
+            "the class that config.json names has no such tensor, and transformers would not load it", file=file,
+            tensor=name, field="architectures", found=named, expected="a model of transformers",
+            cure="remove the tensor from the file, or save the model again: from_pretrained(SRC).save_pretrained(OUT) "
+            "of that class leaves it out",
+        )  # fmt: skip
     if first in ("v_head", "value_head"):
         return CheckpointError(
             "this is a value head beside the language model (as of trl), which transformers does not load", file=file,
@@ -124,6 +163,15 @@ def _of_another_head(source: Source, name: str) -> CheckpointError | None:
             "this model has a head that cannot be grown", file=file, field="architectures", tensor=name, found=named,
             expected="a causal language model, or a class that ends in " + " or ".join(heads.names()),
             cure="if it is of such a class, name that in config.json; else grow the model that it was fine-tuned from",
+        )  # fmt: skip
+    shape = source.entries[name].shape
+    if name.count(".") == 1 and len(shape) == 2 and shape[0] < shape[1] == hidden:
+        return CheckpointError(
+            "a matrix lies beside the layers, such as a head for rewards, which transformers would not load", file=file,
+            tensor=name, found=list(shape), expected="the tensors of a class of transformers",
+            cure="if it is a linear head with one output for each label, store it as score.weight and name a class in "
+            "config.json's architectures that ends in ForSequenceClassification, with num_labels; if the language "
+            "model is wanted alone, AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) leaves it out",
         )  # fmt: skip
     return None
 
