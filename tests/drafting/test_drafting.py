@@ -18,6 +18,7 @@ from hyperclone.architectures import family_file, layout, registry
 from hyperclone.drafting import draft as drafting
 from hyperclone.drafting import probe, toml_text
 from hyperclone.errors import CheckpointError, FamilyError
+from hyperclone.hf.models import quiet
 from tests.helpers.command import call, run
 from tests.helpers.models import MODELS, build
 
@@ -266,3 +267,22 @@ def test_a_config_that_gives_no_text_model_is_refused_with_the_reason(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(error, match=words):
         drafting.draft(tmp_path / "config.json")
+
+
+def test_of_a_model_that_also_sees_images_the_text_model_is_drafted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    sees = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
+    with quiet():
+        config = AutoConfig.for_model("llava", text_config={**_SMALL, "model_type": "llama"}, vision_config=sees)
+        AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    drafted: list[dict[str, Any]] = []
+    inspect = drafting._inspect
+    monkeypatch.setattr(drafting, "_inspect", lambda c, path: (drafted.append(c), inspect(c, path))[1])
+    monkeypatch.setattr(drafting, "_full_proof", lambda *_: [])
+    result = drafting.draft(tmp_path)
+    assert drafted[0]["model_type"] == "llama"
+    assert result.proved, result.failures  # its tensors are those of the text model in the whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 import hyperclone
 from hyperclone import Growth
 from hyperclone.conversion.grow import Grown
+from hyperclone.errors import CheckpointError
 from hyperclone.hf.models import load_model
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.proof.behavioral import prove_behavior
@@ -63,6 +65,24 @@ def test_the_prefix_of_a_wrapper_is_dropped_because_transformers_would_not_load_
     done = grown_like(victim, model_dir(NAME), tmp_path, proof="full" if prefix == "module." else "structural")
     assert any("prefix of a wrapper" in note and prefix in note for note in done.plan.notes)
     assert not any(name.startswith(prefix) for name in stored(done.path))
+
+
+@pytest.mark.parametrize("prefix", ["net.", "base_model.model.", "base_model.", "model.model.", "policy._orig_mod."])
+@pytest.mark.parametrize("name", [NAME, "llama-grouped-untied", "gpt2-tied", "opt"])
+def test_a_prefix_that_all_names_share_is_a_wrappers_whatever_it_is(
+    name: str, prefix: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = shutil.copytree(model_dir(name), tmp_path / "source")
+    plain = Checkpoint.open(source).entries
+    change(source, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
+    wrapped = Checkpoint.open(source)
+    assert wrapped.entries.keys() == plain.keys()
+    assert any("prefix of a wrapper" in note for note in wrapped.notes)
+
+
+def test_a_model_under_any_prefix_is_proved(victim: Path, model_dir: ModelDir, tmp_path: Path) -> None:
+    change(victim, lambda tensors: {"base_model.model." + name: tensor for name, tensor in tensors.items()})
+    grown_like(victim, model_dir(NAME), tmp_path)
 
 
 def test_compiled_layers_have_the_prefix_inside_their_names(victim: Path, model_dir: ModelDir, tmp_path: Path) -> None:
@@ -219,3 +239,50 @@ def test_fused_experts_may_lie_in_several_files_and_new_layers_have_them_too(
     assert index.keys() == stored(done.path).keys()
     assert unmodified.distance(done.path, source) < unmodified.SAME
     assert hyperclone.verify(source, done.path, proof="structural").passed
+
+
+def test_an_expert_must_not_be_stored_in_both_ways(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = fused(model_dir("qwen3-moe"), tmp_path / "source")
+    name = "model.layers.0.mlp.experts.1.down_proj.weight"
+    alone = stored(model_dir("qwen3-moe"))[name]
+    change(source, lambda tensors: {**tensors, name: alone})
+    with pytest.raises(hyperclone.HypercloneError, match=rf"stored twice(.|\n)*{name}(.|\n)*down_proj(.|\n)*cure"):
+        hyperclone.plan(source, TWICE)
+
+
+# --- Directories without a model that can be read
+
+
+@pytest.mark.parametrize(
+    ("made", "gone", "words"),
+    [
+        ({"checkpoint-10/config.json": "{}"}, ["config.json"], "name the model's directory: .*checkpoint-10"),
+        ({"params.json": "{}"}, ["config.json"], "download the model in the format of transformers"),
+        ({}, ["config.json"], "copy config.json"),
+        ({}, ["config.json", "model.safetensors"], "check the path"),
+        ({"global_step5/x": "", "latest": ""}, ["model.safetensors"], r"zero_to_fp32.py \. OUT"),
+        ({"pytorch_model_fsdp_0/x": ""}, ["model.safetensors"], "merge-weights SRC/pytorch_model_fsdp_0 OUT"),
+        ({"__0_0.distcp": ""}, ["model.safetensors"], "merge-weights SRC OUT"),
+        ({"a.safetensors": "", "b.safetensors": ""}, ["model.safetensors"], "model-00001-of-00002.safetensors and so"),
+        ({"a.safetensors": ""}, ["model.safetensors"], "rename it to model.safetensors"),
+        ({}, ["model.safetensors"], "download the model again"),
+    ],
+)
+def test_a_directory_without_a_model_is_refused_with_what_lies_there(
+    made: dict[str, str], gone: list[str], words: str, victim: Path
+) -> None:
+    for name, text in made.items():
+        (victim / name).parent.mkdir(exist_ok=True)
+        (victim / name).write_text(text)
+    for name in gone:
+        (victim / name).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        hyperclone.plan(victim, TWICE)
+    assert re.search(words, caught.value.details["cure"])
+
+
+def test_a_link_to_weights_that_are_gone_is_named(victim: Path) -> None:
+    (victim / "model.safetensors").unlink()
+    (victim / "model.safetensors").symlink_to("../blobs/none")
+    with pytest.raises(CheckpointError, match=r"a link to a file that is not there(.|\n)*blobs/none"):
+        hyperclone.plan(victim, TWICE)

@@ -109,6 +109,15 @@ def test_what_looks_like_a_path_is_never_asked_of_the_hub(
     assert asked == []
 
 
+@pytest.mark.parametrize(
+    "address", ["https://huggingface.co/org/model", "https://hf.co/org/model/tree/main", "hf://org/model"]
+)
+def test_an_address_is_answered_with_the_hub_id_in_it(address: str, asked: list[str]) -> None:
+    with pytest.raises(CheckpointError, match=r"cure: +give org/model$"):
+        hyperclone.plan(address, TWICE)
+    assert asked == []
+
+
 @pytest.mark.parametrize("source", ["gpt2", "org/model"])
 def test_other_names_are_asked_of_the_hub(source: str, asked: list[str], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="neither a local directory nor an accessible model"):

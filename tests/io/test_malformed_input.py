@@ -254,7 +254,36 @@ def test_tensors_that_are_no_plain_floating_point_are_refused_by_name(
 def test_the_scales_of_a_quantized_tensor_are_refused_as_well(victim: Path) -> None:
     name = "model.layers.1.mlp.down_proj.weight_scale_inv"
     edit_weights(victim, lambda tensors: tensors.update({name: torch.ones(1, 1)}))
-    refused(victim, name, "not part of this architecture", "model.safetensors")
+    refused(victim, name, "the weights are quantized", "model.safetensors", "grow the original")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", (4, 32), "merge_and_unload"),
+        ("model.layers.0.self_attn.q_proj.weight.absmax", (4,), "quantized"),
+        ("model.layers.0.self_attn.q_proj.qweight", (4, 32), "quantized"),
+        ("model.layers.7.input_layernorm.weight", (32,), "no such layer"),
+        ("model.layers.0.self_attn.q_proj.bias", (32,), "correct config.json"),
+        ("reward_head.weight", (1, 32), "store it as score.weight"),
+    ],
+)
+def test_what_a_tensor_is_by_its_name_is_said(name: str, shape: tuple[int, ...], words: str, victim: Path) -> None:
+    edit_weights(victim, lambda tensors: tensors.update({name: torch.zeros(shape)}))
+    refused(victim, name, words, "cure")
+
+
+def test_the_cure_of_a_reward_head_works(victim: Path, tmp_path: Path) -> None:
+    edit_weights(victim, lambda tensors: tensors.update({"score.weight": torch.randn(1, 32)}))
+    config = json.loads((victim / "config.json").read_text())
+    named = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    (victim / "config.json").write_text(json.dumps({**config, **named}))
+    edit_weights(victim, lambda tensors: tensors.update({"score.bias": torch.ones(1)}))
+    refused(victim, "the class that config.json names has no such tensor", "score.bias", "remove the tensor")
+    edit_weights(victim, lambda tensors: tensors.pop("score.bias"))
+    proof = hyperclone.grow(victim, tmp_path / "grown", TWICE).proof
+    assert proof is not None
+    assert proof.passed
 
 
 @pytest.mark.parametrize("beside", ["nothing", "config"])

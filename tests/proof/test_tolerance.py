@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import hyperclone
 from hyperclone import Growth
+from hyperclone.hf import logits
 from hyperclone.planning import planner
 from hyperclone.proof import tolerance
 from tests.helpers.headers import headers
@@ -40,3 +47,19 @@ def test_the_source_error_is_at_least_one_unit_in_the_last_place(dtype: torch.dt
     assert tolerance.source_error(0.0, dtype) == unit
     assert tolerance.source_error(unit * 0.9, dtype) == unit
     assert tolerance.source_error(unit * 1.5, dtype) == unit * 1.5
+
+
+def test_logits_that_are_all_zero_are_equal_to_themselves_and_to_no_others() -> None:
+    zero = torch.zeros(3, 5)
+    assert logits.distance(zero, zero).relative == 0.0
+    assert logits.distance(zero + 1e-3, zero).relative == math.inf
+
+
+def test_a_source_with_a_head_of_zeros_is_proved(model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    source = shutil.copytree(model_dir("llama-grouped-untied"), tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": torch.zeros_like(tensors["lm_head.weight"])}, source / "model.safetensors",
+              {"format": "pt"})  # fmt: skip
+    proof = hyperclone.grow(source, tmp_path / "grown", Growth(width=2)).proof
+    assert proof is not None
+    assert proof.passed

@@ -288,7 +288,8 @@ def _check_weights(source: str | os.PathLike[str], text: str) -> list[str]:
         return []
     try:
         family = _family(text)
-        checkpoint = Checkpoint.open(directory, family=family)
+        whole = text_models.has_text_model(hub.config(directory))
+        checkpoint = Checkpoint.open(directory, family=family, text_model=whole)
         config = checkpoint.config
         checks.check_tensors(checkpoint, family, family.tensors(config), tied=family.tied(config))
     except HypercloneError as error:
