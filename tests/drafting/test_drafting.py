@@ -279,10 +279,14 @@ def test_of_a_model_that_also_sees_images_the_text_model_is_drafted(
     with quiet():
         config = AutoConfig.for_model("llava", text_config={**_SMALL, "model_type": "llama"}, vision_config=sees)
         AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
-    drafted: list[dict[str, Any]] = []
-    inspect = drafting._inspect
-    monkeypatch.setattr(drafting, "_inspect", lambda c, path: (drafted.append(c), inspect(c, path))[1])
+    inspect, drafted = drafting._inspect, []
+
+    def watched(config: dict[str, Any], path: Path) -> Any:
+        drafted.append(config["model_type"])
+        return inspect(config, path)
+
+    monkeypatch.setattr(drafting, "_inspect", watched)
     monkeypatch.setattr(drafting, "_full_proof", lambda *_: [])
     result = drafting.draft(tmp_path)
-    assert drafted[0]["model_type"] == "llama"
+    assert drafted == ["llama"]
     assert result.proved, result.failures  # its tensors are those of the text model in the whole

@@ -16,6 +16,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.anatomy.examine import examine
 from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.scaled_weights import scaled_entries
@@ -124,6 +125,12 @@ def test_an_fp8_model_grows_into_one_that_computes_what_transformers_makes_of_it
     assert not streamed.failures
     hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
     assert "quantization_config" not in json.loads((tmp_path / "again/config.json").read_text())
+
+
+def test_anatomy_compares_with_an_fp8_source(fp8_model: Path, tmp_path: Path) -> None:
+    done = hyperclone.grow(fp8_model, tmp_path / "grown", Growth(width=2, dtype="bf16"), proof="none")
+    found = examine(done.path, against=fp8_model, activations=False, tensors="*q_proj*")
+    assert any(tensor.source_spectrum for tensor in found.tensors)
 
 
 def test_the_type_of_what_grows_has_to_be_chosen(fp8_model: Path) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone import Growth
+from hyperclone.anatomy.examine import examine
 from hyperclone.architectures import text_models
 from hyperclone.errors import CheckpointError, FamilyError, OptionError
 from hyperclone.hf import logits
@@ -117,12 +118,18 @@ def test_the_text_model_is_grown_on_its_own_and_proved_against_the_whole(
     assert hyperclone.plan(source, TWICE, text_model=True).tensors == done.plan.tensors
 
 
-def test_verify_knows_a_text_model_without_a_receipt_as_well(whole: Callable[[str], Path], tmp_path: Path) -> None:
+def test_verify_and_anatomy_know_a_text_model_without_a_receipt_as_well(
+    whole: Callable[[str], Path], tmp_path: Path
+) -> None:
     source = whole("qwen2_5_vl")
     done = hyperclone.grow(source, tmp_path / "grown", TWICE, text_model=True, proof="none")
     assert json.loads((done.path / "hyperclone.json").read_text())["text_model"] is True
+    with_receipt = examine(done.path, against=source, activations=False)
     (done.path / "hyperclone.json").unlink()
     assert hyperclone.verify(source, done.path, proof="structural").passed
+    found = examine(done.path, against=source, activations=False)
+    assert found.tensors == with_receipt.tensors
+    assert any(tensor.source_spectrum for tensor in found.tensors)
     tensors = load_file(done.path / "model.safetensors")
     tensors["model.norm.weight"][0] += 1
     save_file(tensors, done.path / "model.safetensors", metadata={"format": "pt"})

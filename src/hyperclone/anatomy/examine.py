@@ -20,7 +20,7 @@ from hyperclone.anatomy.weights import CopyComparison, Spectrum, compare_copies,
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import indices
 from hyperclone.conversion import receipt
-from hyperclone.conversion.provenance import plan_of_directory
+from hyperclone.conversion.provenance import open_source, plan_of_directory
 from hyperclone.errors import CheckpointError, GrowthError, OptionError
 from hyperclone.expansion import grown_tensors
 from hyperclone.io import hub
@@ -186,7 +186,8 @@ def examine(
     record = receipt.read(path)
     user_family = family_file.read(family) if family is not None else record.family if record is not None else None
     output = Checkpoint.open(path, family=user_family)
-    source = None if against is None else Checkpoint.open(hub.resolve(against, revision=revision), family=user_family)
+    resolved = None if against is None else hub.resolve(against, revision=revision)
+    source = None if resolved is None else open_source(resolved, record, output.config, family=user_family)
     plan = plan_of_directory(path, record, output=output, source=source, family=user_family)
     _check_shapes(plan, output, source)
     depth = len(plan.layers)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hyperclone.architectures import text_models
 from hyperclone.architectures.family import Family
 from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
@@ -16,6 +18,27 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.files import user_path
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
+
+
+def open_source(
+    directory: Path, receipt: Receipt | None, grown_config: Mapping[str, Any], *, family: Family | None = None
+) -> Checkpoint:
+    """A source as it was read when it was grown: the text model alone, and what quantized weights stand for.
+
+    Args:
+        directory: the source.
+        receipt: the output's; without one, a text model is told by the type of the output.
+        grown_config: the output's config, needed without a receipt.
+        family: the user's own.
+
+    Raises:
+        HypercloneError: it cannot be read.
+    """
+    whole = hub.config(directory) if receipt is None else {}
+    text_model = receipt.text_model if receipt is not None else (
+        text_models.has_text_model(whole) and grown_config.get("model_type") != whole.get("model_type")
+    )  # fmt: skip
+    return Checkpoint.open(directory, family=family, text_model=text_model, dequantize=True)
 
 
 def plan_of_directory(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from hyperclone.architectures import family_file, text_models
+from hyperclone.architectures import family_file
 from hyperclone.conversion import receipt as receipts
+from hyperclone.conversion.provenance import open_source
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, carried_files
@@ -50,8 +51,7 @@ def verify(
     user_family = family_file.read(family) if family is not None else stored_family
     directory = hub.resolve(source, revision=revision)
     grown_config = Checkpoint.open(target).config if receipt is None else {}
-    text_model = _is_text_model(grown_config, of=hub.config(directory)) if receipt is None else receipt.text_model
-    checkpoint = Checkpoint.open(directory, family=user_family, text_model=text_model, dequantize=True)
+    checkpoint = open_source(directory, receipt, grown_config, family=user_family)
     plan = plan_from_sizes(checkpoint, grown_config) if receipt is None else make_plan(checkpoint, receipt.growth)
     result = prove(checkpoint, target, plan, kind=proof, threads=threads, progress=progress)
     if user_family is not None:
@@ -69,11 +69,6 @@ def verify(
     else:  # another program saved the model, and may have saved the tokenizer in its own way
         result.notes += differences
     return result
-
-
-def _is_text_model(config: dict[str, Any], *, of: dict[str, Any]) -> bool:
-    """Whether a directory without a receipt can only be grown from the text model in the source."""
-    return text_models.has_text_model(of) and config.get("model_type") != of.get("model_type")
 
 
 def _compare_carried(source: Path, directory: Path) -> Iterator[str]:
