@@ -286,3 +286,17 @@ def test_a_link_to_weights_that_are_gone_is_named(victim: Path) -> None:
     (victim / "model.safetensors").symlink_to("../blobs/none")
     with pytest.raises(CheckpointError, match=r"a link to a file that is not there(.|\n)*blobs/none"):
         hyperclone.plan(victim, TWICE)
+
+
+# --- Code in the directory
+
+
+def test_a_tokenizer_that_needs_code_of_its_own_is_named(victim: Path, tmp_path: Path) -> None:
+    (victim / "tokenization_own.py").write_text("raise SystemExit('it ran')\n")
+    text = json.dumps({"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}})
+    (victim / "tokenizer_config.json").write_text(text)
+    plan = hyperclone.grow(victim, tmp_path / "grown", TWICE, proof="structural").plan
+    assert any("tokenization_own.py" in note for note in plan.notes)
+    assert not list((tmp_path / "grown").glob("*.py"))
+    (victim / "tokenizer_config.json").write_text("{")
+    assert not any("code of its own" in note for note in hyperclone.plan(victim, TWICE).notes)

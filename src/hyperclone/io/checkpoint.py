@@ -9,15 +9,15 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hyperclone.architectures import registry
 from hyperclone.architectures.family import Family
-from hyperclone.errors import CheckpointError
+from hyperclone.errors import CheckpointError, HypercloneError
 from hyperclone.io import scaled_weights, weight_files
-from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, refuse_lfs_pointer, user_path
+from hyperclone.io.files import LARGEST_FILE, LFS_SIZE, exists, open_regular, read_json, refuse_lfs_pointer, user_path
 from hyperclone.io.local_paths import nearest
 from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
 from hyperclone.io.views import view
@@ -107,7 +107,7 @@ class Checkpoint(TensorFiles):
             config=seen.config,
             files=weights.names,
             entries=seen.entries,
-            notes=(*notes, *weights.notes, *seen.notes),
+            notes=(*notes, *weights.notes, *seen.notes, *_notes_on_tokenizer(directory)),
             as_found=weights.as_found and seen.as_found,
             left_out=seen.left_out,
             placeholders=seen.placeholders,
@@ -210,6 +210,21 @@ def carried_files(path: Path) -> list[Path]:
     for file in files:
         check_own_file(file, path)
     return files
+
+
+def _notes_on_tokenizer(directory: Path) -> Iterator[str]:
+    """A note where the tokenizer is code in the directory, without which the copied files do not make one."""
+    file = directory / "tokenizer_config.json"
+    try:
+        remote = read_json(file).get("auto_map") if exists(file) else None
+    except HypercloneError:  # as damaged as it is, it is copied
+        return
+    if isinstance(remote, dict) and "AutoTokenizer" in remote:
+        code = ", ".join(sorted(path.name for path in directory.glob("token*.py"))) or "not in the directory"
+        yield (
+            f"The tokenizer needs code of its own ({code}), which is neither run nor copied: the proof uses random "
+            "tokens. Copy it to the output, if you trust it."
+        )
 
 
 def check_own_file(file: Path, directory: Path) -> None:
