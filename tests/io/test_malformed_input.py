@@ -188,7 +188,7 @@ def test_no_weights_at_all_and_incomplete_shards_without_an_index_are_refused(vi
     (victim / "consolidated.safetensors").unlink()
     refused(victim, "no safetensors weights", "model.safetensors")
     os.symlink(victim / "gone", victim / "model.safetensors")
-    refused(victim, "no safetensors weights")
+    refused(victim, "a link to a file that is not there", "model.safetensors", "gone", "download the model again")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
