@@ -118,6 +118,18 @@ def test_the_text_model_is_grown_on_its_own_and_proved_against_the_whole(
     assert hyperclone.plan(source, TWICE, text_model=True).tensors == done.plan.tensors
 
 
+def test_the_rest_of_the_whole_need_not_be_stored(whole: Callable[[str], Path], tmp_path: Path) -> None:
+    source = shutil.copytree(whole("qwen2_5_vl"), tmp_path / "source")
+    text = {name: t for name, t in load_file(source / "model.safetensors").items() if "visual." not in name}
+    save_file(text, source / "model.safetensors", {"format": "pt"})
+    done = hyperclone.grow(source, tmp_path / "grown", TWICE, text_model=True)
+    assert done.proof is not None
+    assert done.proof.passed, done.proof.failures
+    checkpoint = Checkpoint.open(source, text_model=True)
+    streamed = prove_behavior(checkpoint, done.path, done.plan, layer_by_layer=True)
+    assert not streamed.failures
+
+
 def test_verify_and_anatomy_know_a_text_model_without_a_receipt_as_well(
     whole: Callable[[str], Path], tmp_path: Path
 ) -> None:

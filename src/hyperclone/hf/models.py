@@ -152,6 +152,9 @@ def _loaded(
     return model.eval(), problems_of(info)
 
 
+_CURE = "correct what it names in config.json, or install a transformers that knows the model"
+
+
 @contextmanager
 def _loading(verb: str, path: Path) -> Iterator[None]:
     """Whatever transformers raises while it does that becomes a CheckpointError."""
@@ -161,8 +164,9 @@ def _loading(verb: str, path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a config can make transformers raise anything
         raise CheckpointError(
-            f"transformers cannot {verb} this model", file=path, found=reason_with_class(error)
-        ) from error
+            f"transformers cannot {verb} this model", file=path, found=reason_with_class(error),
+            cure=_CURE if verb == "load" else None,
+        ) from error  # fmt: skip
 
 
 def _read_config(path: Path) -> Any:
