@@ -64,13 +64,17 @@ def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float], *, within:
     parts = []
     for share in shares:
         part = (mantissa * share).round_().mul_(unit)
-        stored = part.clamp_(left - reach, left + reach).clamp_(-largest, largest).to(dtype)
+        low, high = left - reach, left + reach
+        part = torch.where(part > low, part, low)  # at ties the bound: `clamp` takes either zero, by position
+        part = torch.where(part < high, part, high)
+        stored = part.clamp_(-largest, largest).to(dtype)
         left = left - stored.to(left.dtype)
         parts.append(stored)
     parts.append(left.to(dtype))
     return _keep_negative_zero(weight, parts)
 
 
+ANCHOR = 1.5 * 2**23  # units
 _ANCHORED = 2.0**100  # below this, 1.5 x 2^23 units of bf16 are a number of fp32
 
 
@@ -80,7 +84,7 @@ def _unclipped(whole: Tensor, unit: Tensor, shares: Sequence[Tensor | float], dt
     The unit in the last place of 1.5 x 2^23 u in fp32 is u, so adding and taking away that anchor rounds to whole
     units. Parts in 0 .. M and a remainder in -c/2 .. M need no clipping.
     """
-    anchor = unit.mul_(1.5 * 2**23)
+    anchor = unit.mul_(ANCHOR)
     left = whole
     parts = []
     for share in shares:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from hyperclone.architectures.layout import Layout
-from hyperclone.expansion import copy_map, exact_split, noise
+from hyperclone.expansion import copy_map, exact_split, fused, noise
 from hyperclone.expansion.copy_map import CopyMap, as_slice
 from hyperclone.expansion.padding import Padding, pad_rows, padding_columns, random_columns
+from hyperclone.expansion.shares import Shares
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
-_UNIFORM = math.sqrt(12) / 65536  # scales a 16-bit draw to unit variance
 _TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
 _RUN = 4096  # weights summed at once
 
@@ -195,6 +195,10 @@ def expand_rows(
     columns, padding = tensor.columns, as_slice(tensor.columns.padding)
     weight = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean)
     grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
+    numbers = tensor.rows.number[rows.start : rows.stop]
+    done = not tensor.exact_repeat and fused.split_columns(
+        weight, grown, columns, numbers, recipe, name=name, first_row=rows.start, power=power
+    )
     step = max(1, _TILE // columns.new)
     for start in range(0, len(rows), step):
         tile = slice(start, min(start + step, len(rows)))
@@ -209,8 +213,8 @@ def expand_rows(
                 for position in positions:
                     grown[tile, position] = weight[tile, units]
             continue
-        numbers = tensor.rows.number[rows[tile].start : rows[tile].stop]
-        _split_columns(weight[tile], grown[tile], columns, numbers, recipe, name, rows[tile], power)
+        if not done:
+            _split_columns(weight[tile], grown[tile], columns, numbers[tile], recipe, name, rows[tile], power)
     return grown
 
 
@@ -252,44 +256,36 @@ def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator
 
 
 def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tensor]:
-    """Noise of deviation `scale` for each copy, summing to zero over the copies.
+    """Noise for each copy, summing to zero over the copies; `scale` is Shares.scale.
 
-    Removing the mean over c copies leaves 1 - 1/c of the variance; sqrt(c / (c - 1)) puts it back. Uniform noise for
-    the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
-    fp64 so that c times a value minus the sum is exact: whatever is lost there would be missing from the sum to zero.
+    Uniform noise for the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the
+    paper's noise, in fp64 so that c times a value minus the sum is exact: whatever is lost there would be missing from
+    the sum to zero.
     """
-    c = len(raw)
-    scale *= math.sqrt(c / (c - 1)) / c
     if recipe.noise is Noise.GAUSSIAN:
         values = [noise.normal(r).double() for r in raw]
     else:
         values = [r.to(torch.float32) for r in raw]
-        scale *= _UNIFORM
     total = sum(values[1:], start=values[0])
-    return (value.mul_(c).sub_(total).mul_(scale) for value in values)
+    return (value.mul_(len(raw)).sub_(total).mul_(scale) for value in values)
 
 
 def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, power: float | None) -> list[Tensor]:
     """The c shares of a block, the row's own copy first; they sum to the block. `raw`: draws for each copy."""
     if c == 1:
         return [block]
-    symmetric = recipe.expansion is Expansion.SYMMETRIC
-    base = [1 / c] * c if symmetric else [1.0] + [0.0] * (c - 1)
+    shares = Shares.of(c, recipe)
+    base = shares.without_noise
     if raw is None:
+        symmetric = recipe.expansion is Expansion.SYMMETRIC
         return exact_split.split_evenly(block, c) if symmetric else [block] + [block * 0] * (c - 1)
-    # Noise power for each copy relative to W^2: the noise-free row has sum_b C^2, spread over c copies.
-    level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
     work = exact_split.arithmetic_type(block.dtype)
+    noises = _zero_sum(raw, recipe, shares.scale(recipe.noise, power))
     if recipe.noise is Noise.SPLIT:
         # The last share is what the others leave, so its noise is not needed.
-        noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
-        shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
-        # Noise is loudest where one draw is at one end of its range and all others are at the other: 65535 apart.
-        loudest = level * _UNIFORM * 65536 * math.sqrt((c - 1) / c)
-        return exact_split.split_by_shares(block, shares, within=min(base) >= loudest)
-    assert power is not None
+        noisy = [z.to(work).add_(b) for z, b in zip(islice(noises, c - 1), base, strict=False)]
+        return exact_split.split_by_shares(block, noisy, within=shares.within)
     whole = block.to(work)
-    noises = _zero_sum(raw, recipe, level * math.sqrt(power))
     return [(whole * b + z.to(work)).to(block.dtype) for z, b in zip(noises, base, strict=True)]
 
 
