@@ -179,25 +179,33 @@ def expand_rows(
     *,
     name: str,
     rows: range,
+    index: Tensor | None = None,
     power: float | None = None,
     mean: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Some rows of the grown matrix, the same however the rows are cut into ranges.
 
     Args:
-        weight: (len(rows), d_in) the source row of each new row.
+        weight: (S, d_in) source rows.
         rows: the new rows' indices.
+        index: (len(rows),) which row of `weight` each new row copies; by default one after the other.
         power, mean: of the whole tensor, as in `expand`.
+        out: (len(rows), D_in) where to put them.
 
     Returns:
         (len(rows), D_in).
     """
     columns, padding = tensor.columns, as_slice(tensor.columns.padding)
-    weight = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean)
-    grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
+    if index is not None and isinstance(span := as_slice(index), slice):
+        weight, index = weight[span], None
+    if tensor.row_padding is not Padding.REPEAT and len(tensor.rows.padding):
+        weight = weight if index is None else weight[index]
+        weight, index = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean), None
+    grown = torch.empty(len(rows), columns.new, dtype=weight.dtype) if out is None else out
     numbers = tensor.rows.number[rows.start : rows.stop]
-    done = not tensor.exact_repeat and fused.split_columns(
-        weight, grown, columns, numbers, recipe, name=name, first_row=rows.start, power=power
+    split = not tensor.exact_repeat and fused.split_columns(
+        weight, grown, columns, numbers, recipe, name=name, first_row=rows.start, index=index, power=power
     )
     step = max(1, _TILE // columns.new)
     for start in range(0, len(rows), step):
@@ -206,15 +214,19 @@ def expand_rows(
             assert power is not None
             random = random_columns(columns, seed=recipe.seed, name=name, rows=rows[tile], power=power)
             grown[tile, padding] = random.to(grown.dtype)
-        elif len(columns.padding):
-            grown[tile, padding] = padding_columns(weight[tile], columns, tensor.column_padding, name=name)
+            if split:
+                continue
+        elif split and not len(columns.padding):
+            break
+        block = weight[tile] if index is None else weight[index[tile]]
+        if len(columns.padding) and not tensor.needs_power:
+            grown[tile, padding] = padding_columns(block, columns, tensor.column_padding, name=name)
         if tensor.exact_repeat:
             for _, units, positions in columns.spans:
                 for position in positions:
-                    grown[tile, position] = weight[tile, units]
-            continue
-        if not done:
-            _split_columns(weight[tile], grown[tile], columns, numbers[tile], recipe, name, rows[tile], power)
+                    grown[tile, position] = block[:, units]
+        elif not split:
+            _split_columns(block, grown[tile], columns, numbers[tile], recipe, name, rows[tile], power)
     return grown
 
 

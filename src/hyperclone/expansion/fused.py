@@ -22,6 +22,12 @@ from hyperclone.planning.recipe import Expansion, Noise, Recipe
 _CHUNK = 512  # units worked on at once, which stay in the first cache
 _TOO_LARGE = (127 + 100) << 7  # 2^100 as bits of bf16: from there on the reference clips, as it sees fit
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the kernels tell stored types apart
+_EXPONENTS = {  # bits that are all set in what is not finite
+    torch.bfloat16: (torch.uint16, np.uint16(0x7F80)),
+    torch.float16: (torch.uint16, np.uint16(0x7C00)),
+    torch.float32: (torch.uint32, np.uint32(0x7F800000)),
+    torch.float64: (torch.uint64, np.uint64(0x7FF0000000000000)),
+}
 
 
 @cache
@@ -45,17 +51,19 @@ def split_columns(
     *,
     name: str,
     first_row: int,
+    index: Tensor | None,
     power: float | None,
 ) -> bool:
-    """Fill `grown` (R, D) with the shares of `weight` (R, d).
+    """Fill `grown` (R, D) with the shares of `weight` (S, d).
 
     Args:
-        weight, grown: contiguous, of one type.
+        weight, grown: of one type; the second is contiguous.
         columns: which column each new one copies.
         numbers: (R,) which output copy each row is.
         recipe: expansion and noise.
         name: of the tensor.
         first_row: the first row's index in the grown matrix.
+        index: (R,) which row of `weight` each new row copies; None for one after the other.
         power: mean square of the whole tensor, for Gaussian noise.
 
     Returns:
@@ -72,15 +80,16 @@ def split_columns(
         return False
     work_type = np.float64 if dtype == torch.float64 else np.float32
     scratch = np.empty((3, _CHUNK), work_type), np.empty(_CHUNK, numbers_in.dtype)
+    source = (torch.arange(len(grown)) if index is None else index).numpy()
     keys, counter = noise.key(recipe.seed, name), np.uint64(first_row * noise.steps(columns.new))
     for (copies, units, positions), (_, unit_span, position_spans) in zip(columns.groups, columns.spans, strict=True):
-        where = units.numpy(), positions.numpy(), _runs(*position_spans, unit_span)
+        where = source, units.numpy(), positions.numpy(), _runs(*position_spans, unit_span)
         if copies == 1:
-            _copy_columns(weight, grown, unit_span, position_spans[0])
+            grown[:, position_spans[0]] = weight[:, unit_span] if index is None else weight[index][:, unit_span]
             continue
         if not noisy:
             parts = np.arange(copies, 0, -1).astype(work_type)
-            compiled.even_rows(numbers_in, numbers_out, *where, copies & (copies - 1) == 0, parts, *scratch)
+            compiled.even_rows(numbers_in, numbers_out, where, copies & (copies - 1) == 0, parts, *scratch)
             continue
         shares = Shares.of(copies, recipe)
         scale = shares.scale(recipe.noise, power)
@@ -89,12 +98,11 @@ def split_columns(
         stream = numbers.numpy(), not symmetric, keys, counter
         if recipe.noise is Noise.SPLIT:
             unclipped = shares.within and dtype in _BITS
-            compiled.split_rows(
-                numbers_in, numbers_out, *where, *stream, np.float32(scale), limits, unclipped, *scratch
-            )
+            scale_32 = np.float32(scale)
+            compiled.split_rows(numbers_in, numbers_out, where, stream, scale_32, limits, unclipped, *scratch)
         else:
             table = noise.normal_quantiles().numpy()
-            compiled.share_rows(numbers_in, numbers_out, *where, *stream, scale, limits, table, *scratch)
+            compiled.share_rows(numbers_in, numbers_out, where, stream, scale, limits, table, *scratch)
     return True
 
 
@@ -102,5 +110,10 @@ def _runs(*spans: slice | Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.array([isinstance(span, slice) for span in spans])
 
 
-def _copy_columns(weight: Tensor, grown: Tensor, units: slice | Tensor, positions: slice | Tensor) -> None:
-    grown[:, positions] = weight[:, units]
+def all_finite(numbers: Tensor) -> bool:
+    """Whether no number is infinite or NaN."""
+    compiled = kernels()
+    if compiled is None or numbers.dtype not in _EXPONENTS or not numbers.numel():
+        return bool(numbers.isfinite().all())
+    bits, exponent = _EXPONENTS[numbers.dtype]
+    return bool(compiled.all_finite(numbers.contiguous().view(bits).numpy().ravel(), exponent))

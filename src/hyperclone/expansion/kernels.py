@@ -7,7 +7,7 @@ bit, since every operation is the same IEEE operation in the same order: no fuse
 Stored types are told apart by the type of the arrays: bf16 as uint16, fp16 as int16 (both as bits), fp32, fp64.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
 from __future__ import annotations
 
 import numpy as np
@@ -162,6 +162,15 @@ def largest_bits(weight):
 
 
 @_compiled
+def all_finite(bits, exponent):
+    """Whether in no number (N,) all bits of the exponent are set."""
+    finite = True
+    for i in range(bits.size):
+        finite &= (bits[i] & exponent) != exponent
+    return finite
+
+
+@_compiled
 def _load(weight, units, run, start, stop, whole, left, unit):
     """Weights of a row's units start..stop in the arithmetic type, and their units in the last place."""
     like = weight[0]
@@ -237,23 +246,23 @@ def _rounded(values, total, copies, scale, base, table, whole, stored, count):
 
 
 @_compiled
-def share_rows(weight, grown, units, positions, runs, numbers, own_first, keys, counter, scale, limits, table, work,
-               stored):  # fmt: skip
+def share_rows(weight, grown, where, stream, scale, limits, table, work, stored):
     """Fill the columns of units with c copies: shares with Gaussian noise (Noise.GAUSSIAN).
 
     Args:
         scale: what the noise is multiplied by, fp64.
         table: (65536,) fp32 normal quantiles (noise.normal_quantiles).
-        weight, grown, units, positions, runs, numbers, own_first, keys, counter, limits, work, stored: as in
-            `split_rows`.
+        weight, grown, where, stream, limits, work, stored: as in `split_rows`.
     """
+    source, units, positions, runs = where
+    numbers, own_first, keys, counter = stream
     copies, chunk = positions.shape[0], stored.size
     blocks = (grown.shape[1] + 15) // 16
     words, count_64 = np.empty(4 * blocks, np.uint64), np.float64(copies)
     draws = words.view(np.int16)
     values, total = np.empty((copies, chunk), np.float32), np.empty(chunk, np.float64)
     whole, left, unit = work[0], work[1], work[2]
-    for row in range(weight.shape[0]):
+    for row in range(grown.shape[0]):
         draw_row(keys[0], keys[1], counter + np.uint64(row * blocks), words)
         first = numbers[row] % copies if own_first else 0
         for start in range(0, units.size, chunk):
@@ -268,7 +277,7 @@ def share_rows(weight, grown, units, positions, runs, numbers, own_first, keys, 
             for k in range(2, copies):
                 for i in range(count):
                     total[i] += np.float64(values[k, i])
-            _load(weight[row], units, runs[copies], start, stop, whole, left, unit)
+            _load(weight[source[row]], units, runs[copies], start, stop, whole, left, unit)
             for k in range(copies):
                 copy = (first + k) % copies
                 base = limits[0] if k == 0 else limits[1]
@@ -289,21 +298,22 @@ def _even_part(parts, copies, power_of_two, whole, left, unit, stored, count):
 
 
 @_compiled
-def even_rows(weight, grown, units, positions, runs, power_of_two, parts, work, stored):
+def even_rows(weight, grown, where, power_of_two, parts, work, stored):
     """Fill the columns of units with c copies: equal parts (exact_split.split_evenly).
 
     Args:
         power_of_two: c is one.
         parts: (c,) of the arithmetic type: c, c - 1, .., 1.
-        weight, grown, units, positions, runs, work, stored: as in `split_rows`.
+        weight, grown, where, work, stored: as in `split_rows`.
     """
+    source, units, positions, runs = where
     copies, chunk = positions.shape[0], stored.size
     whole, left, unit = work[0], work[1], work[2]
-    for row in range(weight.shape[0]):
+    for row in range(grown.shape[0]):
         for start in range(0, units.size, chunk):
             stop = min(start + chunk, units.size)
             count = stop - start
-            _load(weight[row], units, runs[copies], start, stop, whole, left, unit)
+            _load(weight[source[row]], units, runs[copies], start, stop, whole, left, unit)
             for i in range(count):
                 left[i] = whole[i] / unit[i]
             for k in range(copies):
@@ -312,20 +322,17 @@ def even_rows(weight, grown, units, positions, runs, power_of_two, parts, work, 
 
 
 @_compiled
-def split_rows(weight, grown, units, positions, runs, numbers, own_first, keys, counter, scale, limits, unclipped, work,
-               stored):  # fmt: skip
+def split_rows(weight, grown, where, stream, scale, limits, unclipped, work, stored):
     """Fill the columns of units with c copies: an exact split with noise (expand._split_columns, Noise.SPLIT).
 
     Args:
-        weight: (R, d) stored numbers.
+        weight: (S, d) stored numbers.
         grown: (R, D) the output.
-        units: (J,) columns of the weight.
-        positions: (c, J) columns of the output.
-        runs: (c + 1,) whether each row of positions, and last the units, are consecutive.
-        numbers: (R,) which output copy each row is.
-        own_first: whether the row's own copy holds the weight (diagonal).
-        keys: (2,) uint64, of the Philox stream.
-        counter: steps of the stream before the first row.
+        where: source (R,), the row of `weight` that each new row copies; units (J,), columns of the weight; positions
+            (c, J), columns of the output; runs (c + 1,), whether each row of positions, and last the units, are
+            consecutive.
+        stream: numbers (R,), which output copy each row is; own_first, whether the row's own copy holds the weight
+            (diagonal); keys (2,), of the Philox stream; counter, steps of the stream before the first row.
         scale: what the noise is multiplied by, fp32.
         limits: (5,) of the arithmetic type: share of the first copy and of the others without noise, 1.5 x 2^23,
             2^p - 2, the largest number.
@@ -333,13 +340,15 @@ def split_rows(weight, grown, units, positions, runs, numbers, own_first, keys, 
         work: (3, CHUNK) scratch of the arithmetic type.
         stored: (CHUNK,) scratch of the stored type.
     """
+    source, units, positions, runs = where
+    numbers, own_first, keys, counter = stream
     copies, chunk = positions.shape[0], stored.size
     blocks = (grown.shape[1] + 15) // 16
     words, count_32 = np.empty(4 * blocks, np.uint64), np.float32(copies)
     draws = words.view(np.int16)
     values, total = np.empty((copies, chunk), np.float32), np.empty(chunk, np.float32)
     whole, left, unit = work[0], work[1], work[2]
-    for row in range(weight.shape[0]):
+    for row in range(grown.shape[0]):
         draw_row(keys[0], keys[1], counter + np.uint64(row * blocks), words)
         first = numbers[row] % copies if own_first else 0
         for start in range(0, units.size, chunk):
@@ -353,7 +362,7 @@ def split_rows(weight, grown, units, positions, runs, numbers, own_first, keys, 
             for k in range(2, copies):
                 for i in range(count):
                     total[i] += values[k, i]
-            _load(weight[row], units, runs[copies], start, stop, whole, left, unit)
+            _load(weight[source[row]], units, runs[copies], start, stop, whole, left, unit)
             for k in range(copies):
                 copy = (first + k) % copies
                 base = limits[0] if k == 0 else limits[1]

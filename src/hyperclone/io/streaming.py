@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from hyperclone.errors import DestinationError, OptionError
+from hyperclone.io import files
 from hyperclone.io.destination import Destination
 from hyperclone.io.shards import Shard
 from hyperclone.io.source import Weights
@@ -72,7 +73,7 @@ class Meter:
 
 
 def write_shards(
-    files: Sequence[Shard],
+    shards: Sequence[Shard],
     target: Destination,
     pieces: Callable[[str], Iterable[Tensor]],
     *,
@@ -83,15 +84,16 @@ def write_shards(
     """Write every shard that is not finished yet.
 
     Args:
-        files: the shards, laid out.
+        shards: laid out.
         target: where they go.
-        pieces: the content of a tensor by name, in stored order; called in several threads at once.
+        pieces: the content of a tensor by name, in stored order; called in several threads at once. A piece has been
+            written when the next one is asked for.
         stage: the name of this work for `progress`.
 
     Raises:
         DestinationError: the disk refused a write.
     """
-    meter = Meter(stage, sum(shard.nbytes for shard in files), progress)
+    meter = Meter(stage, sum(shard.nbytes for shard in shards), progress)
 
     def write(data: memoryview, descriptor: int, position: int) -> int:
         while data:
@@ -103,10 +105,11 @@ def write_shards(
     def write_tensor(name: str, shard: Shard, descriptor: int) -> None:
         position = shard.offsets[name]
         for piece in pieces(name):
-            position = write(raw(piece), descriptor, position)
+            start, position = position, write(raw(piece), descriptor, position)
+            files.start_writing_out(descriptor, start, position - start)
 
     with worker_pool(threads) as pool:
-        for shard in files:
+        for shard in shards:
             if shard.file in target.finished:
                 meter.add(shard.nbytes)
                 continue
