@@ -41,7 +41,7 @@ def reference() -> Iterator[None]:
 
 
 def both_ways(weight: Tensor, rows: CopyMap, columns: CopyMap, recipe: Recipe, chosen: range) -> tuple[Tensor, Tensor]:
-    tensor = TensorMap(rows, columns, splits=True, transposed=False)
+    tensor = TensorMap((rows, columns), 1, rows, columns, splits=True)
     block = weight[rows.source[chosen.start : chosen.stop]]
 
     def grown() -> Tensor:

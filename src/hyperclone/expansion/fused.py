@@ -19,7 +19,6 @@ from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.shares import Shares
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
-_CHUNK = 512  # units worked on at once, which stay in the first cache
 _TOO_LARGE = (127 + 100) << 7  # 2^100 as bits of bf16: from there on the reference clips, as it sees fit
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the kernels tell stored types apart
 _EXPONENTS = {  # bits that are all set in what is not finite
@@ -79,7 +78,6 @@ def split_columns(
     if dtype is torch.bfloat16 and compiled.largest_bits(numbers_in) >= _TOO_LARGE:
         return False
     work_type = np.float64 if dtype == torch.float64 else np.float32
-    scratch = np.empty((3, _CHUNK), work_type), np.empty(_CHUNK, numbers_in.dtype)
     source = (torch.arange(len(grown)) if index is None else index).numpy()
     keys, counter = noise.key(recipe.seed, name), np.uint64(first_row * noise.steps(columns.new))
     for (copies, units, positions), (_, unit_span, position_spans) in zip(columns.groups, columns.spans, strict=True):
@@ -89,7 +87,7 @@ def split_columns(
             continue
         if not noisy:
             parts = np.arange(copies, 0, -1).astype(work_type)
-            compiled.even_rows(numbers_in, numbers_out, where, copies & (copies - 1) == 0, parts, *scratch)
+            compiled.even_rows(numbers_in, numbers_out, where, copies & (copies - 1) == 0, parts)
             continue
         shares = Shares.of(copies, recipe)
         scale = shares.scale(recipe.noise, power)
@@ -99,10 +97,10 @@ def split_columns(
         if recipe.noise is Noise.SPLIT:
             unclipped = shares.within and dtype in _BITS
             scale_32 = np.float32(scale)
-            compiled.split_rows(numbers_in, numbers_out, where, stream, scale_32, limits, unclipped, *scratch)
+            compiled.split_rows(numbers_in, numbers_out, where, stream, scale_32, limits, unclipped)
         else:
             table = noise.normal_quantiles().numpy()
-            compiled.share_rows(numbers_in, numbers_out, where, stream, scale, limits, table, *scratch)
+            compiled.share_rows(numbers_in, numbers_out, where, stream, scale, limits, table)
     return True
 
 

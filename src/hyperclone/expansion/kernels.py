@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-_CHUNK = 512  # units worked on at once
+_CHUNK = 512  # units worked on at once: a few arrays of them stay in the first cache
 _PHILOX_0, _PHILOX_1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # multipliers (Salmon et al. 2011)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key schedule
 _ROUNDS = 10
@@ -52,6 +53,18 @@ def _float_to_half(typingctx, value):
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
 
     return types.int16(types.float32), code
+
+
+@intrinsic
+def _round(typingctx, value):
+    """The nearest integer, ties to even; numpy's function is a call for each number."""
+
+    def code(context, builder, signature, arguments):
+        kind = arguments[0].type
+        nearest = builder.module.declare_intrinsic("llvm.rint", [kind], ir.FunctionType(kind, [kind]))
+        return builder.call(nearest, arguments)
+
+    return value(value), code
 
 
 def _wide(stored):
@@ -127,8 +140,35 @@ def _philox_round(typingctx, c0, c1, c2, c3, k0, k1):
     return types.UniTuple(types.uint64, 4)(*[types.uint64] * 6), code
 
 
-@njit(nogil=True, cache=True, boundscheck=False)
-def draw_row(key_0, key_1, counter, words):
+def _local(arithmetic):
+    """An intrinsic for memory of _CHUNK numbers on the stack, of the stored type of `like` or its arithmetic type.
+
+    The compiler knows that nothing else points there. Between arrays it would have to check whether they overlap, and
+    gives up on vector instructions where there are many.
+    """
+
+    @intrinsic
+    def local(typingctx, like):
+        kind = like if not arithmetic or like is types.float64 or like is types.int32 else types.float32
+
+        def code(context, builder, signature, arguments):
+            memory = cgutils.alloca_once(builder, ir.ArrayType(context.get_data_type(kind), _CHUNK))
+            memory.align = 64
+            return builder.bitcast(memory, context.get_data_type(kind).as_pointer())
+
+        return types.CPointer(kind)(like), code
+
+    return local
+
+
+_local_stored, _local_wide = _local(arithmetic=False), _local(arithmetic=True)
+
+_compiled = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
+_inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
+
+
+@_inlined
+def _draw_row(key_0, key_1, counter, words):
     """Fill a row with the words that noise.draws cuts into 16-bit draws, four for each step of the counter.
 
     Args:
@@ -146,9 +186,6 @@ def draw_row(key_0, key_1, counter, words):
             k1 += _WEYL_1
         at = 4 * step
         words[at], words[at + 1], words[at + 2], words[at + 3] = c0, c1, c2, c3
-
-
-_compiled = njit(nogil=True, cache=True, boundscheck=False)
 
 
 @_compiled
@@ -170,159 +207,48 @@ def all_finite(bits, exponent):
     return finite
 
 
-@_compiled
-def _load(weight, units, run, start, stop, whole, left, unit):
-    """Weights of a row's units start..stop in the arithmetic type, and their units in the last place."""
-    like = weight[0]
-    if run:
-        first = units[start]
-        for i in range(stop - start):
-            value = _wide(weight[first + i])
-            whole[i], left[i], unit[i] = value, value, _unit(value, like)
-    else:
-        for i in range(stop - start):
-            value = _wide(weight[units[start + i]])
-            whole[i], left[i], unit[i] = value, value, _unit(value, like)
+@_inlined
+def _gather(numbers, positions, run, start, count, gathered):
+    """Take `count` numbers at positions[start:]; `run`: the positions are consecutive.
 
-
-@_compiled
-def _load_draws(draws, positions, run, start, stop, values):
-    if run:
-        first = positions[start]
-        for i in range(stop - start):
-            values[i] = draws[first + i]
-    else:
-        for i in range(stop - start):
-            values[i] = draws[positions[start + i]]
-
-
-@_compiled
-def _store(stored, grown, positions, run, start, stop):
-    if run:
-        first = positions[start]
-        for i in range(stop - start):
-            grown[first + i] = stored[i]
-    else:
-        for i in range(stop - start):
-            grown[positions[start + i]] = stored[i]
-
-
-@_compiled
-def _unclipped(values, total, copies, scale, base, anchor_units, whole, left, unit, stored, count):
-    """One part of each weight, rounded to whole units by adding and taking away an anchor (exact_split._unclipped)."""
-    like = stored[0]
-    for i in range(count):
-        share = (values[i] * copies - total[i]) * scale + base
-        anchor = unit[i] * anchor_units
-        part = (whole[i] * share + anchor) - anchor
-        left[i] -= part
-        stored[i] = _narrow(part if whole[i] != 0 else whole[i], like)
-
-
-@_compiled
-def _clipped(values, total, copies, scale, base, reach_units, largest, whole, left, unit, stored, count):
-    """One part of each weight, clipped so that what is left is a number of the type (exact_split.split_by_shares)."""
-    like = stored[0]
-    for i in range(count):
-        share = type(base)((values[i] * copies - total[i]) * scale) + base
-        part = np.rint(whole[i] / unit[i] * share) * unit[i]
-        reach = unit[i] * reach_units
-        low, high = left[i] - reach, left[i] + reach
-        part = part if part > low else low  # at ties the bound, whose zero may have another sign
-        part = part if part < high else high
-        part = part if part > -largest else -largest
-        part = part if part < largest else largest
-        stored[i] = _narrow(part if whole[i] != 0 else whole[i], like)
-        left[i] -= _wide(stored[i])
-
-
-@_compiled
-def _rounded(values, total, copies, scale, base, table, whole, stored, count):
-    """One share of each weight with Gaussian noise, rounded to the stored type (expand._shares)."""
-    like = stored[0]
-    for i in range(count):
-        noise = (np.float64(values[i]) * copies - total[i]) * scale
-        stored[i] = _narrow(whole[i] * base + type(base)(noise), like)
-
-
-@_compiled
-def share_rows(weight, grown, where, stream, scale, limits, table, work, stored):
-    """Fill the columns of units with c copies: shares with Gaussian noise (Noise.GAUSSIAN).
-
-    Args:
-        scale: what the noise is multiplied by, fp64.
-        table: (65536,) fp32 normal quantiles (noise.normal_quantiles).
-        weight, grown, where, stream, limits, work, stored: as in `split_rows`.
+    Slices first: an index that might be negative, and count from the end, is no consecutive one for the compiler.
     """
-    source, units, positions, runs = where
-    numbers, own_first, keys, counter = stream
-    copies, chunk = positions.shape[0], stored.size
-    blocks = (grown.shape[1] + 15) // 16
-    words, count_64 = np.empty(4 * blocks, np.uint64), np.float64(copies)
-    draws = words.view(np.int16)
-    values, total = np.empty((copies, chunk), np.float32), np.empty(chunk, np.float64)
-    whole, left, unit = work[0], work[1], work[2]
-    for row in range(grown.shape[0]):
-        draw_row(keys[0], keys[1], counter + np.uint64(row * blocks), words)
-        first = numbers[row] % copies if own_first else 0
-        for start in range(0, units.size, chunk):
-            stop = min(start + chunk, units.size)
-            count = stop - start
-            for k in range(copies):
-                copy = (first + k) % copies
-                for i in range(count):
-                    values[k, i] = table[np.int32(draws[positions[copy, start + i]]) + 32768]
-            for i in range(count):
-                total[i] = np.float64(values[0, i]) + np.float64(values[1, i])
-            for k in range(2, copies):
-                for i in range(count):
-                    total[i] += np.float64(values[k, i])
-            _load(weight[source[row]], units, runs[copies], start, stop, whole, left, unit)
-            for k in range(copies):
-                copy = (first + k) % copies
-                base = limits[0] if k == 0 else limits[1]
-                _rounded(values[k], total, count_64, scale, base, table, whole, stored, count)
-                _store(stored, grown[row], positions[copy], runs[copy], start, stop)
+    if run:
+        chunk = numbers[positions[start] : positions[start] + count]
+        for i in range(count):
+            gathered[i] = chunk[i]
+    else:
+        chosen = positions[start : start + count]
+        for i in range(count):
+            gathered[i] = numbers[chosen[i]]
 
 
-@_compiled
-def _even_part(parts, copies, power_of_two, whole, left, unit, stored, count):
-    """One of equal parts of each weight; `parts` are still to come, this one included."""
-    like = stored[0]
+@_inlined
+def _scatter(stored, grown, positions, run, start, count):
+    """Put `count` numbers at positions[start:]."""
+    if run:
+        chunk = grown[positions[start] : positions[start] + count]
+        for i in range(count):
+            chunk[i] = stored[i]
+    else:
+        chosen = positions[start : start + count]
+        for i in range(count):
+            grown[chosen[i]] = stored[i]
+
+
+@_inlined
+def _sum_of_draws(draws, positions, runs, start, count, drawn, total):
+    """Sums (count,) of the draws of all copies."""
     for i in range(count):
-        part = np.rint(left[i] / parts)
-        left[i] -= part
-        even = _narrow(whole[i] / copies, like)
-        exact = whole[i] == 0 or (power_of_two and _wide(even) * copies == whole[i])
-        stored[i] = even if exact else _narrow(part * unit[i], like)
+        total[i] = 0
+    for k in range(positions.shape[0]):
+        _gather(draws, positions[k], runs[k], start, count, drawn)
+        for i in range(count):
+            total[i] += np.int32(drawn[i])
 
 
 @_compiled
-def even_rows(weight, grown, where, power_of_two, parts, work, stored):
-    """Fill the columns of units with c copies: equal parts (exact_split.split_evenly).
-
-    Args:
-        power_of_two: c is one.
-        parts: (c,) of the arithmetic type: c, c - 1, .., 1.
-        weight, grown, where, work, stored: as in `split_rows`.
-    """
-    source, units, positions, runs = where
-    copies, chunk = positions.shape[0], stored.size
-    whole, left, unit = work[0], work[1], work[2]
-    for row in range(grown.shape[0]):
-        for start in range(0, units.size, chunk):
-            stop = min(start + chunk, units.size)
-            count = stop - start
-            _load(weight[source[row]], units, runs[copies], start, stop, whole, left, unit)
-            for i in range(count):
-                left[i] = whole[i] / unit[i]
-            for k in range(copies):
-                _even_part(parts[k], parts[0], power_of_two, whole, left, unit, stored, count)
-                _store(stored, grown[row], positions[k], runs[k], start, stop)
-
-
-@_compiled
-def split_rows(weight, grown, where, stream, scale, limits, unclipped, work, stored):
+def split_rows(weight, grown, where, stream, scale, limits, unclipped):
     """Fill the columns of units with c copies: an exact split with noise (expand._split_columns, Noise.SPLIT).
 
     Args:
@@ -337,41 +263,129 @@ def split_rows(weight, grown, where, stream, scale, limits, unclipped, work, sto
         limits: (5,) of the arithmetic type: share of the first copy and of the others without noise, 1.5 x 2^23,
             2^p - 2, the largest number.
         unclipped: weights are bf16 or fp16, and parts need no clipping.
-        work: (3, CHUNK) scratch of the arithmetic type.
-        stored: (CHUNK,) scratch of the stored type.
     """
     source, units, positions, runs = where
     numbers, own_first, keys, counter = stream
-    copies, chunk = positions.shape[0], stored.size
-    blocks = (grown.shape[1] + 15) // 16
+    copies, blocks, like = positions.shape[0], (grown.shape[1] + 15) // 16, weight[0, 0]
     words, count_32 = np.empty(4 * blocks, np.uint64), np.float32(copies)
     draws = words.view(np.int16)
-    values, total = np.empty((copies, chunk), np.float32), np.empty(chunk, np.float32)
-    whole, left, unit = work[0], work[1], work[2]
+    anchor_units, reach_units, largest = limits[2], limits[3], limits[4]
+    stored, drawn = carray(_local_stored(like), _CHUNK), carray(_local_stored(np.int16(0)), _CHUNK)
+    total = carray(_local_stored(np.int32(0)), _CHUNK)
+    whole, left = carray(_local_wide(like), _CHUNK), carray(_local_wide(like), _CHUNK)
     for row in range(grown.shape[0]):
-        draw_row(keys[0], keys[1], counter + np.uint64(row * blocks), words)
+        _draw_row(keys[0], keys[1], counter + np.uint64(row * blocks), words)
         first = numbers[row] % copies if own_first else 0
-        for start in range(0, units.size, chunk):
-            stop = min(start + chunk, units.size)
-            count = stop - start
+        for start in range(0, units.size, _CHUNK):
+            count = min(_CHUNK, units.size - start)
+            _sum_of_draws(draws, positions, runs, start, count, drawn, total)
+            _gather(weight[source[row]], units, runs[copies], start, count, stored)
+            for i in range(count):
+                whole[i] = _wide(stored[i])
+                left[i] = whole[i]
+            for k in range(copies - 1):
+                copy = (first + k) % copies
+                base = limits[0] if k == 0 else limits[1]
+                _gather(draws, positions[copy], runs[copy], start, count, drawn)
+                if unclipped:  # exact_split._unclipped: adding and taking away an anchor rounds to whole units
+                    for i in range(count):
+                        share = (np.float32(drawn[i]) * count_32 - np.float32(total[i])) * scale + base
+                        anchor = _unit(whole[i], like) * anchor_units
+                        part = (whole[i] * share + anchor) - anchor
+                        left[i] -= part
+                        stored[i] = _narrow(part if whole[i] != 0 else whole[i], like)
+                else:  # exact_split.split_by_shares: what is left is a number of the type
+                    for i in range(count):
+                        share = (np.float32(drawn[i]) * count_32 - np.float32(total[i])) * scale
+                        unit = _unit(whole[i], like)
+                        part = _round(whole[i] / unit * (type(base)(share) + base)) * unit
+                        low, high = left[i] - unit * reach_units, left[i] + unit * reach_units
+                        part = part if part > low else low  # at ties the bound, whose zero may have another sign
+                        part = part if part < high else high
+                        part = part if part > -largest else -largest
+                        part = part if part < largest else largest
+                        narrow = _narrow(part if whole[i] != 0 else whole[i], like)
+                        stored[i] = narrow
+                        left[i] -= _wide(narrow)
+                _scatter(stored, grown[row], positions[copy], runs[copy], start, count)
+            for i in range(count):
+                stored[i] = _narrow(left[i] if whole[i] != 0 else whole[i], like)
+            copy = (first + copies - 1) % copies
+            _scatter(stored, grown[row], positions[copy], runs[copy], start, count)
+
+
+@_compiled
+def share_rows(weight, grown, where, stream, scale, limits, table):
+    """Fill the columns of units with c copies: shares with Gaussian noise (Noise.GAUSSIAN).
+
+    Args:
+        scale: what the noise is multiplied by, fp64.
+        table: (65536,) fp32 normal quantiles (noise.normal_quantiles).
+        weight, grown, where, stream, limits: as in `split_rows`.
+    """
+    source, units, positions, runs = where
+    numbers, own_first, keys, counter = stream
+    copies, blocks, like = positions.shape[0], (grown.shape[1] + 15) // 16, weight[0, 0]
+    words, count_64 = np.empty(4 * blocks, np.uint64), np.float64(copies)
+    draws, values = words.view(np.int16), np.empty((copies, _CHUNK), np.float32)
+    stored, drawn = carray(_local_stored(like), _CHUNK), carray(_local_stored(np.int16(0)), _CHUNK)
+    total, whole = carray(_local_wide(np.float64(0)), _CHUNK), carray(_local_wide(like), _CHUNK)
+    for row in range(grown.shape[0]):
+        _draw_row(keys[0], keys[1], counter + np.uint64(row * blocks), words)
+        first = numbers[row] % copies if own_first else 0
+        for start in range(0, units.size, _CHUNK):
+            count = min(_CHUNK, units.size - start)
             for k in range(copies):
                 copy = (first + k) % copies
-                _load_draws(draws, positions[copy], runs[copy], start, stop, values[k])
-            for i in range(count):
-                total[i] = values[0, i] + values[1, i]
-            for k in range(2, copies):
+                _gather(draws, positions[copy], runs[copy], start, count, drawn)
                 for i in range(count):
-                    total[i] += values[k, i]
-            _load(weight[source[row]], units, runs[copies], start, stop, whole, left, unit)
+                    values[k, i] = table[np.int32(drawn[i]) + 32768]
+                for i in range(count):  # in this order: sums of these are rounded
+                    total[i] = np.float64(values[k, i]) + (total[i] if k else 0.0)
+            _gather(weight[source[row]], units, runs[copies], start, count, stored)
+            for i in range(count):
+                whole[i] = _wide(stored[i])
             for k in range(copies):
                 copy = (first + k) % copies
                 base = limits[0] if k == 0 else limits[1]
-                if k == copies - 1:
-                    for i in range(count):
-                        stored[i] = _narrow(left[i] if whole[i] != 0 else whole[i], stored[0])
-                elif unclipped:
-                    _unclipped(values[k], total, count_32, scale, base, limits[2], whole, left, unit, stored, count)
-                else:
-                    _clipped(values[k], total, count_32, scale, base, limits[3], limits[4], whole, left, unit, stored,
-                             count)  # fmt: skip
-                _store(stored, grown[row], positions[copy], runs[copy], start, stop)
+                for i in range(count):
+                    noise = (np.float64(values[k, i]) * count_64 - total[i]) * scale
+                    stored[i] = _narrow(whole[i] * base + type(base)(noise), like)
+                _scatter(stored, grown[row], positions[copy], runs[copy], start, count)
+
+
+@_compiled
+def even_rows(weight, grown, where, power_of_two, parts):
+    """Fill the columns of units with c copies: equal parts (exact_split.split_evenly).
+
+    Args:
+        power_of_two: c is one.
+        parts: (c,) of the arithmetic type: c, c - 1, .., 1.
+        weight, grown, where: as in `split_rows`.
+    """
+    source, units, positions, runs = where
+    copies, like = positions.shape[0], weight[0, 0]
+    stored, whole = carray(_local_stored(like), _CHUNK), carray(_local_wide(like), _CHUNK)
+    left, even = carray(_local_wide(like), _CHUNK), carray(_local_stored(like), _CHUNK)
+    for row in range(grown.shape[0]):
+        for start in range(0, units.size, _CHUNK):
+            count = min(_CHUNK, units.size - start)
+            _gather(weight[source[row]], units, runs[copies], start, count, stored)
+            exact = power_of_two
+            for i in range(count):
+                whole[i] = _wide(stored[i])
+                even[i] = _narrow(whole[i] / parts[0], like)
+                exact &= _wide(even[i]) * parts[0] == whole[i]
+            if exact:
+                for k in range(copies):
+                    _scatter(even, grown[row], positions[k], runs[k], start, count)
+                continue
+            for i in range(count):
+                left[i] = whole[i] / _unit(whole[i], like)
+            for k in range(copies):
+                for i in range(count):
+                    part = _round(left[i] / parts[k])
+                    left[i] -= part
+                    same = (whole[i] == 0) | (power_of_two & (_wide(even[i]) * parts[0] == whole[i]))
+                    stored[i] = even[i] if same else _narrow(part * _unit(whole[i], like), like)
+                _scatter(stored, grown[row], positions[k], runs[k], start, count)
