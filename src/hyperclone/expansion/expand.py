@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.architectures.layout import Layout
-from hyperclone.expansion import copy_map, exact_split, fused, noise
+from hyperclone.expansion import compiled, copy_map, exact_split, noise
 from hyperclone.expansion.copy_map import CopyMap, as_slice
 from hyperclone.expansion.padding import Padding, pad_rows, padding_columns, random_columns
 from hyperclone.expansion.shares import Shares
@@ -183,6 +183,7 @@ def expand_rows(
     power: float | None = None,
     mean: Tensor | None = None,
     out: Tensor | None = None,
+    fast: bool = False,
 ) -> Tensor:
     """Some rows of the grown matrix, the same however the rows are cut into ranges.
 
@@ -192,6 +193,7 @@ def expand_rows(
         index: (len(rows),) which row of `weight` each new row copies; by default one after the other.
         power, mean: of the whole tensor, as in `expand`.
         out: (len(rows), D_in) where to put them.
+        fast: use the compiled kernels where they apply; the bytes are the same.
 
     Returns:
         (len(rows), D_in).
@@ -204,8 +206,12 @@ def expand_rows(
         weight, index = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean), None
     grown = torch.empty(len(rows), columns.new, dtype=weight.dtype) if out is None else out
     numbers = tensor.rows.number[rows.start : rows.stop]
-    split = not tensor.exact_repeat and fused.split_columns(
-        weight, grown, columns, numbers, recipe, name=name, first_row=rows.start, index=index, power=power
+    split = (
+        fast
+        and not tensor.exact_repeat
+        and compiled.split_columns(
+            weight, grown, columns, numbers, recipe, name=name, first_row=rows.start, index=index, power=power
+        )
     )
     step = max(1, _TILE // columns.new)
     for start in range(0, len(rows), step):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
-from hyperclone.expansion import fused
+from hyperclone.expansion import exact_split
 from hyperclone.expansion.expand import TensorMap, expand_rows, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.expansion.query_rows import row_factors
@@ -32,11 +32,11 @@ def map_of(tensor: TensorPlan, plan: Plan) -> TensorMap:
 
 
 def grown_slices(
-    tensor: TensorPlan, plan: Plan, source: Weights, *, buffers: Buffers | None = None
+    tensor: TensorPlan, plan: Plan, source: Weights, *, buffers: Buffers | None = None, fast: bool = False
 ) -> Iterator[Tensor]:
     """The grown tensor in stored order, in pieces of about SLICE_BYTES.
 
-    With `buffers`, a piece is valid until the next one is taken.
+    With `buffers`, a piece is valid until the next one is taken. `fast`: with the compiled kernels.
     """
     if tensor.zero:
         for rows in slices(tensor.shape, tensor.nbytes):
@@ -50,7 +50,7 @@ def grown_slices(
         block, index = _rows_and_index(tensor, source, grown, rows, check=True, buffers=buffers)
         out = None if buffers is None else buffers.take("grown", (len(rows), grown.columns.new), block.dtype)
         block = expand_rows(
-            block, grown, recipe, name=tensor.name, rows=rows, index=index, power=power, mean=mean, out=out
+            block, grown, recipe, name=tensor.name, rows=rows, index=index, power=power, mean=mean, out=out, fast=fast
         )
         yield without_offset(tensor, grown.as_stored(block))
 
@@ -152,7 +152,7 @@ def _source_rows(
 ) -> Tensor:
     """Rows of a tensor's source, checked to be finite before and after conversion."""
     rows = source_rows(tensor, source, start, stop, buffers)
-    if not fused.all_finite(rows):
+    if not exact_split.all_finite(rows):
         stored = source.read(tensor.source, start, stop)
         bad = (~rows.isfinite()).nonzero()[0].tolist()
         where = ", ".join(str(i + start if axis == 0 else i) for axis, i in enumerate(bad))

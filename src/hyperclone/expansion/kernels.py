@@ -7,11 +7,11 @@ bit, since every operation is the same IEEE operation in the same order: no fuse
 Stored types are told apart by the type of the arrays: bf16 as uint16, fp16 as int16 (both as bits), fp32, fp64.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, import-untyped, call-arg"
 from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
@@ -20,6 +20,7 @@ _CHUNK = 512  # units worked on at once: a few arrays of them stay in the first 
 _PHILOX_0, _PHILOX_1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # multipliers (Salmon et al. 2011)
 _WEYL_0, _WEYL_1 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)  # key schedule
 _ROUNDS = 10
+HALVES = get_host_cpu_features().get("f16c", True)  # fp16: x86 processors before 2012 lack the conversion
 
 
 def _reinterpreting(source, target):
@@ -186,25 +187,6 @@ def _draw_row(key_0, key_1, counter, words):
             k1 += _WEYL_1
         at = 4 * step
         words[at], words[at + 1], words[at + 2], words[at + 3] = c0, c1, c2, c3
-
-
-@_compiled
-def largest_bits(weight):
-    """The largest bits of bf16 numbers (R, d) without their signs: those of the largest number."""
-    largest = np.uint16(0)
-    for row in range(weight.shape[0]):
-        for column in range(weight.shape[1]):
-            largest = max(largest, weight[row, column] & np.uint16(0x7FFF))
-    return largest
-
-
-@_compiled
-def all_finite(bits, exponent):
-    """Whether in no number (N,) all bits of the exponent are set."""
-    finite = True
-    for i in range(bits.size):
-        finite &= (bits[i] & exponent) != exponent
-    return finite
 
 
 @_inlined

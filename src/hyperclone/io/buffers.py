@@ -32,4 +32,4 @@ class Buffers:
         if memory is None or memory.numel() < nbytes:
             memory = torch.empty(nbytes, dtype=torch.uint8)
             setattr(self._local, purpose, memory)
-        return memory[:nbytes].view(dtype).view(*shape)
+        return memory[:nbytes].view(dtype).view(tuple(shape))

@@ -19,14 +19,8 @@ from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.shares import Shares
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
-_TOO_LARGE = (127 + 100) << 7  # 2^100 as bits of bf16: from there on the reference clips, as it sees fit
+WORTHWHILE = 500_000_000  # weights: below, loading numba takes longer than the kernels save
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the kernels tell stored types apart
-_EXPONENTS = {  # bits that are all set in what is not finite
-    torch.bfloat16: (torch.uint16, np.uint16(0x7F80)),
-    torch.float16: (torch.uint16, np.uint16(0x7C00)),
-    torch.float32: (torch.uint32, np.uint32(0x7F800000)),
-    torch.float64: (torch.uint64, np.uint64(0x7FF0000000000000)),
-}
 
 
 @cache
@@ -68,15 +62,17 @@ def split_columns(
     Returns:
         Whether it was done.
     """
-    compiled = kernels()
+    run = kernels()
     noisy, symmetric = recipe.noise is not Noise.NONE, recipe.expansion is Expansion.SYMMETRIC
-    if compiled is None or not (noisy or symmetric) or not weight.numel():
+    if run is None or not (noisy or symmetric) or not weight.numel():
         return False
     dtype = weight.dtype
     bits = _BITS.get(dtype, dtype)
     numbers_in, numbers_out = weight.contiguous().view(bits).numpy(), grown.view(bits).numpy()
-    if dtype is torch.bfloat16 and compiled.largest_bits(numbers_in) >= _TOO_LARGE:
+    if dtype is torch.float16 and not run.HALVES:
         return False
+    if dtype is torch.bfloat16 and exact_split.largest_size(weight) >= exact_split.ANCHORED:
+        return False  # the reference clips there, as it sees fit
     work_type = np.float64 if dtype == torch.float64 else np.float32
     source = (torch.arange(len(grown)) if index is None else index).numpy()
     keys, counter = noise.key(recipe.seed, name), np.uint64(first_row * noise.steps(columns.new))
@@ -87,7 +83,7 @@ def split_columns(
             continue
         if not noisy:
             parts = np.arange(copies, 0, -1).astype(work_type)
-            compiled.even_rows(numbers_in, numbers_out, where, copies & (copies - 1) == 0, parts)
+            run.even_rows(numbers_in, numbers_out, where, copies & (copies - 1) == 0, parts)
             continue
         shares = Shares.of(copies, recipe)
         scale = shares.scale(recipe.noise, power)
@@ -97,21 +93,12 @@ def split_columns(
         if recipe.noise is Noise.SPLIT:
             unclipped = shares.within and dtype in _BITS
             scale_32 = np.float32(scale)
-            compiled.split_rows(numbers_in, numbers_out, where, stream, scale_32, limits, unclipped)
+            run.split_rows(numbers_in, numbers_out, where, stream, scale_32, limits, unclipped)
         else:
             table = noise.normal_quantiles().numpy()
-            compiled.share_rows(numbers_in, numbers_out, where, stream, scale, limits, table)
+            run.share_rows(numbers_in, numbers_out, where, stream, scale, limits, table)
     return True
 
 
 def _runs(*spans: slice | Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return np.array([isinstance(span, slice) for span in spans])
-
-
-def all_finite(numbers: Tensor) -> bool:
-    """Whether no number is infinite or NaN."""
-    compiled = kernels()
-    if compiled is None or numbers.dtype not in _EXPONENTS or not numbers.numel():
-        return bool(numbers.isfinite().all())
-    bits, exponent = _EXPONENTS[numbers.dtype]
-    return bool(compiled.all_finite(numbers.contiguous().view(bits).numpy().ravel(), exponent))
