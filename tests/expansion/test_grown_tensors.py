@@ -17,6 +17,7 @@ from hyperclone.expansion import grown_tensors, noise, query_rows, routers
 from hyperclone.expansion.expand import TensorMap, expand, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.io import streaming
+from hyperclone.io.buffers import Buffers
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import planner
 from hyperclone.planning.plan import TensorPlan
@@ -44,7 +45,7 @@ class Stored:
             for name, tensor in self.tensors.items()
         }
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, buffers: Buffers | None = None) -> Tensor:
         """Some rows."""
         rows = self.tensors[name][start:stop]
         self.rows_read.append(len(rows))

@@ -20,6 +20,7 @@ from hyperclone.hf.logits import ModelOutputs
 from hyperclone.hf.models import LoadedModel, quiet
 from hyperclone.hf.parameter_names import saved_tensors
 from hyperclone.hf.streamed_model import StreamedModel
+from hyperclone.io.buffers import Buffers
 from hyperclone.io.checkpoint import Checkpoint
 from tests.helpers.models import MODELS, ONCE, REPRESENTATIVE, VOCAB
 from tests.helpers.rows_more import ALIBI
@@ -101,10 +102,10 @@ class Counting(Checkpoint):
 
     reads: Counter[str]
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, buffers: Buffers | None = None) -> Tensor:
         """As in a checkpoint."""
         self.reads[name] += 1
-        return super().read(name, start, stop)
+        return super().read(name, start, stop, buffers=buffers)
 
 
 def counting(path: Path) -> Counting:

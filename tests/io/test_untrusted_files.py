@@ -100,8 +100,8 @@ def test_a_source_that_is_replaced_or_written_to_meanwhile_is_refused(
     else:
         read, times = Checkpoint.read, itertools.count()
 
-        def then_written(self: Checkpoint, *arguments: Any) -> Any:
-            rows = read(self, *arguments)
+        def then_written(self: Checkpoint, *arguments: Any, **options: Any) -> Any:
+            rows = read(self, *arguments, **options)
             os.utime(weights, ns=(next(times), next(times)))
             return rows
 

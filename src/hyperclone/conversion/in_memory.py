@@ -16,6 +16,7 @@ from hyperclone.errors import CheckpointError, GrowthError
 from hyperclone.expansion import grown_tensors
 from hyperclone.hf.models import build_like
 from hyperclone.hf.parameter_names import saved_tensors
+from hyperclone.io.buffers import Buffers
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
@@ -49,8 +50,8 @@ class InMemory:
         """What is known about the architecture."""
         return of_config(self.config, user_family=self._own_family)
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start..stop of a tensor, on the processor."""
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, buffers: Buffers | None = None) -> Tensor:
+        """Rows start..stop of a tensor, on the processor; `buffers` are not needed."""
         tensor = self.tensors[name].detach().cpu()
         return tensor[start:stop] if tensor.dim() else tensor
 

@@ -12,6 +12,7 @@ zero, which is towards R. So the last part is always a number of the type, for e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,19 @@ def unit_in_last_place(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return power.clamp_(min=torch.finfo(dtype).smallest_normal).mul_(2.0 ** (1 - precision(dtype)))
 
 
+def largest_size(numbers: Tensor) -> float:
+    """The largest absolute value; NaN or infinite where a number is. Several times as fast as `abs().amax()`."""
+    if not numbers.numel():
+        return 0.0
+    low, high = numbers.aminmax()
+    return max(-float(low), float(high)) if low == low else math.nan
+
+
+def all_finite(numbers: Tensor) -> bool:
+    """Whether no number is infinite or NaN."""
+    return math.isfinite(largest_size(numbers))
+
+
 def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float], *, within: bool = False) -> list[Tensor]:
     """Split every weight into parts in given proportions; the last part is the remainder.
 
@@ -55,7 +69,7 @@ def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float], *, within:
     dtype = weight.dtype
     whole = weight.to(arithmetic_type(dtype)).contiguous()
     unit = unit_in_last_place(whole, dtype)
-    if within and dtype in (torch.bfloat16, torch.float16) and float(whole.abs().amax()) < _ANCHORED:
+    if within and dtype in (torch.bfloat16, torch.float16) and largest_size(whole) < ANCHORED:
         return _keep_negative_zero(weight, _unclipped(whole, unit, shares, dtype))
     mantissa = whole / unit
     reach = unit * float(2 ** precision(dtype) - 2)
@@ -64,14 +78,18 @@ def split_by_shares(weight: Tensor, shares: Sequence[Tensor | float], *, within:
     parts = []
     for share in shares:
         part = (mantissa * share).round_().mul_(unit)
-        stored = part.clamp_(left - reach, left + reach).clamp_(-largest, largest).to(dtype)
+        low, high = left - reach, left + reach
+        part = torch.where(part > low, part, low)  # at ties the bound: `clamp` takes either zero, by position
+        part = torch.where(part < high, part, high)
+        stored = part.clamp_(-largest, largest).to(dtype)
         left = left - stored.to(left.dtype)
         parts.append(stored)
     parts.append(left.to(dtype))
     return _keep_negative_zero(weight, parts)
 
 
-_ANCHORED = 2.0**100  # below this, 1.5 x 2^23 units of bf16 are a number of fp32
+ANCHOR = 1.5 * 2**23  # units
+ANCHORED = 2.0**100  # below this, 1.5 x 2^23 units of bf16 are a number of fp32
 
 
 def _unclipped(whole: Tensor, unit: Tensor, shares: Sequence[Tensor | float], dtype: torch.dtype) -> list[Tensor]:
@@ -80,7 +98,7 @@ def _unclipped(whole: Tensor, unit: Tensor, shares: Sequence[Tensor | float], dt
     The unit in the last place of 1.5 x 2^23 u in fp32 is u, so adding and taking away that anchor rounds to whole
     units. Parts in 0 .. M and a remainder in -c/2 .. M need no clipping.
     """
-    anchor = unit.mul_(1.5 * 2**23)
+    anchor = unit.mul_(ANCHOR)
     left = whole
     parts = []
     for share in shares:

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from hyperclone.architectures.layout import Layout
-from hyperclone.expansion import copy_map, exact_split, noise
+from hyperclone.expansion import compiled, copy_map, exact_split, noise
 from hyperclone.expansion.copy_map import CopyMap, as_slice
 from hyperclone.expansion.padding import Padding, pad_rows, padding_columns, random_columns
+from hyperclone.expansion.shares import Shares
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
-_UNIFORM = math.sqrt(12) / 65536  # scales a 16-bit draw to unit variance
 _TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
 _RUN = 4096  # weights summed at once
 
@@ -179,22 +179,40 @@ def expand_rows(
     *,
     name: str,
     rows: range,
+    index: Tensor | None = None,
     power: float | None = None,
     mean: Tensor | None = None,
+    out: Tensor | None = None,
+    fast: bool = False,
 ) -> Tensor:
     """Some rows of the grown matrix, the same however the rows are cut into ranges.
 
     Args:
-        weight: (len(rows), d_in) the source row of each new row.
+        weight: (S, d_in) source rows.
         rows: the new rows' indices.
+        index: (len(rows),) which row of `weight` each new row copies; by default one after the other.
         power, mean: of the whole tensor, as in `expand`.
+        out: (len(rows), D_in) where to put them.
+        fast: use the compiled kernels where they apply; the bytes are the same.
 
     Returns:
         (len(rows), D_in).
     """
     columns, padding = tensor.columns, as_slice(tensor.columns.padding)
-    weight = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean)
-    grown = torch.empty(len(rows), columns.new, dtype=weight.dtype)
+    if index is not None and isinstance(span := as_slice(index), slice):
+        weight, index = weight[span], None
+    if tensor.row_padding is not Padding.REPEAT and len(tensor.rows.padding):
+        weight = weight if index is None else weight[index]
+        weight, index = pad_rows(weight, tensor.rows, rows, tensor.row_padding, mean), None
+    grown = torch.empty(len(rows), columns.new, dtype=weight.dtype) if out is None else out
+    numbers = tensor.rows.number[rows.start : rows.stop]
+    split = (
+        fast
+        and not tensor.exact_repeat
+        and compiled.split_columns(
+            weight, grown, columns, numbers, recipe, name=name, first_row=rows.start, index=index, power=power
+        )
+    )
     step = max(1, _TILE // columns.new)
     for start in range(0, len(rows), step):
         tile = slice(start, min(start + step, len(rows)))
@@ -202,15 +220,19 @@ def expand_rows(
             assert power is not None
             random = random_columns(columns, seed=recipe.seed, name=name, rows=rows[tile], power=power)
             grown[tile, padding] = random.to(grown.dtype)
-        elif len(columns.padding):
-            grown[tile, padding] = padding_columns(weight[tile], columns, tensor.column_padding, name=name)
+            if split:
+                continue
+        elif split and not len(columns.padding):
+            break
+        block = weight[tile] if index is None else weight[index[tile]]
+        if len(columns.padding) and not tensor.needs_power:
+            grown[tile, padding] = padding_columns(block, columns, tensor.column_padding, name=name)
         if tensor.exact_repeat:
             for _, units, positions in columns.spans:
                 for position in positions:
-                    grown[tile, position] = weight[tile, units]
-            continue
-        numbers = tensor.rows.number[rows[tile].start : rows[tile].stop]
-        _split_columns(weight[tile], grown[tile], columns, numbers, recipe, name, rows[tile], power)
+                    grown[tile, position] = block[:, units]
+        elif not split:
+            _split_columns(block, grown[tile], columns, numbers[tile], recipe, name, rows[tile], power)
     return grown
 
 
@@ -252,44 +274,36 @@ def _rows_by_own_copy(numbers: Tensor, c: int, expansion: Expansion) -> Iterator
 
 
 def _zero_sum(raw: list[Tensor], recipe: Recipe, scale: float) -> Iterator[Tensor]:
-    """Noise of deviation `scale` for each copy, summing to zero over the copies.
+    """Noise for each copy, summing to zero over the copies; `scale` is Shares.scale.
 
-    Removing the mean over c copies leaves 1 - 1/c of the variance; sqrt(c / (c - 1)) puts it back. Uniform noise for
-    the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the paper's noise, in
-    fp64 so that c times a value minus the sum is exact: whatever is lost there would be missing from the sum to zero.
+    Uniform noise for the exact split: it is bounded, so at the usual levels no share has to be clipped. Normal for the
+    paper's noise, in fp64 so that c times a value minus the sum is exact: whatever is lost there would be missing from
+    the sum to zero.
     """
-    c = len(raw)
-    scale *= math.sqrt(c / (c - 1)) / c
     if recipe.noise is Noise.GAUSSIAN:
         values = [noise.normal(r).double() for r in raw]
     else:
         values = [r.to(torch.float32) for r in raw]
-        scale *= _UNIFORM
     total = sum(values[1:], start=values[0])
-    return (value.mul_(c).sub_(total).mul_(scale) for value in values)
+    return (value.mul_(len(raw)).sub_(total).mul_(scale) for value in values)
 
 
 def _shares(block: Tensor, c: int, recipe: Recipe, raw: list[Tensor] | None, power: float | None) -> list[Tensor]:
     """The c shares of a block, the row's own copy first; they sum to the block. `raw`: draws for each copy."""
     if c == 1:
         return [block]
-    symmetric = recipe.expansion is Expansion.SYMMETRIC
-    base = [1 / c] * c if symmetric else [1.0] + [0.0] * (c - 1)
+    shares = Shares.of(c, recipe)
+    base = shares.without_noise
     if raw is None:
+        symmetric = recipe.expansion is Expansion.SYMMETRIC
         return exact_split.split_evenly(block, c) if symmetric else [block] + [block * 0] * (c - 1)
-    # Noise power for each copy relative to W^2: the noise-free row has sum_b C^2, spread over c copies.
-    level = math.sqrt(sum(b * b for b in base) / c * 10 ** (-recipe.snr_db / 10))
     work = exact_split.arithmetic_type(block.dtype)
+    noises = _zero_sum(raw, recipe, shares.scale(recipe.noise, power))
     if recipe.noise is Noise.SPLIT:
         # The last share is what the others leave, so its noise is not needed.
-        noises: Iterator[Tensor] = islice(_zero_sum(raw, recipe, level), c - 1)
-        shares = [z.to(work).add_(b) for z, b in zip(noises, base, strict=False)]
-        # Noise is loudest where one draw is at one end of its range and all others are at the other: 65535 apart.
-        loudest = level * _UNIFORM * 65536 * math.sqrt((c - 1) / c)
-        return exact_split.split_by_shares(block, shares, within=min(base) >= loudest)
-    assert power is not None
+        noisy = [z.to(work).add_(b) for z, b in zip(islice(noises, c - 1), base, strict=False)]
+        return exact_split.split_by_shares(block, noisy, within=shares.within)
     whole = block.to(work)
-    noises = _zero_sum(raw, recipe, level * math.sqrt(power))
     return [(whole * b + z.to(work)).to(block.dtype) for z, b in zip(noises, base, strict=True)]
 
 

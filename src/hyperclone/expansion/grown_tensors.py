@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
+from hyperclone.expansion import exact_split
 from hyperclone.expansion.expand import TensorMap, expand_rows, tensor_map
 from hyperclone.expansion.padding import Padding
 from hyperclone.expansion.query_rows import row_factors
+from hyperclone.io.buffers import Buffers
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import slices
 from hyperclone.io.tensor_files import DTYPES, row_count
@@ -29,8 +31,13 @@ def map_of(tensor: TensorPlan, plan: Plan) -> TensorMap:
     return tensor_map(tensor.layout, plan.sizes, padding, shift=tensor.bias)
 
 
-def grown_slices(tensor: TensorPlan, plan: Plan, source: Weights) -> Iterator[Tensor]:
-    """The grown tensor in stored order, in pieces of about SLICE_BYTES."""
+def grown_slices(
+    tensor: TensorPlan, plan: Plan, source: Weights, *, buffers: Buffers | None = None, fast: bool = False
+) -> Iterator[Tensor]:
+    """The grown tensor in stored order, in pieces of about SLICE_BYTES.
+
+    With `buffers`, a piece is valid until the next one is taken. `fast`: with the compiled kernels.
+    """
     if tensor.zero:
         for rows in slices(tensor.shape, tensor.nbytes):
             yield torch.zeros((len(rows), *tensor.shape[1:]), dtype=stored_type(tensor))
@@ -40,8 +47,11 @@ def grown_slices(tensor: TensorPlan, plan: Plan, source: Weights) -> Iterator[Te
     power = _power(tensor, source) if splits_noisily or grown.needs_power else None
     mean = mean_row(tensor, source, grown) if grown.needs_mean else None
     for _, rows in pieces(grown, tensor.shape, tensor.nbytes):
-        block = gather(tensor, source, grown, rows, check=True)
-        block = expand_rows(block, grown, recipe, name=tensor.name, rows=rows, power=power, mean=mean)
+        block, index = _rows_and_index(tensor, source, grown, rows, check=True, buffers=buffers)
+        out = None if buffers is None else buffers.take("grown", (len(rows), grown.columns.new), block.dtype)
+        block = expand_rows(
+            block, grown, recipe, name=tensor.name, rows=rows, index=index, power=power, mean=mean, out=out, fast=fast
+        )
         yield without_offset(tensor, grown.as_stored(block))
 
 
@@ -60,28 +70,41 @@ def pieces(grown: TensorMap, shape: tuple[int, ...], nbytes: int) -> Iterator[tu
         yield stored, range(stored.start * count, stored.stop * count)
 
 
-def gather(tensor: TensorPlan, source: Weights, grown: TensorMap, rows: range, *, check: bool = False) -> Tensor:
+def gather(tensor: TensorPlan, source: Weights, grown: TensorMap, rows: range) -> Tensor:
     """The source row of each of some rows of the grown matrix: (len(rows), d_in)."""
+    block, index = _rows_and_index(tensor, source, grown, rows)
+    # Rows of one run of copies are contiguous in the file; anything else is gathered.
+    contiguous = len(block) == len(index) and bool((index.diff() == 1).all())
+    return block if contiguous else block[index]
+
+
+def _rows_and_index(
+    tensor: TensorPlan,
+    source: Weights,
+    grown: TensorMap,
+    rows: range,
+    *,
+    check: bool = False,
+    buffers: Buffers | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Source rows (S, d_in), and (len(rows),) which of them each of some rows of the grown matrix copies."""
     read = _source_rows if check else source_rows
     needed = grown.rows.source[rows.start : rows.stop]
-    first, last = int(needed.min()), int(needed.max())
     if grown.whole:
-        block, first = read(tensor, source), 0
-    else:
-        count, _ = grown.rows_per_stored
-        block, first = read(tensor, source, first // count, last // count + 1), first // count * count
-    block = grown.as_matrix(block)
-    # Rows of one run of copies are contiguous in the file; anything else is gathered.
-    contiguous = len(block) == len(needed) and bool((needed.diff() == 1).all())
-    return block if contiguous else block[needed - first]
+        return grown.as_matrix(read(tensor, source, buffers=buffers)), needed
+    count, _ = grown.rows_per_stored
+    first, last = int(needed.min()) // count, int(needed.max()) // count
+    return grown.as_matrix(read(tensor, source, first, last + 1, buffers)), needed - first * count
 
 
-def source_rows(tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None) -> Tensor:
+def source_rows(
+    tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None, buffers: Buffers | None = None
+) -> Tensor:
     """Rows of a tensor's source as they are grown: times its factor, in the output's type.
 
     Gains with an offset are returned in fp64, offset included: what their shares sum to is seldom a number of the type.
     """
-    rows = source.read(tensor.source, start, stop)
+    rows = source.read(tensor.source, start, stop, buffers=buffers)
     if tensor.offset:
         return (rows.double() + tensor.offset) * tensor.factor
     if tensor.factor != 1:
@@ -124,10 +147,12 @@ def mean_row(tensor: TensorPlan, source: Weights, grown: TensorMap) -> Tensor:
     return total / grown.rows.old
 
 
-def _source_rows(tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None) -> Tensor:
+def _source_rows(
+    tensor: TensorPlan, source: Weights, start: int = 0, stop: int | None = None, buffers: Buffers | None = None
+) -> Tensor:
     """Rows of a tensor's source, checked to be finite before and after conversion."""
-    rows = source_rows(tensor, source, start, stop)
-    if not bool(rows.isfinite().all()):
+    rows = source_rows(tensor, source, start, stop, buffers)
+    if not exact_split.all_finite(rows):
         stored = source.read(tensor.source, start, stop)
         bad = (~rows.isfinite()).nonzero()[0].tolist()
         where = ", ".join(str(i + start if axis == 0 else i) for axis, i in enumerate(bad))

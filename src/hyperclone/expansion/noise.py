@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_DRAWS_PER_BLOCK = 16  # one Philox4x64 counter step gives 256 bits
+_DRAWS_PER_STEP = 16  # one Philox4x64 counter step gives 256 bits
 
 
 def draws(seed: int, name: str, *, rows: range, columns: int) -> Tensor:
@@ -26,12 +26,21 @@ def draws(seed: int, name: str, *, rows: range, columns: int) -> Tensor:
     Returns:
         (len(rows), columns) int16; the same numbers however the rows are cut into ranges.
     """
-    key = np.frombuffer(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest(), dtype="<u8")
-    blocks = -(-columns // _DRAWS_PER_BLOCK)  # each row starts on a counter step, so it can be reached directly
     # The raw words: numpy keeps the stream of a bit generator, but not what a Generator makes of it.
-    words = np.random.Philox(key=key, counter=rows.start * blocks).random_raw(len(rows) * blocks * 4)
+    stream = np.random.Philox(key=key(seed, name), counter=rows.start * steps(columns))
+    words = stream.random_raw(len(rows) * steps(columns) * 4)
     values = torch.from_numpy(words.astype("<u8", copy=False).view("<i2"))
-    return values.view(len(rows), blocks * _DRAWS_PER_BLOCK)[:, :columns]
+    return values.view(len(rows), steps(columns) * _DRAWS_PER_STEP)[:, :columns]
+
+
+def key(seed: int, name: str) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """(2,) the Philox key of a tensor."""
+    return np.frombuffer(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest(), dtype="<u8")
+
+
+def steps(columns: int) -> int:
+    """Counter steps of a row; each row starts on one, so that it can be reached directly."""
+    return -(-columns // _DRAWS_PER_STEP)
 
 
 def normal(draws: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperclone.expansion import noise
 from hyperclone.expansion.grown_tensors import stored_type
+from hyperclone.io.buffers import Buffers
 from hyperclone.io.source import Weights
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning.plan import Plan
@@ -28,10 +29,10 @@ class _WithRandomRouters:
         self.entries: Mapping[str, Entry] = {**source.entries, **routers}
         self.notes = source.notes
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, buffers: Buffers | None = None) -> Tensor:
         """Rows start..stop of a stored tensor or a router."""
         if (tensor := self._routers.get(name)) is None:
-            return self._source.read(name, start, stop)
+            return self._source.read(name, start, stop, buffers=buffers)
         rows, columns = tensor.source_shape
         # Another key than the router's name, so that the noise of its split does not depend on its weights.
         draws = noise.draws(

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from hyperclone.expansion import compiled
 from hyperclone.expansion.grown_tensors import grown_slices
 from hyperclone.expansion.routers import with_random_routers
 from hyperclone.io import shards
+from hyperclone.io.buffers import Buffers
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.destination import Destination
 from hyperclone.io.files import to_json
@@ -40,9 +42,10 @@ def _write_weights(
 ) -> None:
     """Write every weight file that is not finished yet."""
     source = with_random_routers(source, plan)
-    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    tensors, buffers = {tensor.name: tensor for tensor in plan.tensors}, Buffers()
+    fast = plan.parameters >= compiled.WORTHWHILE
 
     def pieces(name: str) -> Iterator[Tensor]:
-        return grown_slices(tensors[name], plan, source)
+        return grown_slices(tensors[name], plan, source, buffers=buffers, fast=fast)
 
     write_shards(plan.shards, target, pieces, stage="grow", threads=threads, progress=progress)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -48,6 +49,7 @@ class Destination:
             DestinationError: the target exists, is the source or inside it, is being written by another run, or does
                 not fit on the disk.
         """
+        self._appending = threading.Lock()
         self._check: Callable[[], None] = partial(check_target, target, source=source, overwrite=overwrite)
         self._check()
         self.target = target.resolve()  # a link itself stays; renaming stays within one file system
@@ -127,9 +129,10 @@ class Destination:
             self._append(line)
 
     def _append(self, line: dict[str, Any]) -> None:
-        self._journal.write(json.dumps(line) + "\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with self._appending:
+            self._journal.write(json.dumps(line) + "\n")
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
 
     def _check_space(self, nbytes: int) -> None:
         kept = sum((self.partial / file).stat().st_blocks * 512 for file in self.finished)

@@ -11,6 +11,8 @@ from hyperclone.io.tensor_files import Entry
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hyperclone.io.buffers import Buffers
+
 
 class Source(Protocol):
     """What a plan needs: the config, the headers of the tensors, and the architecture."""
@@ -35,5 +37,8 @@ class Source(Protocol):
 class Weights(Source, Protocol):
     """A source whose rows can be read: a directory, or a model in memory."""
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start to stop of a tensor, in its stored type."""
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, buffers: Buffers | None = None) -> Tensor:
+        """Rows start to stop of a tensor, in its stored type.
+
+        With `buffers`, valid until this thread reads with them again.
+        """

@@ -12,10 +12,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from hyperclone.errors import DestinationError, OptionError
+from hyperclone.io import files
 from hyperclone.io.destination import Destination
 from hyperclone.io.shards import Shard
 from hyperclone.io.source import Weights
@@ -72,7 +73,7 @@ class Meter:
 
 
 def write_shards(
-    files: Sequence[Shard],
+    shards: Sequence[Shard],
     target: Destination,
     pieces: Callable[[str], Iterable[Tensor]],
     *,
@@ -83,45 +84,88 @@ def write_shards(
     """Write every shard that is not finished yet.
 
     Args:
-        files: the shards, laid out.
+        shards: laid out.
         target: where they go.
-        pieces: the content of a tensor by name, in stored order; called in several threads at once.
+        pieces: the content of a tensor by name, in stored order; called in several threads at once. A piece has been
+            written when the next one is asked for.
         stage: the name of this work for `progress`.
 
     Raises:
         DestinationError: the disk refused a write.
     """
-    meter = Meter(stage, sum(shard.nbytes for shard in files), progress)
+    meter = Meter(stage, sum(shard.nbytes for shard in shards), progress)
+    meter.add(sum(shard.nbytes for shard in shards if shard.file in target.finished))
+    writing = [_ShardWriter(shard, target, meter) for shard in shards if shard.file not in target.finished]
 
-    def write(data: memoryview, descriptor: int, position: int) -> int:
+    def job(shard: _ShardWriter, name: str | None) -> None:
+        with shard.descriptor() as descriptor:
+            if name is None:
+                shard.write(memoryview(shard.shard.header), descriptor, 0)
+                return
+            position = shard.shard.offsets[name]
+            for piece in pieces(name):
+                start, position = position, shard.write(raw(piece), descriptor, position)
+                files.start_writing_out(descriptor, start, position - start)
+
+    jobs = [functools.partial(job, shard, name) for shard in writing for name in [None, *shard.shard.largest_first]]
+    try:
+        with worker_pool(threads) as pool:
+            run_all(pool, lambda run: run(), jobs)
+    except BaseException as error:
+        for shard in writing:
+            shard.abandon(error)
+        raise
+
+
+class _ShardWriter:
+    """A shard that several threads write: the first opens it, and the last one syncs it while others go on."""
+
+    def __init__(self, shard: Shard, target: Destination, meter: Meter) -> None:
+        self.shard, self.target, self.meter = shard, target, meter
+        self._file: AbstractContextManager[int] | None = None
+        self._descriptor = -1
+        self._left = 1 + len(shard.offsets)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """The open file for one part of the shard, which is complete on exit.
+
+        Raises:
+            DestinationError: the disk refused a write.
+        """
+        try:
+            with self._lock:
+                if self._file is None:
+                    file = self.target.shard(self.shard.file, nbytes=self.shard.nbytes)
+                    self._descriptor, self._file = file.__enter__(), file
+            yield self._descriptor
+            with self._lock:
+                self._left -= 1
+                complete = not self._left
+            if complete:
+                self._file.__exit__(None, None, None)
+        except OSError as error:
+            raise DestinationError(
+                "writing the output failed",
+                file=self.target.partial / self.shard.file,
+                found=error.strerror or error,
+                cure="fix that, then rerun the same command to resume: finished files are kept",
+            ) from None
+
+    def write(self, data: memoryview, descriptor: int, position: int) -> int:
+        """Write all of `data`; returns the position after it."""
         while data:
             count = os.pwrite(descriptor, data, position)
             data, position = data[count:], position + count
-            meter.add(count)
+            self.meter.add(count)
         return position
 
-    def write_tensor(name: str, shard: Shard, descriptor: int) -> None:
-        position = shard.offsets[name]
-        for piece in pieces(name):
-            position = write(raw(piece), descriptor, position)
-
-    with worker_pool(threads) as pool:
-        for shard in files:
-            if shard.file in target.finished:
-                meter.add(shard.nbytes)
-                continue
-            try:
-                with target.shard(shard.file, nbytes=shard.nbytes) as descriptor:
-                    write(memoryview(shard.header), descriptor, 0)
-                    job = functools.partial(write_tensor, shard=shard, descriptor=descriptor)
-                    run_all(pool, job, shard.largest_first)
-            except OSError as error:
-                raise DestinationError(
-                    "writing the output failed",
-                    file=target.partial / shard.file,
-                    found=error.strerror or error,
-                    cure="fix that, then rerun the same command to resume: finished files are kept",
-                ) from None
+    def abandon(self, error: BaseException) -> None:
+        """Remove the file if it is not complete; no thread writes it any more."""
+        if self._file is not None and self._left:
+            with suppress(OSError):  # what cannot be removed is removed by the next run
+                self._file.__exit__(type(error), error, error.__traceback__)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from hyperclone.io.files import LFS_SIZE, open_regular, refuse_lfs_pointer
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
     from torch import Tensor
 
+    from hyperclone.io.buffers import Buffers
+
 
 # safetensors name -> (torch name, bytes) of the types that can be grown; all others are refused by name.
 DTYPES: dict[str, tuple[str, int]] = {
@@ -92,8 +94,10 @@ class TensorFiles:
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None, *, buffers: Buffers | None = None) -> Tensor:
         """Rows start..stop of a tensor (its first dimension; all of it by default), in its entry's type.
+
+        With `buffers`, valid until this thread reads with them again.
 
         Raises:
             CheckpointError: the file is truncated, cannot be read, or is another one than when its header was read.
@@ -102,15 +106,16 @@ class TensorFiles:
         stop = row_count(entry.shape) if stop is None else stop
         if entry.parts is not None:
             return entry.parts.rows(start, stop, lambda part, first, last: self._stored(part, name, first, last))
-        return self._stored(entry, name, start, stop)
+        return self._stored(entry, name, start, stop, buffers)
 
-    def _stored(self, entry: Entry, name: str, start: int, stop: int) -> Tensor:
+    def _stored(self, entry: Entry, name: str, start: int, stop: int, buffers: Buffers | None = None) -> Tensor:
         """Rows start..stop of what is stored at an entry; `name` is for messages."""
         import torch
 
         row = entry.nbytes // row_count(entry.shape)
         dtype: torch.dtype = getattr(torch, DTYPES[entry.dtype][0] if entry.dtype in DTYPES else _PARTS[entry.dtype])
-        tensor = torch.empty((stop - start, *entry.shape[1:]) if entry.shape else (), dtype=dtype)
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        tensor = torch.empty(shape, dtype=dtype) if buffers is None else buffers.take("stored", shape, dtype)
         buffer = tensor.flatten().view(torch.uint8).numpy().data.cast("B") if tensor.numel() else memoryview(b"")
         position, done = entry.offset + start * row, 0
         while done < len(buffer):
