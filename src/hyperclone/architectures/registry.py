@@ -21,15 +21,17 @@ _MODEL_TYPES = re.compile(r"^model_types\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOT
 @cache
 def families() -> dict[str, Family]:
     """Every family that ships with the package, by model type."""
-    return {model_type: _family(file) for file, model_types in _files().items() for model_type in model_types}
+    return {model_type: _family(file) for model_type, file in _files().items()}
 
 
 @cache
-def _files() -> dict[str, tuple[str, ...]]:
-    """The family files with their model types, found without parsing them: a plan needs one of a hundred."""
+def _files() -> dict[str, str]:
+    """The family file of every model type, found without parsing them: a plan needs one of a hundred."""
     texts = {entry.name: entry.read_text("utf-8") for entry in _directory().iterdir() if entry.name.endswith(".toml")}
     return {
-        name: tuple(re.findall(r'"([^"]+)"', _MODEL_TYPES.findall(text)[0])) for name, text in sorted(texts.items())
+        model_type: name
+        for name, text in sorted(texts.items())
+        for model_type in re.findall(r'"([^"]+)"', _MODEL_TYPES.findall(text)[0])
     }
 
 
@@ -45,7 +47,7 @@ def _directory() -> Traversable:
 
 def shipped(model_type: object) -> Family | None:
     """The family of this model type that ships with the package, None where there is none."""
-    file = next((file for file, model_types in _files().items() if model_type in model_types), None)
+    file = _files().get(model_type) if isinstance(model_type, str) else None
     return None if file is None else _family(file)
 
 
