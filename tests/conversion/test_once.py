@@ -121,3 +121,23 @@ def test_a_plan_asks_for_the_family_and_a_layouts_shape_once_for_thousands_of_ex
     assert len(plan.tensors) > 2 * lines
     assert calls["family"] <= 3
     assert calls["shape"] <= 5 * lines
+
+
+def test_of_the_family_files_only_those_of_mixtures_are_parsed_to_find_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperclone.architectures import family_file, registry
+    from hyperclone.planning import upcycling
+
+    mixtures = {name for name, family in registry.families().items() if family.upcycled}
+    assert {name for family in registry.upcycled() for name in family.model_types} == mixtures
+    registry._family.cache_clear()
+    parsed: list[str] = []
+    parse = family_file.parse
+
+    def counted(text: str, *, name: str, file: str) -> Any:
+        parsed.append(name)
+        return parse(text, name=name, file=file)
+
+    monkeypatch.setattr(family_file, "parse", counted)
+    family = upcycling.family_for("llama")
+    assert family is not None
+    assert len(parsed) == len(registry.upcycled()) < 10
