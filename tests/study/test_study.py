@@ -123,7 +123,7 @@ def test_a_full_disk_fails_the_arm_and_no_other(directory: Path, monkeypatch: py
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hyperclone.study.runner.carry", full)
+    monkeypatch.setattr("hyperclone.training.export.carry", full)
     done = run_study(write_study(directory, STUDY), Commands())
     assert {(run.arm.name, run.status) for run in done.runs} == {
         ("random", "failed"), ("continued", "finished"), ("clone", "finished")
