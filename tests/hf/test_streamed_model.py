@@ -26,7 +26,7 @@ from tests.helpers.models import MODELS, ONCE, REPRESENTATIVE, VOCAB
 from tests.helpers.rows_more import ALIBI
 
 ModelDir = Callable[..., Path]
-PROBES, PROMPT = logits.make_probes(None, vocab=VOCAB, context=64, small=False)
+PROBES, PROMPT = logits.make_probes(None, vocab=VOCAB, context=64, sizes=logits.FULL)
 STEPS = 12
 # What is read, and when, follows from the model's class: one row of each, and one of each kind of arithmetic.
 NAMES = sorted({*{kind: name for name, (kind, _) in MODELS.items()}.values(), *REPRESENTATIVE, *ALIBI})

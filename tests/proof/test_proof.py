@@ -375,7 +375,7 @@ def test_perplexities_that_are_shown_are_of_the_same_tokens(model_dir: ModelDir,
     source, grown = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in paths)
     vocab, context = source.config.vocab_size, source.config.max_position_embeddings
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "grown")
-    probes, _ = logits.make_probes(tokenizer, vocab=vocab, context=context, small=False)
+    probes, _ = logits.make_probes(tokenizer, vocab=vocab, context=context, sizes=logits.FULL)
     (text,) = [probe.ids for probe in probes if probe.name == logits.REAL_TEXT]
     assert measured.predicted == text[:, 1:].numel() == measured.positions - len(text)
     for model, shown in zip((source, grown), measured.perplexity or (), strict=True):
@@ -492,3 +492,57 @@ def test_a_router_that_transformers_keeps_in_fp32_may_be_stored_in_bf16(
     behavior = prove_behavior(Checkpoint.open(source), grown, plan, layer_by_layer=layer_by_layer)
     assert not behavior.failures
     assert not any("save" in skipped for skipped in behavior.skipped)
+
+
+@pytest.mark.parametrize("tokenizer", [True, False], ids=["text", "random"])
+def test_a_slow_type_sees_64_tokens_in_every_kind_of_input_and_fp32_the_same_as_ever(
+    tokenizer: bool, model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperclone.proof import behavioral
+
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("llama-grouped-tied", dtype=torch.bfloat16), source)
+    if not tokenizer:
+        for file in source.glob("tokenizer*"):
+            file.unlink()
+    plan = hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none").plan
+    results = {}
+    for slow in (True, False):
+        monkeypatch.setattr(behavioral, "is_slow", lambda dtype, slow=slow: slow)
+        results[slow] = prove_behavior(Checkpoint.open(source), tmp_path / "grown", plan)
+        assert not results[slow].failures
+    by_type = {
+        slow: {dtype: [m for m in result.measured if m.dtype == dtype] for dtype in ("bfloat16", "float32")}
+        for slow, result in results.items()
+    }
+    assert by_type[True]["float32"] == by_type[False]["float32"]
+    kinds = [m.what for m in by_type[True]["bfloat16"]]
+    assert kinds == [m.what for m in by_type[False]["bfloat16"]]
+    assert ("real text" in kinds) == tokenizer
+    counts = {slow: sum(m.positions for m in measured["bfloat16"]) for slow, measured in by_type.items()}
+    assert counts[False] > counts[True] == 64
+    assert (results[True].slow, results[False].slow) == ("bfloat16", "")
+    assert results[True].source_text == results[False].source_text
+    proof = hyperclone.verify(source, tmp_path / "grown", proof="structural")
+    proof.behavior = results[True]
+    console = Console(record=True, width=120, file=io.StringIO())
+    console.print(plan_and_proof.proof_table(proof))
+    fp32 = sum(m.positions for m in by_type[True]["float32"])
+    line = f"tokens compared: 64 in bf16 and {fp32} in fp32; fewer in bf16, in which this processor is slow"
+    assert line in console.export_text().splitlines()
+
+
+def test_side_by_side_gives_the_figures_of_one_after_the_other(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperclone.hf import side_by_side
+    from hyperclone.proof import behavioral
+
+    monkeypatch.setattr(behavioral, "is_slow", lambda dtype: True)
+    source = model_dir("llama-biases", dtype=torch.float16)
+    plan = hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none").plan
+    together = prove_behavior(Checkpoint.open(source), tmp_path / "grown", plan)
+    monkeypatch.setattr(side_by_side, "run", lambda first, second, module: (first(), second()))
+    assert prove_behavior(Checkpoint.open(source), tmp_path / "grown", plan) == together
+    assert together.measured
+    assert not together.skipped

@@ -324,6 +324,8 @@ def test_tokens_that_stand_for_images_are_not_among_the_probes(whole: Callable[[
     avoid = Checkpoint.open(whole("qwen2_5_vl"), text_model=True).placeholders
     assert avoid == {290, 291, 292, 293}
     choices: list[frozenset[int]] = [frozenset(), frozenset(range(100))]
-    plain, avoiding = (logits.make_probes(None, vocab=300, context=64, small=False, avoid=ids)[0] for ids in choices)
+    plain, avoiding = (
+        logits.make_probes(None, vocab=300, context=64, sizes=logits.FULL, avoid=ids)[0] for ids in choices
+    )
     assert any(bool((probe.ids < 100).any()) for probe in plain)
     assert not any(bool((probe.ids < 100).any()) for probe in avoiding)

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def test_a_full_disk_fails_the_arm_and_no_other(directory: Path, monkeypatch: py
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hyperclone.study.runner.carry", full)
+    monkeypatch.setattr("hyperclone.training.export.carry", full)
     done = run_study(write_study(directory, STUDY), Commands())
     assert {(run.arm.name, run.status) for run in done.runs} == {
         ("random", "failed"), ("continued", "finished"), ("clone", "finished")
@@ -151,6 +152,20 @@ def test_a_finished_study_runs_nothing_again(directory: Path) -> None:
     after = run_study(file, again)
     assert again.run_commands == []
     assert [run.path for run in after.runs] == [run.path for run in before.runs]
+
+
+def test_a_study_with_nothing_to_do_does_not_load_torch(directory: Path) -> None:
+    file = write_study(directory, STUDY)
+    run_study(file, Commands())
+    script = (
+        "import sys\nfrom hyperclone.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
+        "print(code, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    for options in ([], ["--dry-run"]):
+        command = [sys.executable, "-c", script, "study", str(file), "-o", str(directory / "runs-of-study"), *options]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.stdout.splitlines()[-1] == "0 []", result.stderr
 
 
 def test_weights_are_not_needed_to_reuse_what_is_finished(directory: Path) -> None:

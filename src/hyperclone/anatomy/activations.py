@@ -47,7 +47,7 @@ def measure_activations(path: Path, plan: Plan) -> tuple[dict[str, CopyCompariso
         load_tokenizer(path),
         vocab=plan.sizes["vocab"][0],
         context=min(TOKENS, max_positions(model.config) or TOKENS),
-        small=False,
+        sizes=logits.FULL,
     )
     with model_errors(path):
         return compare_activations(model, plan, probes[0].ids[: max(1, TOKENS // probes[0].ids.shape[1])]), probes[

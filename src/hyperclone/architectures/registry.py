@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,49 @@ from hyperclone.architectures.family import Family
 from hyperclone.architectures.heads import with_head
 from hyperclone.errors import FamilyError, UnknownArchitectureError
 
+_UPCYCLED = re.compile(r"^\[upcycled", re.MULTILINE)
 _MODEL_TYPES = re.compile(r"^model_types\s*=\s*\[(.*?)\]", re.MULTILINE | re.DOTALL)
 
 
 @cache
 def families() -> dict[str, Family]:
     """Every family that ships with the package, by model type."""
-    return {model_type: _family(file) for file, model_types in _files().items() for model_type in model_types}
+    return {model_type: _family(file) for model_type, file in _files().items()}
 
 
 @cache
-def _files() -> dict[str, tuple[str, ...]]:
-    """The family files with their model types, found without parsing them: a plan needs one of a hundred."""
-    texts = {entry.name: entry.read_text("utf-8") for entry in _directory().iterdir() if entry.name.endswith(".toml")}
+def _files() -> dict[str, str]:
+    """The family file of every model type, found without parsing them: a plan needs one of a hundred."""
     return {
-        name: tuple(re.findall(r'"([^"]+)"', _MODEL_TYPES.findall(text)[0])) for name, text in sorted(texts.items())
+        model_type: name
+        for name, text in _texts().items()
+        for model_type in re.findall(r'"([^"]+)"', _MODEL_TYPES.findall(text)[0])
+    }
+
+
+@cache
+def _texts() -> dict[str, str]:
+    directory = resources.files("hyperclone.architectures").joinpath("families")
+    return {
+        entry.name: entry.read_text("utf-8")
+        for entry in sorted(directory.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".toml")
     }
 
 
 @cache
 def _family(file: str) -> Family:
-    text = _directory().joinpath(file).read_text("utf-8")
-    return family_file.parse(text, name=Path(file).stem, file=f"families/{file}")
+    return family_file.parse(_texts()[file], name=Path(file).stem, file=f"families/{file}")
 
 
-def _directory() -> Traversable:
-    return resources.files("hyperclone.architectures").joinpath("families")
+def upcycled() -> list[Family]:
+    """The families of mixtures that a dense model can become; no other file is parsed."""
+    return [_family(file) for file, text in _texts().items() if _UPCYCLED.search(text)]
 
 
 def shipped(model_type: object) -> Family | None:
     """The family of this model type that ships with the package, None where there is none."""
-    file = next((file for file, model_types in _files().items() if model_type in model_types), None)
+    file = _files().get(model_type) if isinstance(model_type, str) else None
     return None if file is None else _family(file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -77,9 +78,7 @@ def collapse(
         )
     plan = planner.make_plan(_source_headers(receipt, output), receipt.growth)
     _check_shapes(plan, output)
-    # Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
-    copies = [tensor for tensor in plan.tensors if not tensor.init_std]
-    originals = {tensor.source: tensor for tensor in copies if tensor.original}
+    originals = {tensor.source: tensor for tensor in plan.tensors if tensor.original and not tensor.init_std}
     headers = fused_experts.fuse(
         [_source_header(tensor, plan.omitted_prefix) for tensor in originals.values()], plan.fused_in
     )
@@ -92,13 +91,15 @@ def collapse(
         overwrite=False,
     )
 
+    copies = _copies_to_check(plan)
+
     def pieces(name: str) -> Iterator[Tensor]:
         for part in _parts(originals[name], plan):
-            yield _collapse_tensor(originals[name], plan, output, part)
+            collapsed = _collapse_tensor(originals[name], plan, output, part)
+            _check_copies(copies.get(name, ()), originals[name], collapsed, plan, output, part)
+            yield collapsed
 
     try:
-        if plan.growth.recipe.noise is not Noise.GAUSSIAN:  # which would hide small changes
-            _check_copies(copies, originals, plan, output)
         write_shards(files, target, pieces, stage="collapse", threads=threads, progress=progress)
         target.carry(output.carried_files, root=directory)
         target.write_text("config.json", to_json(_source_config(plan)))
@@ -107,6 +108,9 @@ def collapse(
         exact = _compare_hashes(receipt, plan, target.partial)
         output.check_unchanged()
         target.publish()
+    except CollapseError:  # no rerun could go on from there
+        shutil.rmtree(target.partial, ignore_errors=True)
+        raise
     finally:
         target.close()
     return Collapsed(target.target, len(originals), exact)
@@ -126,34 +130,34 @@ def _check_shapes(plan: Plan, output: Checkpoint) -> None:
             )
 
 
-def _check_copies(
-    copies: Sequence[TensorPlan], originals: dict[str, TensorPlan], plan: Plan, output: Checkpoint
-) -> None:
-    """Raise unless every tensor that is not the first copy of its source still is a copy of it.
+def _copies_to_check(plan: Plan) -> dict[str, list[TensorPlan]]:
+    """By the name of a source, the tensors that copy it beside the first one: many (64 experts, added layers), or none.
 
-    A source may have many (64 experts, added layers), so each part of it is collapsed once for all of them.
+    Routers have no source. They may even have been trained: while the experts agree, the function is the source's.
     """
     by_source: dict[str, list[TensorPlan]] = defaultdict(list)
+    if plan.growth.recipe.noise is not Noise.GAUSSIAN:  # which would hide small changes
+        for tensor in plan.tensors:
+            if not tensor.init_std and not tensor.original:
+                by_source[tensor.source].append(tensor)
+    return by_source
+
+
+def _check_copies(
+    copies: Sequence[TensorPlan], original: TensorPlan, expected: Tensor, plan: Plan, output: Checkpoint,
+    part: Sequence[tuple[range, range]],
+) -> None:  # fmt: skip
+    """Raise unless a part of each copy still collapses to what that part of the original does."""
     for tensor in copies:
-        if not tensor.original:
-            by_source[tensor.source].append(tensor)
-    for source, tensors in by_source.items():
-        original = originals[source]
-        for part in _parts(original, plan):
-            expected = (
-                None if all(tensor.zero for tensor in tensors) else _collapse_tensor(original, plan, output, part)
-            )
-            for tensor in tensors:
-                collapsed = _collapse_tensor(tensor, plan, output, part)
-                if tensor.zero:
-                    agrees = not bool(collapsed.any())
-                else:
-                    assert expected is not None
-                    # An untied head and its embedding may be multiplied by different factors, and rounded differently.
-                    rounded = tensor.factors != original.factors and (tensor.rounds or original.rounds)
-                    agrees = _agree_to_rounding(collapsed, expected) if rounded else _agree(collapsed, expected, plan)
-                if not agrees:
-                    raise _changed(tensor.name, f"it is no longer a copy of {source}")
+        collapsed = _collapse_tensor(tensor, plan, output, part)
+        if tensor.zero:
+            agrees = not bool(collapsed.any())
+        else:
+            # An untied head and its embedding may be multiplied by different factors, and rounded differently.
+            rounded = tensor.factors != original.factors and (tensor.rounds or original.rounds)
+            agrees = _agree_to_rounding(collapsed, expected) if rounded else _agree(collapsed, expected, plan)
+        if not agrees:
+            raise _changed(tensor.name, f"it is no longer a copy of {original.source}")
 
 
 def _compare_hashes(receipt: Receipt, plan: Plan, directory: Path) -> bool | None:
@@ -257,7 +261,7 @@ def _source_headers(receipt: Receipt, output: Checkpoint) -> hub.Headers:
     # Which output tensor each source tensor went into follows from a plan, and does not depend on types.
     imagined = hub.Headers.from_config(receipt.source_config, user_family=receipt.family)
     entries = {}
-    for tensor in planner.make_plan(imagined, replace(receipt.growth, dtype="fp64")).tensors:
+    for tensor in receipt.plan.tensors:
         if tensor.original and not tensor.init_std:
             if (entry := output.entries.get(tensor.name)) is None:
                 raise CheckpointError("a tensor is missing", file=output.path, tensor=tensor.name)

@@ -61,9 +61,7 @@ def plan_of_directory(
         GrowthError: neither a receipt nor source and output.
     """
     if receipt is not None:
-        # In fp64: the output may have been trained in another type, and every growth is possible in this one.
-        headers = hub.Headers.from_config(receipt.source_config, user_family=family or receipt.family)
-        return planner.make_plan(headers, replace(receipt.growth, dtype="fp64"))
+        return (receipt if family is None else replace(receipt, family=family)).plan
     if source is None or output is None:
         raise GrowthError(
             "no receipt says how this model was grown", file=Path(directory) / receipts.FILE,

@@ -64,6 +64,11 @@ class Receipt:
     optimizer_state: dict[str, Any] | None
     text_model: bool = False
 
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The growth in fp64, in which every growth is possible: a grown model may be of another type by now."""
+        return _plan(self.source_config, self.growth, self.family)
+
     @property
     def first_copy_moments(self) -> bool:
         """Whether the model came with moments of its first copies only."""
@@ -161,13 +166,14 @@ def from_config(config: Mapping[str, Any], *, file: object = "config.json") -> R
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("what the config says of the model's growth is incomplete or corrupt", file=file,
                               field=CONFIG_FIELD, found=error, cure="remove the field") from None  # fmt: skip
-    headers = Headers.from_config(source_config, user_family=family)
-    plan = planner.make_plan(headers, replace(growth, dtype="fp64"))  # in which every growth is possible
-    return Receipt(
+    plan = _plan(source_config, growth, family)
+    receipt = Receipt(
         growth=growth, family=family, proved=False, source_config=source_config, output_sha256={}, source_sha256={},
         file_sha256={}, sizes={axis: new for axis, (_, new) in plan.sizes.items()}, training=parameter_settings(plan),
         optimizer_state=None,
     )  # fmt: skip
+    vars(receipt)["plan"] = plan  # what the cached property would make again
+    return receipt
 
 
 def read(directory: Path) -> Receipt | None:
@@ -207,6 +213,10 @@ def read(directory: Path) -> Receipt | None:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,
                               cure="restore it, or grow the model again") from None  # fmt: skip
+
+
+def _plan(source_config: dict[str, Any], growth: Growth, family: Family | None) -> Plan:
+    return planner.make_plan(Headers.from_config(source_config, user_family=family), replace(growth, dtype="fp64"))
 
 
 def _family_record(plan: Plan) -> dict[str, str] | None:

@@ -138,18 +138,19 @@ class Checkpoint(TensorFiles):
 
 def _check_directory(directory: Path) -> None:
     """Raise unless there is a directory, and no adapter alone in it."""
-    if exists(directory) and directory.is_file() and directory.suffix == ".gguf":
-        raise weight_files.gguf(directory)
-    if exists(directory) and directory.is_dir() and not exists(directory / "config.json"):
-        for file in sorted(directory.glob("*.gguf")):  # which come without a config
-            raise weight_files.gguf(file)
-    if not exists(directory) or not directory.is_dir():
+    there = exists(directory)
+    if not there or not directory.is_dir():
+        if there and directory.is_file() and directory.suffix == ".gguf":
+            raise weight_files.gguf(directory)
         raise CheckpointError(
-            "not a model directory" if exists(directory) else "no such directory",
+            "not a model directory" if there else "no such directory",
             file=directory,
             expected="a directory with config.json and *.safetensors",
-            cure=nearest(directory) if not exists(directory) else f"name the directory: {directory.parent}",
+            cure=nearest(directory) if not there else f"name the directory: {directory.parent}",
         )
+    if not exists(directory / "config.json"):
+        for file in sorted(directory.glob("*.gguf")):  # which come without a config
+            raise weight_files.gguf(file)
     weight_files.refuse_lone_adapter(directory)
 
 

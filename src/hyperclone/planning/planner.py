@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from hyperclone.architectures.family import Family
@@ -39,6 +40,8 @@ GROWN_FIELD = "hyperclone"  # of a config: how a model in memory was grown (conv
 DTYPE_FIELDS = ("dtype", "torch_dtype")  # a config may have both, and transformers reads the first then
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
+_Shapes = tuple[tuple[int, ...], ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
@@ -63,11 +66,23 @@ class _Target:
     head: TiedHead
     padding: dict[str, str]
     padded: Mapping[str, PaddedAxis]
+    _shapes: dict[int, tuple[Layout, _Shapes]] = field(default_factory=dict, init=False, repr=False)
 
-    @property
+    @cached_property
     def family(self) -> Family:
         """Of the grown model."""
         return self.base.family
+
+    def shapes(self, layout: Layout) -> _Shapes:
+        """(source's shape, grown shape, the part of that without padding channels) of tensors with this layout.
+
+        Computed once for each line of the family file, which may stand for thousands of experts.
+        """
+        if id(layout) not in self._shapes:
+            old, new = ({axis: pair[i] for axis, pair in self.sizes.items()} for i in (0, 1))
+            copied = {a: o * (new[a] // o) if a in self.padding else new[a] for a, o in old.items()}
+            self._shapes[id(layout)] = layout, tuple(map(layout.shape, (old, new, copied)))  # its id stays its own
+        return self._shapes[id(layout)][1]
 
     @property
     def deeper(self) -> bool:
@@ -157,8 +172,8 @@ def _grown_config(target: _Target) -> dict[str, Any]:
     if target.growth.dtype:
         written = DTYPES[OUTPUT_DTYPES[target.growth.dtype]][0]
         config |= dict.fromkeys([field for field in DTYPE_FIELDS if field in config] or DTYPE_FIELDS[:1], written)
-    for field, factor in any_width.scaled_fields(target.padded.values()).items():
-        config[field] = _number(family.value(field, source_config), field) * factor
+    for name, factor in any_width.scaled_fields(target.padded.values()).items():
+        config[name] = _number(family.value(name, source_config), name) * factor
     return config
 
 
@@ -197,16 +212,15 @@ def _position(entry: Entry) -> tuple[str, int]:
 
 def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, folded: bool = False) -> TensorPlan:
     """The plan of the output tensor `name`; a folded norm reads its axis."""
-    family, sizes, padding = target.family, target.sizes, target.padding
+    family, sizes = target.family, target.sizes
     entry = target.base.entries[source]
-    old, new = ({axis: pair[i] for axis, pair in sizes.items()} for i in (0, 1))
-    shape = layout.shape(new)
+    source_shape, shape, copied = target.shapes(layout)
     dtype = OUTPUT_DTYPES[target.growth.dtype] if target.growth.dtype else entry.dtype
     gain = layout.norm and not name.endswith(".bias")
     factor = math.sqrt(_squared_factor(target, name, layout, source=source, folded=folded))
     if folded:
         layout = layout.as_reader()
-    inputs = 1.0 if layout.reads is None else shape[layout.reads] / layout.shape(old)[layout.reads]
+    inputs = 1.0 if layout.reads is None else shape[layout.reads] / source_shape[layout.reads]
     return TensorPlan(
         name=name,
         source=source,
@@ -216,9 +230,9 @@ def _tensor_plan(target: _Target, name: str, layout: Layout, *, source: str, fol
         dtype=dtype,
         nbytes=math.prod(shape) * DTYPES[dtype][1],
         inputs=inputs,
-        copied=layout.shape({a: o * (new[a] // o) if a in padding else new[a] for a, o in old.items()}),
+        copied=copied,
         factor=factor,
-        queries=sizes if layout.queries and old[head_scaling.AXIS] != new[head_scaling.AXIS] else None,
+        queries=sizes if layout.queries and len(set(sizes[head_scaling.AXIS])) > 1 else None,
         offset=family.gain_offset if gain and (factor != 1 or folded) else 0.0,
     )
 
@@ -230,7 +244,8 @@ def _squared_factor(target: _Target, name: str, layout: Layout, *, source: str, 
     """
     family = target.family
     square = family.squared_factor(name, target.base.config, target.sizes)
-    square *= any_width.squared_factor(target.padded, family, layout, source=source)
+    if target.padded:
+        square *= any_width.squared_factor(target.padded, family, layout, source=source)
     if folded:
         assert family.tie is not None
         embedding = family.tie.embedding

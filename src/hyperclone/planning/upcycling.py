@@ -70,10 +70,7 @@ class Upcycled:
 
 def family_for(model_type: object) -> Family | None:
     """The family of mixtures that a dense model of this type can become; None if there is none."""
-    for family in registry.families().values():
-        if family.upcycled and model_type in family.upcycled.dense:
-            return family
-    return None
+    return next((f for f in registry.upcycled() if f.upcycled and model_type in f.upcycled.dense), None)
 
 
 def upcycle(source: Source, growth: Growth) -> Upcycled:
@@ -113,8 +110,7 @@ def upcycle(source: Source, growth: Growth) -> Upcycled:
 
 
 def _no_mixture(model_type: object) -> GrowthError:
-    families = registry.families().values()
-    types = {dense_type for family in families if family.upcycled for dense_type in family.upcycled.dense}
+    types = {dense_type for family in registry.upcycled() if family.upcycled for dense_type in family.upcycled.dense}
     return GrowthError(
         "no mixture of experts is known that this model could become",
         field="experts",

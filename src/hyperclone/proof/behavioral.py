@@ -9,33 +9,31 @@ By how much they may differ is derived from the source's own rounding errors: to
 from __future__ import annotations
 
 import gc
-import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from hyperclone.errors import CheckpointError
 from hyperclone.expansion.grown_tensors import stored_type
-from hyperclone.hf import logits
+from hyperclone.hf import logits, side_by_side
 from hyperclone.hf.logits import ModelOutputs, Probe
 from hyperclone.hf.memory import available_memory, give_back
-from hyperclone.hf.models import LoadedModel, load_model, load_tokenizer, max_positions, model_errors, quiet
+from hyperclone.hf.models import LoadedModel, load_model, load_tokenizer, max_positions, model_errors
+from hyperclone.hf.slow_types import is_slow
 from hyperclone.hf.streamed_model import StreamedModel
 from hyperclone.io.checkpoint import Checkpoint
-from hyperclone.io.scratch import scratch_directory
-from hyperclone.io.streaming import Progress, raw, slices, worker_pool
+from hyperclone.io.streaming import Progress
 from hyperclone.planning.recipe import Noise
-from hyperclone.proof import tolerance
+from hyperclone.proof import saving, tolerance
 
 if TYPE_CHECKING:
     from hyperclone.planning.plan import Plan
+
+_Model = LoadedModel | StreamedModel
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class Behavior:
 
     Attributes:
         measured: every comparison.
+        slow: the stored type, where this processor is so slow in it that fewer tokens are compared; else empty.
         prompt, source_text, grown_text: the same prompt continued greedily by both, in fp32.
         skipped: comparisons that were not made, and why.
         layer_by_layer: the models did not fit in memory, and were read layer by layer while they ran.
@@ -78,6 +77,7 @@ class Behavior:
     """
 
     measured: list[LogitComparison] = field(default_factory=list)
+    slow: str = ""
     prompt: str = ""
     source_text: str = ""
     grown_text: str = ""
@@ -115,6 +115,7 @@ def prove_behavior(
     rounding = pair.compare(pair.stored, torch.float32) if pair.narrow else None
     pair.compare(torch.float32, torch.float64, rounding=rounding)
     pair.save_again()
+    pair.advance()
     if plan.keeps_function:
         behavior.failures += [
             f"{m.what}, {m.dtype}: logits differ by {m.relative:.2e} of their size; rounding explains {m.tolerance:.2e}"
@@ -161,7 +162,10 @@ class _ModelPair:
         self.mixed = len({tensor.dtype for tensor in plan.tensors}) > 1
         self.stored = stored_type(max(plan.tensors, key=lambda t: t.nbytes))
         self.narrow = self.stored in (torch.bfloat16, torch.float16)
+        self.slow = self.narrow and is_slow(self.stored)
+        behavior.slow = _name(self.stored) if self.slow else ""
         self.stages, self.stage = (7 if self.narrow else 4), 0
+        self.saved = False
         self.expected: Tensor | None = None  # a continuation by the source, where one saves passes through a model
         self.advance(0)
 
@@ -180,17 +184,19 @@ class _ModelPair:
         Returns:
             The largest source error.
         """
-        small = compute != torch.float32
+        full = compute == torch.float32
+        sizes = logits.FULL if full else logits.FEWEST if self.slow else logits.FEW
         context = max_positions(self.plan.config) or 1 << 30
         vocab = self.plan.sizes["vocab"][0]
         probes, prompt = logits.make_probes(
-            self.tokenizer, vocab=vocab, context=context, small=small, avoid=self.source.placeholders
+            self.tokenizer, vocab=vocab, context=context, sizes=sizes, avoid=self.source.placeholders
         )
-        steps = max(1, min(8 if small else 24, context - len(prompt)))
+        steps = max(1, min(sizes.steps, context - len(prompt)))
         if not any(probe.name == logits.REAL_TEXT for probe in probes) and self.tokenizer is not None:
             self.tokenizer = None
             self.behavior.skipped.append("real text: the tokenizer does not fit the model; random tokens only")
         plain, truth, grown = self.run_both(probes, prompt, steps, compute, wide)
+        _free()
         # Greedy continuations may diverge where two tokens are equally likely; up to that step the inputs are the same.
         shared = int((grown.tokens == plain.tokens).long().cumprod(0).sum()) + 1
         rows: list[tuple[Probe | None, Tensor, Tensor, Tensor]] = [
@@ -199,40 +205,70 @@ class _ModelPair:
         if len(plain.tokens):
             rows.append((None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]))
         source_errors = [self.add_comparison(probe, compute, *tensors, rounding=rounding) for probe, *tensors in rows]
-        if self.tokenizer is not None and not small and len(plain.tokens):
+        if self.tokenizer is not None and full and len(plain.tokens):
             self.behavior.prompt = logits.PROMPT
             self.behavior.source_text = self.tokenizer.decode(plain.tokens, skip_special_tokens=True)
             self.behavior.grown_text = self.tokenizer.decode(grown.tokens, skip_special_tokens=True)
         return max(0.0, *source_errors)  # where NaN never wins
 
-    def open(self, model: Checkpoint, dtype: torch.dtype) -> LoadedModel | StreamedModel:
+    def open(self, model: Checkpoint, dtype: torch.dtype) -> _Model:
         return StreamedModel(model, dtype) if self.behavior.layer_by_layer else LoadedModel(model, dtype)
 
     def run_both(
         self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
     ) -> tuple[ModelOutputs, ModelOutputs, ModelOutputs]:
         """(source in `compute`, source in `wide` on the same tokens, grown model in `compute`)."""
+        if self.slow and compute == self.stored and not self.behavior.layer_by_layer:
+            return self.run_side_by_side(probes, prompt, steps, compute, wide)
         source = self.load_source(compute)
+        plain, truth = self.run_source(source, probes, prompt, steps, wide)
+        if self.behavior.layer_by_layer and len(plain.tokens):
+            self.expected = plain.tokens
+        del source
+        _free()
+        model = self.load_grown(compute)
+        grown = self.run_grown(model, probes, prompt, steps)
+        self.advance()
+        return plain, truth, grown
+
+    def run_side_by_side(
+        self, probes: Sequence[Probe], prompt: Tensor, steps: int, compute: torch.dtype, wide: torch.dtype
+    ) -> tuple[ModelOutputs, ModelOutputs, ModelOutputs]:
+        """The same, both models at once: torch multiplies slow types in one thread. The smaller one also saves."""
+        source, model, to_save = self.load_source(compute), self.load_grown(compute), self.load_to_save()
+
+        def smaller() -> tuple[ModelOutputs, ModelOutputs]:
+            outputs = self.run_source(source, probes, prompt, steps, wide)
+            if to_save is not None:
+                self.save_whole(to_save)
+            return outputs
+
+        (plain, truth), grown = side_by_side.run(
+            smaller, lambda: self.run_grown(model, probes, prompt, steps), module=model.module
+        )
+        self.advance()
+        return plain, truth, grown
+
+    def run_source(
+        self,
+        source: LoadedModel | StreamedModel,
+        probes: Sequence[Probe],
+        prompt: Tensor,
+        steps: int,
+        wide: torch.dtype,
+    ) -> tuple[ModelOutputs, ModelOutputs]:
+        """The source in its type, and in `wide` on the same tokens."""
         with model_errors(self.source.path):
             plain = logits.run(source, probes, prompt, steps=steps, expected=self.expected)
             self.advance()
             source.to(wide)
             truth = logits.run_teacher_forced(source, probes, prompt, plain.tokens)
-        if self.behavior.layer_by_layer and len(plain.tokens):
-            self.expected = plain.tokens
-        del source
-        gc.collect()
-        give_back()
         self.advance()
-        model = self.open(Checkpoint.open(self.directory), compute)
-        self.behavior.failures += model.problems
+        return plain, truth
+
+    def run_grown(self, model: _Model, probes: Sequence[Probe], prompt: Tensor, steps: int) -> ModelOutputs:
         with model_errors(self.directory):
-            grown = logits.run(model, probes, prompt, steps=steps, expected=self.expected)
-        del model
-        gc.collect()
-        give_back()
-        self.advance()
-        return plain, truth, grown
+            return logits.run(model, probes, prompt, steps=steps, expected=self.expected)
 
     def add_comparison(
         self,
@@ -245,7 +281,7 @@ class _ModelPair:
         rounding: float | None,
     ) -> float:
         """Compare the logits on one probe, or (None) those of generation with a KV cache; returns the source error."""
-        what, dtype = probe.name if probe else "KV cache", str(compute).removeprefix("torch.")
+        what, dtype = probe.name if probe else "KV cache", _name(compute)
         if "padding" in what and not bool((plain.isfinite() & truth.isfinite()).all()):
             # Windows that hold padding only, as in Gemma 2 with eager attention: nothing to compare.
             self.behavior.skipped.append(f"{what}, {dtype}: the source itself gives NaN there")
@@ -253,7 +289,7 @@ class _ModelPair:
         for side, values in (("source", truth), ("grown model", grown)):
             if not bool(values.isfinite().all()):
                 self.behavior.failures.append(f"{what}, {dtype}: logits of the {side} are not all finite")
-        source_error = tolerance.source_error(logits.distance(plain, truth).relative, compute)
+        source_error = tolerance.source_error(logits.relative_distance(plain, truth), compute)
         rounded = self.plan.growth.recipe.noise is Noise.GAUSSIAN or self.plan.rounds
         extra = 0.0 if not rounded else source_error if rounding is None else rounding
         perplexity, predicted = None, 0
@@ -274,7 +310,7 @@ class _ModelPair:
         )
         return source_error
 
-    def load_source(self, compute: torch.dtype) -> LoadedModel | StreamedModel:
+    def load_source(self, compute: torch.dtype) -> _Model:
         """The source as it was grown: rounded to the output's type, where --dtype converts it."""
         source = self.open(self.source, compute)
         # Of a text model's whole, what sees images may not be stored; the text model's tensors have all been found.
@@ -286,77 +322,48 @@ class _ModelPair:
             source.round_to(self.stored)
         return source
 
+    def load_grown(self, compute: torch.dtype) -> _Model:
+        model = self.open(Checkpoint.open(self.directory), compute)
+        self.behavior.failures += model.problems
+        return model
+
     def save_again(self) -> None:
-        """Compare every tensor's bytes with those that transformers saves after it has loaded the output."""
+        """Compare every tensor with what transformers saves after it has loaded the output."""
+        if self.behavior.layer_by_layer and not self.mixed:
+            self.behavior.failures += saving.changed_part_by_part(self.directory, self.stored)
+        elif (model := self.load_to_save()) is not None:
+            self.save_whole(model)
+
+    def load_to_save(self) -> Any | None:
+        """The output in its type; None where it cannot be saved again, or has been already."""
+        if self.saved:
+            return None
+        self.saved = True
         if self.mixed:
-            self.behavior.skipped.append("save and reload: the source mixes types, which transformers does not keep")
-        elif self.behavior.layer_by_layer:
-            model = StreamedModel(Checkpoint.open(self.directory), self.stored)
-            with model_errors(self.directory):
-                self.compare_saved({name: _Values.of([tensor]) for name, tensor in model.tensors_to_save()})
-        else:
-            self.save_whole()
-        self.advance()
+            self.skip_saving("the source mixes types, which transformers does not keep")
+            return None
+        try:
+            saving.check_space(self.directory, self.plan.nbytes)
+        except saving.NotSaved as reason:
+            self.skip_saving(reason)
+            return None
+        return load_model(self.directory, self.stored)[0]
 
-    def save_whole(self) -> None:
-        """Load the output, save it with save_pretrained, and compare."""
-        # Inside a directory that is being built, so that an interruption leaves nothing; not inside a finished one.
-        building = self.directory.name.endswith(".partial")
-        scratch_in = self.directory if building else Path(tempfile.gettempdir())
-        if shutil.disk_usage(scratch_in).free < 1.1 * self.plan.nbytes:
-            self.behavior.skipped.append("save and reload: not enough disk for a second copy")
-            return
-        model, _ = load_model(self.directory, self.stored)
-        with scratch_directory(scratch_in) as scratch:
-            try:
-                with quiet():
-                    model.save_pretrained(scratch)
-            except (OSError, SafetensorError) as error:  # the disk may fill meanwhile
-                self.behavior.skipped.append(f"save and reload: the second copy cannot be written ({error})")
-                return
-            del model
-            self.compare_saved(_values(Checkpoint.open(scratch)))
+    def save_whole(self, model: Any) -> None:
+        """Save it with save_pretrained, and compare."""
+        try:
+            self.behavior.failures += saving.changed_by_saving(model, self.directory)
+        except saving.NotSaved as reason:
+            self.skip_saving(reason)
 
-    def compare_saved(self, saved: dict[str, _Values]) -> None:
-        """Add what differs between the output and what transformers makes of it.
-
-        transformers loads some tensors in fp32 whatever a checkpoint has (routers of DeepSeek), and saves them so.
-        """
-        output = _values(Checkpoint.open(self.directory))
-        self.behavior.failures += [
-            f"{name}: gained or lost when transformers saves the model again"
-            for name in sorted(output.keys() ^ saved.keys())
-        ]
-        self.behavior.failures += [
-            f"{name}: changed when transformers loads and saves the model"
-            for name in sorted(output.keys() & saved.keys())
-            if output[name].digest != saved[name].digest or saved[name].dtype not in (output[name].dtype, torch.float32)
-        ]
+    def skip_saving(self, reason: object) -> None:
+        self.behavior.skipped.append(f"save and reload: {reason}")
 
 
-@dataclass(frozen=True)
-class _Values:
-    """A tensor's type, and a hash of its values that is the same in fp32 as in bf16 and fp16."""
-
-    dtype: torch.dtype
-    digest: str
-
-    @classmethod
-    def of(cls, pieces: Iterable[torch.Tensor]) -> _Values:
-        """Of a tensor in pieces, one after the other."""
-        hashed, dtype = hashlib.sha256(), torch.float32
-        for piece in pieces:
-            dtype = piece.dtype
-            hashed.update(raw(piece.float() if dtype in (torch.bfloat16, torch.float16) else piece))
-        return cls(dtype, hashed.hexdigest())
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _values(model: Checkpoint) -> dict[str, _Values]:
-    """Those of every tensor by its name."""
-
-    def one(name: str) -> _Values:
-        entry = model.entries[name]
-        return _Values.of(model.read(name, rows.start, rows.stop) for rows in slices(entry.shape, entry.nbytes))
-
-    with worker_pool(None) as pool:
-        return dict(zip(model.entries, pool.map(one, model.entries), strict=True))
+def _free() -> None:
+    gc.collect()
+    give_back()

@@ -114,7 +114,7 @@ def prove_structure(
         structure.largest_error = max(structure.largest_error, result.error)
         structure.failures += result.failures
         structure.output_sha256[tensor.name] = result.output_sha256
-        if not tensor.init_std:
+        if tensor.original and not tensor.init_std:
             structure.source_sha256[tensor.source] = result.source_sha256
     return structure
 
@@ -183,13 +183,13 @@ def _compare(tensor: TensorPlan, plan: Plan, source: Weights, output: Weights, m
         problem = "does not collapse to the source" if exact else "is further from the source than rounding allows"
         result.failures.append(f"{tensor.name}: {problem} at {wrong[0]} ({count:,} weights in all)")
     result.output_sha256 = hash_of_output.hexdigest()
-    result.source_sha256 = digest(source, tensor.source)
+    result.source_sha256 = digest(source, tensor.source) if tensor.original and not tensor.init_std else ""
     return result
 
 
 def _compare_zero(tensor: TensorPlan, source: Weights, output: Weights, meter: Meter) -> _TensorComparison:
     """The output projection of a copied block."""
-    result = _TensorComparison(output_sha256=digest(output, tensor.name), source_sha256=digest(source, tensor.source))
+    result = _TensorComparison(output_sha256=digest(output, tensor.name))
     for rows in slices(tensor.shape, tensor.nbytes):
         block = output.read(tensor.name, rows.start, rows.stop)
         if bool((block != 0).any()) and result.bit_equal:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
-from hyperclone.hf.models import quiet
 from hyperclone.study import paths
 from hyperclone.study.layers import (
     LayerAnatomy,
@@ -23,7 +22,7 @@ from hyperclone.study.layers import (
 from hyperclone.study.records import RunRecord, SourceRecord
 from hyperclone.study.speedup import Curve
 from hyperclone.study.tables import rounded
-from hyperclone.training import flops, metrics, resume
+from hyperclone.training import metrics, resume
 from hyperclone.training.config import Training
 
 _ACCURACIES = ("acc", "acc_norm", "exact_match")  # the first that a task has
@@ -122,6 +121,9 @@ def sizes(config: Path, seq_len: int) -> tuple[int, int]:
     """(parameters, FLOPs of a token) of a model that is never loaded."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from hyperclone.hf.models import quiet
+    from hyperclone.training import flops
 
     with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.parent, local_files_only=True))

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,33 @@ class Processes:
         stopped: whether `stop` was called.
     """
 
-    def __init__(self, *, jobs: int, threads: int | None, gpus: int) -> None:
-        """Make the slots; `run` starts a command in one of them.
+    def __init__(self, *, jobs: int | None, threads: int | None) -> None:
+        """Start nothing; `run` starts a command.
 
         Args:
-            jobs: commands at a time.
-            threads: of each (OMP_NUM_THREADS); None leaves the environment alone.
-            gpus: of this machine; each command gets one of them.
+            jobs: commands at a time; by default one for each GPU, or one.
+            threads: of each (OMP_NUM_THREADS); by default the cores are shared evenly where there is more than one job.
         """
         self.stopped = False
-        self._threads, self._gpus = threads, gpus
-        self._slots: asyncio.Queue[int] = asyncio.Queue()
+        self._jobs, self._threads = jobs, threads
         self._running: set[asyncio.subprocess.Process] = set()
+
+    @cached_property
+    def _gpus(self) -> int:
+        """Of this machine; each command gets one of them. Counted when there is something to run: torch is imported."""
+        import torch
+
+        return torch.cuda.device_count()
+
+    @cached_property
+    def _slots(self) -> asyncio.Queue[int]:
+        jobs = self._jobs or max(1, self._gpus)
+        if self._threads is None and jobs > 1:
+            self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        slots: asyncio.Queue[int] = asyncio.Queue()
         for slot in range(jobs):
-            self._slots.put_nowait(slot)
+            slots.put_nowait(slot)
+        return slots
 
     def stop(self) -> None:
         """Let every command finish its step and save; start no more."""

@@ -113,15 +113,9 @@ def finished(study: Study, *, output: str | os.PathLike[str] | None = None) -> P
 
 
 def _processes(jobs: int | None, threads: int | None) -> Processes:
-    import torch
-
-    gpus = torch.cuda.device_count()
     if jobs is not None and jobs < 1:
         raise StudyError("no runs at a time", field="jobs", found=jobs, expected="1 or more")
-    jobs = jobs or max(1, gpus)
-    if threads is None and jobs > 1:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-    return Processes(jobs=jobs, threads=threads, gpus=gpus)
+    return Processes(jobs=jobs, threads=threads)
 
 
 def _runner(

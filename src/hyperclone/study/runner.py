@@ -29,7 +29,6 @@ from hyperclone.study.progress import Began, OnEvent, Progress, RateChosen, Run,
 from hyperclone.study.records import FAILED, FINISHED, INTERRUPTED, RunRecord, SourceRecord, TuningRun
 from hyperclone.study.sources import Sources
 from hyperclone.training import checkpoints, metrics
-from hyperclone.training.export import carry
 
 
 @dataclass(frozen=True)
@@ -178,6 +177,8 @@ class Runner:
             config = planner.make_plan(hub.Headers.from_config(hub.config(source)), sizes).config
             partial_target = target.with_name(f".{target.name}")
             partial_target.mkdir(parents=True, exist_ok=True)
+            from hyperclone.training.export import carry  # loads torch
+
             carry(source, partial_target, config=False, grown=False)
             (partial_target / "config.json").write_text(to_json(config))
             partial_target.replace(target)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hyperclone.io.streaming import Progress
     from hyperclone.planning.plan import Plan, TensorPlan
     from hyperclone.planning.proposals import Proposals
+    from hyperclone.proof.behavioral import Behavior
     from hyperclone.proof.proof import Proof
 
 _STAGES = {
@@ -193,7 +194,7 @@ def proof_table(proof: Proof) -> RenderableType:
             ]
             what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
             table.add_row(what, str(m.positions), *figures, style=None if m.passed else "red")
-        parts += [table, Text(_LOGITS_LEGEND, style="dim")]
+        parts += [table, Text(_LOGITS_LEGEND, style="dim"), Text(_tokens_compared(behavior))]
         for m in behavior.measured:
             if m.perplexity:
                 source, grown = m.perplexity
@@ -209,6 +210,16 @@ def proof_table(proof: Proof) -> RenderableType:
     if len(failures) > 20:
         parts.append(Text(f"... and {len(failures) - 20} more", style="red"))
     return Group(*parts)
+
+
+def _tokens_compared(behavior: Behavior) -> str:
+    """How many tokens of which type."""
+    tokens: dict[str, int] = {}
+    for m in behavior.measured:
+        tokens[m.dtype] = tokens.get(m.dtype, 0) + m.positions
+    counts = " and ".join(f"{count} in {_SHORT.get(dtype, dtype)}" for dtype, count in tokens.items())
+    slow = _SHORT.get(behavior.slow, behavior.slow)
+    return f"tokens compared: {counts}" + (f"; fewer in {slow}, in which this processor is slow" if slow else "")
 
 
 def continuations(proof: Proof) -> RenderableType | None:
