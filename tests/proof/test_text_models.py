@@ -58,8 +58,32 @@ WHOLES: dict[str, tuple[str, dict[str, Any]]] = {
     "llava": ("llava", {
         "text_config": {**_TEXT, "model_type": "llama"}, "vision_config": _CLIP, "image_token_index": 290,
     }),
+    "llama4": ("llama4", {
+        "text_config": {**_TEXT, "num_local_experts": 4, "num_experts_per_tok": 1, "attention_chunk_size": 8,
+                        "intermediate_size_mlp": 40, "moe_layers": [1], "no_rope_layers": [1, 0]},
+        "vision_config": {**_SEES, "intermediate_size": 64, "vision_output_dim": 32, "projector_input_dim": 32,
+                          "projector_output_dim": 32}, "image_token_index": 290,
+    }),
+    "qwen3_vl_moe": ("qwen3_vl_moe", {
+        "text_config": {**_QWEN_TEXT, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+        "vision_config": {**_QWEN_SEES, "deepstack_visual_indexes": [0]}, **_QWEN_IDS,
+    }),
+    "aya_vision": ("aya_vision", {
+        "text_config": {**_TEXT, "model_type": "cohere2"}, "image_token_index": 290,
+        "vision_config": {**_SEES, "model_type": "siglip_vision_model"},
+    }),
+    "granite-vision": ("llava_next", {
+        "text_config": {**_TEXT, "model_type": "granite", "logits_scaling": 4.0}, "vision_config": _CLIP,
+        "image_token_index": 290,
+    }),
+    "paligemma": ("paligemma", {
+        "text_config": {**_TEXT, "model_type": "gemma"}, "projection_dim": 32, "image_token_index": 290,
+        "vision_config": {**_SEES, "model_type": "siglip_vision_model", "projection_dim": 32},
+    }),
 }  # fmt: skip
-OTHERS = ("qwen3_vl", "mistral3", "llava")
+OTHERS = ("qwen3_vl", "mistral3", "llava", "qwen3_vl_moe")
+# What transformers multiplies the logits of the text model by, and not those of the whole; None: the whole fails.
+ALONE = {"llama4": None, "aya_vision": 0.0625, "granite-vision": 0.25}
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +105,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return get
 
 
-def distance(grown: Path, source: Path) -> float:
-    """Of the grown text model's logits from those of the whole, as transformers loads both."""
+def distance(grown: Path, source: Path, factor: float = 1.0) -> float:
+    """Of the grown text model's logits from those of the whole (times a factor), as transformers loads both."""
     from transformers import AutoModelForImageTextToText
 
     with quiet():
@@ -92,7 +116,7 @@ def distance(grown: Path, source: Path) -> float:
     text, problems = load_model(grown, torch.float32)
     assert not problems
     with torch.inference_mode():
-        expected = model.eval()(ids, use_cache=False).logits
+        expected = factor * model.eval()(ids, use_cache=False).logits
         return float((text(ids, use_cache=False).logits - expected).norm() / expected.norm())
 
 
@@ -114,6 +138,44 @@ def test_the_text_model_is_grown_on_its_own_and_proved_against_the_whole(
     assert "vision_config" not in config
     assert config["architectures"] == [type(load_model(done.path, torch.float32)[0]).__name__]
     assert hyperclone.plan(source, TWICE, text_model=True).tensors == done.plan.tensors
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n != "llama4" else n for n in ALONE])
+def test_a_whole_that_transformers_runs_otherwise_is_proved_against_its_text_model_alone(
+    name: str, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = hyperclone.grow(whole(name), tmp_path / "grown", TWICE, text_model=True)
+    assert done.proof is not None
+    assert done.proof.passed
+    assert done.proof.behavior is not None
+    assert len(done.proof.behavior.measured) == 5
+    [note] = [note for note in done.plan.notes if "on its own" in note]
+    assert "proved against that text model alone" in note
+    assert hyperclone.verify(whole(name), done.path).passed
+    if (factor := ALONE[name]) is not None:
+        assert distance(done.path, whole(name), factor) < SAME
+
+
+@pytest.mark.slow
+def test_a_text_model_that_attends_in_both_directions_is_compared_without_a_cache(
+    whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = hyperclone.grow(whole("paligemma"), tmp_path / "grown", TWICE, text_model=True)
+    assert done.proof is not None
+    assert done.proof.behavior is not None
+    assert {m.what for m in done.proof.behavior.measured} == {
+        "real text", "random tokens", "left padding", "right padding",
+    }  # fmt: skip
+    assert any("both directions" in reason for reason in done.proof.behavior.skipped)
+    assert distance(done.path, whole("paligemma")) < SAME
+
+
+def test_the_classes_are_those_of_transformers() -> None:
+    """Of every family that may stand in a whole."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    classes = text_models._table()["classes"]
+    assert classes == {kind: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] for kind in classes}
 
 
 def test_verify_knows_a_text_model_without_a_receipt_as_well(whole: Callable[[str], Path], tmp_path: Path) -> None:

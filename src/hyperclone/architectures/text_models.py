@@ -29,6 +29,16 @@ def has_text_model(config: Mapping[str, Any]) -> bool:
     return str(config.get("model_type")) in _table()["types"] and isinstance(config.get("vision_config"), dict)
 
 
+def difference(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    """What unmodified transformers does in a whole on text, if that is not what its text model does; else "".
+
+    Args:
+        config, text: of the whole, and of the text model as a causal language model.
+    """
+    kinds = [str(one.get("model_type")) for one in (config, text)]
+    return next((str(_table()["differs"][kind]) for kind in kinds if kind in _table()["differs"]), "")
+
+
 def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, Any]:
     """The config of the text model as a causal language model of its own.
 
@@ -71,7 +81,7 @@ def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, An
 def _as_causal(kind: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(type, fields) of a text model under the type that computes the same on text."""
     defaults = dict(_table()["becomes"][kind])
-    kind, result = str(defaults.pop("type")), dict(fields)
+    kind, result = str(defaults.pop("type")), {**fields, **defaults.pop("always", {})}
     for name in _ROPE:
         if isinstance(rope := result.get(name), dict):
             rope = {key: value for key, value in rope.items() if not key.startswith("mrope_")}

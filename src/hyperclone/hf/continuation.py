@@ -81,8 +81,8 @@ def foreseen(model: Runnable, prompt: Tensor, start: Continuation, expected: Ten
         steps: length of the continuation.
     """
     if not _can_follow(start.cache):
-        [whole_continuation] = model.run([partial(extend, model.module, prompt, steps)])
-        return whole_continuation
+        done: Continuation = model.run([partial(extend, model.module, prompt, steps)])[0]
+        return done
     whole, caches = torch.cat([prompt, expected]), [start.cache]
     calls: list[Callable[[], Continuation]] = []
     for length in range(len(prompt) + 1, len(prompt) + min(steps, len(expected) + 1)):

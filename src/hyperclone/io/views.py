@@ -75,7 +75,7 @@ def _text_view(config: dict[str, Any], entries: Mapping[str, Entry], user_family
         text_config,
         text,
         (*([note] if note else []), _note_on_text_model(config, text_config, others)),
-        as_found=not note,
+        as_found=not note and not text_models.difference(config, text_config),
         left_out=sum(entry.nbytes for entry in others.values()),
         placeholders=frozenset(placeholders),
     )
@@ -91,10 +91,13 @@ def _note_on_text_model(
         f"{name} ({len(group)} tensor{'s' if len(group) > 1 else ''}, {human_bytes(sum(e.nbytes for e in group))})"
         for name, group in groups.items()
     )
+    difference = text_models.difference(config, text_config)
     return (
         f"The text model of this {config.get('model_type')} is grown on its own, as a {text_config['model_type']}. "
         f"Left out: {left_out or 'nothing'}."
-    )
+        + (f" It is proved against that text model alone, since on text transformers {difference} in the whole."
+           if difference else "")
+    )  # fmt: skip
 
 
 def _without_wrappers(entries: Mapping[str, Entry], family: Family | None) -> tuple[dict[str, Entry], str]:
