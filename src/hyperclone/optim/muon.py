@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
         if other := [shape for shape in shapes if len(shape) not in (2, 3)]:
             raise OptionError("Muon trains matrices, and experts of several matrices", field="params", found=other[0],
                               expected="2 or 3 dimensions",
-                              cure='param_groups(model, optimizer="muon") has those, part="rest" the others')  # fmt: skip
+                              cure='take the groups of param_groups(model, optimizer="muon")')  # fmt: skip
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

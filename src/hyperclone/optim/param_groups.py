@@ -130,7 +130,7 @@ def _muon_of_fused(
     planned = {tensor.name: tensor for tensor in plan.tensors}
     maps = parameter_maps.parameter_maps(model, name, parameter.shape, planned, plan)
     if maps is None:
-        raise GrowthError("Muon's settings of a fused parameter are not known", tensor=name, found=", ".join(stored[:3]),
+        raise GrowthError("Muon's settings of this parameter are not known", tensor=name, found=", ".join(stored[:3]),
                           cure='train it by an AdamW with the groups of param_groups(model, part="all")')  # fmt: skip
     old, new = [copies.old for copies in maps[-2:]], parameter.shape[-2:]
     return {adjust: scaling_rule.muon(entry["s"], entry["r"], old, new, adjust) for adjust in ADJUSTMENTS}

@@ -41,10 +41,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
-
 from hyperclone.hf import parameter_names
-from hyperclone.optim.parameter_maps import parameter_maps
 from hyperclone.optim.param_groups import param_groups
+from hyperclone.optim.parameter_maps import parameter_maps
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import LrRule
