@@ -94,7 +94,7 @@ def test_every_expert_steps_as_with_a_muon_of_its_own_from_torch(
         single.grad = stacked.grad[0].clone()
         for expert, gradient in zip(alone, stacked.grad, strict=True):
             expert.grad = gradient.clone()
-        ours.step()
+        ours.step()  # type: ignore[no-untyped-call]  # torch does not annotate what wraps it
         theirs.step()
     # Both iterate in bf16, in which a step of 0.1 times at most 2 is off by a hundredth.
     assert torch.allclose(stacked - start, torch.stack(list(alone)) - start, rtol=0.02, atol=0.02)
