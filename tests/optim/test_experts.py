@@ -87,14 +87,15 @@ def test_every_expert_steps_as_with_a_muon_of_its_own_from_torch(
     stacked, single = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start[0].clone())
     alone = [torch.nn.Parameter(expert.clone()) for expert in start]
     options: dict[str, Any] = {"lr": 0.1, "nesterov": nesterov, "adjust_lr_fn": adjust}
-    ours, theirs = hyperclone.Muon([stacked, single], **options), torch.optim.Muon(alone, **options)
+    ours: torch.optim.Optimizer = hyperclone.Muon([stacked, single], **options)
+    theirs = torch.optim.Muon(alone, **options)
     assert {k: v for k, v in ours.defaults.items() if k in theirs.defaults} == theirs.defaults
     for _ in range(5):
         stacked.grad = torch.randn(3, *shape, generator=draw) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
         single.grad = stacked.grad[0].clone()
         for expert, gradient in zip(alone, stacked.grad, strict=True):
             expert.grad = gradient.clone()
-        ours.step()  # type: ignore[no-untyped-call]  # torch does not annotate what wraps it
+        ours.step()
         theirs.step()
     # Both iterate in bf16, in which a step of 0.1 times at most 2 is off by a hundredth.
     assert torch.allclose(stacked - start, torch.stack(list(alone)) - start, rtol=0.02, atol=0.02)
