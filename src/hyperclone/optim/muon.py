@@ -59,17 +59,17 @@ class Muon(torch.optim.Optimizer):
                               expected="2 or 3 dimensions",
                               cure='take the groups of param_groups(model, optimizer="muon")')  # fmt: skip
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._advance(parameter, parameter.grad, group)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._advance(parameter, parameter.grad, group)
         return loss
 
     def _advance(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
