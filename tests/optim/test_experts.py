@@ -88,7 +88,7 @@ def test_every_expert_steps_as_with_a_muon_of_its_own_from_torch(
     alone = [torch.nn.Parameter(expert.clone()) for expert in start]
     options: dict[str, Any] = {"lr": 0.1, "nesterov": nesterov, "adjust_lr_fn": adjust}
     ours: torch.optim.Optimizer = hyperclone.Muon([stacked, single], **options)
-    theirs = torch.optim.Muon(alone, **options)
+    theirs: torch.optim.Optimizer = torch.optim.Muon(alone, **options)
     assert {k: v for k, v in ours.defaults.items() if k in theirs.defaults} == theirs.defaults
     for _ in range(5):
         stacked.grad = torch.randn(3, *shape, generator=draw) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
