@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hyperclone.errors import HypercloneError as HypercloneError
     from hyperclone.evaluation.evaluate import evaluate as evaluate
     from hyperclone.optim.load_state import load_state as load_state
+    from hyperclone.optim.muon import Muon as Muon
     from hyperclone.optim.param_groups import param_groups as param_groups
     from hyperclone.optim.rotated_adamw import rotated_adamw as rotated_adamw
     from hyperclone.planning.growth import Growth as Growth
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Growth": "planning.growth",
     "HypercloneError": "errors",
+    "Muon": "optim.muon",
     "Proof": "proof.proof",
     "Training": "training.config",
     "collapse": "conversion.collapse",

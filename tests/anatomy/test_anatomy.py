@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import hyperclone
 from hyperclone import Growth
@@ -20,6 +21,8 @@ from hyperclone.anatomy.weights import compare_copies, spectrum
 from hyperclone.conversion.provenance import plan_of_directory
 from hyperclone.errors import HypercloneError
 from hyperclone.expansion import copy_map
+from hyperclone.hf.models import load_model
+from hyperclone.training.anatomy_callback import measure_model
 from tests.helpers.models import build, save_tokenizer
 
 ModelDir = Callable[..., Path]
@@ -360,3 +363,31 @@ def test_from_the_command_line(
         code, _, err = command(capsys, monkeypatch, "anatomy", directory, *arguments)
         assert code == 2
         assert words in err
+
+
+@pytest.mark.parametrize("name", ["granitemoe", "gpt_oss"])
+def test_experts_in_one_tensor_are_measured_one_by_one(name: str, model_dir: ModelDir, tmp_path: Path) -> None:
+    directory = grown(model_dir, tmp_path / "grown", Growth(width=2), name)
+    anatomy = hyperclone.examine(directory, against=model_dir(name), spectra="all", activations=False)
+    weights, source = load_file(directory / "model.safetensors"), load_file(model_dir(name) / "model.safetensors")
+    stacked = {key for key, weight in weights.items() if weight.dim() == 3}
+    measured = {tensor.name: tensor for tensor in anatomy.tensors if tensor.name.endswith("]")}
+    assert measured.keys() == {f"{key}[{expert}]" for key in stacked for expert in range(4)}
+    for key in stacked:
+        # A Conv1D's columns are outputs (gpt-oss), in which gate and up take turns.
+        matrix, small = (w[key][2] if name == "granitemoe" else w[key][2].T for w in (weights, source))
+        found = measured[f"{key}[2]"]
+        assert found.layer in (0, 1)
+        assert "[" not in found.kind
+        assert found.shape == tuple(weights[key].shape[1:])
+        columns = copy_map.axis(small.shape[1], matrix.shape[1])
+        assert found.read is not None
+        assert found.spectrum is not None
+        assert found.source_spectrum is not None
+        assert found.input_symmetry == pytest.approx(by_hand(matrix.double().numpy(), columns)[0], rel=1e-5)
+        for spectrum_, of in ((found.spectrum, matrix), (found.source_spectrum, small)):
+            values = np.linalg.svd(of.double().numpy(), compute_uv=False)
+            assert spectrum_.stable_rank == pytest.approx((values**2).sum() / values[0] ** 2, rel=1e-5)
+    model, _ = load_model(directory, torch.float32)
+    in_memory = {t.name: t for t in measure_model(model, tensors="*moe*" if name == "granitemoe" else "*experts*")}
+    assert {name: in_memory[name].read for name in measured} == {name: t.read for name, t in measured.items()}

@@ -198,7 +198,8 @@ HOSTILE = [
     "~a",
     "-a",
     "+a",
-    "a if b else c",
+    "a if b",
+    "a if b else c()",  # also where it would not be reached
     "[x for x in a]",
     "[1, 2]",
     "(1, 2)",
@@ -236,6 +237,14 @@ HOSTILE = [
     "a" + " + a" * 20000,
     "9" * 5000,
 ]
+
+
+def test_a_condition_chooses_between_two_values() -> None:
+    text = "a / 2 if b else a + 1"
+    assert [evaluate(text, {"a": 4, "b": value}) for value in (True, False, None, 1)] == [2, 5, 5, 2]
+    assert evaluate("a if c == 1 else a / c if c == 2 else 7", {"a": 3, "c": 1}) == 3  # what is not chosen may fail
+    assert names("a if b else c") == ("a", "b", "c")
+    assert lead_field("a if b else c") is None
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:20]))

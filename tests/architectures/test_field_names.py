@@ -26,7 +26,7 @@ _NO_ALIAS = {
     "sliding_window_pattern", "partial_rotary_factor", "layer_types", "full_attention_interval",
     "first_k_dense_replace", "moe_layer_freq", "global_attn_every_n_layers",
     "hybrid_override_pattern", "mtp_hybrid_override_pattern",
-    "q_head_dim", "head_dim", "rope_scaling",
+    "q_head_dim", "head_dim", "rope_scaling", "sliding_window_size",
 }  # fmt: skip
 # Other names that constructors take, of which the class has no table.
 _TAKEN = {

@@ -79,6 +79,8 @@ def test_key_value_heads_are_told_from_sizes_that_change_alike(model_type: str, 
         "olmo2",
         "phi3-grouped-tied",
         "mixtral",
+        "granitemoe",
+        "gpt_oss",
     ],
 )
 def test_from_the_config_alone_a_draft_says_what_the_shipped_file_says(

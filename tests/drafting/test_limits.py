@@ -92,7 +92,7 @@ def test_latent_attention_is_named_by_draft(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "model_type",
     ["deepseek_v32", "kimi_linear", "bart", "zamba", "zamba2", "olmo_hybrid", "lara_mini", "mamba", "mamba2",
-     "falcon_mamba", "recurrent_gemma"],
+     "falcon_mamba", "recurrent_gemma", "ctrl", "xglm"],
 )  # fmt: skip
 def test_plan_sends_nobody_to_a_draft_that_cannot_work(model_type: str, tmp_path: Path) -> None:
     from transformers import AutoConfig

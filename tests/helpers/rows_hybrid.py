@@ -37,6 +37,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
          "attn_layer_offset": 1},
     ),
     "lfm2": ("lfm2", {**TIED, **_CONV, "block_auto_adjust_ff_dim": False}),
+    # 2/3 of 50, rounded down, are 33, and a multiple of 8 is 40.
+    "lfm2-rounded": ("lfm2", {**TIED, **_CONV, "intermediate_size": 50, "block_multiple_of": 8}),
     "lfm2_moe": ("lfm2_moe", {**TIED, **_CONV, **_EXPERTS, "num_dense_layers": 1}),
     "lfm3": ("lfm3", {**TIED, **_CONV, "head_dim": 8, "conv_bias": True}),
     "minimax": ("minimax", {**UNTIED, **_LINEAR, "head_dim": 8, "num_local_experts": 4, "block_size": 8}),

@@ -62,6 +62,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mellum": ("mellum", {**UNTIED, **_EXPERTS, **_WINDOW, "head_dim": 8}),
     "minicpm3": ("minicpm3", {**TIED, **_LATENT, "v_head_dim": None, "dim_model_base": 16}),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        {**UNTIED, **_ROUTED, **_SPARSE, **_WINDOWS, "n_group": 1, "head_dim": 12, "v_head_dim": 8,
+         "num_key_value_heads": 2, "attention_bias": True},
+    ),
+    "mimo_v2_flash-tied": (
+        "mimo_v2_flash",
+        {**TIED, **_ROUTED, **_SPARSE, **_WINDOWS, "n_group": 1, "head_dim": 12, "v_head_dim": 8,
+         "num_key_value_heads": 1},
+    ),
     "minimax_m2": ("minimax_m2", {**UNTIED, **_LOCAL, "head_dim": 8, "rotary_dim": 4}),
     "phimoe": ("phimoe", {**UNTIED, **_LOCAL, "attention_bias": True, "lm_head_bias": True}),
     "phimoe-tied": ("phimoe", {**TIED, **_LOCAL, "lm_head_bias": True}),

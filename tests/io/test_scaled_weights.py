@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.scaled_weights import scaled_entries
 from hyperclone.io.tensor_files import TensorFiles, read_header
 from hyperclone.proof.behavioral import prove_behavior
+from tests.helpers.edits import edit_json
 
 ModelDir = Callable[..., Path]
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
@@ -165,3 +167,101 @@ def test_a_block_size_is_two_positive_numbers(size: object, fp8_model: Path) -> 
     (fp8_model / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="not a size of blocks"):
         hyperclone.plan(fp8_model, Growth(width=2, dtype="bf16"))
+
+
+def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
+    """A quantization_config as compressed-tensors writes it (its public documentation; package 0.20)."""
+    group = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": strategy, **weights}
+    return {
+        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": group, "input_activations": None}},
+        "ignore": ["lm_head"], "kv_cache_scheme": None, "sparsity_config": {}, "transform_config": {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "shape"),
+    [
+        ("tensor", {}, (1,)),
+        ("tensor", {}, ()),
+        ("channel", {}, (48, 1)),
+        ("channel", {}, (48,)),
+        ("block", {"block_structure": [16, 8]}, (3, 4)),
+        ("block", {"block_structure": "16x8"}, (3, 4)),
+        ("group", {"group_size": 8}, (48, 4)),
+    ],
+)
+def test_fp8_of_compressed_tensors_is_each_number_times_its_scale(
+    strategy: str, options: dict[str, Any], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    numbers = torch.randn(48, 32, generator=draw).to(torch.float8_e4m3fn)
+    scales = (torch.rand(shape, generator=draw) + 0.5).bfloat16()
+    tensors = {
+        "a.weight": numbers,
+        "a.weight_scale": scales,
+        "a.input_scale": torch.ones(1),
+        "b.k_scale": torch.ones(1),
+    }
+    files = stored(tensors, compressed(strategy, **options), tmp_path)
+    grid = scales.float().reshape(shape if len(shape) == 2 else (-1, 1))
+    expected = torch.tensor([
+        [float(numbers[i, j]) * float(grid[i * grid.shape[0] // 48, j * grid.shape[1] // 32]) for j in range(32)]
+        for i in range(48)
+    ])  # fmt: skip
+    assert list(files.entries) == ["a.weight"]
+    assert files.read("a.weight").equal(expected)
+    assert files.read("a.weight", 15, 18).equal(expected[15:18])
+
+
+@pytest.mark.parametrize("strategy", ["channel", "block"])
+def test_an_fp8_model_of_compressed_tensors_grows_and_is_proved_without_that_package(
+    strategy: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = shutil.copytree(model_dir("llama-grouped-tied"), tmp_path / "source")
+    dense = load_file(source / "model.safetensors")
+    tensors = dict(dense)
+    for name in [name for name in dense if "proj" in name]:
+        block = (1, dense[name].shape[1]) if strategy == "channel" else (16, 8)
+        tensors[name], tensors[f"{name}_scale"] = fp8_numbers(dense[name], block)
+        rows, columns = torch.arange(dense[name].shape[0]) // block[0], torch.arange(dense[name].shape[1]) // block[1]
+        dense[name] = tensors[name].float() * tensors[f"{name}_scale"][rows][:, columns]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    edit_json(source / "config.json", quantization_config=compressed(strategy, block_structure=[16, 8]))
+    with pytest.raises(GrowthError, match="--dtype"):
+        hyperclone.plan(source, Growth(width=2))
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2, dtype="fp32"))
+    assert done.proof is not None
+    assert done.proof.passed
+    assert done.proof.behavior is not None
+    assert {m.what for m in done.proof.behavior.measured} >= {"random tokens", "KV cache"}
+    assert any("compressed-tensors" in note for note in done.plan.notes)
+    assert "quantization_config" not in json.loads((done.path / "config.json").read_text())
+    assert hyperclone.verify(source, done.path).passed
+    hyperclone.collapse(done.path, tmp_path / "back")
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert back.keys() == dense.keys()
+    assert all(back[name].equal(dense[name]) for name in dense)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        compressed("channel", type="int"),
+        compressed("group", num_bits=4, group_size=32),
+        {**compressed("channel"), "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}},
+        {**compressed("channel"), "sparsity_config": {"format": "sparse-24-bitmask"}},
+        {**compressed("channel"), "config_groups": None},
+    ],
+)
+def test_other_formats_of_compressed_tensors_are_refused(method: dict[str, Any], fp8_model: Path) -> None:
+    edit_json(fp8_model / "config.json", quantization_config=method)
+    with pytest.raises(CheckpointError, match="quantized checkpoints cannot be grown") as caught:
+        hyperclone.plan(fp8_model, Growth(width=2, dtype="fp32"))
+    assert "grow the original bf16" in caught.value.details["cure"]
+
+
+def test_scales_of_compressed_tensors_that_fit_no_group_are_refused(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.zeros(48, 32).to(torch.float8_e4m3fn), "a.weight_scale": torch.ones(5, 4)}
+    with pytest.raises(CheckpointError, match="scales do not fit"):
+        stored(tensors, compressed("block", block_structure=[16, 8]), tmp_path)

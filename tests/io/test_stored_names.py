@@ -143,6 +143,15 @@ def test_of_a_tied_model_the_head_may_be_stored_instead_of_the_embedding(
     grown = hyperclone.grow(source, tmp_path / "grown", growth_of(name), proof="structural")
     assert unmodified.distance(grown.path, model_dir(name)) < unmodified.SAME
     assert hyperclone.verify(source, grown.path, proof="structural").passed
+    [note] = [note for note in grown.plan.notes if "stores the head" in note]
+    assert f"({tie.head})" in note
+    assert f"store the embedding ({tie.embedding})" in note
+    assert not any("stores the head" in note for note in hyperclone.plan(model_dir(name), growth_of(name)).notes)
+    if name == "llama-grouped-tied":
+        hyperclone.collapse(grown.path, tmp_path / "back")
+        back = stored(tmp_path / "back")
+        assert back.keys() == stored(model_dir(name)).keys()
+        assert back[tie.embedding].equal(stored(source)[tie.head])
 
 
 BUFFERS: dict[str, tuple[str, Any]] = {

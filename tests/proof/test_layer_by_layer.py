@@ -46,6 +46,8 @@ def both_ways(source: Path, grown: Path, plan: Plan) -> tuple[Behavior, Behavior
         ("opt", torch.float32, Growth(width=2, dtype="bf16")),
         ("gpt2-tied", torch.float32, Growth(width=3)),
         ("olmo2", torch.float32, Growth(width=2)),
+        ("granitemoehybrid", torch.float32, Growth(layers="2x")),
+        ("falcon_h1", torch.float32, Growth(width=2, layers="2x", allow_rounding=True)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -157,7 +157,8 @@ def _answers(path: Path, rounded_to: torch.dtype = torch.float64, moved: float =
             )
         ids = torch.randint(3, model.config.vocab_size, (2, 13), generator=torch.Generator().manual_seed(2))
         plain = model(input_ids=ids[:, :12], use_cache=True)
-        cached = model(input_ids=ids[:, 12:], past_key_values=plain.past_key_values, use_cache=True)
+        cache = getattr(plain, "past_key_values", None)  # GPT-1's class has none: it sees all tokens again
+        cached = model(input_ids=ids if cache is None else ids[:, 12:], past_key_values=cache, use_cache=True)
         mask = torch.ones(2, 12, dtype=torch.long)
         mask[0, :5] = 0
         padded = model(input_ids=ids[:, :12], attention_mask=mask, use_cache=False).logits[mask.bool()]

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.anatomy.locked import grown_axes, locked_axes
+from hyperclone.anatomy.matrices import matrices, place
 from hyperclone.anatomy.weights import CopyComparison, Spectrum, compare_copies, mean, spectrum
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import indices
@@ -43,7 +44,7 @@ class TensorAnatomy:
     """The anatomy of one matrix.
 
     Attributes:
-        name: on disk.
+        name: on disk; of an expert in a tensor of many, with its number: down_proj[3].
         layer: its number; None outside of layers.
         kind: the name without its layer.
         shape: as stored.
@@ -193,20 +194,21 @@ def examine(
     depth = len(plan.layers)
     chosen = choose_layers(depth, layers)
     picked = [
-        t for t in plan.tensors
-        if len(t.shape) == 2 and fnmatchcase(t.name, tensors) and (position(t, plan)[0] in (None, *chosen))
+        matrix for t in plan.tensors
+        if fnmatchcase(t.name, tensors) and (position(t, plan)[0] in (None, *chosen)) for matrix in matrices(t)
     ]  # fmt: skip
     if not picked:
         raise GrowthError("no tensor of the chosen layers matches", field="tensors", found=tensors)
-    meter = Meter("anatomy", sum(output.entries[t.name].nbytes for t in picked), progress)
+    meter = Meter("anatomy", sum(t.nbytes for t in picked), progress)
     with_spectra, skipped = _with_spectra(picked, plan, chosen, spectra)
     measured = []
     for tensor in picked:
-        anatomy = measure(output.read(tensor.name), tensor, plan, ranks=tensor.name in with_spectra)
+        name, expert = place(tensor.name)
+        anatomy = measure(_read(output, name, expert), tensor, plan, ranks=tensor.name in with_spectra)
         if tensor.name in with_spectra and source is not None and not tensor.init_std:
-            anatomy = replace(anatomy, source_spectrum=spectrum(source.read(tensor.source)))
+            anatomy = replace(anatomy, source_spectrum=spectrum(_read(source, tensor.source, expert)))
         measured.append(anatomy)
-        meter.add(output.entries[tensor.name].nbytes)
+        meter.add(tensor.nbytes)
     active: dict[str, CopyComparison] = {}
     text = "not measured: --no-activations"
     if activations:
@@ -225,6 +227,11 @@ def examine(
         dropout=bool(dropout(plan.family, output.config)),
         notes=notes,
     )
+
+
+def _read(model: Checkpoint, name: str, expert: int | None) -> torch.Tensor:
+    """A stored matrix, or that of one expert in a tensor of many."""
+    return model.read(name) if expert is None else model.read(name, expert, expert + 1)[0]
 
 
 def _check_shapes(plan: Plan, output: Checkpoint, source: Checkpoint | None) -> None:
@@ -262,11 +269,12 @@ def measure(stored: torch.Tensor, tensor: TensorPlan, plan: Plan, *, ranks: bool
 
 def position(tensor: TensorPlan, plan: Plan) -> tuple[int | None, str]:
     """(layer, kind) of a tensor: model.layers.3.mlp.up_proj.weight is (3, mlp.up_proj)."""
+    name, _ = place(tensor.name)
     for line in plan.family.lines:
-        if (numbers := indices(line.pattern, tensor.name)) is not None:
+        if (numbers := indices(line.pattern, name)) is not None:
             kind = line.pattern.rpartition("{i}.")[2] if "i" in numbers else line.pattern.removeprefix("model.")
             return int(numbers["i"]) if "i" in numbers else None, re.sub(r"\.weight$", "", kind).replace("{e}", "*")
-    return None, tensor.name.removesuffix(".weight")  # an untied head
+    return None, name.removesuffix(".weight")  # an untied head
 
 
 def choose_layers(depth: int, wanted: str | None) -> tuple[int, ...]:

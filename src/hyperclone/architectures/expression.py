@@ -2,7 +2,7 @@
 
 `a | b` is a, or b where the config leaves a out (or null). Division must come out whole; `a % b` is the remainder.
 `a in b` asks whether b, a list, holds a; a list that is left out is empty. `a.b` is field b of the table a, and `a[b]`
-entry b of the list a; either is null where there is none.
+entry b of the list a; either is null where there is none. `a if c else b` is a where c holds, else b.
 Expressions are parsed by Python's parser and evaluated over its syntax tree, without calls; what is outside the
 language is refused before anything is computed.
 """
@@ -38,7 +38,9 @@ def _tree(text: str) -> ast.expr:
 def _inside(node: ast.expr) -> bool:
     """Whether a node is of the language, its children aside."""
     match node:
-        case ast.Constant(value=int() | float() | str() | None) | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
+        case (
+            ast.Constant(value=int() | float() | str() | None) | ast.BoolOp() | ast.UnaryOp(op=ast.Not()) | ast.IfExp()
+        ):
             return True
         case ast.Name() | ast.Attribute(value=ast.Name()) | ast.Subscript(value=ast.Name(), slice=ast.Name()):
             return True
@@ -125,6 +127,8 @@ def evaluate(text: str, fields: Mapping[str, Any]) -> Value:
                 return all(bool(visit(value)) for value in values)
             case ast.BoolOp(op=ast.Or(), values=values):
                 return any(bool(visit(value)) for value in values)
+            case ast.IfExp(test=condition, body=left, orelse=right):
+                return visit(left) if visit(condition) else visit(right)
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return not visit(operand)
             case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):

@@ -91,10 +91,19 @@ def full_names(config: Mapping[str, Any], stored: Mapping[str, T], family: Famil
     named = {_full_name(name, family.prefix, patterns): value for name, value in stored.items()}
     if len(named) < len(stored):
         return dict(stored)
-    tie = family.tie if family.tied(config) else None
-    if tie is not None and tie.head in named and tie.embedding not in named:
-        return {tie.embedding if name == tie.head else name: value for name, value in named.items()}
-    return named
+    if lone_head(config, stored, family) is None:
+        return named
+    assert family.tie is not None
+    return {family.tie.embedding if name == family.tie.head else name: value for name, value in named.items()}
+
+
+def lone_head(config: Mapping[str, Any], stored: Collection[str], family: Family | None) -> str | None:
+    """The stored name of a tied head whose embedding is not stored; None if there is no such head."""
+    if family is None or family.tie is None or not family.tied(config):
+        return None
+    patterns = _patterns(family)
+    names = {_full_name(name, family.prefix, patterns): name for name in stored}
+    return None if family.tie.embedding in names else names.get(family.tie.head)
 
 
 def lacks_prefix(stored: Collection[str], family: Family | None) -> bool:

@@ -29,6 +29,24 @@ def has_text_model(config: Mapping[str, Any]) -> bool:
     return str(config.get("model_type")) in _table()["types"] and isinstance(config.get("vision_config"), dict)
 
 
+def difference(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
+    """What unmodified transformers does in a whole on text, if that is not what its text model does; else "".
+
+    Args:
+        config, text: of the whole, and of the text model as a causal language model.
+    """
+    whole, kind = (str(one.get("model_type")) for one in (config, text))
+    unread = [
+        field
+        for field, rule in _table()["logits"].items()
+        if kind in rule["types"] and whole not in rule["read_by"]
+        and text.get(field, rule["defaults"].get(kind, rule.get("neutral"))) != rule.get("neutral")
+    ]  # fmt: skip
+    if unread:
+        return f"does not apply {' and '.join(unread)} to the logits"
+    return str(_table()["differs"].get(whole, ""))
+
+
 def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, Any]:
     """The config of the text model as a causal language model of its own.
 
@@ -59,7 +77,7 @@ def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, An
     inherited = {name: config[name] for name in _INHERITED if name in config and name not in own}
     if not any(own.get(name) for name in _DTYPES):
         inherited |= {name: config[name] for name in _DTYPES if name in config}
-    fields = {**inherited, **own, **unread_logit_fields(config, kind, own)}
+    fields = {**inherited, **own}
     if kind in _table()["becomes"]:
         kind, fields = _as_causal(kind, fields)
     said = [c[_TIE] for c in (config, own) if isinstance(c.get(_TIE), bool)]
@@ -68,27 +86,10 @@ def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, An
     return {**({"architectures": [named]} if named else {}), **fields, "model_type": kind, _TIE: tied}
 
 
-def unread_logit_fields(config: Mapping[str, Any], kind: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that scale or cap logits of the text model alone, and not of the whole: values that change nothing.
-
-    Args:
-        config: of the whole.
-        kind, own: the text model's type and fields.
-    """
-    return {
-        field: rule.get("changes_nothing")
-        for field, rule in _table()["logits"].items()
-        if kind in rule["types"]
-        and config.get("model_type") not in rule["read_by"]
-        and own.get(field, rule["defaults"].get(kind, rule.get("changes_nothing"))) != rule.get("changes_nothing")
-    }
-
-
 def _as_causal(kind: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(type, fields) of a text model under the type that computes the same on text."""
     defaults = dict(_table()["becomes"][kind])
-    result = {**fields, **_table()["always"].get(kind, {})}
-    kind = str(defaults.pop("type"))
+    kind, result = str(defaults.pop("type")), {**fields, **defaults.pop("always", {})}
     for name in _ROPE:
         if isinstance(rope := result.get(name), dict):
             rope = {key: value for key, value in rope.items() if not key.startswith("mrope_")}

@@ -22,6 +22,7 @@ from hyperclone.io.files import exists, read_json
 from hyperclone.io.hub import Headers
 from hyperclone.planning import planner, scaling_rule
 from hyperclone.planning.growth import Growth
+from hyperclone.planning.plan import TensorPlan
 from hyperclone.units import is_finite
 from hyperclone.version import __version__
 
@@ -132,10 +133,15 @@ def _versions() -> dict[str, str]:
 def parameter_settings(plan: Plan) -> dict[str, dict[str, Any]]:
     """For every output tensor, the settings of every optimizer relative to the source's, as plain numbers."""
     return {
-        t.name: scaling_rule.record(t.scale, t.gradient, t.source_shape, t.shape,
-                           hidden=len(t.shape) == 2 and t.layout.reads is not None and "vocab" not in t.layout.axes)
+        t.name: scaling_rule.record(t.scale, t.gradient, t.source_shape, t.shape, hidden=_is_hidden(t))
         for t in plan.tensors
     }  # fmt: skip
+
+
+def _is_hidden(tensor: TensorPlan) -> bool:
+    """Whether a tensor is a matrix in the blocks, or one for each expert."""
+    layout = tensor.layout
+    return len(tensor.shape) in (2, 3) and layout.reads is not None and "vocab" not in layout.axes
 
 
 def config_field(plan: Plan) -> dict[str, Any]:

@@ -193,8 +193,14 @@ class TensorLayouts:
 
     @property
     def complete(self) -> bool:
-        """Whether a layout line can describe it: one or two dimensions, each with a candidate."""
-        return 1 <= len(self.dims) <= 2 and all(self.dims)
+        """Whether a layout line can describe it: one or two dimensions, each with a candidate; or experts' matrices."""
+        stacked = self.tensor.stacked and "experts" in self.dims[0]
+        return (1 <= len(self.dims) <= 2 or stacked) and all(self.dims)
+
+    @property
+    def of_biases(self) -> bool:
+        """Whether it is the biases of all experts."""
+        return len(self.dims) == 2 and self.tensor.name.endswith("bias")
 
 
 def candidate_layouts(fields: ConfigFields, axes: DraftedAxes, last: frozenset[str]) -> dict[str, TensorLayouts]:

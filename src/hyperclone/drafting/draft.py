@@ -213,13 +213,15 @@ def _score(results: Mapping[str, str]) -> tuple[bool, int]:
 def _hypotheses(architecture: Architecture) -> Iterator[Hypothesis]:
     """Every choice of candidate layouts, then again with what some models do to gains and embeddings."""
     ambiguous = sorted({dim for layouts in architecture.layouts.values() for dim in layouts.dims if len(dim) > 1})
+    sides = (False, True) if any(layouts.tensor.stacked for layouts in architecture.layouts.values()) else (False,)
     for multiplied, gain in ((False, False), (False, True), (True, False), (True, True)):
         if multiplied and not architecture.embedding:
             return
         # The likeliest candidates of all dimensions first.
         for indices in sorted(itertools.product(*(range(len(dim)) for dim in ambiguous)), key=sum):
             chosen = {dim: dim[i] for dim, i in zip(ambiguous, indices, strict=True)}
-            yield Hypothesis(chosen, multiplied, gain)
+            for transposed in sides:
+                yield Hypothesis(chosen, multiplied, gain, transposed)
 
 
 def _try(model: Any, text: str, growth: Growth) -> str:

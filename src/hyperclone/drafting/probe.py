@@ -6,6 +6,7 @@ Every integer field of the config is set to another value. How much dimensions c
 what it counts:
 
     names appear and disappear      experts                    (layers, for the first index)
+    matrices in one tensor          experts
     rows of a second embedding      positions
     by the number of heads          head_dim
     by head_dim                     key-value heads
@@ -47,6 +48,11 @@ class ProbedTensor:
     kind: str
     module: str
     attention: bool
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is several matrices, as of experts; kernels of convolutions have a dimension of 1."""
+        return len(self.shape) == 3 and 1 not in self.shape[1:]
 
     @property
     def pattern(self) -> str:
@@ -314,6 +320,8 @@ def _classify(name: str, value: int | None, fields: ConfigFields) -> None:
     attention = all(tensor.attention for tensor, _ in changed)  # else shared experts are counted
     if all(tensor.kind == "embedding" and dim == 0 for tensor, dim in changed):
         fields.positions = name
+    elif any(tensor.stacked and dim == 0 for tensor, dim in changed):
+        fields.experts = name
     elif heads in rates and heads > 3 and both and fields.head_dim is None:
         fields.head_dim = name
     elif rates <= {1, 2, 3}:

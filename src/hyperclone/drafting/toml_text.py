@@ -19,11 +19,13 @@ class Hypothesis:
         chosen: candidate layouts of a dimension -> the one chosen; the likeliest where it is not given.
         multiplied: the model multiplies its embedding by the square root of hidden.
         gain_offset: the model adds 1 to stored gains.
+        transposed: matrices of experts in one tensor have their outputs as columns.
     """
 
     chosen: Mapping[Layouts, str] = field(default_factory=dict)
     multiplied: bool = False
     gain_offset: bool = False
+    transposed: bool = False
 
 
 @dataclass
@@ -85,7 +87,7 @@ def family_text(architecture: Architecture, hypothesis: Hypothesis, *, heading: 
         if layouts.complete:
             line = toml_value(_line(layouts, hypothesis))
             value = f'{{ line = {line}, when = "not tie_word_embeddings" }}' if name == architecture.head else line
-            lines.append(f"{toml_value(name)} = {value}{_guess(layouts)}")
+            lines.append(f"{toml_value(name)} = {value}{_guess(layouts, hypothesis)}")
     lines += [f"# not understood: {name}" for name in architecture.not_understood]
     if architecture.head:
         fold = ", ".join(map(toml_value, architecture.fold))
@@ -101,16 +103,18 @@ def _line(layouts: TensorLayouts, hypothesis: Hypothesis) -> str:
     kind = layouts.tensor.kind
     if kind == "norm" and len(dims) == 1:
         return f"norm{dims[0]}" if dims[0].startswith("(") else f"norm({dims[0]})"
-    if len(dims) == 1 or kind in ("embedding", "norm"):
+    if len(dims) == 1 or kind in ("embedding", "norm") or layouts.of_biases:
         return " ".join(dims)
+    if layouts.tensor.stacked:
+        return " ".join([*dims[:2], "->" if hypothesis.transposed else "<-", dims[2]])
     return f"{dims[0]} {'->' if kind == 'conv1d' else '<-'} {dims[1]}"
 
 
-def _guess(layouts: TensorLayouts) -> str:
+def _guess(layouts: TensorLayouts, hypothesis: Hypothesis) -> str:
     """The comment on a layout line that is a guess; else ""."""
     reasons = [" or ".join(candidates) for candidates in layouts.dims if len(candidates) > 1]
     if layouts.tensor.kind not in _PLAIN:
-        reasons.append(
-            f"{layouts.tensor.kind} stores it like a Linear" if len(layouts.dims) > 1 else layouts.tensor.kind
-        )
+        like = "a Conv1D" if hypothesis.transposed and layouts.tensor.stacked else "a Linear"
+        plain = len(layouts.dims) == 1 or layouts.of_biases
+        reasons.append(layouts.tensor.kind if plain else f"{layouts.tensor.kind} stores it like {like}")
     return f"    # guess: {'; '.join(reasons)}" if reasons else ""

@@ -17,6 +17,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+# Methods of transformers' caches that a layer calls when it runs, and which argument is its number (`layer_idx`).
+_OF_A_LAYER = {
+    "update": 2, "update_indexer": 1, "get_conv_state": 0, "update_conv_state": 1, "get_recurrent_state": 0,
+    "update_recurrent_state": 1,
+}  # fmt: skip
+
 
 class Runnable(Protocol):
     """A model in memory (hf/models.py), or one that is read part by part (hf/streamed_model.py)."""
@@ -68,12 +74,15 @@ def foreseen(model: Runnable, prompt: Tensor, start: Continuation, expected: Ten
     """The continuation that begins with the one token of `start`, up to `steps` tokens.
 
     Args:
-        model: read once if `expected` are its tokens.
+        model: read once if `expected` are its tokens; for each token if its class has no cache, or one of its own kind.
         prompt: (P,) what is continued.
         start: its continuation by one token.
         expected: (E,) the continuation's first tokens as they probably are.
         steps: length of the continuation.
     """
+    if not _can_follow(start.cache):
+        done: Continuation = model.run([partial(extend, model.module, prompt, steps)])[0]
+        return done
     whole, caches = torch.cat([prompt, expected]), [start.cache]
     calls: list[Callable[[], Continuation]] = []
     for length in range(len(prompt) + 1, len(prompt) + min(steps, len(expected) + 1)):
@@ -91,12 +100,21 @@ def foreseen(model: Runnable, prompt: Tensor, start: Continuation, expected: Ten
     return done
 
 
+def _can_follow(cache: Any) -> bool:
+    """Whether a cache is of transformers' own classes, which `_following` knows, and in use: GPT-1 leaves it empty."""
+    kinds = {type(cache), *map(type, getattr(cache, "layers", []))}
+    if any(kind.__module__ != "transformers.cache_utils" for kind in kinds):
+        return False
+    return bool(cache.get_seq_length())
+
+
 @torch.inference_mode()
 def _following(previous: Any, *, more: int = 0) -> Any:
     """A KV cache for a step that goes through each layer right after the step that fills `previous`.
 
-    It has the right length from the beginning, since masks and positions are made of it. A layer's keys and values are
-    taken from `previous` when the step is in that layer, where they are complete.
+    It has the right length from the beginning, since masks and positions are made of it. What a layer has stored (keys
+    and values, or the states of recurrent layers and convolutions) is taken from `previous` when the step is in that
+    layer, where it is complete.
 
     Args:
         previous: the cache of the step before.
@@ -105,15 +123,23 @@ def _following(previous: Any, *, more: int = 0) -> Any:
     cache = copy.deepcopy(previous)
     awaited = set(range(len(cache.layers)))
     for layer in cache.layers:
-        if more and layer.is_initialized:
+        if more and getattr(layer, "keys", None) is not None:  # recurrent layers have no length
             layer.update(*(torch.zeros_like(x[..., :more, :]) for x in (layer.keys, layer.values)))
 
-    def update(keys: Tensor, values: Tensor, layer: int, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+    def complete(layer: int) -> None:
         if layer in awaited:
             awaited.remove(layer)
-            cache.layers[layer] = copy.copy(previous.layers[layer])
-        both: tuple[Tensor, Tensor] = type(cache).update(cache, keys, values, layer, *arguments, **keywords)
-        return both
+            cache.layers[layer] = copy.deepcopy(previous.layers[layer])  # states change in place
 
-    cache.update = update
+    for name, position in _OF_A_LAYER.items():
+        if (method := getattr(cache, name, None)) is not None:
+            setattr(cache, name, partial(_completed, complete, method, position))
     return cache
+
+
+def _completed(
+    complete: Callable[[int], None], method: Callable[..., Any], position: int, *arguments: Any, **keywords: Any
+) -> Any:
+    """What a method of a cache returns, after the layer that it is called for was taken from the cache before."""
+    complete(keywords["layer_idx"] if "layer_idx" in keywords else arguments[position])
+    return method(*arguments, **keywords)

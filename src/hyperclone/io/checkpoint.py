@@ -11,7 +11,7 @@ import shlex
 import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hyperclone.architectures import registry
 from hyperclone.architectures.family import Family
@@ -23,6 +23,11 @@ from hyperclone.io.tensor_files import DTYPES, Entry, TensorFiles, read_header
 from hyperclone.io.views import view
 from hyperclone.units import human_bytes
 
+QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
+_READ_HERE = (
+    "transformers reads these FP8 weights only with the package compressed-tensors. They are read here without it, for "
+    "the proof as well: each number times its scale."
+)
 # Copied to the grown directory. Everything else (weights in other formats, code, optimizer state) is left behind.
 _CARRIED = re.compile(
     r"(generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
@@ -98,7 +103,9 @@ class Checkpoint(TensorFiles):
         entries = _read_headers(directory, weights.names)
         if weights.weight_map is not None:
             _check_index(directory, weights.weight_map, entries)
-        config, entries = dequantized(config, entries, directory / "config.json", allowed=dequantize)
+        whole, entries = dequantized(config, entries, directory / "config.json", allowed=dequantize)
+        by_a_package = whole != config and _needs_a_package(config)
+        config = whole
         seen = view(config, entries, family, text_model=text_model)
         check_own_file(directory / "config.json", directory)
         carried_files(directory)  # raises for links and devices, before anything else opens them
@@ -107,8 +114,14 @@ class Checkpoint(TensorFiles):
             config=seen.config,
             files=weights.names,
             entries=seen.entries,
-            notes=(*notes, *weights.notes, *seen.notes, *_notes_on_tokenizer(directory)),
-            as_found=weights.as_found and seen.as_found,
+            notes=(
+                *notes,
+                *weights.notes,
+                *seen.notes,
+                *_notes_on_tokenizer(directory),
+                *((_READ_HERE,) if by_a_package else ()),
+            ),
+            as_found=weights.as_found and seen.as_found and not by_a_package,
             left_out=seen.left_out,
             placeholders=seen.placeholders,
             user_family=family,
@@ -259,6 +272,12 @@ def check_own_file(file: Path, directory: Path) -> None:
                               cure=f"replace the link by the file: rm {link} && cp {target} {link}")  # fmt: skip
 
 
+def _needs_a_package(config: Mapping[str, Any]) -> bool:
+    """Whether transformers needs a further package to read a model that is read here without it."""
+    methods = [config.get(field) for field in QUANTIZATION_FIELDS]
+    return any(isinstance(one, dict) and one.get("quant_method") == "compressed-tensors" for one in methods)
+
+
 def dequantized(
     config: dict[str, Any], entries: dict[str, Entry], file: Path, *, allowed: bool
 ) -> tuple[dict[str, Any], dict[str, Entry]]:
@@ -273,11 +292,12 @@ def dequantized(
     Raises:
         CheckpointError: the weights are quantized in another way, or damaged.
     """
-    method = config.get("quantization_config")
+    field = next((one for one in QUANTIZATION_FIELDS if one in config), QUANTIZATION_FIELDS[0])
+    method = config.get(field)
     stored_so = allowed and not {entry.dtype for entry in entries.values()} <= DTYPES.keys()
-    if stored_so and isinstance(method, dict) and method.get("quant_method") in scaled_weights.METHODS:
-        left = {field: value for field, value in config.items() if field != "quantization_config"}
-        return left, scaled_weights.scaled_entries(method, entries, file)
+    if stored_so and scaled_weights.known(method):
+        left = {name: value for name, value in config.items() if name != field}
+        return left, scaled_weights.scaled_entries(cast("Mapping[str, Any]", method), entries, file)
     refuse_quantized(config, file, entries.values())
     return config, entries
 
@@ -290,7 +310,7 @@ def refuse_quantized(config: Mapping[str, Any], file: Path, entries: Collection[
         file: that it was read from.
         entries: the stored tensors, where they are known: tools that merge or dequantize leave the field behind.
     """
-    for field in ("quantization_config", "compression_config"):
+    for field in QUANTIZATION_FIELDS:
         if (method := config.get(field)) is None:
             continue
         found = method.get("quant_method", "a method without a name") if isinstance(method, dict) else method

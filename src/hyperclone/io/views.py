@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +53,19 @@ def view(
         return _text_view(config, entries, user_family)
     family = registry.known(config, user_family)
     named, note = _without_wrappers(entries, family)
-    return View(config, _by_full_names(config, named, family), (note,) if note else (), as_found=not note)
+    notes = [one for one in (note, _note_on_head(config, named, family)) if one]
+    return View(config, _by_full_names(config, named, family), tuple(notes), as_found=not note)
+
+
+def _note_on_head(config: Mapping[str, Any], stored: Collection[str], family: Family | None) -> str:
+    """What becomes of a tied head that is stored alone; "" if there is none."""
+    if family is None or (head := stored_names.lone_head(config, stored, family)) is None:
+        return ""
+    assert family.tie is not None
+    return (
+        f"Of the tied head and embedding the source stores the head ({head}): the grown model, and what collapses from "
+        f"it, store the embedding ({family.tie.embedding}), as transformers does."
+    )
 
 
 def _text_view(config: dict[str, Any], entries: Mapping[str, Entry], user_family: Family | None) -> View:
@@ -66,18 +77,18 @@ def _text_view(config: dict[str, Any], entries: Mapping[str, Entry], user_family
     head_stored = family.tie is not None and family.tie.head in names.values()
     text_config = text_models.text_config(config, head_stored=head_stored)
     family = registry.known(text_config, user_family)
+    on_head = _note_on_head(text_config, [names[name] for name in named if name in names], family)
     text = _by_full_names(text_config, {names[name]: entry for name, entry in named.items() if name in names}, family)
     others = {name: entry for name, entry in named.items() if name not in names}
     ids = {name: value for name, value in config.items() if name.endswith(("_token_id", "_token_index"))}
     placeholders = {
         value for name, value in ids.items() if name not in text_config and type(value) is int and 0 <= value < 2**31
     }
-    logit_note = _note_on_logits(config, text_config)
     return View(
         text_config,
         text,
-        tuple(filter(None, (note, _note_on_text_model(config, text_config, others), logit_note))),
-        as_found=not note,
+        tuple(one for one in (note, _note_on_text_model(config, text_config, others), on_head) if one),
+        as_found=not note and not text_models.difference(config, text_config),
         left_out=sum(entry.nbytes for entry in others.values()),
         placeholders=frozenset(placeholders),
     )
@@ -93,22 +104,13 @@ def _note_on_text_model(
         f"{name} ({len(group)} tensor{'s' if len(group) > 1 else ''}, {human_bytes(sum(e.nbytes for e in group))})"
         for name, group in groups.items()
     )
+    difference = text_models.difference(config, text_config)
     return (
         f"The text model of this {config.get('model_type')} is grown on its own, as a {text_config['model_type']}. "
         f"Left out: {left_out or 'nothing'}."
-    )
-
-
-def _note_on_logits(config: Mapping[str, Any], text_config: Mapping[str, Any]) -> str:
-    own, kind = config.get("text_config"), str(text_config["model_type"])
-    unread = text_models.unread_logit_fields(config, kind, own if isinstance(own, dict) else {})
-    if not unread:
-        return ""
-    changed = ", ".join(f"{field} is {json.dumps(value)}" for field, value in unread.items())
-    return (
-        f"In the grown config {changed}, which gives the logits of the whole: transformers does not apply the "
-        f"source's in a {config.get('model_type')}. Set the source's again if it was trained with it."
-    )
+        + (f" It is proved against that text model alone, since on text transformers {difference} in the whole."
+           if difference else "")
+    )  # fmt: skip
 
 
 def _without_wrappers(entries: Mapping[str, Entry], family: Family | None) -> tuple[dict[str, Entry], str]:

@@ -21,6 +21,8 @@ from hyperclone.conversion import receipt as receipts
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
 from hyperclone.hf.trainer import decayed_names
+from hyperclone.optim import parameter_maps
+from hyperclone.planning import scaling_rule
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import ADJUSTMENTS, LrRule
 
@@ -60,9 +62,11 @@ def param_groups(
             Parameters that need no gradient are left out.
         lr, weight_decay, eps: with which you would continue to train the source; every group gets its multiple of
             them. eps is 1e-8 (AdamW) or 1e-7 (Muon) by default.
-        optimizer: "adamw" (torch.optim.AdamW), "sgd" (torch.optim.SGD) or "muon" (torch.optim.Muon).
+        optimizer: "adamw" (torch.optim.AdamW), "sgd" (torch.optim.SGD) or "muon" (hyperclone.Muon, and where
+            no parameter holds several experts torch.optim.Muon).
         lr_rule: "scaled", or "uniform": these learning rate, decay and eps everywhere, as in the HyperCloning paper.
-        part: "all", "hidden" (the matrices that Muon trains) or "rest"; by default what the optimizer can train.
+        part: "all", "hidden" (the matrices that Muon trains, each expert's among them) or "rest"; by default what the
+            optimizer can train.
         adjust_lr_fn: Muon's, "original" or "match_rms_adamw"; give the optimizer the same.
         decay_norms_and_biases: decay them as well; by default they do not decay, as in transformers' Trainer.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
@@ -94,9 +98,11 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         entry = _entry(inner, name, parameter, multipliers)
-        hidden = parameter.dim() == 2 and "muon" in entry
+        hidden = parameter.dim() in (2, 3) and "muon" in entry
         if part != "all" and hidden != (part == "hidden"):
             continue
+        if optimizer == "muon" and parameter.dim() == 3 and len(names := _stored_names(inner, name, parameter)) > 1:
+            entry = {**entry, "muon": _muon_of_fused(inner, name, parameter, entry, names, receipt)}
         scaling = Scaling(1.0, 1.0, 1.0) if lr_rule == "uniform" else _scaling(entry, optimizer, adjust_lr_fn)
         if weight_decay == 0 or not (decay_norms_and_biases or name in decayed):
             scaling = scaling._replace(weight_decay=0.0)
@@ -105,6 +111,29 @@ def param_groups(
         groups[scaling]["params"].append(parameter)
         groups[scaling]["param_names"].append(name)
     return list(groups.values())
+
+
+def _muon_of_fused(
+    model: Any,
+    name: str,
+    parameter: nn.Parameter,
+    entry: Mapping[str, Any],
+    stored: list[str],
+    receipt: str | os.PathLike[str] | Plan | None,
+) -> dict[str, Any]:
+    """Muon's settings of the matrix of each expert, whose parameter is several tensors on disk: those of its own shape.
+
+    Raises:
+        GrowthError: it is put together in an unknown way.
+    """
+    plan = provenance.plan_of_model(model, receipt)
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    maps = parameter_maps.parameter_maps(model, name, parameter.shape, planned, plan)
+    if maps is None:
+        raise GrowthError("Muon's settings of this parameter are not known", tensor=name, found=", ".join(stored[:3]),
+                          cure='train it by an AdamW with the groups of param_groups(model, part="all")')  # fmt: skip
+    old, new = [copies.old for copies in maps[-2:]], parameter.shape[-2:]
+    return {adjust: scaling_rule.muon(entry["s"], entry["r"], old, new, adjust) for adjust in ADJUSTMENTS}
 
 
 def _scaling(entry: Mapping[str, Any], optimizer: str, adjust_lr_fn: str) -> Scaling:
@@ -154,7 +183,7 @@ def _multipliers(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Map
 
 def _entry(model: Any, name: str, parameter: nn.Parameter, entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The entry of a parameter; the tensors that it holds must agree on it."""
-    stored = list(parameter_names.disk_shapes(model, name, parameter.shape))
+    stored = _stored_names(model, name, parameter)
     if unknown := next((tensor for tensor in stored if tensor not in entries), None):
         raise GrowthError("the receipt does not know this parameter", tensor=name, found=unknown,
                           cure="put parameters that were added to the model into groups of their own")  # fmt: skip
@@ -163,6 +192,10 @@ def _entry(model: Any, name: str, parameter: nn.Parameter, entries: Mapping[str,
         raise GrowthError("a fused parameter holds tensors that need different settings", tensor=name,
                           found=f"{stored[0]} and {other}")  # fmt: skip
     return entry
+
+
+def _stored_names(model: Any, name: str, parameter: nn.Parameter) -> list[str]:
+    return list(parameter_names.disk_shapes(model, name, parameter.shape))
 
 
 def _agree(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

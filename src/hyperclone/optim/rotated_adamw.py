@@ -41,9 +41,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
-from hyperclone.expansion import grown_tensors
 from hyperclone.hf import parameter_names
 from hyperclone.optim.param_groups import param_groups
+from hyperclone.optim.parameter_maps import parameter_maps
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import LrRule
@@ -367,9 +367,9 @@ def rotated_adamw(
 
 
 def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None) -> dict[str, Rotation]:
-    """The change of coordinates of every parameter that is one stored tensor, by its name.
+    """The change of coordinates of every parameter, by its name.
 
-    Parameters that hold several stored tensors (fused experts) are left out, and so trained by AdamW itself.
+    Parameters that are put together of stored tensors in an unknown way are left out, and so trained by AdamW itself.
 
     Args:
         model, receipt: as in `rotated_adamw`.
@@ -382,9 +382,6 @@ def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None
     planned = {tensor.name: tensor for tensor in plan.tensors}
     turned = {}
     for name, parameter in parameter_names.named_parameters(model):
-        stored = parameter_names.disk_shapes(inner, name, parameter.shape)
-        if list(stored.values()) != [parameter.shape] or (tensor := planned.get(next(iter(stored)))) is None:
-            continue
-        grown = grown_tensors.map_of(tensor, plan)
-        turned[name] = Rotation(grown.dims)
+        if (maps := parameter_maps(inner, name, parameter.shape, planned, plan)) is not None:
+            turned[name] = Rotation(maps)
     return turned

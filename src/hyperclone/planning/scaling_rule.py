@@ -90,9 +90,9 @@ def record(s: float, r: float, old: Sequence[int], new: Sequence[int], *, hidden
     Args:
         s, r: scale and gradient of a copy.
         old, new: shapes of the source's tensor and the grown one.
-        hidden: it is a hidden matrix, which Muon may train.
+        hidden: it is a hidden matrix, or one for each expert, which Muon may train.
     """
     entry: dict[str, Any] = {"s": s, "r": r, **adamw(s, r), "sgd": sgd(s, r)}
     if hidden:
-        entry["muon"] = {adjust: muon(s, r, old, new, adjust) for adjust in ADJUSTMENTS}
+        entry["muon"] = {adjust: muon(s, r, old[-2:], new[-2:], adjust) for adjust in ADJUSTMENTS}
     return entry

@@ -202,7 +202,11 @@ class _ModelPair:
         rows: list[tuple[Probe | None, Tensor, Tensor, Tensor]] = [
             *zip(probes, plain.logits, truth.logits, grown.logits, strict=True),
         ]
-        if len(plain.tokens):
+        if self.plan.config.get("use_bidirectional_attention"):
+            self.behavior.skipped.append(
+                "KV cache: the model attends in both directions, so a cache changes its logits"
+            )
+        elif len(plain.tokens):
             rows.append((None, plain.steps[:shared], truth.steps[:shared], grown.steps[:shared]))
         source_errors = [self.add_comparison(probe, compute, *tensors, rounding=rounding) for probe, *tensors in rows]
         if self.tokenizer is not None and full and len(plain.tokens):

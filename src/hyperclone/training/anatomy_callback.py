@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from hyperclone.anatomy import examine
 from hyperclone.anatomy.examine import TensorAnatomy
+from hyperclone.anatomy.matrices import matrices
 from hyperclone.anatomy.weights import mean
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
@@ -141,8 +142,8 @@ def take_part(
 
 
 def _wanted(plan: Plan, tensors: str, layers: int | None) -> dict[str, TensorPlan]:
-    """The matrices to measure, by their names on disk."""
-    placed = [(t, examine.position(t, plan)[0]) for t in plan.tensors if len(t.shape) == 2]
+    """The tensors whose matrices are to be measured, by their names on disk."""
+    placed = [(t, examine.position(t, plan)[0]) for t in plan.tensors if matrices(t)]
     depth = range(len(plan.layers))
     if layers is None:
         quick = sum(_cost(t) for t, layer in placed if layer is not None) <= _QUICK
@@ -152,8 +153,8 @@ def _wanted(plan: Plan, tensors: str, layers: int | None) -> dict[str, TensorPla
 
 
 def _cost(tensor: TensorPlan) -> float:
-    """The multiplications that its spectrum takes, about: longer side times shorter side squared."""
-    return float(max(tensor.shape) * min(tensor.shape) ** 2)
+    """The multiplications that its spectra take, about: longer side times shorter side squared of each matrix."""
+    return float(sum(max(matrix.shape) * min(matrix.shape) ** 2 for matrix in matrices(tensor)))
 
 
 def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[TensorPlan, Tensor]]:
@@ -165,7 +166,8 @@ def _matrices(inner: Any, wanted: dict[str, TensorPlan]) -> Iterator[tuple[Tenso
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         for key, part in parameter_names.to_disk(inner, name, whole).items():
             if key in wanted:
-                yield wanted[key], part
+                experts = matrices(wanted[key]) if part.dim() == 3 else [wanted[key]]
+                yield from zip(experts, part if part.dim() == 3 else [part], strict=True)
 
 
 def summary(measured: list[TensorAnatomy]) -> dict[str, float]:
