@@ -81,9 +81,9 @@ def test_the_proof_of_a_mixture_hashes_every_original_once(
     hashed: Counter[str] = Counter()
     digest = streaming.digest
 
-    def counted(source: Any, name: str) -> str:
+    def counted(source: Any, name: str, *rest: Any) -> str:
         hashed[name] += 1
-        return digest(source, name)
+        return digest(source, name, *rest)
 
     monkeypatch.setattr("hyperclone.proof.structural.digest", counted)
     source = model_dir("llama-grouped-untied")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import hyperclone
+from hyperclone import Growth
 from hyperclone.expansion import compiled
 from hyperclone.expansion.copy_map import CopyMap, axis, concatenate, product
 from hyperclone.expansion.expand import TensorMap, expand_rows
@@ -108,3 +112,51 @@ def test_without_numba_the_reference_is_used() -> None:
 def test_they_can_be_turned_off() -> None:
     code = "from hyperclone.expansion import compiled; assert compiled.kernels() is None"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HYPERCLONE_KERNELS": "off"})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("columns", MAPS.values(), ids=MAPS)
+def test_a_growth_agrees_with_its_source_until_one_bit_is_changed(columns: CopyMap, dtype: torch.dtype) -> None:
+    rows = axis(40, 80)
+    weight = numbers((40, columns.old), dtype)
+    for splits in (True, False):
+        tensor = TensorMap((rows, columns), 1, rows, columns, splits=splits)
+        grown = expand_rows(weight[rows.source], tensor, Recipe(snr_db=10, seed=7), name="w", rows=range(80))
+
+        def agree(changed: Tensor, index: Tensor = rows.source, splits: bool = splits) -> bool:
+            return compiled.agree(weight, changed, columns, index, splits=splits)
+
+        known = not len(columns.padding) and not (splits and dtype == torch.float64)
+        assert agree(grown) == known
+        assert not agree(grown, rows.source.roll(1))
+        generator = torch.Generator().manual_seed(0)
+        for place in torch.randint(grown.numel(), (200,), generator=generator).tolist():
+            bits = grown.clone().view(BITS[dtype])
+            bits.view(-1)[place] ^= 1
+            assert not agree(bits.view(dtype))
+        zero = (weight == 0).nonzero()[0]
+        bits = grown.clone().view(BITS[dtype])
+        bits[:, columns.source == zero[1]] ^= torch.iinfo(BITS[dtype]).min  # -0.0 for 0.0, in every copy
+        assert not agree(bits.view(dtype))
+        assert not agree(grown.clone().fill_(torch.nan))
+        infinite = weight.clone().fill_(torch.inf)
+        assert not compiled.agree(infinite, grown.clone().fill_(torch.nan), columns, rows.source, splits=splits)
+
+
+@pytest.mark.parametrize("model", ["llama-grouped-untied", "gpt2-tied", "mixtral", "opt"])
+def test_a_model_grows_and_is_proved_alike_with_and_without_them(
+    model: str, model_dir: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, found = model_dir(model), {}
+    for kind, threshold in (("kernels", 0), ("reference", compiled.WORTHWHILE)):
+        monkeypatch.setattr(compiled, "WORTHWHILE", threshold)
+        grown = tmp_path / kind
+        hyperclone.grow(source, grown, Growth(width=2), proof="structural")
+        written = (grown / "model.safetensors").read_bytes()
+        tensors = load_file(grown / "model.safetensors")
+        name = max(tensors, key=lambda name: tensors[name].numel())
+        tensors[name].view(torch.int32)[-1, -1] ^= 1
+        save_file(tensors, grown / "model.safetensors", {"format": "pt"})
+        found[kind] = written, hyperclone.verify(source, grown, proof="structural").failures
+    assert found["kernels"] == found["reference"]
+    assert found["kernels"][1]

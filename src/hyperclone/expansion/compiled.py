@@ -20,6 +20,7 @@ from hyperclone.expansion.shares import Shares
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
 WORTHWHILE = 500_000_000  # weights: below, loading numba takes longer than the kernels save
+_UNSIGNED = {2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the kernels tell stored types apart
 
 
@@ -98,6 +99,33 @@ def split_columns(
             table = noise.normal_quantiles().numpy()
             run.share_rows(numbers_in, numbers_out, where, stream, scale, limits, table)
     return True
+
+
+def agree(weight: Tensor, grown: Tensor, columns: CopyMap, index: Tensor, *, splits: bool) -> bool:
+    """Whether the columns of `grown` (R, D) follow from those of `weight` (S, d), to the bit.
+
+    Args:
+        weight, grown: of one type.
+        columns: which column each new one copies; there are no padding channels.
+        index: (R,) which row of `weight` each new row copies.
+        splits: the copies of a column sum to it, exactly (rather than repeat it).
+
+    Returns:
+        False where they do not, or where the kernels cannot tell.
+    """
+    run = kernels()
+    dtype, no_kernel = grown.dtype, splits and grown.dtype not in (*_BITS, torch.float32)
+    if run is None or weight.dtype != dtype or len(columns.padding) or not grown.numel() or no_kernel:
+        return False
+    if splits and dtype is torch.float16 and not run.HALVES:
+        return False
+    bits = _BITS.get(dtype, dtype) if splits else _UNSIGNED[dtype.itemsize]
+    numbers_in, numbers_out = (tensor.contiguous().view(bits).numpy() for tensor in (weight, grown))
+    check = run.sums_agree if splits else run.repeats_agree
+    return all(
+        bool(check(numbers_in, numbers_out, (index.numpy(), units.numpy(), positions.numpy(), _runs(*spans, span))))
+        for (_, units, positions), (_, span, spans) in zip(columns.groups, columns.spans, strict=True)
+    )
 
 
 def _runs(*spans: slice | Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -47,7 +47,7 @@ def grown_slices(
     power = _power(tensor, source) if splits_noisily or grown.needs_power else None
     mean = mean_row(tensor, source, grown) if grown.needs_mean else None
     for _, rows in pieces(grown, tensor.shape, tensor.nbytes):
-        block, index = _rows_and_index(tensor, source, grown, rows, check=True, buffers=buffers)
+        block, index = rows_and_index(tensor, source, grown, rows, check=True, buffers=buffers)
         out = None if buffers is None else buffers.take("grown", (len(rows), grown.columns.new), block.dtype)
         block = expand_rows(
             block, grown, recipe, name=tensor.name, rows=rows, index=index, power=power, mean=mean, out=out, fast=fast
@@ -70,15 +70,7 @@ def pieces(grown: TensorMap, shape: tuple[int, ...], nbytes: int) -> Iterator[tu
         yield stored, range(stored.start * count, stored.stop * count)
 
 
-def gather(tensor: TensorPlan, source: Weights, grown: TensorMap, rows: range) -> Tensor:
-    """The source row of each of some rows of the grown matrix: (len(rows), d_in)."""
-    block, index = _rows_and_index(tensor, source, grown, rows)
-    # Rows of one run of copies are contiguous in the file; anything else is gathered.
-    contiguous = len(block) == len(index) and bool((index.diff() == 1).all())
-    return block if contiguous else block[index]
-
-
-def _rows_and_index(
+def rows_and_index(
     tensor: TensorPlan,
     source: Weights,
     grown: TensorMap,

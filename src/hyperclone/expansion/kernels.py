@@ -99,6 +99,28 @@ def _narrow_of(value, like):
     return lambda value, like: value
 
 
+def _widest(stored):
+    """A stored number in the type in which exact sums are numbers: fp32, or fp64 for fp32 (exact_split.join_wide)."""
+
+
+@overload(_widest, inline="always")
+def _widest_of(stored):
+    if stored is types.float32:
+        return lambda stored: np.float64(stored)
+    return lambda stored: _wide(stored)
+
+
+def _same(one, two):
+    """Whether two numbers of that type are the same one, the sign of zero included; none is NaN."""
+
+
+@overload(_same, inline="always")
+def _same_as(one, two):
+    if one is types.float64:
+        return lambda one, two: (one == two) & (_double_bits(one) == _double_bits(two))
+    return lambda one, two: (one == two) & (_float_bits(one) == _float_bits(two))
+
+
 def _unit(value, like):
     """The unit in the last place of the type of `like` at a number of the arithmetic type."""
 
@@ -141,8 +163,8 @@ def _philox_round(typingctx, c0, c1, c2, c3, k0, k1):
     return types.UniTuple(types.uint64, 4)(*[types.uint64] * 6), code
 
 
-def _local(arithmetic):
-    """An intrinsic for memory of _CHUNK numbers on the stack, of the stored type of `like` or its arithmetic type.
+def _local(kind_of):
+    """An intrinsic for memory of _CHUNK numbers on the stack, of a type that `kind_of` makes of that of `like`.
 
     The compiler knows that nothing else points there. Between arrays it would have to check whether they overlap, and
     gives up on vector instructions where there are many.
@@ -150,7 +172,7 @@ def _local(arithmetic):
 
     @intrinsic
     def local(typingctx, like):
-        kind = like if not arithmetic or like is types.float64 or like is types.int32 else types.float32
+        kind = kind_of(like)
 
         def code(context, builder, signature, arguments):
             memory = cgutils.alloca_once(builder, ir.ArrayType(context.get_data_type(kind), _CHUNK))
@@ -162,7 +184,9 @@ def _local(arithmetic):
     return local
 
 
-_local_stored, _local_wide = _local(arithmetic=False), _local(arithmetic=True)
+_local_stored = _local(lambda stored: stored)
+_local_wide = _local(lambda stored: types.float64 if stored is types.float64 else types.float32)
+_local_widest = _local(lambda stored: types.float64 if stored in (types.float32, types.float64) else types.float32)
 
 _compiled = njit(nogil=True, cache=True, boundscheck=False, error_model="numpy")
 _inlined = njit(nogil=True, boundscheck=False, error_model="numpy", forceinline=True)
@@ -371,3 +395,57 @@ def even_rows(weight, grown, where, power_of_two, parts):
                     same = (whole[i] == 0) | (power_of_two & (_wide(even[i]) * parts[0] == whole[i]))
                     stored[i] = even[i] if same else _narrow(part * _unit(whole[i], like), like)
                 _scatter(stored, grown[row], positions[k], runs[k], start, count)
+
+
+@_compiled
+def sums_agree(weight, grown, where):
+    """Whether the c parts of each weight sum to it, to the bit (bf16, fp16 and fp32).
+
+    Args:
+        weight, grown, where: as in `split_rows`.
+    """
+    source, units, positions, runs = where
+    copies, like = positions.shape[0], weight[0, 0]
+    stored, total = carray(_local_stored(like), _CHUNK), carray(_local_widest(like), _CHUNK)
+    for row in range(grown.shape[0]):
+        for start in range(0, units.size, _CHUNK):
+            count = min(_CHUNK, units.size - start)
+            for k in range(copies):
+                _gather(grown[row], positions[k], runs[k], start, count, stored)
+                if k == 0:
+                    for i in range(count):
+                        total[i] = _widest(stored[i])
+                else:
+                    for i in range(count):
+                        total[i] += _widest(stored[i])
+            _gather(weight[source[row]], units, runs[copies], start, count, stored)
+            agree = True
+            for i in range(count):
+                agree &= _same(total[i], _widest(stored[i]))
+            if not agree:
+                return False
+    return True
+
+
+@_compiled
+def repeats_agree(weight, grown, where):
+    """Whether all c copies of each weight are it, as unsigned bits.
+
+    Args:
+        weight, grown, where: as in `split_rows`.
+    """
+    source, units, positions, runs = where
+    copies, like = positions.shape[0], weight[0, 0]
+    stored, copied = carray(_local_stored(like), _CHUNK), carray(_local_stored(like), _CHUNK)
+    for row in range(grown.shape[0]):
+        for start in range(0, units.size, _CHUNK):
+            count = min(_CHUNK, units.size - start)
+            _gather(weight[source[row]], units, runs[copies], start, count, stored)
+            agree = True
+            for k in range(copies):
+                _gather(grown[row], positions[k], runs[k], start, count, copied)
+                for i in range(count):
+                    agree &= copied[i] == stored[i]
+            if not agree:
+                return False
+    return True

@@ -25,6 +25,7 @@ from hyperclone.io.tensor_files import row_count
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hyperclone.io.buffers import Buffers
     from hyperclone.io.tensor_files import TensorFiles
 
 _T = TypeVar("_T")
@@ -47,11 +48,11 @@ def raw(tensor: Tensor) -> memoryview:
     return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy().data).cast("B")
 
 
-def digest(model: Weights | TensorFiles, name: str) -> str:
+def digest(model: Weights | TensorFiles, name: str, buffers: Buffers | None = None) -> str:
     """SHA-256 of a stored tensor's bytes."""
     entry, hashed = model.entries[name], hashlib.sha256()
     for rows in slices(entry.shape, entry.nbytes):
-        hashed.update(raw(model.read(name, rows.start, rows.stop)))
+        hashed.update(raw(model.read(name, rows.start, rows.stop, buffers=buffers)))
     return hashed.hexdigest()
 
 
