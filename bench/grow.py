@@ -1,11 +1,14 @@
 """Time and memory of `hyperclone grow`, against copying the output's bytes and against growing in memory.
 
-    python bench/grow.py model path/to/model --work /scratch       # a real model; whole processes, five rounds
-    python bench/grow.py shape 8b --layers 4 16 32 --work /scratch # Llama-3-8B's shape with random data
+    python bench/grow.py model path/to/model --work /scratch        # a real model; whole processes, five rounds
+    python bench/grow.py kinds 1.1b --layers 6 --work /scratch      # types, widths, expansions and noise
+    python bench/grow.py shape 8b --layers 4 16 32 --work /scratch  # Llama-3-8B's shape with random data
 
-Every command runs as its own process. Time is wall time until its output is synced to disk; memory is the process's
-peak resident size as the kernel reports it. In each round the copy, the growth and the in-memory baseline run one
-after another on the same disk, and ratios are taken within a round, so that drifts of the machine's speed cancel.
+Every command runs as its own process. Time is wall time until its output is synced to disk, from the start of the
+process; memory is the process's peak resident size as the kernel reports it. In each round the copy, the growth and
+the in-memory baseline run one after another on the same disk, and ratios are taken within a round, so that drifts of
+the machine's speed cancel. The source is in the page cache. Before each command old outputs are removed, and a pause
+follows: a virtual machine gives free memory back to its host, and what then writes first would pay for getting it back.
 """
 
 from __future__ import annotations
@@ -16,14 +19,28 @@ import math
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+PAUSE = 6.0  # seconds
+KINDS: dict[str, list[str]] = {  # options of `grow`
+    "2x": ["--width", "2"],
+    "2x diagonal": ["--width", "2", "--expansion", "diagonal"],
+    "2x no noise": ["--width", "2", "--noise", "none"],
+    "2x gaussian": ["--width", "2", "--noise", "gaussian"],
+    "2x fp16": ["--width", "2", "--dtype", "fp16"],
+    "2x fp32": ["--width", "2", "--dtype", "fp32"],
+    "1.5x": ["--width", "1.5", "--allow-rounding"],
+    "3x": ["--width", "3"],
+    "4x": ["--width", "4"],
+}
 SHAPES = {  # hidden, ffn, heads, KV heads, vocabulary
     "8b": (4096, 14336, 32, 8, 128256),
     "1b": (2048, 8192, 32, 8, 128256),
@@ -57,9 +74,26 @@ grown.save_pretrained(sys.argv[2])
 """
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """(wall seconds until everything is on disk, peak resident bytes) of a command that must succeed."""
+@dataclass
+class Cost:
+    """What a command took.
+
+    Attributes:
+        seconds: wall time until everything is on disk.
+        user, system: processor seconds.
+        peak: resident bytes.
+    """
+
+    seconds: float
+    user: float
+    system: float
+    peak: float
+
+
+def measure(command: list[str]) -> Cost:
+    """What a command that must succeed takes."""
     os.sync()
+    time.sleep(PAUSE)
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -68,7 +102,7 @@ def measure(command: list[str]) -> tuple[float, float]:
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{message}")
     os.sync()
-    return time.perf_counter() - start, usage.ru_maxrss * 1024.0
+    return Cost(time.perf_counter() - start, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024.0)
 
 
 def copy_command(files: list[Path], target: Path) -> list[str]:
@@ -93,36 +127,94 @@ def fresh(path: Path) -> Path:
     return path
 
 
+# Both directories read and hashed with all cores: what a proof of the bytes alone would take.
+READ_AND_HASH = """
+import hashlib, os, sys
+from concurrent.futures import ThreadPoolExecutor
+def one(job):
+    file, start = job
+    buffer, hashed = memoryview(bytearray(16 << 20)), hashlib.sha256()
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        for _ in range(4):
+            hashed.update(buffer[:stream.readinto(buffer)])
+jobs = [(f, start) for f in sys.argv[1:] for start in range(0, os.path.getsize(f), 64 << 20)]
+with ThreadPoolExecutor(os.cpu_count()) as pool:
+    list(pool.map(one, jobs))
+"""
+
+
 def bench_model(source: Path, work: Path, rounds: int) -> dict[str, Any]:
-    """Time and memory of a 2-fold growth, of copying its output, and of the in-memory baseline, interleaved."""
-    rows: dict[str, list[tuple[float, float]]] = {
-        "grow": [],
-        "grow + structural proof": [],
-        "in memory": [],
-        "copy": [],
-    }
+    """A 2-fold growth with and without its structural proof, and what they are measured against, interleaved."""
+    costs: dict[str, list[Cost]] = {}
     out, copy = work / "grown", work / "copy"
-    for _ in range(rounds + 1):
-        rows["grow"].append(measure(hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "none")))
+
+    def run(name: str, command: list[str]) -> None:
+        costs.setdefault(name, []).append(measure(command))
+
+    warm(source)
+    for _ in range(rounds):
+        run("grow", hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "none"))
         fresh(copy).mkdir()
-        rows["copy"].append(measure(copy_command(sorted(out.glob("*.safetensors")), copy)))
-        command = hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "structural")
-        rows["grow + structural proof"].append(measure(command))
-        rows["in memory"].append(measure([sys.executable, "-c", IN_MEMORY, str(source), str(fresh(copy))]))
+        run("copy", copy_command(sorted(out.glob("*.safetensors")), copy))
+        fresh(copy)
+        run("verify", hyperclone("verify", source, out, "--proof", "structural"))
+        files = [*source.glob("*.safetensors"), *out.glob("*.safetensors")]
+        run("read and hash", [sys.executable, "-c", READ_AND_HASH, *map(str, files)])
+        run("grow + structural proof",
+            hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "structural"))  # fmt: skip
+        run("in memory", [sys.executable, "-c", IN_MEMORY, str(source), str(fresh(copy))])
     nbytes = sum(f.stat().st_size for f in out.glob("*.safetensors"))
-    rows = {name: figures[1:] for name, figures in rows.items()}  # the first round warms the caches
     fresh(out), fresh(copy)
+    run("start-up", [sys.executable, "-c", "import torch, numba"])
+    return {"source": source.name, "output_bytes": nbytes, **summary(costs, against="copy"),
+            "verify_to_read_and_hash": ratio(costs["verify"], costs["read and hash"])}  # fmt: skip
+
+
+def bench_kinds(shape: str, layers: int, work: Path, rounds: int) -> Iterator[dict[str, Any]]:
+    """Growths of every kind, each against a copy of its own output: all results so far, after each kind."""
+    source, out, copy = work / f"{shape}-{layers}", work / "grown", work / "copy"
+    subprocess.run([sys.executable, __file__, "make", shape, str(layers), str(fresh(source))], check=True)
+    found = {}
+    for kind, options in KINDS.items():
+        costs: dict[str, list[Cost]] = {"grow": [], "copy": []}
+        for _ in range(rounds):
+            warm(source)
+            costs["grow"].append(measure(hyperclone("grow", source, fresh(out), *options, "--proof", "none")))
+            fresh(copy).mkdir()
+            costs["copy"].append(measure(copy_command(sorted(out.glob("*.safetensors")), copy)))
+            fresh(copy)
+        nbytes = sum(f.stat().st_size for f in out.glob("*.safetensors"))
+        found[kind] = {"output_bytes": nbytes, **summary(costs, against="copy")}
+        yield found
+    fresh(out), fresh(source)
+
+
+def warm(directory: Path) -> None:
+    """Bring the weights into the page cache."""
+    for file in directory.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            while stream.read(16 << 20):
+                pass
+
+
+def summary(costs: dict[str, list[Cost]], *, against: str) -> dict[str, Any]:
+    """Medians, all wall times, and ratios within a round."""
     return {
-        "source": source.name,
-        "output_bytes": nbytes,
-        "seconds": {name: [round(s, 2) for s, _ in figures] for name, figures in rows.items()},
-        "median_seconds": {name: round(statistics.median(s for s, _ in f), 2) for name, f in rows.items()},
-        "peak_MB": {name: round(max(m for _, m in figures) / 1e6) for name, figures in rows.items()},
-        "ratio_to_copy": {
-            name: round(statistics.median(f[0] / c[0] for f, c in zip(figures, rows["copy"], strict=True)), 2)
-            for name, figures in rows.items()
+        "seconds": {name: [round(cost.seconds, 2) for cost in rounds] for name, rounds in costs.items()},
+        "user_seconds": {name: round(median(c.user for c in rounds), 2) for name, rounds in costs.items()},
+        "system_seconds": {name: round(median(c.system for c in rounds), 2) for name, rounds in costs.items()},
+        "peak_MB": {name: round(max(c.peak for c in rounds) / 1e6) for name, rounds in costs.items()},
+        f"ratio_to_{against}": {
+            name: ratio(rounds, costs[against]) for name, rounds in costs.items() if len(rounds) == len(costs[against])
         },
     }
+
+
+def ratio(costs: list[Cost], others: list[Cost]) -> list[float]:
+    """[median, smallest, largest] ratio of wall times within a round."""
+    ratios = [one.seconds / other.seconds for one, other in zip(costs, others, strict=True)]
+    return [round(value, 2) for value in (median(ratios), min(ratios), max(ratios))]
 
 
 def make_source(path: Path, shape: str, layers: int) -> None:
@@ -174,14 +266,14 @@ def bench_shape(shape: str, layers: list[int], work: Path, source_in: Path, *, k
         source, out = source_in / f"{shape}-{depth}", work / "grown"
         # In a separate process: the peak of a child includes what its parent had resident when it forked.
         subprocess.run([sys.executable, __file__, "make", shape, str(depth), str(fresh(source))], check=True)
-        seconds, peak = measure(hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "none"))
-        proof_seconds, proof_peak = measure(hyperclone("verify", source, out, "--proof", "structural"))
+        grow = measure(hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "none"))
+        proof = measure(hyperclone("verify", source, out, "--proof", "structural"))
         files = sorted(out.glob("*.safetensors"))
         nbytes = sum(f.stat().st_size for f in files)
         copied = 0.0
         if keep_copy and shutil.disk_usage(work).free > nbytes * 1.05:
             fresh(work / "copy").mkdir()
-            copied, _ = measure(copy_command(files, work / "copy"))
+            copied = measure(copy_command(files, work / "copy")).seconds
         results.append(
             {
                 "shape": shape,
@@ -189,13 +281,13 @@ def bench_shape(shape: str, layers: list[int], work: Path, source_in: Path, *, k
                 "source_GB": round(sum(f.stat().st_size for f in source.iterdir()) / 1e9, 2),
                 "output_GB": round(nbytes / 1e9, 2),
                 "parameters_B": round(nbytes / 2e9, 2),
-                "grow_seconds": round(seconds, 1),
-                "grow_MB_per_s": round(nbytes / 1e6 / seconds),
-                "grow_peak_MB": round(peak / 1e6),
+                "grow_seconds": round(grow.seconds, 1),
+                "grow_MB_per_s": round(nbytes / 1e6 / grow.seconds),
+                "grow_peak_MB": round(grow.peak / 1e6),
                 "copy_seconds": round(copied, 1) or None,
-                "ratio_to_copy": round(seconds / copied, 2) if copied else None,
-                "verify_seconds": round(proof_seconds, 1),
-                "verify_peak_MB": round(proof_peak / 1e6),
+                "ratio_to_copy": round(grow.seconds / copied, 2) if copied else None,
+                "verify_seconds": round(proof.seconds, 1),
+                "verify_peak_MB": round(proof.peak / 1e6),
             }
         )
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
@@ -213,7 +305,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "date": date.today().isoformat(), "cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
+        **{name: metadata.version(name) for name in ("torch", "transformers", "safetensors", "numpy", "numba")},
     }  # fmt: skip
 
 
@@ -231,13 +323,17 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     model = kinds.add_parser("model")
     model.add_argument("source", type=Path)
-    model.add_argument("--rounds", type=int, default=5)
+    every = kinds.add_parser("kinds")
+    every.add_argument("shape", choices=SHAPES)
+    every.add_argument("--layers", type=int, default=6)
+    for kind in (model, every):
+        kind.add_argument("--rounds", type=int, default=5 if kind is model else 3)
     shape = kinds.add_parser("shape")
     shape.add_argument("shape", choices=SHAPES)
     shape.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
     shape.add_argument("--source-in", type=Path, help="where to write the source (default: --work)")
     shape.add_argument("--copy", action="store_true", help="also copy the output, if it fits on the disk")
-    for kind in (model, shape):
+    for kind in (model, every, shape):
         kind.add_argument("--work", type=Path, required=True, help="scratch directory on the disk to measure")
         kind.add_argument("-o", "--output", type=Path, help="write the figures here as JSON")
     make = kinds.add_parser("make", help="only write the source of `shape`")
@@ -251,6 +347,10 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.kind == "model":
         figures: Any = bench_model(args.source, args.work, args.rounds)
+    elif args.kind == "kinds":
+        for figures in bench_kinds(args.shape, args.layers, args.work, args.rounds):
+            publish({"what": args.kind, "figures": figures}, args.output)
+        return
     else:
         figures = bench_shape(args.shape, args.layers, args.work, args.source_in or args.work, keep_copy=args.copy)
     publish({"what": args.kind, "figures": figures}, args.output)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import typer.main
 
+from bench import tables
 from hyperclone.cli.main import app
 from hyperclone.errors import StudyError
 from hyperclone.planning.growth import Growth
@@ -266,3 +267,8 @@ def code_map() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_tables_of_the_performance_page_are_those_of_the_committed_results() -> None:
+    page = tables.PAGE.read_text("utf-8")
+    assert page == tables.with_tables(page), "run: python -m bench.tables"

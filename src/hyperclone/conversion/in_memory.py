@@ -13,7 +13,7 @@ from hyperclone.architectures.family import Family
 from hyperclone.architectures.registry import of_config
 from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError, GrowthError
-from hyperclone.expansion import grown_tensors
+from hyperclone.expansion import compiled, grown_tensors
 from hyperclone.hf.models import build_like
 from hyperclone.hf.parameter_names import saved_tensors
 from hyperclone.io.buffers import Buffers
@@ -98,7 +98,8 @@ def build_grown(model: Any, source: InMemory, plan: Plan) -> Any:
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
-    tensors = {t.name: _joined(list(grown_tensors.grown_slices(t, plan, source))) for t in plan.tensors}
+    fast = plan.parameters >= compiled.WORTHWHILE
+    tensors = {t.name: _joined(list(grown_tensors.grown_slices(t, plan, source, fast=fast))) for t in plan.tensors}
     dtype = grown_tensors.stored_type(plan.tensors[0])
     config = {**plan.config, receipt.CONFIG_FIELD: receipt.config_field(plan)}
     result = build_like(model, config=config, tensors=tensors, dtype=dtype)
