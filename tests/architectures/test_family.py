@@ -204,11 +204,19 @@ def test_buffers_of_a_family_file_are_known_by_their_whole_name() -> None:
         assert not family.ignored(other, {})
 
 
-def test_an_unknown_model_lists_the_known_ones_and_how_to_add_one() -> None:
+def test_an_unknown_model_is_told_known_ones_like_it_and_how_to_add_one() -> None:
     with pytest.raises(FamilyError) as caught:
-        registry.of_config({"model_type": "bert"})
-    for word in ("bert", "gpt_neox", "llama", "mistral", "opt", "hyperclone family draft"):
+        registry.of_config({"model_type": "lama"})
+    number = len(registry.families())
+    for word in (
+        "lama",
+        f"one of the {number} types that `hyperclone families` lists, as llama,",
+        "hyperclone family draft",
+    ):
         assert word in str(caught.value)
+    with pytest.raises(FamilyError) as caught:
+        registry.of_config({"model_type": "zzz"})
+    assert str(caught.value.details["expected"]).endswith("lists")
 
 
 # --- Files that are wrong

@@ -151,3 +151,9 @@ def test_numbers_that_are_not_finite_are_read_as_transformers_reads_them(
     (grown.path / "config.json").write_text(written.replace(f": {number}", ": 1.0").replace(f'"{number}"', '"?"'))
     failures = hyperclone.verify(source, grown.path, proof="structural").failures
     assert any("config.json, limit" in failure for failure in failures)
+
+
+def test_a_model_with_an_encoder_is_sent_to_no_other_transformers(tmp_path: Path) -> None:
+    cure = refusal(config_only(tmp_path / "source", {"model_type": "t5", "is_encoder_decoder": True}))
+    assert "only decoders are grown" in cure
+    assert "transformers" not in cure

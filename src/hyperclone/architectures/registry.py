@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -69,11 +70,20 @@ def known(config: Mapping[str, Any], user_family: Family | None = None) -> Famil
     return None if family is None else with_head(family, config)
 
 
+def _some_of(model_type: str) -> str:
+    """What could have been found: the types that look like it, of all of them."""
+    known_types = sorted(_files())
+    alike = difflib.get_close_matches(model_type, known_types, n=4)
+    return f"one of the {len(known_types)} types that `hyperclone families` lists" + (
+        f", as {', '.join(alike)}" if alike else ""
+    )
+
+
 def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -> Family:
     """The family of a model: the user's where one is given, else the one that ships for its model type.
 
     Raises:
-        FamilyError: the architecture is not known, or not the given file's; the message lists the known ones.
+        FamilyError: the architecture is not known, or not the given file's; the message names known ones like it.
     """
     model_type = config.get("model_type")
     if user_family is not None:
@@ -94,7 +104,7 @@ def of_config(config: Mapping[str, Any], *, user_family: Family | None = None) -
             file="config.json",
             field="model_type",
             found=model_type,
-            expected="one of " + ", ".join(sorted(families())),
+            expected=_some_of(str(model_type)),
             cure="`hyperclone family draft SRC -o my.toml` proposes a family file; --family my.toml uses it",
         )
     return family

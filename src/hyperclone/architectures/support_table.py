@@ -83,7 +83,7 @@ def notes(family: Family) -> Iterator[str]:
         if spec.when is not None:
             yield f"{axis} grows to any size where `{spec.when}`"
     for text, when in family.whole.items():
-        yield f"`{text}` must stay a whole number where `{when}`"
+        yield f"`{text}` must stay a whole number" + ("" if when == "True" else f" where `{when}`")
     for root in family.multiplied.values():
         where = "" if root.when is None else f" where `{root.when}`"
         yield f"the model multiplies its embedding by the square root of {root.axis}{where}: exact only for powers of 4"

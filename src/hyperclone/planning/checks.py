@@ -118,7 +118,7 @@ def check_chosen_type(growth: Growth, entries: Mapping[str, Entry]) -> None:
     """Raise where weights are stored as small numbers with scales and no type is chosen for what they stand for."""
     scaled = [name for name, entry in entries.items() if entry.parts is not None]
     if scaled and growth.dtype is None:
-        raise GrowthError("the weights are stored as small numbers with scales, which cannot be grown as they are",
+        raise GrowthError("the weights are FP8 or MXFP4, small numbers with scales, which cannot be grown as they are",
                           tensor=scaled[0], found=f"{len(scaled)} such tensors", expected="a type to convert them to",
                           field="dtype", cure="give --dtype bf16, or fp32")  # fmt: skip
 

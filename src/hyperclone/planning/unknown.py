@@ -56,9 +56,12 @@ def without_draft(config: Mapping[str, Any]) -> str | None:
     """What can be done where `family draft` could propose nothing that works; None where it may."""
     types, model_type = causal_model_types(), config.get("model_type")
     if isinstance(model_type, str) and types is not None and model_type not in types:
+        if config.get("is_encoder_decoder") is True:
+            return "none: only decoders are grown, and this model has an encoder beside its decoder"
         return (
             "none with this transformers, which has no causal language model of this type: remote code is never run, "
-            "so a family file could not be proved; try a newer transformers"
+            "so a family file could not be proved; try a newer transformers, or, if config and tensors are those of a "
+            "known architecture, its model_type"
         )
     if (reason := limit(config)) is None:
         return None
