@@ -109,6 +109,18 @@ def test_without_numba_the_reference_is_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_where_they_cannot_be_kept_the_reference_is_used() -> None:
+    """As in a container with a read-only installation and without a home."""
+    code = """
+import numba.core.caching as caching
+def refused(self): raise OSError("read-only")
+for place in caching.CacheImpl._locator_classes: place.ensure_cache_path = refused
+from hyperclone.expansion import compiled
+assert compiled.kernels() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_they_can_be_turned_off() -> None:
     code = "from hyperclone.expansion import compiled; assert compiled.kernels() is None"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HYPERCLONE_KERNELS": "off"})

@@ -26,12 +26,12 @@ _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the ke
 
 @cache
 def kernels() -> Any:
-    """The compiled kernels; None where numba is missing or they are turned off."""
+    """The compiled kernels; None where they are turned off, numba is missing, or it has no directory to keep them in."""
     if os.environ.get("HYPERCLONE_KERNELS") == "off":
         return None
     try:
         from hyperclone.expansion import kernels as compiled
-    except ImportError:
+    except (ImportError, RuntimeError):
         return None
     return compiled
 
