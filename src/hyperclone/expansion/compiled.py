@@ -26,7 +26,7 @@ _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the ke
 
 @cache
 def kernels() -> Any:
-    """The compiled kernels; None where they are turned off, numba is missing, or it has no directory to keep them in."""
+    """The compiled kernels; None where they are turned off, or numba is missing or has no directory for them."""
     if os.environ.get("HYPERCLONE_KERNELS") == "off":
         return None
     try:
