@@ -119,6 +119,30 @@ def test_a_directory_name_of_any_bytes_and_any_markup_is_grown_and_shown_as_it_i
         assert hyperclone.verify(source, grown, proof="structural").passed
 
 
+def test_the_card_says_that_the_source_was_converted_and_gives_the_plans_notes(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir("llama-grouped-tied")
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2, dtype="bf16"), proof="none")
+    card = (done.path / "README.md").read_text()
+    assert f"A wider copy of `{source.name}`, converted to bf16, that computes the same function" in card
+    assert "it knows exactly what that model knows" in card
+    notes = [line for line in card.splitlines() if line.startswith("* ")]
+    assert len(notes) == len(done.plan.notes)
+    assert "* Weights are converted to bf16 first; the proof compares with the converted source." in notes
+    same = hyperclone.grow(source, tmp_path / "same", Growth(width=2, dtype="fp32"), proof="none")
+    assert "it knows exactly what its source knows" in (same.path / "README.md").read_text()
+
+
+def test_names_in_a_cards_notes_are_no_markup(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("llama-grouped-tied"), source)
+    (source / "[a](b)<i>`.bin").write_bytes(b"")
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none")
+    assert any("[a](b)<i>`.bin" in note for note in done.plan.notes)
+    assert r"\[a\](b)\<i\>\`.bin" in (done.path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("text", ["plain", "a`b", "``", "`", "x```y``"])
 def test_a_code_span_ends_where_it_should(text: str) -> None:
     span = model_card.code(text)

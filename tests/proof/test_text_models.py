@@ -136,6 +136,10 @@ def test_the_text_model_is_grown_on_its_own_and_proved_against_the_whole(
     assert hyperclone.verify(source, done.path).passed
     [note] = [note for note in done.plan.notes if "on its own" in note]
     assert "visual (" in note or "vision_tower (" in note
+    card = (done.path / "README.md").read_text()
+    assert f"A wider copy of the text model of `{source.name}` that computes the same function" in card
+    assert "is grown on its own, as a" in card
+    assert "Left out: " in card
     config = json.loads((done.path / "config.json").read_text())
     assert "vision_config" not in config
     assert config["architectures"] == [type(load_model(done.path, torch.float32)[0]).__name__]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class Facts:
         deeper: layers are added.
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
         has_last_norm: a norm could carry a tied head's 1/n.
+        rounded: by the name of a stored type, the tensors that are rounded to it.
     """
 
     growth: Growth
@@ -54,6 +56,7 @@ class Facts:
     deeper: bool
     fused_queries: bool
     has_last_norm: bool
+    rounded: Mapping[str, tuple[str, ...]]
 
     @property
     def factor(self) -> float:
@@ -78,6 +81,13 @@ def notes_on(facts: Facts) -> Notes:
     """The notes and warnings that apply."""
     notes, warnings = ([note(facts) for note in functions] for functions in (_NOTES, _WARNINGS))
     return Notes(tuple(text for text in notes if text), tuple(text for text in warnings if text))
+
+
+def listed(names: Iterable[str], *, most: int = 3) -> str:
+    """Names of tensors in a sentence: layers and experts as *, and of more than `most` such names only the first."""
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
+    more = f" and {len(kinds) - most} more" if len(kinds) > most else ""
+    return ", ".join(kinds[:most]) + more
 
 
 def notes_on_tokens(tokens: int, parameters: int) -> Notes:
@@ -195,6 +205,16 @@ def _conversion(facts: Facts) -> str | None:
     return None
 
 
+def _rounded_tensors(facts: Facts) -> str | None:
+    if not facts.rounded:
+        return None
+    texts = []
+    for dtype, names in facts.rounded.items():
+        count = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+        texts.append(f"{count} rounded to {DTYPES[dtype][0]} ({listed(names)})")
+    return f"{' and '.join(texts)}, which cannot hold their factors: the function is kept up to this rounding."
+
+
 def _large_factor(facts: Facts) -> str | None:
     return f"{facts.factor:g}x in one step: {TWOFOLD}" if facts.factor > 2 else None
 
@@ -296,6 +316,7 @@ _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _own_family_file,
     _gaussian_noise,
     _conversion,
+    _rounded_tensors,
     _large_factor,
     _experts_keep_the_function,
     _experts_need_balancing,
