@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone import Growth
@@ -46,6 +47,31 @@ def test_a_type_that_transformers_would_convert_to_is_a_difference(pair: tuple[P
 def test_the_older_spelling_of_the_same_type_is_no_difference(pair: tuple[Path, Path]) -> None:
     edit_json(pair[1] / "config.json", torch_dtype=json.loads((pair[1] / "config.json").read_text())["dtype"])
     assert failures(pair) == []
+
+
+def test_a_wrong_source_is_named_before_anything_else(
+    pair: tuple[Path, Path], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    with pytest.raises(GrowthError, match=r"this model was grown from source \(llama\), not from .* \(opt\)"):
+        hyperclone.verify(model_dir("opt"), pair[1], proof="structural")
+    source_config = json.loads((pair[0] / "config.json").read_text())
+    receipt = json.loads((pair[1] / "hyperclone.json").read_text())
+    for field, axis in (("intermediate_size", "ffn"), ("num_hidden_layers", "layers")):
+        changed = {**receipt, "source_config": {**source_config, field: 2 * source_config[field]}}
+        (pair[1] / "hyperclone.json").write_text(json.dumps(changed))
+        said = rf"grown from source \(llama\), which had other sizes than source\n  field: +{axis}"
+        with pytest.raises(GrowthError, match=said):
+            hyperclone.verify(*pair, proof="structural")
+
+
+def test_a_source_of_the_same_sizes_with_other_weights_is_said_to_be_another(pair: tuple[Path, Path]) -> None:
+    weights = load_file(pair[0] / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, pair[0] / "model.safetensors", {"format": "pt"})
+    first, *rest = failures(pair)
+    count = len(weights)
+    assert first.startswith("this is not the source that the model was grown from (source): of its tensors, ")
+    assert f"{count} of {count} are others" in first
+    assert rest
 
 
 @pytest.mark.parametrize("side", [0, 1])
