@@ -483,7 +483,7 @@ def test_rounded_tensors_are_not_counted_as_bit_equal(model_dir: ModelDir, tmp_p
     weights = load_file(source / "model.safetensors")
     products = [weights[name].double() * math.sqrt(32 / 48) for name in structure.rounded_names]
     errors = [float((exact.bfloat16().double() - exact).abs().max()) for exact in products]
-    assert structure.largest_error == pytest.approx(max(errors), rel=1e-9)
+    assert structure.largest_rounding == pytest.approx(max(errors), rel=1e-9)
     console = Console(record=True, width=400, file=io.StringIO())
     console.print(plan_and_proof.proof_table(done.proof))
     headline, line, *rest = console.export_text().splitlines()
@@ -505,8 +505,8 @@ def test_rounding_to_fp32_is_no_rounding_of_the_function_but_is_counted(model_di
     console.print(plan_and_proof.proof_table(done.proof))
     headline, line = console.export_text().splitlines()[:2]
     assert headline.startswith("PROVED: ")
-    assert f"largest difference {done.proof.structure.largest_error:.1e}" in line
-    assert 0 < done.proof.structure.largest_error < 1e-6
+    assert f"largest difference {done.proof.structure.largest_rounding:.1e}" in line
+    assert 0 < done.proof.structure.largest_rounding < 1e-6
     assert any("5 tensors are rounded to float32" in note for note in done.plan.notes)
 
 

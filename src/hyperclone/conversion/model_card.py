@@ -138,14 +138,14 @@ def _proof_lines(proof: Proof | None) -> list[str]:
     if proof is None:
         return ["No proof was run (`--proof none`). `hyperclone verify SOURCE THIS` runs it."]
     structure = proof.structure
-    differs = structure.largest_error or structure.rounded
+    differs = structure.difference or structure.rounded
     lines = [
         f"Collapsing the files on disk gives the source back: {structure.bit_equal} of {structure.tensors} tensors bit "
         "for bit"
         + (f"; {structure.rounded} had to be rounded to their type" if structure.rounded else "")
         + (f" ({code(listed(structure.rounded_names))})" if structure.rounded else "")
         + (f"; {structure.new_routers} are new routers, randomly initialized" if structure.new_routers else "")
-        + (f"; largest difference {structure.largest_error:.1e}." if differs else ".")
+        + (f"; largest difference {structure.difference:.1e}." if differs else ".")
     ]
     if proof.behavior and proof.behavior.measured:
         lines += [

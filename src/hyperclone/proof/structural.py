@@ -50,8 +50,8 @@ class Structure:
         coarse: how many of those are stored in bf16 or fp16, so that the logits show it.
         rounded_names: their names, of all that were rounded.
         new_routers: how many have no source and hold the random values of the seed.
-        largest_error: largest |collapsed - source| anywhere, of rounded tensors |stored - source times factor| (0.0
-            when all are bit-equal).
+        largest_error: largest |collapsed - source times factor, rounded| anywhere (0.0 when all are as planned).
+        largest_rounding: largest |stored - source times factor| of the tensors that were rounded.
         failures: one sentence for each tensor or field that is not as planned, naming it.
         output_sha256, source_sha256: of every tensor's bytes, as read back from disk.
     """
@@ -63,9 +63,15 @@ class Structure:
     rounded_names: list[str] = field(default_factory=list)
     new_routers: int = 0
     largest_error: float = 0.0
+    largest_rounding: float = 0.0
     failures: list[str] = field(default_factory=list)
     output_sha256: dict[str, str] = field(default_factory=dict)
     source_sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def difference(self) -> float:
+        """Largest difference from what would be exact."""
+        return max(self.largest_error, self.largest_rounding)
 
     @property
     def passed(self) -> bool:
@@ -111,7 +117,7 @@ def prove_structure(
     def job(tensor: TensorPlan) -> None:
         result = results[tensor.name] = _compare(tensor, plan, source, output, meter, buffers)
         if tensor.name in measured:
-            result.error = max(result.error, grown_tensors.rounding_error(tensor, source))
+            result.rounding = grown_tensors.rounding_error(tensor, source)
 
     with worker_pool(threads) as pool:
         run_all(pool, job, sorted(present, key=lambda t: -t.nbytes))
@@ -127,6 +133,7 @@ def prove_structure(
         structure.rounded_names += [tensor.name] if tensor.rounds else []
         structure.new_routers += bool(tensor.init_std)
         structure.largest_error = max(structure.largest_error, result.error)
+        structure.largest_rounding = max(structure.largest_rounding, result.rounding)
         structure.failures += result.failures
         structure.output_sha256[tensor.name] = result.output_sha256
         if tensor.original and not tensor.init_std:
@@ -159,6 +166,7 @@ class _TensorComparison:
 
     bit_equal: bool = True
     error: float = 0.0
+    rounding: float = 0.0
     failures: list[str] = field(default_factory=list)
     output_sha256: str = ""
     source_sha256: str = ""

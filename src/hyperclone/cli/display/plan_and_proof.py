@@ -186,7 +186,7 @@ def proof_table(proof: Proof) -> RenderableType:
             f"weights    {s.bit_equal} of {s.tensors} tensors collapse to the source bit for bit"
             + (f", {s.rounded} are rounded to their type ({listed(s.rounded_names)})" if s.rounded else "")
             + (f", {s.new_routers} are new routers, as the seed gives them" if s.new_routers else "")
-            + (f", largest difference {s.largest_error:.1e}" if s.largest_error or s.rounded else "")
+            + (f", largest difference {s.difference:.1e}" if s.difference or s.rounded else "")
         ),
     ]
     behavior = proof.behavior
