@@ -204,7 +204,9 @@ def test_verify_and_anatomy_know_a_text_model_without_a_receipt_as_well(
     assert json.loads((done.path / "hyperclone.json").read_text())["text_model"] is True
     with_receipt = examine(done.path, against=source, activations=False)
     (done.path / "hyperclone.json").unlink()
-    assert hyperclone.verify(source, done.path, proof="structural").passed
+    proof = hyperclone.verify(source, done.path, proof="structural")
+    assert proof.passed
+    assert any("text model alone" in note for note in proof.notes)
     found = examine(done.path, against=source, activations=False)
     assert found.tensors == with_receipt.tensors
     assert any(tensor.source_spectrum for tensor in found.tensors)

@@ -57,6 +57,8 @@ def verify(
         _check_source(receipt, checkpoint, hub.public_name(source))
     plan = plan_from_sizes(checkpoint, grown_config) if receipt is None else make_plan(checkpoint, receipt.growth)
     result = prove(checkpoint, target, plan, kind=proof, threads=threads, progress=progress)
+    if checkpoint.left_out is not None:
+        result.notes.append("The source was compared by its text model alone, from which this model was grown.")
     if user_family is not None:
         if family is None:
             result.notes.append("The family file was read from the receipt; --family uses one of your own instead.")

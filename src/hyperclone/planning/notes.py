@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.architectures.family import Family
+from hyperclone.architectures.heads import LABELS
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
 from hyperclone.planning.any_width import PaddedAxis
@@ -105,6 +106,14 @@ def dropout(family: Family, config: Mapping[str, Any]) -> list[str]:
 def _is_dropout(field: str) -> bool:
     """A rate that acts on single units of the language model; layer drop and the heads of classifiers do not."""
     return "drop" in field and field != "layerdrop" and not field.startswith(("classifier", "summary"))
+
+
+def _classifier(facts: Facts) -> str | None:
+    if not facts.family.head:
+        return None
+    count = facts.sizes[LABELS][1]
+    what = "of tokens" if facts.family.head == "ForTokenClassification" else "of sequences"
+    return f"A classifier {what} with {count} label{'s' if count != 1 else ''}, which stay as they are."
 
 
 def _head_stays_tied(facts: Facts) -> str | None:
@@ -304,6 +313,7 @@ def _experts_without_a_kernel(facts: Facts) -> str | None:
 
 
 _NOTES: tuple[Callable[[Facts], str | None], ...] = (
+    _classifier,
     _head_stays_tied,
     _head_is_untied,
     _padding_channels,
