@@ -90,3 +90,8 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def share(part: float, count: int) -> str:
+    """A share of `count` things: a percentage, or of few things, of which each would be several percent, "3/4"."""
+    return f"{part:.1%}" if count >= 30 else f"{round(part * count)}/{count}"

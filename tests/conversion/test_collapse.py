@@ -17,6 +17,7 @@ import hyperclone
 from hyperclone import Growth
 from hyperclone.errors import CollapseError
 from hyperclone.planning.plan import TensorPlan
+from hyperclone.proof.proof import ProofKind
 from tests.helpers.models import FULLY, REPRESENTATIVE
 
 ModelDir = Callable[..., Path]
@@ -59,6 +60,24 @@ def test_an_untied_head_goes_back_into_the_tie(model_dir: ModelDir, tmp_path: Pa
     assert same_weights(source, tmp_path / "again")
 
 
+@pytest.mark.parametrize(
+    ("growth", "proof", "exact", "reason"),
+    [(Growth(width=2), "structural", True, ""),
+     (Growth(width=2), "none", None, "the receipt records none, since the model was grown without a proof"),
+     (Growth(width=2, dtype="bf16"), "structural", None, "the source was converted to bf16 when it was grown"),
+     (Growth(hidden=40), "structural", False, "5 tensors were multiplied by a factor and rounded (model")],
+    ids=["exact", "no proof", "converted", "rounded"],
+)  # fmt: skip
+def test_why_a_source_is_not_exact_or_was_not_compared_is_said(
+    growth: Growth, proof: ProofKind, exact: bool | None, reason: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", growth, proof=proof)
+    done = hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
+    assert done.exact is exact
+    assert done.reason.startswith(reason)
+    assert bool(done.reason) == (not exact)
+
+
 def test_shards_and_threads_make_no_difference(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("neox-parallel", shard="40KB")
     hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="structural", shard_size="60KB", threads=3)
@@ -72,6 +91,7 @@ def test_gaussian_noise_collapses_to_the_source_up_to_rounding(model_dir: ModelD
     hyperclone.grow(source, tmp_path / "grown", Growth(width=2, noise="gaussian"), proof="structural")
     done = hyperclone.collapse(tmp_path / "grown", tmp_path / "again")
     assert done.exact is False
+    assert done.reason == "Gaussian noise sums to zero only up to rounding"
     one, two = (load_file(p / "model.safetensors") for p in (source, tmp_path / "again"))
     assert all(torch.allclose(one[k], two[k], atol=1e-6, rtol=1e-6) for k in one)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone import Growth
@@ -46,6 +47,31 @@ def test_a_type_that_transformers_would_convert_to_is_a_difference(pair: tuple[P
 def test_the_older_spelling_of_the_same_type_is_no_difference(pair: tuple[Path, Path]) -> None:
     edit_json(pair[1] / "config.json", torch_dtype=json.loads((pair[1] / "config.json").read_text())["dtype"])
     assert failures(pair) == []
+
+
+def test_a_wrong_source_is_named_before_anything_else(
+    pair: tuple[Path, Path], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    with pytest.raises(GrowthError, match=r"this model was grown from source \(llama\), not from .* \(opt\)"):
+        hyperclone.verify(model_dir("opt"), pair[1], proof="structural")
+    source_config = json.loads((pair[0] / "config.json").read_text())
+    receipt = json.loads((pair[1] / "hyperclone.json").read_text())
+    for field, axis in (("intermediate_size", "ffn"), ("num_hidden_layers", "layers")):
+        changed = {**receipt, "source_config": {**source_config, field: 2 * source_config[field]}}
+        (pair[1] / "hyperclone.json").write_text(json.dumps(changed))
+        said = rf"grown from source \(llama\), which had other sizes than source\n  field: +{axis}"
+        with pytest.raises(GrowthError, match=said):
+            hyperclone.verify(*pair, proof="structural")
+
+
+def test_a_source_of_the_same_sizes_with_other_weights_is_said_to_be_another(pair: tuple[Path, Path]) -> None:
+    weights = load_file(pair[0] / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, pair[0] / "model.safetensors", {"format": "pt"})
+    first, *rest = failures(pair)
+    count = len(weights)
+    assert first.startswith("this is not the source that the model was grown from (source): of its tensors, ")
+    assert f"{count} of {count} are others" in first
+    assert rest
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -117,6 +143,30 @@ def test_a_directory_name_of_any_bytes_and_any_markup_is_grown_and_shown_as_it_i
         assert heading.endswith(", grown")
         assert heading.removesuffix(", grown").strip("` ").strip() == shown.strip("` ").strip()
         assert hyperclone.verify(source, grown, proof="structural").passed
+
+
+def test_the_card_says_that_the_source_was_converted_and_gives_the_plans_notes(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    source = model_dir("llama-grouped-tied")
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2, dtype="bf16"), proof="none")
+    card = (done.path / "README.md").read_text()
+    assert f"A wider copy of `{source.name}`, converted to bf16, that computes the same function" in card
+    assert "it knows exactly what that model knows" in card
+    notes = [line for line in card.splitlines() if line.startswith("* ")]
+    assert len(notes) == len(done.plan.notes)
+    assert "* Weights are converted to bf16 first; the proof compares with the converted source." in notes
+    same = hyperclone.grow(source, tmp_path / "same", Growth(width=2, dtype="fp32"), proof="none")
+    assert "it knows exactly what its source knows" in (same.path / "README.md").read_text()
+
+
+def test_names_in_a_cards_notes_are_no_markup(model_dir: ModelDir, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_dir("llama-grouped-tied"), source)
+    (source / "[a](b)<i>`.bin").write_bytes(b"")
+    done = hyperclone.grow(source, tmp_path / "grown", Growth(width=2), proof="none")
+    assert any("[a](b)<i>`.bin" in note for note in done.plan.notes)
+    assert r"\[a\](b)\<i\>\`.bin" in (done.path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("text", ["plain", "a`b", "``", "`", "x```y``"])

@@ -24,6 +24,13 @@ SMOLLM2 = {"hidden": 576, "ffn": 1536, "kv_heads": 3, "group": 3, "head_dim": 64
 PYTHIA = {"hidden": 1024, "ffn": 4096, "heads": 16, "head_dim": 64}
 
 
+def cure_of_rounding(dtype: str) -> str:
+    return (
+        f"write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in {dtype} moves them; "
+        "the proof measures it (--allow-rounding)"
+    )
+
+
 def growth(**options: Any) -> Growth:
     """A request, of values of any type."""
     return Growth(**options)
@@ -183,39 +190,39 @@ REFUSALS: dict[str, Refusal] = {
         "this growth is not exact in BF16: 5 tensors would have to be rounded",
         {"tensor": "model.layers.0.input_layernorm.weight", "found": "a factor of 0.816497",
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("BF16")}),
     "rounding of one tensor": Refusal(lambda: plan(source("gemma-untied-multiquery", "BF16"), width=2), GrowthError,
         "this growth is not exact in BF16: 1 tensor would have to be rounded",
         {"tensor": "model.embed_tokens.weight", "found": "a factor of 0.707107",
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("BF16")}),
     "rounding in fp16": Refusal(lambda: plan(source("gemma-untied-multiquery", "F16"), width=4, kv_heads="4x"),
         GrowthError, "this growth is not exact in F16: 1 tensor would have to be rounded",
         {"tensor": "model.embed_tokens.weight", "found": "a factor of 0.5",
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("F16")}),
     "rounding of queries": Refusal(lambda: plan(source("gpt2-untied", "BF16"), hidden="2x", head_dim="2x"), GrowthError,
         "this growth is not exact in BF16: 4 tensors would have to be rounded",
         {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 0.707107",
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("BF16")}),
     "rounding of queries in fp16": Refusal(lambda: plan(source("gpt2-untied", "F16"), hidden="4x", head_dim="4x"),
         GrowthError, "this growth is not exact in F16: 4 tensors would have to be rounded",
         {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 0.5",
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("F16")}),
     "rounding of queries with unequal copies": Refusal(
         lambda: plan(source("gpt2-untied", "BF16"), hidden="1.5x", head_dim="1.5x"), GrowthError,
         "this growth is not exact in BF16: 9 tensors would have to be rounded",
         {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 1.22474 or 0.612372",
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("BF16")}),
     "rounding of gains": Refusal(lambda: plan(source("nemotron-multihead", "BF16"), hidden=48), GrowthError,
         "this growth is not exact in BF16: 5 tensors would have to be rounded",
         {"tensor": "model.layers.0.input_layernorm.weight",
          "found": "gains of which 1 is not stored, multiplied by 0.816497 or split",
          "expected": "gains that stay as they are, or a type in which rounding does not matter",
-         "cure": "write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)"}),
+         "cure": cure_of_rounding("BF16")}),
     "noise in bf16": Refusal(lambda: plan(source("llama-multihead", "BF16"), width=2, snr_db=31), GrowthError,
         "split noise of this level is out of range in BF16",
         {"field": "snr_db", "found": "31 dB", "expected": "0 to 30 dB",

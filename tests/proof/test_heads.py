@@ -104,6 +104,8 @@ def test_a_head_is_grown_and_proved_with_its_own_class(name: str, head: str, lab
     expected = logits(source)
     assert float((logits(done.path) - expected).norm() / expected.norm()) < SAME
     assert hyperclone.verify(source, done.path, proof="structural").passed
+    kind = {SEQUENCE: "sequences", TOKEN: "tokens"}[head]
+    assert any(note.startswith(f"A classifier of {kind} with {labels} label") for note in done.plan.notes)
     task = {SEQUENCE: "text-classification", TOKEN: "token-classification"}[head]
     assert f"pipeline_tag: {task}" in (done.path / "README.md").read_text()
     collapsed = hyperclone.collapse(done.path, tmp_path / "collapsed")

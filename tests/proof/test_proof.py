@@ -25,6 +25,7 @@ from hyperclone.expansion import grown_tensors
 from hyperclone.hf import logits
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.proof.behavioral import prove_behavior
+from hyperclone.units import share
 from tests.helpers.models import MODELS, ONCE, REPRESENTATIVE, save_tokenizer
 
 ModelDir = Callable[..., Path]
@@ -476,7 +477,42 @@ def test_rounded_tensors_are_not_counted_as_bit_equal(model_dir: ModelDir, tmp_p
     source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
     done = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, allow_rounding=True))
     assert done.proof is not None
-    assert (done.proof.structure.rounded, done.proof.structure.bit_equal) == (5, 15)
+    structure = done.proof.structure
+    assert (structure.rounded, structure.coarse, structure.bit_equal) == (5, 5, 15)
+    assert done.proof.verdict == "proved"
+    weights = load_file(source / "model.safetensors")
+    products = [weights[name].double() * math.sqrt(32 / 48) for name in structure.rounded_names]
+    errors = [float((exact.bfloat16().double() - exact).abs().max()) for exact in products]
+    assert structure.largest_rounding == pytest.approx(max(errors), rel=1e-9)
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(plan_and_proof.proof_table(done.proof))
+    headline, line, *rest = console.export_text().splitlines()
+    assert headline.startswith("PROVED up to rounding (5 tensors rounded): ")
+    norms = "model.layers.*.input_layernorm.weight, model.layers.*.post_attention_layernorm.weight, model.norm.weight"
+    assert f"5 are rounded to their type ({norms}), largest difference {max(errors):.1e}" in line
+    assert any("that of computing and that of the 5 weight tensors" in line for line in rest)
+    assert any(f"5 tensors are rounded to bfloat16 ({norms})" in note for note in done.plan.notes)
+    card = (done.path / "README.md").read_text()
+    assert "computes the same function up to the rounding of 5 of its tensors" in card
+    assert "knows exactly" not in card
+
+
+def test_rounding_to_fp32_is_no_rounding_of_the_function_but_is_counted(model_dir: ModelDir, tmp_path: Path) -> None:
+    done = hyperclone.grow(model_dir("llama-grouped-tied"), tmp_path / "grown", Growth(hidden=48), proof="structural")
+    assert done.proof is not None
+    assert (done.proof.structure.rounded, done.proof.structure.coarse) == (5, 0)
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(plan_and_proof.proof_table(done.proof))
+    headline, line = console.export_text().splitlines()[:2]
+    assert headline.startswith("PROVED: ")
+    assert f"largest difference {done.proof.structure.largest_rounding:.1e}" in line
+    assert 0 < done.proof.structure.largest_rounding < 1e-6
+    assert any("5 tensors are rounded to float32" in note for note in done.plan.notes)
+
+
+def test_of_few_tokens_their_number_is_shown() -> None:
+    shown = [share(part, count) for part, count in ((0.75, 4), (22 / 24, 24), (0.917, 512), (1.0, 30))]
+    assert shown == ["3/4", "22/24", "91.7%", "100.0%"]
 
 
 @pytest.mark.parametrize("layer_by_layer", [False, True])

@@ -136,6 +136,10 @@ def test_the_text_model_is_grown_on_its_own_and_proved_against_the_whole(
     assert hyperclone.verify(source, done.path).passed
     [note] = [note for note in done.plan.notes if "on its own" in note]
     assert "visual (" in note or "vision_tower (" in note
+    card = (done.path / "README.md").read_text()
+    assert f"A wider copy of the text model of `{source.name}` that computes the same function" in card
+    assert "is grown on its own, as a" in card
+    assert "Left out: " in card
     config = json.loads((done.path / "config.json").read_text())
     assert "vision_config" not in config
     assert config["architectures"] == [type(load_model(done.path, torch.float32)[0]).__name__]
@@ -200,7 +204,9 @@ def test_verify_and_anatomy_know_a_text_model_without_a_receipt_as_well(
     assert json.loads((done.path / "hyperclone.json").read_text())["text_model"] is True
     with_receipt = examine(done.path, against=source, activations=False)
     (done.path / "hyperclone.json").unlink()
-    assert hyperclone.verify(source, done.path, proof="structural").passed
+    proof = hyperclone.verify(source, done.path, proof="structural")
+    assert proof.passed
+    assert any("text model alone" in note for note in proof.notes)
     found = examine(done.path, against=source, activations=False)
     assert found.tensors == with_receipt.tensors
     assert any(tensor.source_spectrum for tensor in found.tensors)

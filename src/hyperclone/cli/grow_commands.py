@@ -207,7 +207,7 @@ def collapse(
         collapsed = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
     verdict = {
         True: "every tensor has the hash that the receipt recorded for the source",
-        False: "the source up to rounding, not bit for bit (Gaussian noise, or rounded factors)",
-        None: "not compared with the source's hashes (none were recorded, or the type was converted)",
+        False: f"the source up to rounding, not bit for bit: {collapsed.reason}",
+        None: f"not compared with the source's hashes: {collapsed.reason}",
     }[collapsed.exact]
     say(f"Wrote {collapsed.tensors} tensors to {out}: {verdict}")

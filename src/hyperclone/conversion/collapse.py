@@ -26,6 +26,7 @@ from hyperclone.io.files import to_json, user_path
 from hyperclone.io.shards import TensorHeader
 from hyperclone.io.streaming import Progress, digest, write_shards
 from hyperclone.planning import planner
+from hyperclone.planning.notes import listed
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.recipe import Noise
 
@@ -39,11 +40,13 @@ class Collapsed:
         tensors: how many tensors it has.
         exact: every tensor has the hash that the receipt recorded for the source; None where it recorded none, or where
             the source was converted to another type first.
+        reason: why it is not exact, or was not compared; "" if it is exact.
     """
 
     path: Path
     tensors: int
     exact: bool | None
+    reason: str = ""
 
 
 def collapse(
@@ -105,7 +108,7 @@ def collapse(
         target.write_text("config.json", to_json(_source_config(plan)))
         if (index := shards.index(files, headers)) is not None:
             target.write_text("model.safetensors.index.json", to_json(index))
-        exact = _compare_hashes(receipt, plan, target.partial)
+        exact, reason = _compare_hashes(receipt, plan, target.partial)
         output.check_unchanged()
         target.publish()
     except CollapseError:  # no rerun could go on from there
@@ -113,7 +116,7 @@ def collapse(
         raise
     finally:
         target.close()
-    return Collapsed(target.target, len(originals), exact)
+    return Collapsed(target.target, len(originals), exact, reason)
 
 
 def _check_shapes(plan: Plan, output: Checkpoint) -> None:
@@ -160,19 +163,31 @@ def _check_copies(
             raise _changed(tensor.name, f"it is no longer a copy of {original.source}")
 
 
-def _compare_hashes(receipt: Receipt, plan: Plan, directory: Path) -> bool | None:
-    """`Collapsed.exact` of the weights in `directory`.
+def _compare_hashes(receipt: Receipt, plan: Plan, directory: Path) -> tuple[bool | None, str]:
+    """`Collapsed.exact` of the weights in `directory`, and its reason.
 
     Raises:
         CollapseError: they differ from the source, and neither noise nor rounding explains it.
     """
-    if not receipt.source_sha256 or receipt.growth.dtype is not None:
-        return None
+    if not receipt.source_sha256:
+        return None, "the receipt records none, since the model was grown without a proof"
+    if receipt.growth.dtype is not None:
+        return None, f"the source was converted to {receipt.growth.dtype} when it was grown"
     written = Checkpoint.open(directory)
     changed = next((name for name in written.entries if digest(written, name) != receipt.source_sha256.get(name)), None)
     if changed is not None and plan.growth.recipe.noise is not Noise.GAUSSIAN and not plan.rounds:
         raise _changed(changed, "its copies agree with each other, but not with the source: all were changed alike")
-    return changed is None
+    return (True, "") if changed is None else (False, _why_not_exact(plan))
+
+
+def _why_not_exact(plan: Plan) -> str:
+    reasons = []
+    if plan.growth.recipe.noise is Noise.GAUSSIAN:
+        reasons.append("Gaussian noise sums to zero only up to rounding")
+    if rounded := [tensor.name for tensor in plan.tensors if tensor.rounds]:
+        count = "1 tensor was" if len(rounded) == 1 else f"{len(rounded)} tensors were"
+        reasons.append(f"{count} multiplied by a factor and rounded ({listed(rounded)})")
+    return " and ".join(reasons)
 
 
 def _parts(tensor: TensorPlan, plan: Plan) -> list[list[tuple[range, range]]]:

@@ -158,4 +158,4 @@ def _write_receipt_and_card(
         plan, name, proof, files=carried, optimizer_state=state, text_model=checkpoint.left_out is not None
     )
     target.write_text(receipt.FILE, to_json(content))
-    target.write_text("README.md", model_card.make_card(plan, checkpoint.path, name, proof, on_hub=hub.on_hub(source)))
+    target.write_text("README.md", model_card.make_card(plan, checkpoint, name, proof, on_hub=hub.on_hub(source)))

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperclone.errors import printable
-from hyperclone.io.checkpoint import check_own_file
+from hyperclone.io.checkpoint import Checkpoint, check_own_file
+from hyperclone.planning.checks import rounded
+from hyperclone.planning.growth import OUTPUT_DTYPES
+from hyperclone.planning.notes import listed
+from hyperclone.units import share
 from hyperclone.version import __version__
 
 if TYPE_CHECKING:
@@ -25,19 +29,19 @@ CARRIED = ("license", "license_name", "license_link", "language")
 _TASKS = {"ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification"}
 
 
-def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, on_hub: bool) -> str:
+def make_card(plan: Plan, checkpoint: Checkpoint, source: str, proof: Proof | None, *, on_hub: bool) -> str:
     """README.md with Hub metadata.
 
     Args:
         plan: of the grown model.
-        directory: the source's; its model card gives license and language.
+        checkpoint: the source; the model card in its directory gives license and language.
         source: the source's public name: a Hub id, or the name of a local directory.
         proof: its figures are quoted; None if none was run.
         on_hub: `source` is a Hub id.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    metadata = source_metadata(directory)
+    metadata = source_metadata(checkpoint.path)
     data = ModelCardData(
         base_model=source if on_hub else metadata.get("base_model"),
         library_name="transformers",
@@ -46,15 +50,10 @@ def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, 
         ignore_metadata_errors=True,
         **{key: metadata[key] for key in CARRIED if metadata.get(key)},
     )
-    same = "that computes the same function"
-    what = same if plan.keeps_function else "with repeated layers, which change the function"
-    kind = "wider copy of" if plan.growth.experts is None else "mixture of experts made from"
     lines = [
         f"# {code(source.rsplit('/', 1)[-1])}, grown",
         "",
-        f"A {kind} {code(source)} {what}, made by hyperclone {__version__} "
-        "(HyperCloning, [arXiv 2409.12903](https://arxiv.org/abs/2409.12903)). It has not been trained since"
-        + (": it knows exactly what its source knows, and has added capacity." if plan.keeps_function else "."),
+        _what_it_is(plan, checkpoint, source),
         "",
         "| | source | grown |",
         "|---|---:|---:|",
@@ -65,6 +64,8 @@ def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, 
         f"Expansion `{plan.growth.expansion}`, noise `{plan.growth.noise}`"
         + (f" at {plan.growth.snr_db:g} dB, seed {plan.growth.seed}." if plan.growth.noise != "none" else "."),
         "",
+        *(f"* {_escaped(note)}" for note in plan.notes),
+        *([""] if plan.notes else []),
         "## Proof",
         "",
         *_proof_lines(proof),
@@ -76,9 +77,36 @@ def make_card(plan: Plan, directory: Path, source: str, proof: Proof | None, *, 
         "relative to the source's, that keep AdamW's dynamics.",
         "",
         *([_EXPERTS, ""] if plan.growth.experts is not None else []),
-        *(f"> {warning}" for warning in plan.warnings),
+        *(f"> {_escaped(warning)}" for warning in plan.warnings),
     ]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines).rstrip() + "\n"))
+
+
+def _what_it_is(plan: Plan, checkpoint: Checkpoint, source: str) -> str:
+    """What was grown, and how far the function is the source's."""
+    kind = "wider copy of" if plan.growth.experts is None else "mixture of experts made from"
+    origin = code(source) if checkpoint.left_out is None else f"the text model of {code(source)}"
+    dtype, entries = plan.growth.dtype, checkpoint.entries.values()
+    if dtype and any(entry.parts is not None or entry.dtype != OUTPUT_DTYPES[dtype] for entry in entries):
+        origin += f", converted to {dtype},"
+    if not plan.keeps_function:
+        what, knows = "with repeated layers, which change the function", "."
+    elif coarse := rounded(plan.tensors):
+        what = f"that computes the same function up to the rounding of {len(coarse)} of its tensors"
+        knows = ", and has added capacity."
+    else:
+        what = "that computes the same function"
+        whose = "its source" if origin == code(source) else "that model"
+        knows = f": it knows exactly what {whose} knows, and has added capacity."
+    return (
+        f"A {kind} {origin} {what}, made by hyperclone {__version__} "
+        f"(HyperCloning, [arXiv 2409.12903](https://arxiv.org/abs/2409.12903)). It has not been trained since{knows}"
+    )
+
+
+def _escaped(sentence: str) -> str:
+    """A note as Markdown that shows it as it is: names of files in it are the source's."""
+    return re.sub(r"([\\`*_<>\[\]&])", r"\\\1", printable(sentence, line=True))
 
 
 def code(text: str) -> str:
@@ -110,12 +138,14 @@ def _proof_lines(proof: Proof | None) -> list[str]:
     if proof is None:
         return ["No proof was run (`--proof none`). `hyperclone verify SOURCE THIS` runs it."]
     structure = proof.structure
+    differs = structure.difference or structure.rounded
     lines = [
         f"Collapsing the files on disk gives the source back: {structure.bit_equal} of {structure.tensors} tensors bit "
         "for bit"
         + (f"; {structure.rounded} had to be rounded to their type" if structure.rounded else "")
+        + (f" ({code(listed(structure.rounded_names))})" if structure.rounded else "")
         + (f"; {structure.new_routers} are new routers, randomly initialized" if structure.new_routers else "")
-        + (f"; largest difference {structure.largest_error:.1e}." if structure.largest_error else ".")
+        + (f"; largest difference {structure.difference:.1e}." if differs else ".")
     ]
     if proof.behavior and proof.behavior.measured:
         lines += [
@@ -123,7 +153,7 @@ def _proof_lines(proof: Proof | None) -> list[str]:
             "| inputs | type | relative logit error | explained by rounding | same top token |",
             "|---|---|---:|---:|---:|",
             *(
-                f"| {m.what} | {m.dtype} | {m.relative:.1e} | {m.tolerance:.1e} | {m.top1:.1%} |"
+                f"| {m.what} | {m.dtype} | {m.relative:.1e} | {m.tolerance:.1e} | {share(m.top1, m.positions)} |"
                 for m in proof.behavior.measured
             ),
         ]

@@ -50,6 +50,7 @@ class Receipt:
         sizes: of the grown model's axes.
         training: settings of every parameter relative to the source's (planning/scaling_rule.py).
         text_model: the source is the text model of a model that also sees images.
+        source: the source's public name; "" if it was grown in memory.
         optimizer_state: record of the grown one, if there is one (optimizer_state/writer.py).
     """
 
@@ -64,6 +65,7 @@ class Receipt:
     training: dict[str, dict[str, Any]]
     optimizer_state: dict[str, Any] | None
     text_model: bool = False
+    source: str = ""
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -215,6 +217,7 @@ def read(directory: Path) -> Receipt | None:
             },
             optimizer_state=None if state is None else _state(state),
             text_model=content.get("text_model") is True,
+            source=str(content.get("source", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,

@@ -11,6 +11,7 @@ from hyperclone.architectures import family_file
 from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.provenance import open_source
 from hyperclone.conversion.receipt import Receipt
+from hyperclone.errors import GrowthError, HypercloneError
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint, carried_files
 from hyperclone.io.files import digests, user_path
@@ -52,8 +53,12 @@ def verify(
     directory = hub.resolve(source, revision=revision)
     grown_config = Checkpoint.open(target).config if receipt is None else {}
     checkpoint = open_source(directory, receipt, grown_config, family=user_family)
+    if receipt is not None:
+        _check_source(receipt, checkpoint, hub.public_name(source))
     plan = plan_from_sizes(checkpoint, grown_config) if receipt is None else make_plan(checkpoint, receipt.growth)
     result = prove(checkpoint, target, plan, kind=proof, threads=threads, progress=progress)
+    if checkpoint.left_out is not None:
+        result.notes.append("The source was compared by its text model alone, from which this model was grown.")
     if user_family is not None:
         if family is None:
             result.notes.append("The family file was read from the receipt; --family uses one of your own instead.")
@@ -62,13 +67,54 @@ def verify(
         except family_validation.FamilyValidationFailed as failed:
             result.failures.append(str(failed).replace("\n", ";"))
     if receipt is not None:
-        result.failures += _changes_since(receipt, result.structure, target)
+        result.failures = [
+            *_another_source(receipt, result.structure),
+            *result.failures,
+            *_changes_since(receipt, result.structure, target),
+        ]
     differences = list(_compare_carried(checkpoint.path, target))
     if (target / receipts.FILE).exists():
         result.failures += differences
     else:  # another program saved the model, and may have saved the tokenizer in its own way
         result.notes += differences
     return result
+
+
+def _check_source(receipt: Receipt, source: Checkpoint, name: str) -> None:
+    """Raise where the model was grown from one of another type or of other sizes than the source, called `name`."""
+    old, new = (config.get("model_type") for config in (receipt.source_config, source.config))
+    difference = None if old == new else ("model_type", new, old)
+    if difference is None:
+        try:
+            sizes = [source.family.sizes(config) for config in (receipt.source_config, source.config)]
+            depths = [source.family.depth(config) for config in (receipt.source_config, source.config)]
+        except HypercloneError:  # of a config that was edited; the proof says what differs
+            return
+        recorded, found = ({**size, "layers": depth} for size, depth in zip(sizes, depths, strict=True))
+        difference = next(((axis, found.get(axis), n) for axis, n in recorded.items() if found.get(axis) != n), None)
+    if difference is not None:
+        field, now, recorded_value = difference
+        recorded_name = f"{receipt.source} ({old})" if receipt.source else f"another model ({old})"
+        instead = f"not from {name} ({new})" if old != new else f"which had other sizes than {name}"
+        raise GrowthError(
+            f"this model was grown from {recorded_name}, {instead}",
+            field=field,
+            found=now,
+            expected=recorded_value,
+            cure="name the model that it was grown from, then the grown directory",
+        )
+
+
+def _another_source(receipt: Receipt, structure: Structure) -> Iterator[str]:
+    """A sentence where most of the source's tensors are not those that the receipt recorded."""
+    both = receipt.source_sha256.keys() & structure.source_sha256.keys()
+    other = sum(receipt.source_sha256[name] != structure.source_sha256[name] for name in both)
+    if 2 * other > len(both):
+        name = f" ({receipt.source})" if receipt.source else ""
+        yield (
+            f"this is not the source that the model was grown from{name}: of its tensors, {other} of {len(both)} are "
+            "others than the receipt recorded"
+        )
 
 
 def _compare_carried(source: Path, directory: Path) -> Iterator[str]:

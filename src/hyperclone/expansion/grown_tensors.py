@@ -96,7 +96,23 @@ def source_rows(
 
     Gains with an offset are returned in fp64, offset included: what their shares sum to is seldom a number of the type.
     """
-    rows = source.read(tensor.source, start, stop, buffers=buffers)
+    rows = _multiplied(tensor, source.read(tensor.source, start, stop, buffers=buffers), start, stop)
+    needed = rows.dtype if tensor.offset else stored_type(tensor)
+    return rows if rows.dtype == needed else rows.to(needed)
+
+
+def rounding_error(tensor: TensorPlan, source: Weights) -> float:
+    """Largest |stored - source times factor| of a tensor without an offset, whose values are rounded once."""
+    entry, largest = source.entries[tensor.source], 0.0
+    for rows in slices(entry.shape, entry.nbytes):
+        exact = _multiplied(tensor, source.read(tensor.source, rows.start, rows.stop), rows.start, rows.stop).double()
+        gap = (exact.to(stored_type(tensor)).double() - exact).abs().nan_to_num(0.0)  # NaN - NaN, inf - inf
+        largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
+    return largest
+
+
+def _multiplied(tensor: TensorPlan, rows: Tensor, start: int, stop: int | None) -> Tensor:
+    """Rows of the source from `start` to `stop` times the tensor's factors, in fp64 where they are not 1."""
     if tensor.offset:
         return (rows.double() + tensor.offset) * tensor.factor
     if tensor.factor != 1:
@@ -105,8 +121,7 @@ def source_rows(
         rows = rows.double() * (
             queries if tensor.layout.reads == 0 else queries[start:stop].view(-1, *[1] * (rows.dim() - 1))
         )
-    needed = stored_type(tensor)
-    return rows if rows.dtype == needed else rows.to(needed)
+    return rows
 
 
 def query_rows(tensor: TensorPlan) -> Tensor | None:

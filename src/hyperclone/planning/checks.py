@@ -200,7 +200,7 @@ def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
 
 
 def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
-    """Raise where weights would be rounded to bf16 or fp16, which moves the logits by some 1e-3, without consent."""
+    """Raise where weights would be rounded to bf16 or fp16, which the logits show, without consent."""
     if not (coarse := rounded(tensors)) or growth.allow_rounding:
         return
     first = coarse[0]
@@ -215,7 +215,8 @@ def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
         tensor=first.name,
         found=found,
         expected=f"{expected}, or a type in which rounding does not matter",
-        cure="write fp32 (--dtype fp32), or accept an error of about 1e-3 of the logits (--allow-rounding)",
+        cure="write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in "
+        f"{first.dtype} moves them; the proof measures it (--allow-rounding)",
     )
 
 

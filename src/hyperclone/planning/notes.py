@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hyperclone.architectures.family import Family
+from hyperclone.architectures.heads import LABELS
 from hyperclone.io.tensor_files import DTYPES
 from hyperclone.planning import head_scaling
 from hyperclone.planning.any_width import PaddedAxis
@@ -37,6 +39,7 @@ class Facts:
         deeper: layers are added.
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
         has_last_norm: a norm could carry a tied head's 1/n.
+        rounded: by the name of a stored type, the tensors that are rounded to it.
     """
 
     growth: Growth
@@ -54,6 +57,7 @@ class Facts:
     deeper: bool
     fused_queries: bool
     has_last_norm: bool
+    rounded: Mapping[str, tuple[str, ...]]
 
     @property
     def factor(self) -> float:
@@ -80,6 +84,13 @@ def notes_on(facts: Facts) -> Notes:
     return Notes(tuple(text for text in notes if text), tuple(text for text in warnings if text))
 
 
+def listed(names: Iterable[str], *, most: int = 3) -> str:
+    """Names of tensors in a sentence: layers and experts as *, and of more than `most` such names only the first."""
+    kinds = list(dict.fromkeys(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names))
+    more = f" and {len(kinds) - most} more" if len(kinds) > most else ""
+    return ", ".join(kinds[:most]) + more
+
+
 def notes_on_tokens(tokens: int, parameters: int) -> Notes:
     """The same on training a grown model with `parameters` parameters on `tokens` tokens."""
     text = f"{human_count(tokens)} tokens are {tokens / parameters:.3g} for each parameter of the grown model"
@@ -95,6 +106,14 @@ def dropout(family: Family, config: Mapping[str, Any]) -> list[str]:
 def _is_dropout(field: str) -> bool:
     """A rate that acts on single units of the language model; layer drop and the heads of classifiers do not."""
     return "drop" in field and field != "layerdrop" and not field.startswith(("classifier", "summary"))
+
+
+def _classifier(facts: Facts) -> str | None:
+    if not facts.family.head:
+        return None
+    count = facts.sizes[LABELS][1]
+    what = "of tokens" if facts.family.head == "ForTokenClassification" else "of sequences"
+    return f"A classifier {what} with {count} label{'s' if count != 1 else ''}, which stay as they are."
 
 
 def _head_stays_tied(facts: Facts) -> str | None:
@@ -195,6 +214,16 @@ def _conversion(facts: Facts) -> str | None:
     return None
 
 
+def _rounded_tensors(facts: Facts) -> str | None:
+    if not facts.rounded:
+        return None
+    texts = []
+    for dtype, names in facts.rounded.items():
+        count = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
+        texts.append(f"{count} rounded to {DTYPES[dtype][0]} ({listed(names)})")
+    return f"{' and '.join(texts)}, which cannot hold their factors: the function is kept up to this rounding."
+
+
 def _large_factor(facts: Facts) -> str | None:
     return f"{facts.factor:g}x in one step: {TWOFOLD}" if facts.factor > 2 else None
 
@@ -284,6 +313,7 @@ def _experts_without_a_kernel(facts: Facts) -> str | None:
 
 
 _NOTES: tuple[Callable[[Facts], str | None], ...] = (
+    _classifier,
     _head_stays_tied,
     _head_is_untied,
     _padding_channels,
@@ -296,6 +326,7 @@ _NOTES: tuple[Callable[[Facts], str | None], ...] = (
     _own_family_file,
     _gaussian_noise,
     _conversion,
+    _rounded_tensors,
     _large_factor,
     _experts_keep_the_function,
     _experts_need_balancing,

@@ -269,8 +269,15 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         omitted_prefix=omitted_prefix,
         deeper=target.deeper,
         fused_queries=any(tensor.queries and not tensor.layout.only_queries for tensor in tensors),
+        rounded=_rounded_by_type(tensors),
         has_last_norm=target.family.tie is not None and not target.layouts.keys().isdisjoint(target.family.tie.fold),
     )
+
+
+def _rounded_by_type(tensors: Sequence[TensorPlan]) -> dict[str, tuple[str, ...]]:
+    rounding = [tensor for tensor in tensors if tensor.rounds]
+    types = dict.fromkeys(tensor.dtype for tensor in rounding)
+    return {dtype: tuple(tensor.name for tensor in rounding if tensor.dtype == dtype) for dtype in types}
 
 
 def plan_from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:

@@ -52,7 +52,7 @@ class Proposal:
         growth: the request; allow_rounding is set only where it is needed, or was asked for.
         plan: of this growth.
         off: how far its parameters are from the target, as a fraction of it: 0.05 is 5 % too many.
-        rounds: weights are rounded to bf16 or fp16, which moves the logits by some 1e-3 of their size.
+        rounds: weights are rounded to bf16 or fp16, which moves the logits about as much as computing in it.
         warnings: the plan's, and on factors and tokens.
     """
 

@@ -26,6 +26,7 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.source import Weights
 from hyperclone.io.streaming import Meter, Progress, digest, raw, run_all, slices, worker_pool
 from hyperclone.io.tensor_files import TensorFiles, row_count
+from hyperclone.planning.checks import rounded
 from hyperclone.planning.plan import Plan, TensorPlan
 from hyperclone.planning.planner import GROWN_FIELD
 from hyperclone.planning.recipe import Noise
@@ -46,8 +47,11 @@ class Structure:
         tensors: output tensors compared.
         bit_equal: how many of them collapse to their source bit for bit.
         rounded: how many were multiplied by a factor that their type cannot hold exactly.
+        coarse: how many of those are stored in bf16 or fp16, so that the logits show it.
+        rounded_names: their names, of all that were rounded.
         new_routers: how many have no source and hold the random values of the seed.
-        largest_error: largest |collapsed - source| anywhere (0.0 when all are bit-equal).
+        largest_error: largest |collapsed - source times factor, rounded| anywhere (0.0 when all are as planned).
+        largest_rounding: largest |stored - source times factor| of the tensors that were rounded.
         failures: one sentence for each tensor or field that is not as planned, naming it.
         output_sha256, source_sha256: of every tensor's bytes, as read back from disk.
     """
@@ -55,11 +59,19 @@ class Structure:
     tensors: int = 0
     bit_equal: int = 0
     rounded: int = 0
+    coarse: int = 0
+    rounded_names: list[str] = field(default_factory=list)
     new_routers: int = 0
     largest_error: float = 0.0
+    largest_rounding: float = 0.0
     failures: list[str] = field(default_factory=list)
     output_sha256: dict[str, str] = field(default_factory=dict)
     source_sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def difference(self) -> float:
+        """Largest difference from what would be exact."""
+        return max(self.largest_error, self.largest_rounding)
 
     @property
     def passed(self) -> bool:
@@ -98,21 +110,30 @@ def prove_structure(
     results: dict[str, _TensorComparison] = {}
     source, buffers = with_random_routers(source, plan), (Buffers(), Buffers())
 
+    # Of experts and layers that copy the same weights with the same factor one is enough.
+    to_measure = {(t.source, t.factors, t.dtype): t.name for t in present if t.rounds and not (t.offset or t.zero)}
+    measured = frozenset(to_measure.values())
+
     def job(tensor: TensorPlan) -> None:
-        results[tensor.name] = _compare(tensor, plan, source, output, meter, buffers)
+        result = results[tensor.name] = _compare(tensor, plan, source, output, meter, buffers)
+        if tensor.name in measured:
+            result.rounding = grown_tensors.rounding_error(tensor, source)
 
     with worker_pool(threads) as pool:
         run_all(pool, job, sorted(present, key=lambda t: -t.nbytes))
     for model in (files, output):
         if isinstance(model, TensorFiles):
             model.check_unchanged()
+    structure.coarse = len(rounded(present))
     for tensor in present:
         result = results[tensor.name]
         structure.tensors += 1
         structure.bit_equal += result.bit_equal and not tensor.rounds and not tensor.init_std
         structure.rounded += tensor.rounds
+        structure.rounded_names += [tensor.name] if tensor.rounds else []
         structure.new_routers += bool(tensor.init_std)
         structure.largest_error = max(structure.largest_error, result.error)
+        structure.largest_rounding = max(structure.largest_rounding, result.rounding)
         structure.failures += result.failures
         structure.output_sha256[tensor.name] = result.output_sha256
         if tensor.original and not tensor.init_std:
@@ -145,6 +166,7 @@ class _TensorComparison:
 
     bit_equal: bool = True
     error: float = 0.0
+    rounding: float = 0.0
     failures: list[str] = field(default_factory=list)
     output_sha256: str = ""
     source_sha256: str = ""

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperclone.errors import printable
-from hyperclone.units import human_bytes, human_count
+from hyperclone.planning.notes import listed
+from hyperclone.units import human_bytes, human_count, share
 
 if TYPE_CHECKING:
     from hyperclone.io.streaming import Progress
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from hyperclone.planning.proposals import Proposals
     from hyperclone.proof.behavioral import Behavior
     from hyperclone.proof.proof import Proof
+    from hyperclone.proof.structural import Structure
 
 _STAGES = {
     "grow": "Growing",
@@ -42,7 +44,7 @@ _LOGITS_LEGEND = (
     "tokens: after which logits were compared; error: of the grown model's logits, relative, against the source's in "
     "the next wider type\n"
     "source: the same of the source, which is its rounding, at least one unit in the last place; allowed: what "
-    "rounding explains\n"
+    "rounding explains{explained}\n"
     "largest: difference of one logit; KL: from the source's distribution to the grown model's, in nats; same top: "
     "tokens after which both models rank the same token first"
 )
@@ -145,7 +147,10 @@ def proposals_table(proposed: Proposals) -> RenderableType:
         legend += f"; tokens per parameter: of {human_count(proposed.tokens)} tokens"
     notes = list(proposed.notes)
     if any(p.rounds for p in proposed.proposals):
-        notes.append("Rounded: the stored type cannot hold some factors exactly, which moves the logits by some 1e-3.")
+        notes.append(
+            "Rounded: the stored type cannot hold some factors exactly, which moves the logits about as much as "
+            "computing in it."
+        )
     warnings: dict[str, list[str]] = {}
     for number, p in enumerate(proposed.proposals, 1):
         for warning in p.warnings:
@@ -168,8 +173,10 @@ def _shape(shape: tuple[int, ...]) -> str:
 def proof_table(proof: Proof) -> RenderableType:
     """The verdict, its figures, and what failed."""
     s = proof.structure
+    rounded = f"{s.coarse} tensor{'s' if s.coarse != 1 else ''} rounded"
+    proved = f"PROVED up to rounding ({rounded})" if s.coarse else "PROVED"
     verdict = Text(*{
-        "proved": ("PROVED: the grown model computes the source's function", "bold green"),
+        "proved": (f"{proved}: the grown model computes the source's function", "bold green"),
         "changed": ("CHANGED: every weight is as planned, but this growth changes the function", "bold yellow"),
         "failed": ("FAILED: the grown model is not the one that was planned", "bold red"),
     }[proof.verdict])  # fmt: skip
@@ -177,9 +184,9 @@ def proof_table(proof: Proof) -> RenderableType:
         verdict,
         Text(
             f"weights    {s.bit_equal} of {s.tensors} tensors collapse to the source bit for bit"
-            + (f", {s.rounded} are rounded to their type" if s.rounded else "")
+            + (f", {s.rounded} are rounded to their type ({listed(s.rounded_names)})" if s.rounded else "")
             + (f", {s.new_routers} are new routers, as the seed gives them" if s.new_routers else "")
-            + (f", largest difference {s.largest_error:.1e}" if s.largest_error else "")
+            + (f", largest difference {s.difference:.1e}" if s.difference or s.rounded else "")
         ),
     ]
     behavior = proof.behavior
@@ -190,11 +197,11 @@ def proof_table(proof: Proof) -> RenderableType:
             figures = [
                 *(f"{x:.1e}" for x in (m.relative, m.source_error, m.tolerance, m.maximum)),
                 f"{m.kl:.0e}",
-                f"{m.top1:.1%}",
+                share(m.top1, m.positions),
             ]
             what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
             table.add_row(what, str(m.positions), *figures, style=None if m.passed else "red")
-        parts += [table, Text(_LOGITS_LEGEND, style="dim"), Text(_tokens_compared(behavior))]
+        parts += [table, Text(_logits_legend(s), style="dim"), Text(_tokens_compared(behavior))]
         for m in behavior.measured:
             if m.perplexity:
                 source, grown = m.perplexity
@@ -210,6 +217,11 @@ def proof_table(proof: Proof) -> RenderableType:
     if len(failures) > 20:
         parts.append(Text(f"... and {len(failures) - 20} more", style="red"))
     return Group(*parts)
+
+
+def _logits_legend(structure: Structure) -> str:
+    explained = f", that of computing and that of the {structure.coarse} weight tensors" if structure.coarse else ""
+    return _LOGITS_LEGEND.format(explained=explained)
 
 
 def _tokens_compared(behavior: Behavior) -> str:
