@@ -98,7 +98,7 @@ def build_grown(model: Any, source: InMemory, plan: Plan) -> Any:
     if len(types) > 1:
         raise CheckpointError("this model mixes types", found=", ".join(sorted(types)), expected="one type",
                               cure="save it and grow the directory, or convert it with model.to(dtype)")  # fmt: skip
-    fast = plan.parameters >= compiled.WORTHWHILE
+    fast = compiled.worthwhile(plan)
     tensors = {t.name: _joined(list(grown_tensors.grown_slices(t, plan, source, fast=fast))) for t in plan.tensors}
     dtype = grown_tensors.stored_type(plan.tensors[0])
     config = {**plan.config, receipt.CONFIG_FIELD: receipt.config_field(plan)}

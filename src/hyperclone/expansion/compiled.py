@@ -17,11 +17,17 @@ from torch import Tensor
 from hyperclone.expansion import exact_split, noise
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.expansion.shares import Shares
+from hyperclone.planning.plan import Plan
 from hyperclone.planning.recipe import Expansion, Noise, Recipe
 
 WORTHWHILE = 500_000_000  # weights: below, loading numba takes longer than the kernels save
 _UNSIGNED = {2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 _BITS = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}  # how the kernels tell stored types apart
+
+
+def worthwhile(plan: Plan) -> bool:
+    """Whether a model is so large that the kernels save more than loading them takes."""
+    return plan.parameters >= WORTHWHILE
 
 
 @cache

@@ -43,7 +43,7 @@ def _write_weights(
     """Write every weight file that is not finished yet."""
     source = with_random_routers(source, plan)
     tensors, buffers = {tensor.name: tensor for tensor in plan.tensors}, Buffers()
-    fast = plan.parameters >= compiled.WORTHWHILE
+    fast = compiled.worthwhile(plan)
 
     def pieces(name: str) -> Iterator[Tensor]:
         return grown_slices(tensors[name], plan, source, buffers=buffers, fast=fast)

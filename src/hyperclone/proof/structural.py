@@ -190,7 +190,7 @@ def _compare(
     mean = grown_tensors.mean_row(tensor, source, grown) if grown.needs_mean else None
     loudest = math.inf if exact or tensor.offset else grown_tensors.loudest_noise(tensor, plan, source)
     # The kernels only say that all is well; of anything else the reference says what is wrong.
-    quick = plan.parameters >= compiled.WORTHWHILE and exact and not len(grown.rows.padding)
+    quick = compiled.worthwhile(plan) and exact and not len(grown.rows.padding)
     hash_of_output = hashlib.sha256()
     wrong: list[str] = []
     count = 0
