@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hyperclone.optim.muon import Muon as Muon
     from hyperclone.optim.param_groups import param_groups as param_groups
     from hyperclone.optim.rotated_adamw import rotated_adamw as rotated_adamw
+    from hyperclone.optim.rotated_muon import rotated_muon as rotated_muon
     from hyperclone.planning.growth import Growth as Growth
     from hyperclone.planning.proposals import propose as propose
     from hyperclone.proof.proof import Proof as Proof
@@ -49,6 +50,7 @@ _PUBLIC = {
     "plan": "conversion.plan",
     "propose": "planning.proposals",
     "rotated_adamw": "optim.rotated_adamw",
+    "rotated_muon": "optim.rotated_muon",
     "train": "training.run",
     "verify": "conversion.verify",
 }

@@ -26,6 +26,7 @@ from hyperclone.expansion import copy_map
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.optim import param_groups as groups_module
 from hyperclone.optim import rotated_adamw as rotated_module
+from hyperclone.optim import rotated_step
 from hyperclone.optim.rotated_adamw import RotatedAdamW, rotated_adamw, rotations
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning import planner
@@ -244,7 +245,7 @@ def stepped(weight: torch.nn.Parameter, optimizer: RotatedAdamW, *seeds: int) ->
 def test_a_copy_of_the_optimizer_steps_as_it_does(duplicate: Callable[[Any], Any]) -> None:
     weight, optimizer = one_weight(compiled=True)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(rotated_module, "_compiled", lambda: rotated_module._advance)
+        patched.setattr(rotated_step, "compiled", lambda: rotated_step.advance)
         stepped(weight, optimizer, 1, 2)
         again_weight, again = duplicate((weight, optimizer))
         found = stepped(again_weight, again, 3)
@@ -261,12 +262,12 @@ def test_pairs_are_compiled_with_numbers_that_may_change_and_more_copies_are_not
 ) -> None:
     calls: list[Any] = []
 
-    def compiled(*arguments: Any, scalars: rotated_module.Scalars, **options: Any) -> None:
+    def compiled(*arguments: Any, scalars: rotated_step.Scalars, **options: Any) -> None:
         assert torch._dynamo.config.recompile_limit >= 64
         calls.append(scalars)
-        rotated_module._advance(*arguments, scalars=scalars, **options)
+        rotated_step.advance(*arguments, scalars=scalars, **options)
 
-    monkeypatch.setattr(rotated_module, "_compiled", lambda: compiled)
+    monkeypatch.setattr(rotated_step, "compiled", lambda: compiled)
     before = torch._dynamo.config.recompile_limit
     found, plain = (stepped(*one_weight(columns, compiled=which), 1, 2) for which in (True, False))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-14)
@@ -279,9 +280,9 @@ def test_pairs_are_compiled_with_numbers_that_may_change_and_more_copies_are_not
 
 
 def test_a_larger_limit_of_what_torch_compiles_stays() -> None:
-    with torch._dynamo.config.patch(recompile_limit=100), rotated_module._many_shapes():
+    with torch._dynamo.config.patch(recompile_limit=100), rotated_step.many_shapes():
         assert torch._dynamo.config.recompile_limit == 100
-    with rotated_module._many_shapes():
+    with rotated_step.many_shapes():
         assert torch._dynamo.config.recompile_limit == 64
 
 
@@ -355,17 +356,17 @@ def test_numbers_go_to_the_device_of_their_parameter() -> None:
 def test_the_numbers_of_a_step_hold_all_that_would_cost_a_pass(before: float) -> None:
     group = {"lr": 0.1, "weight_decay": 0.5, "eps": 1e-3, "betas": (0.5, 0.75), "differences": 4.0}
     pairs = Rotation((WIDE, WIDE))
-    found = rotated_module._scalars(group, pairs, step=5, before=before)
+    found = rotated_step.scalars_of(group, pairs, step=5, before=before)
     first, second = 1 - 0.5**5, (1 - 0.75**5) ** 0.5  # bias corrections; four copies: a root of 2, a scale of 1/2
     assert found.eps == pytest.approx(1e-3 * 2 * second, rel=1e-12)
     assert found.step_size == pytest.approx(0.1 * 2 * second / first / 2, rel=1e-12)
     assert found.kept == pytest.approx(0.95, rel=1e-12)
     fresh = 1.0 if not before else first / second * (1 - 0.75**2) ** 0.5 / (1 - 0.5**2)
     assert found.difference_ratio == pytest.approx(4 * fresh, rel=1e-12)
-    single = rotated_module._scalars(group, None, step=5, before=0.0)
+    single = rotated_step.scalars_of(group, None, step=5, before=0.0)
     assert single.step_size == pytest.approx(0.1 * second / first, rel=1e-12)
     assert single.eps == pytest.approx(1e-3 * second, rel=1e-12)
-    uneven = rotated_module._scalars(group, Rotation((copy_map.axis(4, 6),)), step=5, before=0.0)
+    uneven = rotated_step.scalars_of(group, Rotation((copy_map.axis(4, 6),)), step=5, before=0.0)
     assert uneven.eps == pytest.approx(1e-3 * second, rel=1e-12)  # roots differ: each coordinate has its own
 
 
@@ -393,7 +394,7 @@ def test_a_sharded_parameter_steps_as_a_whole_one_and_stays_sharded(placement: A
     found = sharded.detach()
     assert isinstance(found, DTensor)
     assert found.placements == (placement,)
-    turned = rotated_module._turned(torch.neg, found)
+    turned = rotated_step.in_coordinates(torch.neg, found)
     assert isinstance(turned, DTensor)
     assert turned.placements == (placement,)
     assert turned.full_tensor().equal(-found.full_tensor())

@@ -3,13 +3,13 @@
 Grow an axis from d to D units: new unit i copies old unit i mod d, so a hidden state becomes n stacked copies
 `[x; x; ...]` (arXiv 2409.12903, section 2). A stored dimension flattens several axes, so its map is the C-order
 product of theirs; concatenated parts are maps laid end to end, also as one factor of a product. The arithmetic
-needs three integers for each new unit.
+needs three integers for each new unit; a fourth says which part it belongs to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -26,12 +26,15 @@ class CopyMap:
         source: (D,) the old unit that each new unit copies.
         number: (D,) which copy of that old unit it is, from 0.
         count: (D,) how many copies that old unit has in all; 0 for padding, which copies nothing.
+        part: (D,) which matrix it belongs to where several are stored as one: queries, keys and values, gate and up.
+            Concatenated parts are told apart, and units of an axis that the layout gives as a number.
         old: d.
     """
 
     source: Tensor
     number: Tensor
     count: Tensor
+    part: Tensor
     old: int
 
     @property
@@ -88,7 +91,7 @@ def axis(old: int, new: int, *, padded: bool = False) -> CopyMap:
     count = (new - source + old - 1) // old
     if padded:
         count = torch.where(unit < new // old * old, new // old, 0)
-    return CopyMap(source, number, count, old)
+    return CopyMap(source, number, count, torch.zeros_like(unit), old)
 
 
 def product(parts: Sequence[CopyMap]) -> CopyMap:
@@ -99,19 +102,30 @@ def product(parts: Sequence[CopyMap]) -> CopyMap:
         source = whole.source[:, None] * part.old + part.source
         count = whole.count[:, None] * part.count
         number = whole.number[:, None] * part.count + part.number
-        whole = CopyMap(source.flatten(), number.flatten(), count.flatten(), whole.old * part.old)
+        inner = whole.part[:, None] * _parts(part) + part.part
+        whole = CopyMap(source.flatten(), number.flatten(), count.flatten(), inner.flatten(), whole.old * part.old)
     return whole
 
 
 def concatenate(parts: Sequence[CopyMap]) -> CopyMap:
     """Parts laid end to end in one dimension."""
-    sources, offset = [], 0
+    sources, numbers, old, before = [], [], 0, 0
     for part in parts:
-        sources.append(part.source + offset)
-        offset += part.old
+        sources.append(part.source + old)
+        numbers.append(part.part + before)
+        old, before = old + part.old, before + _parts(part)
     return CopyMap(
-        torch.cat(sources), torch.cat([p.number for p in parts]), torch.cat([p.count for p in parts]), offset
+        torch.cat(sources),
+        torch.cat([p.number for p in parts]),
+        torch.cat([p.count for p in parts]),
+        torch.cat(numbers),
+        old,
     )
+
+
+def _parts(copies: CopyMap) -> int:
+    """How many matrices the units belong to."""
+    return int(copies.part.max()) + 1
 
 
 def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], padded: Collection[str] = ()) -> CopyMap:
@@ -122,6 +136,8 @@ def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], padded: Collection[st
             return of_dim(factor.dim, sizes, padded)
         if isinstance(factor, tuple):
             return of_dim(factor, sizes, padded)
-        return axis(factor, factor) if isinstance(factor, int) else axis(*sizes[factor], padded=factor in padded)
+        if isinstance(factor, int):
+            return replace(axis(factor, factor), part=torch.arange(factor))
+        return axis(*sizes[factor], padded=factor in padded)
 
     return concatenate([product([of(factor) for factor in block]) for block in dim])

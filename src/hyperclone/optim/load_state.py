@@ -22,7 +22,7 @@ from hyperclone.optimizer_state.reader import MOMENTS
 
 _ADAM = {"exp_avg", "exp_avg_sq"}
 # An entry of an optimizer's defaults that only this kind has, most telling first.
-_MARKS = {"ns_steps": "muon", "differences": "rotated", "betas": "adamw", "momentum": "sgd"}
+_MARKS = {"differences": "rotated", "ns_steps": "muon", "betas": "adamw", "momentum": "sgd"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
     replaced.
 
     Args:
-        optimizer: of the kind that the state belongs to (AdamW's can be loaded into RotatedAdamW as well), over
-            parameters of `model`. It has taken no step yet.
+        optimizer: of the kind that the state belongs to, over parameters of `model` (AdamW's can be loaded into
+            RotatedAdamW and RotatedMuon, Muon's into RotatedMuon as well). It has taken no step yet.
         model: the grown model, wrapped or not.
         directory: where `hyperclone grow --optimizer-state` wrote it.
 
@@ -69,12 +69,12 @@ def load_state(optimizer: torch.optim.Optimizer, model: nn.Module, directory: st
                                       found=list(parameter.shape))  # fmt: skip
             name = names[parameter]
             values = _values(moments, inner, parameter, name, stored[name])
-            if not values:
+            if not values or (isinstance(optimizer, RotatedAdamW) and not optimizer.takes(name, values.keys())):
                 fresh.append(name)
                 continue
             step = state["steps"].get(next(iter(stored[name])), state["step"])
             if isinstance(optimizer, RotatedAdamW):
-                values = optimizer.grown_moments(parameter, name, values, step)
+                values = optimizer.grown_moments(parameter, name, values, step or 0)
             elif step is not None:
                 on_device = group.get("capturable") or group.get("fused")
                 values["step"] = torch.tensor(float(step), device=parameter.device if on_device else "cpu")
@@ -138,11 +138,12 @@ def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 
 def _check_kind(optimizer: torch.optim.Optimizer, kind: str, moments: str) -> None:
-    if isinstance(optimizer, RotatedAdamW) and kind == "adamw":
+    if isinstance(optimizer, RotatedAdamW) and kind in optimizer.grows_from:
         if moments == "first-copy":
-            raise CheckpointError("rotated AdamW needs the moments of all copies; first-copy moments are for AdamW",
-                                  found=type(optimizer).__name__, expected="AdamW",
-                                  cure="grow with --moments copy")  # fmt: skip
+            raise CheckpointError(
+                "an optimizer in the coordinates of copies needs the moments of all copies; first-copy moments are for "
+                "AdamW", found=type(optimizer).__name__, expected="AdamW", cure="grow with --moments copy",
+            )  # fmt: skip
         return
     used = next((name for mark, name in _MARKS.items() if mark in optimizer.defaults), "another")
     if used != kind:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hyperclone.errors import OptionError
 from hyperclone.planning.scaling_rule import ADJUSTMENTS, adjustment
 
-_COEFFICIENTS = (3.4445, -4.775, 2.0315)  # torch's
+COEFFICIENTS = (3.4445, -4.775, 2.0315)  # torch's
 _AS_TORCH = "original"  # what torch takes adjust_lr_fn=None for
 
 
@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = _COEFFICIENTS,
+        ns_coefficients: tuple[float, float, float] = COEFFICIENTS,
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: str | None = None,

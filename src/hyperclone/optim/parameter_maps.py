@@ -53,3 +53,11 @@ def _of_experts(
     if len({layout.dims[1] for layout in layouts[0]}) != 1 or sum(one[0].new for one in maps) != rows:
         return None
     return copy_map.axis(experts, experts), copy_map.concatenate([one[0] for one in maps]), maps[0][1]
+
+
+def read_dimension(model: Any, name: str, shape: torch.Size, planned: dict[str, TensorPlan]) -> int:
+    """The dimension of a hidden matrix that is read, counted from the end: -1, or -2 as in a Conv1D."""
+    tensor = planned[next(iter(parameter_names.disk_shapes(model, name, shape)))]
+    reads = tensor.layout.reads
+    assert reads is not None, name
+    return reads - len(tensor.shape)

@@ -27,13 +27,12 @@ Rotating to better coordinates for Adam is the idea of SOAP (arXiv 2409.11321). 
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, reduce
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,33 +41,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
+from hyperclone.optim import rotated_step
 from hyperclone.optim.param_groups import param_groups
 from hyperclone.optim.parameter_maps import parameter_maps
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import LrRule
-
-_SHAPES = 64  # that one function is compiled for, at least
-
-Number = float | Tensor
-
-
-class Scalars(NamedTuple):
-    """The numbers of one step of one parameter.
-
-    They are floats, or (for compiled code, which is then not compiled again when they change) fp64 tensors of shape ().
-
-    Attributes:
-        eps: added to the root of the second moment.
-        step_size: of what copies have in common: learning rate, bias correction, and the rotation's `scale`.
-        difference_ratio: step size of the differences over that.
-        kept: share of the weight that decay leaves.
-    """
-
-    eps: Number
-    step_size: Number
-    difference_ratio: Number
-    kept: Number
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +68,15 @@ class Coordinates:
 class RotatedAdamW(torch.optim.Optimizer):
     """AdamW in the coordinates of copies.
 
-    State of a parameter: `step`; `rotated_avg` and `rotated_avg_sq`, the moments in these coordinates, shaped like the
-    parameter (named so that nobody takes them for AdamW's); and `before`, how many of the steps were taken by the
-    source, and so not by the differences.
+    State of a parameter with copies: `step`; `rotated_avg` and `rotated_avg_sq`, the moments in these coordinates,
+    shaped like the parameter (named so that nobody takes them for AdamW's); and `before`, how many of the steps were
+    taken by the source, and so not by the differences. Of others: AdamW's own.
+
+    Attributes:
+        grows_from: kinds of a source's optimizer whose grown state it can start from.
     """
+
+    grows_from: ClassVar[tuple[str, ...]] = ("adamw",)
 
     def __init__(
         self,
@@ -134,9 +117,16 @@ class RotatedAdamW(torch.optim.Optimizer):
         """As torch's, which would round every number of a bf16 parameter's state except `step` to bf16."""
         super().load_state_dict(state_dict)
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        for number, parameter in zip(saved, (p for group in self.param_groups for p in group["params"]), strict=True):
-            if number in state_dict["state"]:
-                self.state[parameter]["before"] = state_dict["state"][number]["before"].clone()
+        named = [
+            pair for group in self.param_groups for pair in zip(group["params"], group["param_names"], strict=True)
+        ]
+        for number, (parameter, name) in zip(saved, named, strict=True):
+            state = self.state.get(parameter, {})
+            if name in self._rotations and "before" in state:
+                state["before"] = state_dict["state"][number]["before"].clone()
+            elif "rotated_avg" in state:  # as it was saved before parameters without copies had AdamW's names
+                del state["before"]
+                state["exp_avg"], state["exp_avg_sq"] = state.pop("rotated_avg"), state.pop("rotated_avg_sq")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -145,12 +135,21 @@ class RotatedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with _many_shapes() if self._compile else nullcontext():
-            for group in self.param_groups:
-                for parameter, name in zip(group["params"], group["param_names"], strict=True):
-                    if parameter.grad is not None:
-                        self._update(parameter, name, group)
+        with rotated_step.many_shapes() if self._compile else nullcontext():
+            self._update_all(
+                [
+                    (parameter, name, group)
+                    for group in self.param_groups
+                    for parameter, name in zip(group["params"], group["param_names"], strict=True)
+                    if parameter.grad is not None
+                ]
+            )
         return loss
+
+    def _update_all(self, chosen: list[tuple[nn.Parameter, str, dict[str, Any]]]) -> None:
+        """One step of parameters with a gradient: (parameter, name, group) each."""
+        for parameter, name, group in chosen:
+            self._update(parameter, name, group)
 
     def _update(self, parameter: nn.Parameter, name: str, group: dict[str, Any]) -> None:
         """One step of one parameter."""
@@ -159,28 +158,36 @@ class RotatedAdamW(torch.optim.Optimizer):
         coordinates = self._coordinates(parameter, name)
         rotation = coordinates.rotation
         state = self.state[parameter]
+        first, second = _moment_names(rotation)
         if not state:
-            state["step"], state["before"] = torch.tensor(0.0), torch.tensor(0.0)
-            state["rotated_avg"], state["rotated_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            state["step"] = torch.tensor(0.0)
+            state[first], state[second] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            if rotation is not None:
+                state["before"] = torch.tensor(0.0)
         state["step"] += 1
-        scalars = _scalars(group, rotation, step=state["step"].item(), before=state["before"].item())
+        before = 0.0 if rotation is None else state["before"].item()
+        scalars = rotated_step.scalars_of(group, rotation, step=state["step"].item(), before=before)
         faster, alike = bool(scalars.difference_ratio > 1), bool(scalars.difference_ratio == 1)
-        advance = _advance
+        advance = rotated_step.advance
         if self._compile and not isinstance(gradient, DTensor) and (rotation is None or rotation.paired):
-            advance = _compiled()
-            scalars = Scalars(*(torch.tensor(number, dtype=torch.float64) for number in scalars))
+            advance = rotated_step.compiled()
+            scalars = rotated_step.Scalars(*(torch.tensor(number, dtype=torch.float64) for number in scalars))
         advance(
             parameter,
             gradient,
-            state["rotated_avg"],
-            state["rotated_avg_sq"],
+            state[first],
+            state[second],
             rotation=rotation,
-            copy_roots=() if _common_root(rotation) else coordinates.copy_roots,
+            copy_roots=() if rotated_step.common_root(rotation) else coordinates.copy_roots,
             differences=() if alike else coordinates.differences,
             differences_faster=faster,
             scalars=scalars,
             betas=group["betas"],
         )
+
+    def takes(self, name: str, moments: Set[str]) -> bool:
+        """Whether a parameter can start from these kinds of moments of a grown state."""
+        return moments >= {"exp_avg", "exp_avg_sq"}
 
     @torch.no_grad()
     def grown_moments(
@@ -194,17 +201,17 @@ class RotatedAdamW(torch.optim.Optimizer):
             step: that the source had taken.
         """
         first, second = moments["exp_avg"], moments["exp_avg_sq"]
-        state = {"step": torch.tensor(float(step)), "before": torch.tensor(0.0)}
+        state = {"step": torch.tensor(float(step))}
         coordinates = self._coordinates(parameter, name)
         if coordinates.rotation is not None:
-            first, second = _turned(coordinates.rotation.forward, first), second.clone()
+            first, second = rotated_step.in_coordinates(coordinates.rotation.forward, first), second.clone()
             for roots in coordinates.copy_roots:
                 second.mul_(roots).mul_(roots)
             difference = reduce(torch.maximum, coordinates.differences)
             first.mul_(1 - difference)  # of equal moments, only rounding is left there
             second.mul_(1 - difference)
             state["before"] = torch.tensor(float(step))
-        return {**state, "rotated_avg": first, "rotated_avg_sq": second}
+        return {**state, **dict(zip(_moment_names(coordinates.rotation), (first, second), strict=True))}
 
     def _coordinates(self, parameter: nn.Parameter, name: str) -> Coordinates:
         """A parameter's coordinates, kept for the next step."""
@@ -224,101 +231,8 @@ class RotatedAdamW(torch.optim.Optimizer):
         return placed
 
 
-def _scalars(group: Mapping[str, Any], rotation: Rotation | None, *, step: float, before: float) -> Scalars:
-    """The numbers of a step, in which everything is gathered that would cost passes over a tensor.
-
-    The step is m^ / (sqrt(v^) / root + eps), with bias-corrected moments m^ and v^; root is sqrt(k), if all
-    coordinates have the same, else 1 (`_advance` then divides by the roots).
-
-    Args:
-        group: the param group.
-        rotation: None if the parameter has no copies.
-        step: the number of this step, the source's included.
-        before: how many of the steps were the source's.
-    """
-    beta1, beta2 = group["betas"]
-    root, correction = _common_root(rotation) or 1.0, math.sqrt(1 - beta2**step)
-    ratio = group["differences"]
-    if before:
-        # Moments of differences have seen fewer steps, so they need another bias correction.
-        since = step - before
-        ratio *= (1 - beta1**step) / (1 - beta1**since) * math.sqrt((1 - beta2**since) / (1 - beta2**step))
-    return Scalars(
-        eps=group["eps"] * root * correction,
-        step_size=group["lr"] * root * correction / (1 - beta1**step) * (1.0 if rotation is None else rotation.scale),
-        difference_ratio=ratio,
-        kept=1 - group["lr"] * group["weight_decay"],
-    )
-
-
-def _common_root(rotation: Rotation | None) -> float | None:
-    return None if rotation is None else rotation.root
-
-
-def _advance(
-    parameter: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    *,
-    rotation: Rotation | None,
-    copy_roots: tuple[Tensor, ...],
-    differences: tuple[Tensor, ...],
-    differences_faster: bool,
-    scalars: Scalars,
-    betas: tuple[float, float],
-) -> None:
-    """One step of one parameter: everything that costs a pass over it.
-
-    Args:
-        parameter: (rows, columns) or (size,), changed in place.
-        gradient: shaped like the parameter.
-        first, second: moments, shaped like the parameter, changed in place.
-        rotation: None if it has no copies.
-        copy_roots: as of `Coordinates`; empty where the scalars have them.
-        differences: as of `Coordinates`; empty if all coordinates step alike.
-        differences_faster: whether differences step faster than the rest.
-        scalars: of this step.
-        betas: of the moments.
-    """
-    beta1, beta2 = betas
-    turned = gradient if rotation is None else _turned(rotation.forward, gradient)
-    first.lerp_(turned, 1 - beta1)
-    second.mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
-    del turned  # of a large tensor, few temporary ones should exist at a time
-    size = second.sqrt()
-    for roots in copy_roots:
-        size.div_(roots)
-    step = first / size.add_(scalars.eps)
-    del size
-    # A coordinate that is a difference along any dimension steps by the differences' size: of the factors along the
-    # dimensions, that is the larger one if differences are faster, else the smaller one.
-    factors = [(mask * (scalars.difference_ratio - 1) + 1) * scalars.step_size for mask in differences]
-    step.mul_(reduce(torch.maximum if differences_faster else torch.minimum, factors) if factors else scalars.step_size)
-    if rotation is not None:
-        step = _turned(rotation.inverse_unscaled, step)
-    parameter.mul_(scalars.kept).sub_(step)
-
-
-def _many_shapes() -> AbstractContextManager[None]:
-    """Lets torch.compile compile one function for all shapes of a model; beyond its own limit it would not compile."""
-    limits: Any = torch._dynamo.config
-    patch: AbstractContextManager[None] = limits.patch(recompile_limit=max(_SHAPES, limits.recompile_limit))
-    return patch
-
-
-@cache
-def _compiled() -> Callable[..., None]:
-    """`_advance`, compiled for each shape and rotation at their first step."""
-    return torch.compile(_advance, dynamic=False)
-
-
-def _turned(turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """A tensor in other coordinates. A sharded one is gathered (copies lie on several devices) and sharded again."""
-    if not isinstance(value, DTensor):
-        return turn(value)
-    turned = turn(value.full_tensor())
-    return distribute_tensor(turned, value.device_mesh, value.placements, src_data_rank=None)
+def _moment_names(rotation: Rotation | None) -> tuple[str, str]:
+    return ("exp_avg", "exp_avg_sq") if rotation is None else ("rotated_avg", "rotated_avg_sq")
 
 
 def _placed(vector: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -359,11 +273,20 @@ def rotated_adamw(
     Raises:
         GrowthError: no receipt, or one of another model.
     """
-    if not lr > 0:
-        raise GrowthError("nothing can be learned with this", field="lr", found=lr, expected="more than 0")
-    ratio = 1.0 if difference_lr is None else difference_lr / lr
+    ratio = difference_ratio(lr, difference_lr)
     groups = param_groups(model, lr=lr, weight_decay=weight_decay, eps=eps, lr_rule=lr_rule, receipt=receipt)
     return RotatedAdamW(groups, rotations(model, receipt=receipt), betas=betas, differences=ratio, compile=compile)
+
+
+def difference_ratio(lr: float, difference_lr: float | None) -> float:
+    """The rate of the differences between copies over that of what they have in common.
+
+    Raises:
+        GrowthError: nothing can be learned with this lr.
+    """
+    if not lr > 0:
+        raise GrowthError("nothing can be learned with this", field="lr", found=lr, expected="more than 0")
+    return 1.0 if difference_lr is None else difference_lr / lr
 
 
 def rotations(model: nn.Module, *, receipt: str | os.PathLike[str] | Plan | None = None) -> dict[str, Rotation]:

@@ -68,7 +68,7 @@ class SourceState:
 
     Attributes:
         file: that holds them.
-        optimizer: "adamw", "sgd" or "muon".
+        optimizer: "adamw", "sgd" or "muon" (which may have AdamW's moments of some tensors, as RotatedMuon has).
         moments: of every tensor by kind (one of MOMENTS), on device meta.
         steps: the number of steps of each tensor; empty if the optimizer does not count them.
         settings: the optimizer's groups as plain numbers.
@@ -116,7 +116,7 @@ def read_state(path: Path, source: Checkpoint) -> SourceState:
                                   "; the moments of rotated AdamW are of copies, which this growth would copy again"
                                   if "rotated_avg" in kinds else ""))  # fmt: skip
     muon = any("ns_steps" in group for group in stored.settings)
-    optimizer = "adamw" if "exp_avg_sq" in kinds else "muon" if muon else "sgd"
+    optimizer = "muon" if muon else "adamw" if "exp_avg_sq" in kinds else "sgd"
     moments: dict[str, dict[str, Tensor]] = {}
     parameter: dict[str, str] = {}
     for name, by_kind in stored.moments.items():

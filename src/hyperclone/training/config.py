@@ -20,7 +20,7 @@ from hyperclone.units import is_finite
 
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 PrecisionName = Literal["bf16", "fp32"]
-OptimizerName = Literal["rotated", "adamw"]
+OptimizerName = Literal["rotated", "adamw", "muon"]
 
 _SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
 _NAMES = ("tasks", "report_to")  # or of several, separated by commas
@@ -33,6 +33,7 @@ _RANGES = {
     "weight_decay": (0.0, math.inf),
     "beta1": (0.0, 1.0),
     "beta2": (0.0, 1.0),
+    "momentum": (0.0, 1.0),
     "max_grad_norm": (0.0, math.inf),
     "held_out": (0.0, 0.5),
 }
@@ -127,8 +128,8 @@ class Training:
     from_scratch: bool = field(
         default=False,
         metadata=option(
-            "Initialize the weights randomly: the control arm, with the same data and sizes; AdamW with one learning "
-            "rate for all parameters, so give it an --lr of its own.",
+            "Initialize the weights randomly: the control arm, with the same data and sizes; one learning rate for all "
+            "parameters, so give it an --lr of its own.",
             group=_START,
         ),
     )
@@ -147,8 +148,9 @@ class Training:
     optimizer: OptimizerName | None = field(
         default=None,
         metadata=option(
-            "adamw, or rotated: AdamW on the common part of copies and on their differences, which brings the added "
-            "width into use [rotated for a wider clone with the scaled rule, else adamw].",
+            "adamw; rotated: AdamW on the common part of copies and on their differences, which brings the added width "
+            "into use; or muon: Muon for the matrices in the layers (of a clone on these parts), AdamW for the rest "
+            "[rotated for a wider clone with the scaled rule, else adamw].",
             group=_OPTIMIZER,
         ),
     )
@@ -173,13 +175,14 @@ class Training:
         default=None,
         metadata=option(
             "Peak learning rate of the differences between copies, which start untrained: about the rate with which "
-            "you would train a model of the grown size from random weights. For the rotated optimizer only [--lr].",
+            "you would train a model of the grown size from random weights. For rotated and muon only [--lr].",
             group=_OPTIMIZER,
         ),
     )
     weight_decay: float = field(default=0.05, metadata=option("AdamW's weight decay.", group=_OPTIMIZER))
     beta1: float = field(default=0.9, metadata=option("AdamW's beta 1.", group=_OPTIMIZER))
     beta2: float = field(default=0.999, metadata=option("AdamW's beta 2.", group=_OPTIMIZER))
+    momentum: float = field(default=0.95, metadata=option("Muon's momentum.", group=_OPTIMIZER))
     max_grad_norm: float = field(
         default=1.0, metadata=option("Gradients are clipped to this norm; 0 for no clipping.", group=_OPTIMIZER)
     )
@@ -294,12 +297,12 @@ class Training:
             value = getattr(self, name)
             if not (is_finite(value) or value == math.inf) or not least <= value <= most:
                 raise TrainingError("out of range", field=name, found=value, expected=f"{least:g} to {most:g}")
-        if self.lr == 0 or math.isinf(self.lr) or self.beta1 == 1 or self.beta2 == 1:
+        if self.lr == 0 or math.isinf(self.lr) or 1 in (self.beta1, self.beta2, self.momentum):
             raise TrainingError(
                 "nothing can be learned with these values",
-                field="lr, beta1, beta2",
-                found=f"{self.lr}, {self.beta1}, {self.beta2}",
-                expected="a finite lr above 0, betas below 1",
+                field="lr, beta1, beta2, momentum",
+                found=f"{self.lr}, {self.beta1}, {self.beta2}, {self.momentum}",
+                expected="a finite lr above 0, betas and momentum below 1",
             )
         if self.warmup >= 1 and not (math.isfinite(self.warmup) and self.warmup == int(self.warmup)):
             raise TrainingError(
@@ -325,10 +328,10 @@ class Training:
     def _check_difference_lr(self, difference_lr: float) -> None:
         if self.optimizer == "adamw":
             raise TrainingError(
-                "only the rotated optimizer distinguishes differences between copies",
+                "AdamW does not distinguish differences between copies",
                 field="difference_lr",
                 found=difference_lr,
-                cure="--optimizer rotated, or leave --difference-lr out",
+                cure="--optimizer rotated or muon, or leave --difference-lr out",
             )
         if not is_finite(difference_lr) or difference_lr < 0:
             raise TrainingError("out of range", field="difference_lr", found=difference_lr, expected="0 or more")

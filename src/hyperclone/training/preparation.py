@@ -197,17 +197,17 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     )
     earlier = resume.recorded_optimizer(output) if training.resume else None
     optimizer = training.optimizer or earlier or usual
-    if optimizer == "rotated" and first_copy:
+    if optimizer != "adamw" and first_copy:
         raise TrainingError(
-            "moments of the first copies only make copies diverge under AdamW; the rotated optimizer has coordinates "
-            "for their differences",
+            "moments of the first copies only make copies diverge under AdamW; this optimizer has coordinates for "
+            "their differences",
             file=grown,
             field="optimizer",
             found=optimizer,
             cure="--grown-moments none starts without them; --optimizer adamw uses them",
         )
     if optimizer == "adamw" and training.difference_lr is not None:
-        cure = "--optimizer rotated, or leave --difference-lr out"
+        cure = "--optimizer rotated or muon, or leave --difference-lr out"
         if training.from_scratch:
             cure = "leave --difference-lr out: randomly initialized weights are no copies"
         elif first_copy:

@@ -39,6 +39,7 @@ _CURVE = (
     "weight_decay",
     "beta1",
     "beta2",
+    "momentum",
     "max_grad_norm",
     "seed",
     "from_scratch",

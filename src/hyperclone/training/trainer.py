@@ -19,6 +19,7 @@ from hyperclone.errors import NonFiniteLossError
 from hyperclone.optim.param_groups import param_groups
 from hyperclone.optim.plain_groups import plain_groups
 from hyperclone.optim.rotated_adamw import rotated_adamw
+from hyperclone.optim.rotated_muon import rotated_muon
 from hyperclone.training import checkpoints, export, packing, rng
 from hyperclone.training.events import CheckpointSaved
 from hyperclone.training.lr_schedule import factor, warmup_steps
@@ -67,6 +68,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
                 self.model if model is None else model,
                 fused=self.args.device.type == "cuda",
                 compiled=self.args.torch_compile,
+                replicated=self.args.world_size > 1 and not self.is_fsdp_enabled,
             )
             # Logs show the first group's learning rate: let it be the highest, that of the source.
             self.optimizer.param_groups.sort(key=lambda group: -group["lr"])
@@ -181,14 +183,30 @@ def _callbacks(prepared: PreparedRun, run_log: RunLog) -> list[TrainerCallback]:
     return callbacks
 
 
-def _optimizer(prepared: PreparedRun, model: nn.Module, *, fused: bool, compiled: bool) -> torch.optim.Optimizer:
-    """AdamW with the groups of the scaling rule, or with one learning rate everywhere; or rotated AdamW."""
-    training = prepared.training
+def _optimizer(
+    prepared: PreparedRun, model: nn.Module, *, fused: bool, compiled: bool, replicated: bool
+) -> torch.optim.Optimizer:
+    """The run's optimizer, with groups by the scaling rule or with one learning rate everywhere.
+
+    Args:
+        prepared: the run.
+        model: as it is trained.
+        fused: AdamW is one kernel.
+        compiled: so is as much as possible of the others.
+        replicated: all processes have all weights and the same gradients.
+    """
+    training, grown = prepared.training, prepared.receipt is not None
     betas = (training.beta1, training.beta2)
     plain: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
-    grown = {**plain, "lr_rule": training.lr_rule or "scaled", "receipt": prepared.receipt}
+    by_rule = {**plain, "lr_rule": training.lr_rule or "scaled", "receipt": prepared.receipt}
+    in_copies: dict[str, Any] = {"betas": betas, "difference_lr": training.difference_lr, "compile": compiled}
     if training.optimizer == "rotated":
-        assert prepared.receipt is not None
-        return rotated_adamw(model, betas=betas, difference_lr=training.difference_lr, compile=compiled, **grown)
-    groups = plain_groups(model, **plain) if prepared.receipt is None else param_groups(model, **grown)
+        assert grown
+        return rotated_adamw(model, **by_rule, **in_copies)
+    if training.optimizer == "muon":
+        processes = torch.distributed.group.WORLD if replicated else None
+        return rotated_muon(
+            model, **by_rule, **in_copies, momentum=training.momentum, grown=grown, process_group=processes
+        )
+    groups = param_groups(model, **by_rule) if grown else plain_groups(model, **plain)
     return torch.optim.AdamW(groups, betas=betas, fused=fused or None, **plain)
