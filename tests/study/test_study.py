@@ -704,7 +704,7 @@ def test_a_shared_difference_rate_is_for_those_that_have_differences(directory: 
     arms = {Path(option(c, "output")).name.split("-s")[0] for c in stand_in.run_commands if "--difference-lr" in c}
     assert arms == {"clone"}
     wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\ntrain = { optimizer = "adamw", difference_lr = 1e-3 }\n'
-    with pytest.raises(StudyError, match="only the rotated optimizer"):
+    with pytest.raises(StudyError, match="does not distinguish differences"):
         config_file.read(write_study(directory, wrong))
     wrong = more + '\n[arms.both]\ngrowth = { width = 2 }\nmoments = "first-copy"\ntrain = { optimizer = "rotated" }\n'
     with pytest.raises(StudyError, match="moments of the first copy"):

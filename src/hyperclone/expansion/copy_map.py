@@ -94,6 +94,11 @@ def axis(old: int, new: int, *, padded: bool = False) -> CopyMap:
     return CopyMap(source, number, count, torch.zeros_like(unit), old)
 
 
+def without_copies(copies: CopyMap) -> CopyMap:
+    """The map in which every unit is taken for one of its own, but belongs to the same part."""
+    return replace(axis(copies.new, copies.new), part=copies.part)
+
+
 def product(parts: Sequence[CopyMap]) -> CopyMap:
     """Axes flattened into one dimension in C order."""
     whole = parts[0]

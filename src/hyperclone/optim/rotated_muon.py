@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError, OptionError
+from hyperclone.expansion import copy_map
 from hyperclone.hf import parameter_names
 from hyperclone.optim import matrix_sharing
 from hyperclone.optim.matrix_blocks import MatrixBlocks, blocks_of
@@ -185,6 +186,7 @@ def rotated_muon(
     nesterov: bool = True,
     adjust_lr_fn: str = "match_rms_adamw",
     difference_lr: float | None = None,
+    whole_matrices: bool = False,
     lr_rule: LrRule = "scaled",
     receipt: str | os.PathLike[str] | Plan | None = None,
     grown: bool = True,
@@ -201,6 +203,7 @@ def rotated_muon(
         momentum, nesterov, adjust_lr_fn: as in torch.optim.Muon.
         difference_lr: of the differences between copies: about the rate with which you would train a model of the
             grown size from random weights; by default lr.
+        whole_matrices: no coordinates of copies: Muon on whole matrices, as torch's, and AdamW, by the scaling rule.
         lr_rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
         grown: False for a model that was not grown, or that has random weights: it has no copies.
@@ -213,30 +216,40 @@ def rotated_muon(
     """
     ratio = difference_ratio(lr, difference_lr)
     inner = parameter_names.unwrap(model)
+    if difference_lr is not None and (whole_matrices or not grown):
+        raise GrowthError(
+            "whole matrices have no differences between copies" if grown else
+            "a model that was not grown has no copies that could differ",
+            field="difference_lr", found=difference_lr, cure="leave difference_lr out",
+        )  # fmt: skip
     if not grown:
-        if difference_lr is not None:
-            raise GrowthError("a model that was not grown has no copies that could differ", field="difference_lr",
-                              found=difference_lr, cure="leave difference_lr out")  # fmt: skip
         receipt = unchanged_plan({**inner.config.to_dict(), "architectures": [type(inner).__name__]})
     plan = plan_of_model(inner, receipt)
     planned = {tensor.name: tensor for tensor in plan.tensors}
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "lr_rule": lr_rule, "receipt": receipt}
-    hidden = [{**group, "muon": True} for group in param_groups(model, part="hidden", eps=_EPS, **settings)]
-    rest = [{**group, "muon": False} for group in param_groups(model, part="rest", **settings)]
+    if whole_matrices:
+        hidden = param_groups(model, optimizer="muon", adjust_lr_fn=adjust_lr_fn, **settings)
+    else:
+        hidden = param_groups(model, part="hidden", eps=_EPS, **settings)
+    rest = param_groups(model, part="rest", **settings)
+    groups = [*({**group, "muon": True} for group in hidden), *({**group, "muon": False} for group in rest)]
     of_muon = {name for group in hidden for name in group["param_names"]}
     rotations, blocks = {}, {}
     for name, parameter in parameter_names.named_parameters(model):
         maps = parameter_maps(inner, name, parameter.shape, planned, plan)
-        if maps is not None:
-            rotations[name] = Rotation(maps)
+        if maps is None and name in of_muon:
+            raise GrowthError("which matrices this parameter holds is not known", tensor=name,
+                              cure="train the model by rotated_adamw")  # fmt: skip
+        if maps is None:
+            continue
+        if whole_matrices:
+            maps = tuple(copy_map.without_copies(axis) for axis in maps)
+        rotations[name] = Rotation(maps)
         if name in of_muon:
-            if maps is None:
-                raise GrowthError("which matrices this parameter holds is not known", tensor=name,
-                                  cure="train the model by rotated_adamw")  # fmt: skip
             blocks[name] = blocks_of(maps, reads=read_dimension(inner, name, parameter.shape, planned))
     if process_group is None and isinstance(model, DistributedDataParallel):
         process_group = model.process_group
     return RotatedMuon(
-        [*hidden, *rest], rotations, blocks, betas=betas, differences=ratio, momentum=momentum, nesterov=nesterov,
+        groups, rotations, blocks, betas=betas, differences=ratio, momentum=momentum, nesterov=nesterov,
         adjust_lr_fn=adjust_lr_fn, compile=compile, process_group=process_group,
     )  # fmt: skip

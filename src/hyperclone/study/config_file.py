@@ -14,7 +14,7 @@ from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.io.files import exists, read_bytes
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
-from hyperclone.training.config import Training, usual_optimizer
+from hyperclone.training.config import OF_COPIES, Training, usual_optimizer
 from hyperclone.units import is_finite
 
 _PATHS = ("data", "eval_data", "cache")
@@ -258,9 +258,9 @@ class _Reader:
             raise self.wrong("this arm's learning rate is not to be chosen", f"{path}.tune",
                              cure="leave lr and like out, and give [tune]")  # fmt: skip
         merged = self._options(_merged(train, different, kind, moments), f"{path}.train")
-        if moments == "first-copy" and merged.get("optimizer") == "rotated":
-            raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under the rotated "
-                             "optimizer", f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
+        if moments == "first-copy" and merged.get("optimizer") in OF_COPIES:
+            raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under this optimizer",
+                             f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
         return Arm(
             name=name, label=str(table.get("label", name)), kind=kind, source=source,
             group=self._group(table.get("group"), f"{path}.group"),
@@ -285,9 +285,9 @@ def _merged(
     merged = {**shared, **different}
     if kind in ("clone", "model"):
         usual = usual_optimizer(grown=True, first_copy_moments=moments == "first-copy", lr_rule=merged.get("lr_rule"))
-        unused = {"difference_lr"} if (merged.get("optimizer") or usual) == "adamw" else set()
+        unused = set() if (merged.get("optimizer") or usual) in OF_COPIES else {"difference_lr"}
     else:
-        unused = {"difference_lr", "optimizer"}
+        unused = {"difference_lr"} | ({"optimizer"} if merged.get("optimizer") == "rotated" else set())
     return {name: value for name, value in merged.items() if name in different or name not in unused}
 
 

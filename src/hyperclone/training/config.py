@@ -20,7 +20,8 @@ from hyperclone.units import is_finite
 
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 PrecisionName = Literal["bf16", "fp32"]
-OptimizerName = Literal["rotated", "adamw", "muon"]
+OptimizerName = Literal["rotated", "adamw", "muon", "plain-muon"]
+OF_COPIES: tuple[OptimizerName, ...] = ("rotated", "muon")  # these tell differences between copies apart
 
 _SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
 _NAMES = ("tasks", "report_to")  # or of several, separated by commas
@@ -149,7 +150,8 @@ class Training:
         default=None,
         metadata=option(
             "adamw; rotated: AdamW on the common part of copies and on their differences, which brings the added width "
-            "into use; or muon: Muon for the matrices in the layers (of a clone on these parts), AdamW for the rest "
+            "into use; muon: Muon for the matrices in the layers, also on these parts, and rotated for the rest; "
+            "plain-muon: Muon on whole matrices, and adamw for the rest "
             "[rotated for a wider clone with the scaled rule, else adamw].",
             group=_OPTIMIZER,
         ),
@@ -326,9 +328,9 @@ class Training:
             )
 
     def _check_difference_lr(self, difference_lr: float) -> None:
-        if self.optimizer == "adamw":
+        if self.optimizer is not None and self.optimizer not in OF_COPIES:
             raise TrainingError(
-                "AdamW does not distinguish differences between copies",
+                "this optimizer does not distinguish differences between copies",
                 field="difference_lr",
                 found=difference_lr,
                 cure="--optimizer rotated or muon, or leave --difference-lr out",

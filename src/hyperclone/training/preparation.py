@@ -20,7 +20,7 @@ from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import PrecisionName, Training, usual_optimizer
+from hyperclone.training.config import OF_COPIES, PrecisionName, Training, usual_optimizer
 from hyperclone.training.events import Watch, Weights
 from hyperclone.training.packing import Windows
 from hyperclone.training.token_cache import Corpus
@@ -197,7 +197,7 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     )
     earlier = resume.recorded_optimizer(output) if training.resume else None
     optimizer = training.optimizer or earlier or usual
-    if optimizer != "adamw" and first_copy:
+    if optimizer in OF_COPIES and first_copy:
         raise TrainingError(
             "moments of the first copies only make copies diverge under AdamW; this optimizer has coordinates for "
             "their differences",
@@ -206,14 +206,14 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             found=optimizer,
             cure="--grown-moments none starts without them; --optimizer adamw uses them",
         )
-    if optimizer == "adamw" and training.difference_lr is not None:
+    if optimizer not in OF_COPIES and training.difference_lr is not None:
         cure = "--optimizer rotated or muon, or leave --difference-lr out"
         if training.from_scratch:
             cure = "leave --difference-lr out: randomly initialized weights are no copies"
         elif first_copy:
             cure = "--grown-moments none starts without the moments of the first copies, which are AdamW's"
         raise TrainingError(
-            "AdamW does not distinguish differences between copies",
+            "this optimizer does not distinguish differences between copies",
             file=grown,
             field="difference_lr",
             found=training.difference_lr,

@@ -200,13 +200,15 @@ def _optimizer(
     plain: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
     by_rule = {**plain, "lr_rule": training.lr_rule or "scaled", "receipt": prepared.receipt}
     in_copies: dict[str, Any] = {"betas": betas, "difference_lr": training.difference_lr, "compile": compiled}
+    whole_matrices = training.optimizer == "plain-muon"
     if training.optimizer == "rotated":
         assert grown
         return rotated_adamw(model, **by_rule, **in_copies)
-    if training.optimizer == "muon":
+    if training.optimizer == "muon" or whole_matrices:
         processes = torch.distributed.group.WORLD if replicated else None
         return rotated_muon(
-            model, **by_rule, **in_copies, momentum=training.momentum, grown=grown, process_group=processes
-        )
+            model, **by_rule, **in_copies, momentum=training.momentum, whole_matrices=whole_matrices, grown=grown,
+            process_group=processes,
+        )  # fmt: skip
     groups = param_groups(model, **by_rule) if grown else plain_groups(model, **plain)
     return torch.optim.AdamW(groups, betas=betas, fused=fused or None, **plain)
