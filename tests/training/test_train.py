@@ -427,6 +427,10 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         (tmp_path / "first-copy", {}, "adamw"),
         (tmp_path / "first-copy", {"grown_moments": "none"}, "rotated"),
         (tmp_path / "deeper", {}, "adamw"),
+        (grown, {"optimizer": "muon", "difference_lr": 6e-3}, "muon"),
+        (grown, {"optimizer": "muon", "from_scratch": True}, "muon"),
+        (grown, {"optimizer": "plain-muon"}, "plain-muon"),
+        (source, {"optimizer": "muon"}, "muon"),
     ]
     for number, (model, asked, expected) in enumerate(cases):
         output = tmp_path / f"out-{number}"
@@ -435,17 +439,21 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         (started,) = (event for event in events if isinstance(event, RunStarted))
         assert json.loads((output / "training.json").read_text())["curve"]["optimizer"] == expected
         state = torch.load(output / "checkpoint-1/optimizer.pt", weights_only=True)["state"]
-        assert ("rotated_avg" in state[0]) == (expected == "rotated")
+        kinds = {kind for moments in state.values() for kind in moments}
+        assert ("rotated_avg" in kinds) == (expected == "rotated" or asked.keys() == {"optimizer", "difference_lr"})
+        assert ("momentum_buffer" in kinds) == ("muon" in expected)
         assert started.training.optimizer == expected
     for model, asked, problem in (
         (tmp_path / "first-copy", {}, r"--grown-moments none"),
         (grown, {"from_scratch": True}, "leave --difference-lr out: randomly"),
         (grown, {"lr_rule": "uniform"}, "--optimizer rotated"),
+        (grown, {"optimizer": "muon", "from_scratch": True}, "leave --difference-lr out: randomly"),
     ):
         with pytest.raises(TrainingError, match=problem):
             hyperclone.train(request(model, text, tmp_path / "out", difference_lr=6e-3, **asked))
-    with pytest.raises(TrainingError, match=r"first copies(.|\n)*--grown-moments none"):
-        hyperclone.train(request(tmp_path / "first-copy", text, tmp_path / "out", optimizer="rotated"))
+    for optimizer in ("rotated", "muon"):
+        with pytest.raises(TrainingError, match=r"first copies(.|\n)*--grown-moments none"):
+            hyperclone.train(request(tmp_path / "first-copy", text, tmp_path / "out", optimizer=optimizer))
     assert not (tmp_path / "out").exists()
 
 

@@ -86,25 +86,34 @@ def launch(*target: str, processes: int) -> str:
     return result.stderr + result.stdout
 
 
-ROTATED = ["--optimizer", "rotated", "--difference-lr", "6e-3"]
+IN_COPIES: dict[str, dict[str, Any]] = {
+    name: {"optimizer": name, "difference_lr": 6e-3} for name in ("rotated", "muon")
+}
 
 
 @pytest.fixture(scope="module")
 def sharded(runs: Path) -> str:
-    """Sharded runs beside the others: "shards" and "rotated-shards" of two processes, each then resumed from half of
-    it as "...-resumed" by one process, which reduces gradients only. Returns what the resumed ones say.
+    """Sharded runs beside the others: "shards", "rotated-shards" and "muon-shards" of two processes, each then resumed
+    from half of it as "...-resumed" by one process, which reduces gradients only. Returns what the resumed ones say.
     """
-    arms = {"shards": [], "rotated-shards": ROTATED}
+    arms: dict[str, list[str]] = {"shards": []}
+    for name in IN_COPIES:
+        arms[f"{name}-shards"] = ["--optimizer", name, "--difference-lr", "6e-3"]
     file = str(Path(launch_on_cpu.__file__))
-    full = [command(runs, output, *more, "--sharding", "full") for output, more in arms.items()]
-    launch(file, *full[0], "+", *full[1], processes=2)
+    launch(file, *one_after_another([command(runs, output, *more, "--sharding", "full")
+                                     for output, more in arms.items()]), processes=2)  # fmt: skip
     for output in arms:
         shutil.copytree(runs / output, runs / f"{output}-resumed")
         shutil.rmtree(runs / f"{output}-resumed/checkpoint-10")
         (runs / f"{output}-resumed/model.safetensors").unlink()
     rest = [command(runs, f"{output}-resumed", *more, "--sharding", "gradients", "--resume")
             for output, more in arms.items()]  # fmt: skip
-    return launch(file, *rest[0], "+", *rest[1], processes=1)
+    return launch(file, *one_after_another(rest), processes=1)
+
+
+def one_after_another(commands: list[list[str]]) -> list[str]:
+    """Commands as `launch_on_cpu` takes them."""
+    return [word for one in commands for word in ("+", *one)][1:]
 
 
 def check_equal(directory: Path, output: str) -> None:
@@ -143,7 +152,7 @@ def test_shards_have_the_same_curve_and_are_resumed_on_another_number_of_process
         for key, name in zip(group["params"], group["param_names"], strict=True):
             for kind in ("exp_avg", "exp_avg_sq"):
                 assert torch.allclose(state.tensor(name, kind), whole["state"][key][kind], atol=1e-5), name
-    assert sharded.count("resumes from step 5") == 2
+    assert sharded.count("resumes from step 5") == 1 + len(IN_COPIES)
     check_equal(runs, "shards-resumed")
 
 
@@ -154,17 +163,18 @@ def test_a_sharded_checkpoint_is_not_resumed_as_a_whole_one(runs: Path) -> None:
 
 
 @pytest.mark.usefixtures("sharded")
-def test_the_rotated_optimizer_has_the_same_curve_when_copies_lie_on_different_machines(runs: Path) -> None:
-    """To 1e-3: where copies have equal gradients, rounding decides in which direction Adam's first step moves each."""
+@pytest.mark.parametrize("name", IN_COPIES)
+def test_optimizers_of_copies_have_the_same_curve_when_these_lie_on_different_machines(runs: Path, name: str) -> None:
+    """To 1e-3: where copies have equal gradients, rounding decides in which direction a first step moves each."""
 
     def curve(output: str, figure: str = "loss") -> list[float]:
         return [line[figure] for line in metrics.read(runs / output) if figure in line]
 
-    train_here(runs, "rotated", optimizer="rotated", difference_lr=6e-3)
-    assert max(abs(a - b) for a, b in zip(curve("rotated"), curve("one"), strict=True)) > 0.03
-    assert curve("rotated-shards") == pytest.approx(curve("rotated"), abs=1e-3)
-    assert curve("rotated-shards", "eval_loss") == pytest.approx(curve("rotated", "eval_loss"), abs=1e-3)
-    assert curve("rotated-shards-resumed") == pytest.approx(curve("rotated-shards"), abs=1e-3)
+    train_here(runs, name, **IN_COPIES[name])
+    assert max(abs(a - b) for a, b in zip(curve(name), curve("one"), strict=True)) > 0.03
+    assert curve(f"{name}-shards") == pytest.approx(curve(name), abs=1e-3)
+    assert curve(f"{name}-shards", "eval_loss") == pytest.approx(curve(name, "eval_loss"), abs=1e-3)
+    assert curve(f"{name}-shards-resumed") == pytest.approx(curve(f"{name}-shards"), abs=1e-3)
 
 
 @pytest.mark.parametrize(("name", "reshard"), [("full", True), ("gradients", False)])

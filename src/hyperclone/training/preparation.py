@@ -206,14 +206,14 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             found=optimizer,
             cure="--grown-moments none starts without them; --optimizer adamw uses them",
         )
-    if optimizer not in OF_COPIES and training.difference_lr is not None:
+    if (optimizer not in OF_COPIES or grown is None) and training.difference_lr is not None:
         cure = "--optimizer rotated or muon, or leave --difference-lr out"
         if training.from_scratch:
             cure = "leave --difference-lr out: randomly initialized weights are no copies"
         elif first_copy:
             cure = "--grown-moments none starts without the moments of the first copies, which are AdamW's"
         raise TrainingError(
-            "this optimizer does not distinguish differences between copies",
+            "nothing here tells differences between copies apart",
             file=grown,
             field="difference_lr",
             found=training.difference_lr,
