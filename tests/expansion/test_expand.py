@@ -542,9 +542,11 @@ def test_the_mean_square_does_not_depend_on_threads() -> None:
         torch.set_num_threads(before)
 
 
-def test_a_run_of_indices_is_a_slice_and_anything_else_is_not() -> None:
+def test_indices_at_equal_distances_are_a_slice_and_anything_else_is_not() -> None:
     assert as_slice(torch.tensor([3, 4, 5])) == slice(3, 6)
-    for index in ([3, 5, 6], [5, 4, 3], [0, 0]):
+    assert as_slice(torch.tensor([7])) == slice(7, 8)
+    assert as_slice(torch.tensor([3, 5, 7])) == slice(3, 8, 2)
+    for index in ([3, 5, 6], [5, 4, 3], [0, 0], []):
         assert isinstance(as_slice(torch.tensor(index)), Tensor)
 
 

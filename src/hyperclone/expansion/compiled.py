@@ -84,7 +84,7 @@ def split_columns(
     source = (torch.arange(len(grown)) if index is None else index).numpy()
     keys, counter = noise.key(recipe.seed, name), np.uint64(first_row * noise.steps(columns.new))
     for (copies, units, positions), (_, unit_span, position_spans) in zip(columns.groups, columns.spans, strict=True):
-        where = source, units.numpy(), positions.numpy(), _runs(*position_spans, unit_span)
+        where = source, units.numpy(), positions.numpy(), _steps(*position_spans, unit_span)
         if copies == 1:
             grown[:, position_spans[0]] = weight[:, unit_span] if index is None else weight[index][:, unit_span]
             continue
@@ -129,10 +129,10 @@ def agree(weight: Tensor, grown: Tensor, columns: CopyMap, index: Tensor, *, spl
     numbers_in, numbers_out = (tensor.contiguous().view(bits).numpy() for tensor in (weight, grown))
     check = run.sums_agree if splits else run.repeats_agree
     return all(
-        bool(check(numbers_in, numbers_out, (index.numpy(), units.numpy(), positions.numpy(), _runs(*spans, span))))
+        bool(check(numbers_in, numbers_out, (index.numpy(), units.numpy(), positions.numpy(), _steps(*spans, span))))
         for (_, units, positions), (_, span, spans) in zip(columns.groups, columns.spans, strict=True)
     )
 
 
-def _runs(*spans: slice | Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.array([isinstance(span, slice) for span in spans])
+def _steps(*spans: slice | Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.array([span.step or 1 if isinstance(span, slice) else 0 for span in spans])

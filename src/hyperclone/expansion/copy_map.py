@@ -1,9 +1,13 @@
 """Which old unit each new unit copies, for one stored dimension of a tensor.
 
-Grow an axis from d to D units: new unit i copies old unit i mod d, so a hidden state becomes n stacked copies
-`[x; x; ...]` (arXiv 2409.12903, section 2). A stored dimension flattens several axes, so its map is the C-order
-product of theirs; concatenated parts are maps laid end to end, also as one factor of a product. The arithmetic
-needs three integers for each new unit; a fourth says which part it belongs to.
+Grow an axis from d to D units. *Tiled*, new unit i copies old unit i mod d, so a hidden state becomes n stacked copies
+`[x; x; ...]` (arXiv 2409.12903, section 2). *Interleaved*, the copies of a unit stand side by side: new unit i copies
+floor(i d / D), or floor(i / k) of k copies each and padding behind them. Any order is as exact as another, since the
+model treats the units of an axis alike; the channels of a head are always tiled (head_scaling.AXIS).
+
+A stored dimension flattens several axes, so its map is the C-order product of theirs; concatenated parts are maps laid
+end to end, also as one factor of a product. The arithmetic needs three integers for each new unit; a fourth says which
+part it belongs to.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import torch
 from torch import Tensor
 
 from hyperclone.architectures.layout import Dim, Factor, Query
+from hyperclone.planning import head_scaling
+from hyperclone.planning.recipe import OrderName
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,23 +80,32 @@ class CopyMap:
 
 
 def as_slice(index: Tensor) -> slice | Tensor:
-    """A run of consecutive indices as a slice; anything else as it is."""
-    if index.numel() and bool((index == torch.arange(int(index[0]), int(index[0]) + index.numel())).all()):
-        return slice(int(index[0]), int(index[0]) + index.numel())
+    """Indices at equal distances as a slice; anything else as it is."""
+    step = int(index[1] - index[0]) if index.numel() > 1 else 1
+    if index.numel() and step > 0 and bool((index == index[0] + step * torch.arange(index.numel())).all()):
+        return slice(int(index[0]), int(index[-1]) + 1, None if step == 1 else step)
     return index
 
 
-def axis(old: int, new: int, *, padded: bool = False) -> CopyMap:
-    """One axis: new unit i copies old unit i mod old.
+def axis(old: int, new: int, *, padded: bool = False, order: OrderName = "tiled") -> CopyMap:
+    """One axis.
 
-    Where `padded`, every old unit has the same number of copies, and the units left over are padding.
+    Args:
+        old, new: d and D.
+        padded: every old unit has the same number of copies, and the units left over, at the end, are padding.
+        order: of the copies.
     """
     assert new >= old > 0, (old, new)
-    unit = torch.arange(new)
-    source, number = unit % old, unit // old
-    count = (new - source + old - 1) // old
+    unit, copied = torch.arange(new), new // old * old if padded else new
+    if order == "tiled":
+        source, number = unit % old, unit // old
+        count = (copied - source + old - 1) // old
+    else:
+        source = unit * old // copied % old  # of padding, any
+        first = (source * copied + old - 1) // old
+        number, count = unit - first, (source * copied + copied + old - 1) // old - first
     if padded:
-        count = torch.where(unit < new // old * old, new // old, 0)
+        count = torch.where(unit < copied, count, 0)
     return CopyMap(source, number, count, torch.zeros_like(unit), old)
 
 
@@ -133,16 +148,25 @@ def _parts(copies: CopyMap) -> int:
     return int(copies.part.max()) + 1
 
 
-def of_dim(dim: Dim, sizes: Mapping[str, tuple[int, int]], padded: Collection[str] = ()) -> CopyMap:
-    """The map of one stored dimension, given (old, new) sizes of every axis and the axes with padding."""
+def of_dim(
+    dim: Dim, sizes: Mapping[str, tuple[int, int]], padded: Collection[str] = (), *, order: OrderName = "tiled"
+) -> CopyMap:
+    """The map of one stored dimension.
+
+    Args:
+        dim: the dimension.
+        sizes: (old, new) of every axis.
+        padded: axes with padding.
+        order: of the copies.
+    """
 
     def of(factor: Factor) -> CopyMap:
         if isinstance(factor, Query):
-            return of_dim(factor.dim, sizes, padded)
+            return of_dim(factor.dim, sizes, padded, order=order)
         if isinstance(factor, tuple):
-            return of_dim(factor, sizes, padded)
+            return of_dim(factor, sizes, padded, order=order)
         if isinstance(factor, int):
             return replace(axis(factor, factor), part=torch.arange(factor))
-        return axis(*sizes[factor], padded=factor in padded)
+        return axis(*sizes[factor], padded=factor in padded, order="tiled" if factor == head_scaling.AXIS else order)
 
     return concatenate([product([of(factor) for factor in block]) for block in dim])

@@ -26,7 +26,7 @@ from hyperclone.expansion import compiled, copy_map, exact_split, noise
 from hyperclone.expansion.copy_map import CopyMap, as_slice
 from hyperclone.expansion.padding import Padding, pad_rows, padding_columns, random_columns
 from hyperclone.expansion.shares import Shares
-from hyperclone.planning.recipe import Expansion, Noise, Recipe
+from hyperclone.planning.recipe import Expansion, Noise, OrderName, Recipe
 
 _TILE = 1 << 19  # weights worked on at once: small enough to stay in cache between operations
 _RUN = 4096  # weights summed at once
@@ -106,7 +106,12 @@ class TensorMap:
 
 
 def tensor_map(
-    layout: Layout, sizes: Mapping[str, tuple[int, int]], padding: Mapping[str, Padding] = {}, *, shift: bool = False
+    layout: Layout,
+    sizes: Mapping[str, tuple[int, int]],
+    padding: Mapping[str, Padding] = {},
+    *,
+    shift: bool = False,
+    order: OrderName = "tiled",
 ) -> TensorMap:
     """The map of a tensor when axes grow from sizes[axis][0] to sizes[axis][1].
 
@@ -115,8 +120,9 @@ def tensor_map(
         sizes: (old, new) of every axis.
         padding: axes with padding channels, and what these hold.
         shift: a norm's tensor is its bias, not its gain.
+        order: of the copies of a unit.
     """
-    maps = tuple(copy_map.of_dim(dim, sizes, padding) for dim in layout.dims)
+    maps = tuple(copy_map.of_dim(dim, sizes, padding, order=order) for dim in layout.dims)
 
     def padding_of(dim: int) -> Padding:
         if layout.reads == dim:

@@ -28,7 +28,7 @@ from hyperclone.planning.recipe import Noise
 def map_of(tensor: TensorPlan, plan: Plan) -> TensorMap:
     """Which old row and column each new one of a planned tensor copies."""
     padding = {axis: Padding(value) for axis, value in plan.padding.items()}
-    return tensor_map(tensor.layout, plan.sizes, padding, shift=tensor.bias)
+    return tensor_map(tensor.layout, plan.sizes, padding, shift=tensor.bias, order=plan.growth.order)
 
 
 def grown_slices(

@@ -210,15 +210,20 @@ def draw_row(key_0, key_1, counter, words):
 
 
 @_inlined
-def gather(numbers, positions, run, start, count, gathered):
-    """Take `count` numbers at positions[start:]; `run`: the positions are consecutive.
+def gather(numbers, positions, step, start, count, gathered):
+    """Take `count` numbers at positions[start:]; `step`: the distance of the positions, 0 where it is not the same.
 
-    Slices first: an index that might be negative, and count from the end, is no consecutive one for the compiler.
+    Slices first: an index that might be negative, and count from the end, is no consecutive one for the compiler, and
+    it uses vector instructions for distances that it knows.
     """
-    if run:
+    if step == 1:
         chunk = numbers[positions[start] : positions[start] + count]
         for i in range(count):
             gathered[i] = chunk[i]
+    elif step == 2:
+        chunk = numbers[positions[start] : positions[start] + 2 * count - 1]
+        for i in range(count):
+            gathered[i] = chunk[2 * i]
     else:
         chosen = positions[start : start + count]
         for i in range(count):
@@ -226,12 +231,16 @@ def gather(numbers, positions, run, start, count, gathered):
 
 
 @_inlined
-def scatter(stored, grown, positions, run, start, count):
-    """Put `count` numbers at positions[start:]."""
-    if run:
+def scatter(stored, grown, positions, step, start, count):
+    """Put `count` numbers at positions[start:]; `step`: as in `gather`."""
+    if step == 1:
         chunk = grown[positions[start] : positions[start] + count]
         for i in range(count):
             chunk[i] = stored[i]
+    elif step == 2:
+        chunk = grown[positions[start] : positions[start] + 2 * count - 1]
+        for i in range(count):
+            chunk[2 * i] = stored[i]
     else:
         chosen = positions[start : start + count]
         for i in range(count):
@@ -239,11 +248,11 @@ def scatter(stored, grown, positions, run, start, count):
 
 
 @_inlined
-def sum_of_draws(draws, positions, runs, start, count, drawn, total):
+def sum_of_draws(draws, positions, steps, start, count, drawn, total):
     """Sums (count,) of the draws of all copies."""
     for i in range(count):
         total[i] = 0
     for k in range(positions.shape[0]):
-        gather(draws, positions[k], runs[k], start, count, drawn)
+        gather(draws, positions[k], steps[k], start, count, drawn)
         for i in range(count):
             total[i] += np.int32(drawn[i])

@@ -41,8 +41,8 @@ def split_rows(weight, grown, where, stream, scale, limits, unclipped):
         weight: (S, d) stored numbers.
         grown: (R, D) the output.
         where: source (R,), the row of `weight` that each new row copies; units (J,), columns of the weight; positions
-            (c, J), columns of the output; runs (c + 1,), whether each row of positions, and last the units, are
-            consecutive.
+            (c, J), columns of the output; steps (c + 1,), the distances in each row of positions, and last of the
+            units; 0 where they are not the same.
         stream: numbers (R,), which output copy each row is; own_first, whether the row's own copy holds the weight
             (diagonal); keys (2,), of the Philox stream; counter, steps of the stream before the first row.
         scale: what the noise is multiplied by, fp32.
@@ -50,7 +50,7 @@ def split_rows(weight, grown, where, stream, scale, limits, unclipped):
             2^p - 2, the largest number.
         unclipped: weights are bf16 or fp16, and parts need no clipping.
     """
-    source, units, positions, runs = where
+    source, units, positions, steps = where
     numbers, own_first, keys, counter = stream
     copies, blocks, like = positions.shape[0], (grown.shape[1] + 15) // 16, weight[0, 0]
     words, count_32 = np.empty(4 * blocks, np.uint64), np.float32(copies)
@@ -64,15 +64,15 @@ def split_rows(weight, grown, where, stream, scale, limits, unclipped):
         first = numbers[row] % copies if own_first else 0
         for start in range(0, units.size, CHUNK):
             count = min(CHUNK, units.size - start)
-            sum_of_draws(draws, positions, runs, start, count, drawn, total)
-            gather(weight[source[row]], units, runs[copies], start, count, stored)
+            sum_of_draws(draws, positions, steps, start, count, drawn, total)
+            gather(weight[source[row]], units, steps[copies], start, count, stored)
             for i in range(count):
                 whole[i] = wide(stored[i])
                 left[i] = whole[i]
             for k in range(copies - 1):
                 copy = (first + k) % copies
                 base = limits[0] if k == 0 else limits[1]
-                gather(draws, positions[copy], runs[copy], start, count, drawn)
+                gather(draws, positions[copy], steps[copy], start, count, drawn)
                 if unclipped:  # exact_split._unclipped: adding and taking away an anchor rounds to whole units
                     for i in range(count):
                         share = (np.float32(drawn[i]) * count_32 - np.float32(total[i])) * scale + base
@@ -93,11 +93,11 @@ def split_rows(weight, grown, where, stream, scale, limits, unclipped):
                         kept = narrow(part if whole[i] != 0 else whole[i], like)
                         stored[i] = kept
                         left[i] -= wide(kept)
-                scatter(stored, grown[row], positions[copy], runs[copy], start, count)
+                scatter(stored, grown[row], positions[copy], steps[copy], start, count)
             for i in range(count):
                 stored[i] = narrow(left[i] if whole[i] != 0 else whole[i], like)
             copy = (first + copies - 1) % copies
-            scatter(stored, grown[row], positions[copy], runs[copy], start, count)
+            scatter(stored, grown[row], positions[copy], steps[copy], start, count)
 
 
 @_compiled
@@ -109,7 +109,7 @@ def share_rows(weight, grown, where, stream, scale, limits, table):
         table: (65536,) fp32 normal quantiles (noise.normal_quantiles).
         weight, grown, where, stream, limits: as in `split_rows`.
     """
-    source, units, positions, runs = where
+    source, units, positions, steps = where
     numbers, own_first, keys, counter = stream
     copies, blocks, like = positions.shape[0], (grown.shape[1] + 15) // 16, weight[0, 0]
     words, count_64 = np.empty(4 * blocks, np.uint64), np.float64(copies)
@@ -123,12 +123,12 @@ def share_rows(weight, grown, where, stream, scale, limits, table):
             count = min(CHUNK, units.size - start)
             for k in range(copies):
                 copy = (first + k) % copies
-                gather(draws, positions[copy], runs[copy], start, count, drawn)
+                gather(draws, positions[copy], steps[copy], start, count, drawn)
                 for i in range(count):
                     values[k, i] = table[np.int32(drawn[i]) + 32768]
                 for i in range(count):  # in this order: sums of these are rounded
                     total[i] = np.float64(values[k, i]) + (total[i] if k else 0.0)
-            gather(weight[source[row]], units, runs[copies], start, count, stored)
+            gather(weight[source[row]], units, steps[copies], start, count, stored)
             for i in range(count):
                 whole[i] = wide(stored[i])
             for k in range(copies):
@@ -137,7 +137,7 @@ def share_rows(weight, grown, where, stream, scale, limits, table):
                 for i in range(count):
                     noise = (np.float64(values[k, i]) * count_64 - total[i]) * scale
                     stored[i] = narrow(whole[i] * base + type(base)(noise), like)
-                scatter(stored, grown[row], positions[copy], runs[copy], start, count)
+                scatter(stored, grown[row], positions[copy], steps[copy], start, count)
 
 
 @_compiled
@@ -149,14 +149,14 @@ def even_rows(weight, grown, where, power_of_two, parts):
         parts: (c,) of the arithmetic type: c, c - 1, .., 1.
         weight, grown, where: as in `split_rows`.
     """
-    source, units, positions, runs = where
+    source, units, positions, steps = where
     copies, like = positions.shape[0], weight[0, 0]
     stored, whole = carray(local_stored(like), CHUNK), carray(local_wide(like), CHUNK)
     left, even = carray(local_wide(like), CHUNK), carray(local_stored(like), CHUNK)
     for row in range(grown.shape[0]):
         for start in range(0, units.size, CHUNK):
             count = min(CHUNK, units.size - start)
-            gather(weight[source[row]], units, runs[copies], start, count, stored)
+            gather(weight[source[row]], units, steps[copies], start, count, stored)
             exact = power_of_two
             for i in range(count):
                 whole[i] = wide(stored[i])
@@ -164,7 +164,7 @@ def even_rows(weight, grown, where, power_of_two, parts):
                 exact &= wide(even[i]) * parts[0] == whole[i]
             if exact:
                 for k in range(copies):
-                    scatter(even, grown[row], positions[k], runs[k], start, count)
+                    scatter(even, grown[row], positions[k], steps[k], start, count)
                 continue
             for i in range(count):
                 left[i] = whole[i] / unit(whole[i], like)
@@ -174,7 +174,7 @@ def even_rows(weight, grown, where, power_of_two, parts):
                     left[i] -= part
                     same = (whole[i] == 0) | (power_of_two & (wide(even[i]) * parts[0] == whole[i]))
                     stored[i] = even[i] if same else narrow(part * unit(whole[i], like), like)
-                scatter(stored, grown[row], positions[k], runs[k], start, count)
+                scatter(stored, grown[row], positions[k], steps[k], start, count)
 
 
 @_compiled
@@ -184,21 +184,21 @@ def sums_agree(weight, grown, where):
     Args:
         weight, grown, where: as in `split_rows`.
     """
-    source, units, positions, runs = where
+    source, units, positions, steps = where
     copies, like = positions.shape[0], weight[0, 0]
     stored, total = carray(local_stored(like), CHUNK), carray(local_widest(like), CHUNK)
     for row in range(grown.shape[0]):
         for start in range(0, units.size, CHUNK):
             count = min(CHUNK, units.size - start)
             for k in range(copies):
-                gather(grown[row], positions[k], runs[k], start, count, stored)
+                gather(grown[row], positions[k], steps[k], start, count, stored)
                 if k == 0:
                     for i in range(count):
                         total[i] = widest(stored[i])
                 else:
                     for i in range(count):
                         total[i] += widest(stored[i])
-            gather(weight[source[row]], units, runs[copies], start, count, stored)
+            gather(weight[source[row]], units, steps[copies], start, count, stored)
             agree = True
             for i in range(count):
                 agree &= same(total[i], widest(stored[i]))
@@ -214,16 +214,16 @@ def repeats_agree(weight, grown, where):
     Args:
         weight, grown, where: as in `split_rows`.
     """
-    source, units, positions, runs = where
+    source, units, positions, steps = where
     copies, like = positions.shape[0], weight[0, 0]
     stored, copied = carray(local_stored(like), CHUNK), carray(local_stored(like), CHUNK)
     for row in range(grown.shape[0]):
         for start in range(0, units.size, CHUNK):
             count = min(CHUNK, units.size - start)
-            gather(weight[source[row]], units, runs[copies], start, count, stored)
+            gather(weight[source[row]], units, steps[copies], start, count, stored)
             agree = True
             for k in range(copies):
-                gather(grown[row], positions[k], runs[k], start, count, copied)
+                gather(grown[row], positions[k], steps[k], start, count, copied)
                 for i in range(count):
                     agree &= copied[i] == stored[i]
             if not agree:

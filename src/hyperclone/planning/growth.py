@@ -14,7 +14,16 @@ from functools import cached_property
 from hyperclone.errors import GrowthError
 from hyperclone.options import check, flags, option
 from hyperclone.planning.depth import layer_map
-from hyperclone.planning.recipe import DepthMode, Expansion, ExpansionName, Noise, NoiseName, OutputDtype, Recipe
+from hyperclone.planning.recipe import (
+    DepthMode,
+    Expansion,
+    ExpansionName,
+    Noise,
+    NoiseName,
+    OrderName,
+    OutputDtype,
+    Recipe,
+)
 
 Width = str | int | float
 OUTPUT_DTYPES: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
@@ -91,6 +100,14 @@ class Growth:
         metadata=option(
             "Where a matrix goes in the grown one: symmetric (a share of it in every block), or diagonal (all of it in "
             "the blocks on the diagonal).",
+            group=_GROUP,
+        ),
+    )
+    order: OrderName = field(
+        default="tiled",
+        metadata=option(
+            "Where the copies of a unit stand: tiled (all units, then their copies, as in the HyperCloning paper), or "
+            "interleaved (side by side, so that shards of a large model hold whole groups of copies).",
             group=_GROUP,
         ),
     )

@@ -13,10 +13,6 @@ single channels of a head: learned ones, or ALiBi; rotary positions turn them at
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 AXIS = "head_dim"
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 ExpansionName = Literal["symmetric", "diagonal"]
 NoiseName = Literal["split", "gaussian", "none"]
+OrderName = Literal["tiled", "interleaved"]
 DepthMode = Literal["identity", "stack"]
 OutputDtype = Literal["bf16", "fp16", "fp32", "fp64"]
 

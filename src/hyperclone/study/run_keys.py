@@ -31,6 +31,7 @@ _UNRELATED = (
     "micro_batch",
     "anatomy",
 )  # these change no result
+_TILED = ("order", "tiled")  # what keys from before there was another order mean
 _MODEL = ("config.json", "tokenizer.json", "*.safetensors")
 
 
@@ -41,7 +42,8 @@ def of(*parts: Any) -> str:
 
 def clone(source: str, growth: Growth, moments: str | None) -> str:
     """A key of a model that is grown from the one with the key `source`."""
-    asked = {field.name: value for field in fields(Growth) if (value := getattr(growth, field.name)) != field.default}
+    asked = {field.name: value for field in fields(Growth) if (value := getattr(growth, field.name)) != field.default
+             and (field.name, value) != _TILED}  # fmt: skip
     return of("clone", source, asked, moments)
 
 
@@ -61,7 +63,7 @@ def model(directory: Path) -> str:
     family = None if grown.family is None else grown.family.text
     return of(
         _model_digests(directory),
-        asdict(grown.growth),
+        {name: value for name, value in asdict(grown.growth).items() if (name, value) != _TILED},
         grown.source_config,
         family,
         grown.training,
