@@ -33,6 +33,11 @@ MAPS = {
     "head dim": product([axis(3, 3), axis(32, 64)]),  # copies inside heads
     "fused": concatenate([axis(64, 128), axis(32, 32)]),
     "long": axis(1300, 2600),
+    "2x, side by side": axis(1300, 2600, order="interleaved"),
+    "3x, side by side": axis(50, 150, order="interleaved"),
+    "uneven, side by side": axis(96, 200, order="interleaved"),
+    "padded, side by side": axis(96, 220, padded=True, order="interleaved"),
+    "heads, side by side": product([axis(3, 6, order="interleaved"), axis(32, 32)]),
 }
 
 

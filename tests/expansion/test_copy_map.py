@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,21 +13,25 @@ from hypothesis import strategies as st
 
 from hyperclone.architectures.layout import Dim, Factor, Query
 from hyperclone.expansion.copy_map import CopyMap, axis, concatenate, of_dim, product
+from hyperclone.planning.recipe import OrderName
 from tests.helpers.examples import examples
 
 Sizes = dict[str, tuple[int, int]]
 NAMES = ("a", "b", "c")
 
 
-def units(factor: Factor, sizes: Sizes) -> tuple[list[int], int]:
+ORDERS: tuple[OrderName, ...] = ("tiled", "interleaved")
+
+
+def units(factor: Factor, sizes: Sizes, order: OrderName) -> tuple[list[int], int]:
     """(the old unit of each new unit, number of old units), one unit at a time."""
     assert not isinstance(factor, Query)  # none is generated here
     if not isinstance(factor, tuple):
         old, new = (factor, factor) if isinstance(factor, int) else sizes[factor]
-        return [i % old for i in range(new)], old
+        return [i % old if order == "tiled" else math.floor(Fraction(i * old, new)) for i in range(new)], old
     found, offset = [], 0
     for block in factor:
-        parts = [units(inner, sizes) for inner in block]
+        parts = [units(inner, sizes, order) for inner in block]
         for positions in itertools.product(*(source for source, _ in parts)):
             flat = 0
             for position, (_, old) in zip(positions, parts, strict=True):
@@ -72,17 +77,46 @@ def dims_and_sizes(draw: st.DrawFn) -> tuple[Dim, Sizes]:
 
 @examples(60)
 @given(st.integers(1, 12), st.integers(0, 40))
-def test_unit_i_of_an_axis_copies_unit_i_mod_d(old: int, more: int) -> None:
-    check(axis(old, old + more), [i % old for i in range(old + more)], old)
+def test_unit_i_of_an_axis_copies_unit_i_mod_d_or_the_copies_stand_side_by_side(old: int, more: int) -> None:
+    new = old + more
+    check(axis(old, new), [i % old for i in range(new)], old)
+    side_by_side = [math.floor(Fraction(i * old, new)) for i in range(new)]
+    check(axis(old, new, order="interleaved"), side_by_side, old)
+    assert side_by_side == sorted(side_by_side)
+    assert max(map(side_by_side.count, range(old))) - min(map(side_by_side.count, range(old))) <= 1
+
+
+@examples(60)
+@given(st.integers(1, 12), st.integers(0, 40))
+def test_with_padding_all_units_have_as_many_copies_and_padding_stands_behind(old: int, more: int) -> None:
+    new, count = old + more, (old + more) // old
+    side_by_side = [i // count for i in range(count * old)]
+    expected: dict[OrderName, list[int]] = {"tiled": [*range(old)] * count, "interleaved": side_by_side}
+    for order, sources in expected.items():
+        found = axis(old, new, padded=True, order=order)
+        copied = slice(count * old)
+        check(CopyMap(found.source[copied], found.number[copied], found.count[copied], found.part[copied], old),
+              sources, old)  # fmt: skip
+        assert found.padding.tolist() == list(range(count * old, new))
+        assert 0 <= int(found.source.min()) <= int(found.source.max()) < old
+
+
+def test_the_channels_of_a_head_are_tiled_in_any_order() -> None:
+    """The factors of queries (query_rows.py) count on it."""
+    dim: Dim = (("heads", "head_dim"),)
+    found = of_dim(dim, {"heads": (2, 4), "head_dim": (2, 4)}, order="interleaved")
+    assert found.source.tolist() == [0, 1, 0, 1] * 2 + [2, 3, 2, 3] * 2
 
 
 @examples(120)
-@given(dims_and_sizes())
-def test_a_stored_dimension_is_the_product_and_concatenation_of_its_axes(case: tuple[Dim, Sizes]) -> None:
+@given(dims_and_sizes(), st.sampled_from(ORDERS))
+def test_a_stored_dimension_is_the_product_and_concatenation_of_its_axes(
+    case: tuple[Dim, Sizes], order: OrderName
+) -> None:
     dim, sizes = case
-    source, old = units(dim, sizes)
+    source, old = units(dim, sizes, order)
     if len(source) <= 600:  # the reference is quadratic
-        check(of_dim(dim, sizes), source, old)
+        check(of_dim(dim, sizes, order=order), source, old)
 
 
 def test_product_is_in_c_order() -> None:

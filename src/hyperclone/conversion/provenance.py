@@ -13,11 +13,16 @@ from hyperclone.architectures.family import Family
 from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import GrowthError
+from hyperclone.expansion import grown_tensors
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.files import user_path
+from hyperclone.io.tensor_files import row_count
 from hyperclone.planning import planner
 from hyperclone.planning.plan import Plan
+from hyperclone.planning.recipe import OrderName
+
+_ROWS = 16  # of each tensor that are compared
 
 
 def open_source(
@@ -67,7 +72,40 @@ def plan_of_directory(
             "no receipt says how this model was grown", file=Path(directory) / receipts.FILE,
             cure="name the source with --against, or put the hyperclone.json of the grown directory here",
         )  # fmt: skip
-    return planner.plan_from_sizes(source, output.config)
+    return plan_without_receipt(source, output)
+
+
+def plan_without_receipt(source: Checkpoint, output: Checkpoint) -> Plan:
+    """How a directory was grown, from the sizes in both configs and the order of the copies in its weights.
+
+    Raises:
+        GrowthError: no growth of the source has this config.
+    """
+    plan = planner.plan_from_sizes(source, output.config)
+    if _stands(output, plan, "tiled") or not _stands(output, plan, "interleaved"):
+        return plan
+    return planner.plan_from_sizes(source, output.config, order="interleaved")
+
+
+def _stands(output: Checkpoint, plan: Plan, order: OrderName) -> bool:
+    """Whether the copies of what is only repeated (embeddings, norms, biases) are equal in this order.
+
+    A few rows of each tensor are read.
+    """
+    plan = replace(plan, growth=replace(plan.growth, order=order))
+    for tensor in plan.tensors:
+        grown = grown_tensors.map_of(tensor, plan)
+        if tensor.name not in output.entries or tensor.zero or grown.splits or not grown.columns.grown:
+            continue
+        rows = output.read(tensor.name, 0, None if grown.whole else min(_ROWS, row_count(tensor.shape)))
+        matrix = grown.as_matrix(rows)
+        if not all(
+            matrix[:, first].equal(matrix[:, position])
+            for _, _, (first, *others) in grown.columns.spans
+            for position in others
+        ):
+            return False
+    return True
 
 
 def plan_of_model(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:

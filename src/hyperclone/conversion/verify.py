@@ -9,7 +9,7 @@ from typing import get_args
 
 from hyperclone.architectures import family_file
 from hyperclone.conversion import receipt as receipts
-from hyperclone.conversion.provenance import open_source
+from hyperclone.conversion.provenance import open_source, plan_without_receipt
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import GrowthError, HypercloneError
 from hyperclone.io import hub
@@ -17,7 +17,7 @@ from hyperclone.io.checkpoint import Checkpoint, carried_files
 from hyperclone.io.files import digests, user_path
 from hyperclone.io.streaming import Progress
 from hyperclone.optimizer_state import writer
-from hyperclone.planning.planner import make_plan, plan_from_sizes
+from hyperclone.planning.planner import make_plan
 from hyperclone.proof import family_validation
 from hyperclone.proof.proof import Proof, ProofToRun, check_kind, prove
 from hyperclone.proof.structural import Structure
@@ -51,11 +51,15 @@ def verify(
     stored_family = receipt.family if receipt is not None else None
     user_family = family_file.read(family) if family is not None else stored_family
     directory = hub.resolve(source, revision=revision)
-    grown_config = Checkpoint.open(target).config if receipt is None else {}
-    checkpoint = open_source(directory, receipt, grown_config, family=user_family)
+    output = Checkpoint.open(target) if receipt is None else None
+    checkpoint = open_source(directory, receipt, output.config if output else {}, family=user_family)
     if receipt is not None:
         _check_source(receipt, checkpoint, hub.public_name(source))
-    plan = plan_from_sizes(checkpoint, grown_config) if receipt is None else make_plan(checkpoint, receipt.growth)
+    if receipt is not None:
+        plan = make_plan(checkpoint, receipt.growth)
+    else:
+        assert output is not None
+        plan = plan_without_receipt(checkpoint, output)
     result = prove(checkpoint, target, plan, kind=proof, threads=threads, progress=progress)
     if checkpoint.left_out is not None:
         result.notes.append("The source was compared by its text model alone, from which this model was grown.")

@@ -32,6 +32,7 @@ from hyperclone.planning.depth import deepen, originals
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_layers, spelled
 from hyperclone.planning.notes import Facts, notes_on
 from hyperclone.planning.plan import Plan, TensorPlan
+from hyperclone.planning.recipe import OrderName
 from hyperclone.planning.tied_head import TiedHead
 from hyperclone.planning.unknown import family_of
 from hyperclone.units import is_finite
@@ -280,8 +281,20 @@ def _rounded_by_type(tensors: Sequence[TensorPlan]) -> dict[str, tuple[str, ...]
     return {dtype: tuple(tensor.name for tensor in rounding if tensor.dtype == dtype) for dtype in types}
 
 
-def plan_from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str | int = DEFAULT_SHARD_SIZE) -> Plan:
+def plan_from_sizes(
+    source: Source,
+    grown: Mapping[str, Any],
+    *,
+    order: OrderName = "tiled",
+    shard_size: str | int = DEFAULT_SHARD_SIZE,
+) -> Plan:
     """The plan that leads from a source to a grown config, for a directory without a receipt.
+
+    Args:
+        source: the source.
+        grown: the content of the output's config.json.
+        order: of the copies.
+        shard_size: largest file.
 
     Raises:
         GrowthError: no growth of the source has this config.
@@ -300,7 +313,8 @@ def plan_from_sizes(source: Source, grown: Mapping[str, Any], *, shard_size: str
         if axis in old
     }
     untie = family.tied(source.config) and not family.tied(grown)
-    plan = make_plan(source, Growth(**options, untie=untie, allow_rounding=True), shard_size=shard_size)
+    growth = Growth(**options, order=order, untie=untie, allow_rounding=True)
+    plan = make_plan(source, growth, shard_size=shard_size)
     for axis, (_, size) in plan.sizes.items():
         if size != new[axis]:
             raise _unrelated(axis, new[axis], size)
