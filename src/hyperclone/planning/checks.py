@@ -199,10 +199,15 @@ def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
     return [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
 
 
-def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
-    """Raise where weights would be rounded to bf16 or fp16, which the logits show, without consent."""
-    if not (coarse := rounded(tensors)) or growth.allow_rounding:
-        return
+def rounding_refused(tensors: Sequence[TensorPlan], *, why: Sequence[str], ways: Sequence[Growth]) -> GrowthError:
+    """The refusal where weights would be rounded to bf16 or fp16, which the logits show, without consent.
+
+    Args:
+        tensors: of the plan; some are rounded.
+        why: where the factors come from (exact_ways.py).
+        ways: growths like this one that need no rounding.
+    """
+    coarse = rounded(tensors)
     first = coarse[0]
     found = "a factor of " + " or ".join(f"{factor:.6g}" for factor in first.inexact_factors)
     expected = "powers of two (in F16, of 1 or more)"
@@ -210,12 +215,13 @@ def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
         found = f"gains of which {first.offset:g} is not stored, multiplied by {first.factor:.6g} or split"
         expected = "gains that stay as they are"
     tensors_text = "1 tensor" if len(coarse) == 1 else f"{len(coarse)} tensors"
-    raise GrowthError(
+    exact = f"exact in {first.dtype}: {', or '.join(way.flags() for way in ways)}; else " if ways else ""
+    return GrowthError(
         f"this growth is not exact in {first.dtype}: {tensors_text} would have to be rounded",
         tensor=first.name,
-        found=found,
+        found=f"{found}, since {'; and '.join(why)}" if why else found,
         expected=f"{expected}, or a type in which rounding does not matter",
-        cure="write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in "
+        cure=f"{exact}write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in "
         f"{first.dtype} moves them; the proof measures it (--allow-rounding)",
     )
 
