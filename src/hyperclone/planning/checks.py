@@ -263,14 +263,42 @@ def check_level(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
             )
 
 
-def check_head_dim(expected: Mapping[str, Layout], sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Raise where head_dim cannot grow: queries must be known, to be rescaled, and positions not depend on it."""
+def check_head_dim(
+    family: Family,
+    config: Mapping[str, Any],
+    expected: Mapping[str, Layout],
+    sizes: Mapping[str, tuple[int, int]],
+) -> None:
+    """Raise where head_dim cannot grow: queries must be known, to be rescaled, and positions not depend on it.
+
+    Families that ship with the package refuse it themselves where it is not for rotary positions.
+    """
     old, new = sizes[head_scaling.AXIS]
-    if new != old and not any(layout.queries for layout in expected.values()):
-        raise GrowthError(
-            "head_dim of this architecture cannot grow",
-            field=head_scaling.AXIS,
-            found=new,
-            expected=f"{old} (unchanged)",
-            cure="rotary positions rotate channels at frequencies that depend on head_dim; grow the number of heads",
-        )
+    if new == old or any(layout.queries for layout in expected.values()):
+        return
+    rotary = not family.text or any("rope" in field or "rotary" in field for field in family.fields(config))
+    raise GrowthError(
+        "head_dim of this architecture cannot grow",
+        field=head_scaling.AXIS,
+        found=new,
+        expected=f"{old} (unchanged)",
+        cure="rotary positions rotate channels at frequencies that depend on head_dim; grow the number of heads"
+        if rotary
+        else "the family file does not say which tensors are queries, which would be rescaled: grow the number of "
+        "heads, or mark them with query(...) where positions do not act on single channels of a head",
+    )
+
+
+def stored_sizes(source: Source, family: Family) -> str | None:
+    """Sizes that a source's tensors have and its config does not give, in words; None where they agree."""
+    found: dict[str, str] = {}
+    sizes = family.sizes(source.config)
+    for name, layout in family.tensors(source.config).items():
+        entry = source.entries.get(name)
+        if entry is None or len(entry.shape) != len(layout.shape(sizes)):
+            continue
+        for dim, (stored, size) in enumerate(zip(entry.shape, layout.shape(sizes), strict=True)):
+            axes = layout.axes_of(dim)
+            if stored != size and len(axes) == 1 and sizes[axis := next(iter(axes))] == size:
+                found.setdefault(axis, f"{axis} {stored} in {name}, {size} by the config")
+    return "; ".join(found.values()) or None

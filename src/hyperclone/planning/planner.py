@@ -27,6 +27,7 @@ from hyperclone.planning.checks import (
     check_uneven,
     rounded,
     rounding_refused,
+    stored_sizes,
 )
 from hyperclone.planning.depth import deepen, originals
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_layers, spelled
@@ -100,7 +101,7 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         OptionError: `shard_size` is not a size.
     """
     family, config = family_of(source), source.config
-    family.grown_sizes(config, family.sizes(config))  # a model that cannot grow at all is refused before anything else
+    _check_may_grow(source, family)  # a model that cannot grow at all is refused before anything else
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
     check_chosen_type(growth, source.entries)
     target, tensors, grown_config = _sized(source, growth)
@@ -134,6 +135,16 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     )
 
 
+def _check_may_grow(source: Source, family: Family) -> None:
+    """Raise where the family file refuses a model whatever grows, with the sizes that its config does not give."""
+    try:
+        family.grown_sizes(source.config, family.sizes(source.config))
+    except GrowthError as error:
+        if (stored := stored_sizes(source, family)) is None:
+            raise
+        raise GrowthError(error.problem, **{**error.details, "found": stored}) from None
+
+
 def _sized(source: Source, growth: Growth) -> tuple[_Target, list[TensorPlan], dict[str, Any]]:
     """What grows into what, its tensors, and the grown config, of a source whose tensors have been checked.
 
@@ -143,7 +154,7 @@ def _sized(source: Source, growth: Growth) -> tuple[_Target, list[TensorPlan], d
     mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
     target = _target(mixture or source, growth, tied=source.family.tied(source.config), mixture=mixture is not None)
     check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
-    check_head_dim(target.layouts, target.sizes)
+    check_head_dim(target.family, target.base.config, target.layouts, target.sizes)
     target, tensors = _exact_if_untied(target, _tensor_plans(target))
     grown_config = _grown_config(target)
     return target, tensors if mixture is None else mixture.from_dense(tensors), grown_config
