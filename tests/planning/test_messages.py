@@ -41,8 +41,8 @@ def since(*reasons: str) -> str:
 
 def cure_of_rounding(dtype: str, *ways: str) -> str:
     return (
-        f"exact in {dtype}: {', or '.join(ways)}; else write fp32 (--dtype fp32), or accept that the logits move, about as "
-        f"much as computing in {dtype} moves them; the proof measures it (--allow-rounding)"
+        f"exact in {dtype}: {', or '.join(ways)}; else write fp32 (--dtype fp32), or accept that the logits move, about "
+        f"as much as computing in {dtype} moves them; the proof measures it (--allow-rounding)"
     )
 
 
@@ -229,7 +229,8 @@ REFUSALS: dict[str, Refusal] = {
     "rounding of queries with unequal copies": Refusal(
         lambda: plan(source("gpt2-untied", "BF16"), hidden="1.5x", head_dim="1.5x"), GrowthError,
         "this growth is not exact in BF16: 9 tensors would have to be rounded",
-        {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 1.22474 or 0.612372" + since(QUERIES, PADDED),
+        {"tensor": "transformer.h.0.attn.c_attn.bias",
+         "found": "a factor of 1.22474 or 0.612372" + since(QUERIES, PADDED),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
          "cure": cure_of_rounding("BF16", "--hidden 4x --head-dim 4x", "--hidden 2x --heads 2x")}),
     "rounding of gains": Refusal(lambda: plan(source("nemotron-multihead", "BF16"), hidden=48), GrowthError,

@@ -39,7 +39,7 @@ def exact_ways(
     ways: dict[Growth, None] = {}
     for other, fields, asked in _changes(growth, sizes):
         for factors in ((1,), _below(asked), _above(asked)) if other == growth else (_above(asked, itself=True),):
-            each = (replace(other, **{field: f"{factor}x" for field in fields})  # type: ignore[arg-type]
+            each = (replace(other, **dict.fromkeys(fields, f"{factor}x"))  # type: ignore[arg-type]
                     for factor in factors if factor > 1 or "width" not in fields)  # fmt: skip
             if (way := next(filter(is_exact, each), None)) is not None:
                 ways[way] = None
@@ -49,7 +49,7 @@ def exact_ways(
 def _changes(
     growth: Growth, sizes: Mapping[str, tuple[int, int]]
 ) -> Iterator[tuple[Growth, tuple[str, ...], Fraction]]:
-    """(the request, or one like it, its fields that may have another factor together, the factor that was asked for)."""
+    """(the request or one like it, its fields that may have another factor together, the factor that was asked for)."""
     asked = {axis: Fraction(new, old) for axis in _AXES for old, new in [sizes[axis]] if old != new}
     yield from ((growth, (axis,), factor) for axis, factor in asked.items())
     by_width = growth.width is not None and growth.hidden is None
