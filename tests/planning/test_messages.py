@@ -41,8 +41,8 @@ def since(*reasons: str) -> str:
 
 def cure_of_rounding(dtype: str, *ways: str) -> str:
     return (
-        f"exact in {dtype}: {', or '.join(ways)}; else write fp32 (--dtype fp32), or accept that the logits move, about "
-        f"as much as computing in {dtype} moves them; the proof measures it (--allow-rounding)"
+        f"exact in {dtype}: {', or '.join(ways)}; else write fp32 (--dtype fp32), or accept that the logits move, "
+        f"about as much as computing in {dtype} moves them; the proof measures it (--allow-rounding)"
     )
 
 
