@@ -10,6 +10,8 @@ import typer
 from hyperclone.errors import printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from hyperclone.planning.plan import Plan
@@ -69,6 +71,16 @@ def show_plan(plan: Plan, *, tensors: bool) -> None:
     from hyperclone.cli.display import plan_and_proof
 
     make_console().print(plan_and_proof.plan_table(plan, tensors=tensors), highlight=False)
+
+
+def show_new_parents(target: Path) -> None:
+    """Say which directories above a target do not exist and are made with it: a misspelt one shows."""
+    from hyperclone.io.destination import missing_parents
+    from hyperclone.io.files import user_path
+
+    if parents := missing_parents(user_path(target)):
+        which = "This directory is" if len(parents) == 1 else "These directories are"
+        say(f"{which} new, and made with {target.name}: {', '.join(map(str, parents))}")
 
 
 def show_proof(proof: Proof) -> None:
