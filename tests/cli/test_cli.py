@@ -17,8 +17,13 @@ import typer.main
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+import hyperclone
+from hyperclone import Growth
+from hyperclone.cli.arguments import say_error
 from hyperclone.cli.display import plan_and_proof
 from hyperclone.cli.main import app
+from hyperclone.cli.terminal import wrapped
+from hyperclone.errors import GrowthError
 from hyperclone.optimizer_state.moments import Treatment
 from hyperclone.options import flags
 from hyperclone.planning.recipe import OutputDtype
@@ -266,3 +271,27 @@ def test_bars_end_their_line_also_in_a_file() -> None:
         show("write", 2, 2)
     assert "2/2" in file.getvalue()
     assert file.getvalue().endswith("\n")
+
+
+def test_an_error_is_wrapped_at_the_width_of_a_terminal_and_never_in_a_pipe(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    piped = call("plan", source, "--hidden", "48").stderr
+    assert max(map(len, piped.splitlines())) > 150
+
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "90")
+    with pytest.raises(GrowthError) as refused:
+        hyperclone.plan(source, Growth(hidden=48))
+    say_error(refused.value)
+    shown = screen.getvalue()
+    assert 80 < max(map(len, shown.splitlines())) <= 90
+    assert shown.split() == piped.split()
+    assert all(line.startswith(("hyperclone: ", "  ")) for line in shown.splitlines())
+    assert wrapped("  file:     /" + "a" * 100, width=60).split()[-1] == "/" + "a" * 100  # a path stays whole

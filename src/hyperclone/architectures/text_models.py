@@ -30,6 +30,13 @@ def has_text_model(config: Mapping[str, Any]) -> bool:
     return str(config.get("model_type")) in _table()["types"] and isinstance(config.get("vision_config"), dict)
 
 
+@cache
+def wholes() -> Mapping[str, str]:
+    """Model types with a text model in them that can be grown on its own -> the type that it has then."""
+    becomes = _table()["becomes"]
+    return {whole: becomes[kind]["type"] if kind in becomes else kind for whole, kind in _table()["types"].items()}
+
+
 def difference(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
     """What unmodified transformers does in a whole on text, if that is not what its text model does; else "".
 

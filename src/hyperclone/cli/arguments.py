@@ -10,9 +10,10 @@ import typer
 from hyperclone.errors import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from hyperclone.planning.plan import Plan
     from hyperclone.proof.proof import Proof
@@ -59,6 +60,30 @@ def make_console(*, error: bool = False) -> Console:
     from hyperclone.cli.terminal import Terminal
 
     return Terminal(stderr=error, soft_wrap=False)
+
+
+def show_whole(table: Callable[[int], RenderableType]) -> None:
+    """Print a table that is made for a width; in a pipe or a file every row is one line, and no name is cut."""
+    from hyperclone.cli.terminal import UNBOUNDED
+
+    console = make_console()
+    if console.is_terminal:
+        console.print(table(console.width), highlight=False)
+        return
+    console.width = UNBOUNDED
+    with console.capture() as captured:
+        console.print(table(console.width), highlight=False)
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def say_error(error: object) -> None:
+    """Print an error; on a terminal, in lines of its width with details below each other."""
+    from hyperclone.cli.terminal import wrapped
+
+    text = printable(f"hyperclone: {error}")
+    if sys.stderr.isatty():
+        text = wrapped(text, width=make_console(error=True).width)
+    print(text, file=sys.stderr)
 
 
 def say(text: object, *, error: bool = False) -> None:
