@@ -11,7 +11,6 @@ from rich.segment import Segment
 
 from hyperclone.errors import printable
 
-
 UNBOUNDED = 100_000  # columns of what is not a terminal, where lines are not wrapped
 _DETAIL = re.compile(r"  [a-z]+: +")  # how a line of an error's details begins (errors.py)
 _LEAST = 40  # columns: narrower text is wrapped by the terminal
