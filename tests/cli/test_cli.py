@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -271,6 +273,20 @@ def test_bars_end_their_line_also_in_a_file() -> None:
         show("write", 2, 2)
     assert "2/2" in file.getvalue()
     assert file.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize(("done", "ends"), [(81_400_000_000, "left"), (162_800_000_000, "elapsed")])
+def test_the_times_beside_bars_say_what_they_are_on_lines_of_80_columns(done: int, ends: str) -> None:
+    file = io.StringIO()
+    with plan_and_proof.progress_bars(Console(file=file, width=80)) as show:
+        show("prove", 1, 162_800_000_000)
+        time.sleep(0.01)
+        show("prove", done, 162_800_000_000)
+        show("compare", 1, 7)
+    weights, logits = file.getvalue().splitlines()  # one line for each
+    assert re.search(rf"\d:\d\d:\d\d {ends} *$", weights)
+    assert re.search(r"1/7 steps +\d:\d\d:\d\d elapsed *$", logits)
+    assert len(re.findall(r"\d:\d\d:\d\d", file.getvalue())) == 2
 
 
 def test_an_error_is_wrapped_at_the_width_of_a_terminal_and_never_in_a_pipe(
