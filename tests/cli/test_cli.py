@@ -104,6 +104,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model_dir: ModelDir, tmp_path
     result = call("grow", model_dir("opt"), tmp_path / "grown", "--width", "2", "--dry-run")
     assert result.returncode == 0
     assert "hidden size" in result.stdout
+    assert "Not there yet" not in result.stdout
+    deep = call("grow", model_dir("opt"), tmp_path / "new/er/grown", "--width", "2", "--dry-run").stdout
+    assert f"Not there yet, and made with grown: {tmp_path}/new, {tmp_path}/new/er\n" in deep
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,6 +23,7 @@ NAMED: dict[tuple[str, str, str], set[str]] = {
                                      "--width 4x", "--width 16x"},
     ("gemma2", "bf16", "--width 3"): {"--width 4x"},  # transformers wants hidden / heads to be a whole number
     ("gemma", "fp16", "--width 4"): {"--width 4 --hidden 1x"},  # a half may round in fp16
+    ("gemma", "fp16", "--width 64"): {"--width 64 --hidden 1x"},  # 65x would be too large a factor
     ("qwen3-grouped-tied", "bf16", "--width 1.5"): {"--width 1.5 --hidden 1x", "--width 1.5 --hidden 2x", "--width 2x"},
     ("qwen3-grouped-tied", "bf16", "--width 2.5"): {"--width 2.5 --hidden 1x", "--width 2.5 --hidden 2x",
                                                     "--width 2.5 --hidden 3x", "--width 2x", "--width 3x"},

@@ -104,8 +104,7 @@ def show_new_parents(target: Path) -> None:
     from hyperclone.io.files import user_path
 
     if parents := missing_parents(user_path(target)):
-        which = "This directory is" if len(parents) == 1 else "These directories are"
-        say(f"{which} new, and made with {target.name}: {', '.join(map(str, parents))}")
+        say(f"Not there yet, and made with {target.name}: {', '.join(map(str, parents))}")
 
 
 def show_proof(proof: Proof) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 from hyperclone.architectures.family import Family
 from hyperclone.planning import head_scaling
 from hyperclone.planning.any_width import PaddedAxis
-from hyperclone.planning.growth import Growth
+from hyperclone.planning.growth import LARGEST_FACTOR, Growth
 
 _AXES = ("hidden", head_scaling.AXIS)
-_POWERS_OF_FOUR = tuple(4**power for power in range(4))  # their roots are powers of two; the last is the largest factor
+_POWERS_OF_FOUR = tuple(4**power for power in range(4))  # their roots are powers of two
 
 
 def exact_ways(
@@ -40,7 +40,7 @@ def exact_ways(
     for other, fields, asked in _changes(growth, sizes):
         for factors in ((1,), _below(asked), _above(asked)) if other == growth else (_above(asked, itself=True),):
             each = (replace(other, **dict.fromkeys(fields, f"{factor}x"))  # type: ignore[arg-type]
-                    for factor in factors if factor > 1 or "width" not in fields)  # fmt: skip
+                    for factor in factors if ("width" in fields) < factor <= LARGEST_FACTOR)  # fmt: skip
             if (way := next(filter(is_exact, each), None)) is not None:
                 ways[way] = None
     return tuple(ways)
