@@ -293,7 +293,11 @@ def stored_sizes(source: Source, family: Family) -> str | None:
     """Sizes that a source's tensors have and its config does not give, in words; None where they agree."""
     found: dict[str, str] = {}
     sizes = family.sizes(source.config)
-    for name, layout in family.tensors(source.config).items():
+    try:
+        expected = family.tensors(source.config)
+    except CheckpointError:  # nothing is known of its tensors
+        return None
+    for name, layout in expected.items():
         entry = source.entries.get(name)
         if entry is None or len(entry.shape) != len(layout.shape(sizes)):
             continue
