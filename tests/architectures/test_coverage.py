@@ -76,14 +76,8 @@ def test_the_command_lists_families_and_reasons() -> None:
     assert not any(line.endswith(" ") for line in lines.values())
 
 
-@pytest.mark.slow
-def test_a_whole_has_the_text_model_that_transformers_gives_it() -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    table = text_models.wholes()
-    for whole, text_model in table.items():
-        config = CONFIG_MAPPING[whole]().to_dict()
-        assert text_models.text_config(config, head_stored=False)["model_type"] == text_model, whole
+def test_the_text_model_of_every_whole_that_is_listed_grows() -> None:
+    for whole, text_model in text_models.wholes().items():
         assert registry.shipped(text_model) is not None, whole
 
 

@@ -104,10 +104,10 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
     _check_may_grow(source, family)  # a model that cannot grow at all is refused before anything else
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
     check_chosen_type(growth, source.entries)
-    target, tensors, grown_config = _sized(source, growth)
+    target, tensors, grown_config = _sized(source, family, growth)
     if rounded(tensors) and not growth.allow_rounding:
         why = exact_ways.reasons(target.family, target.base.config, target.sizes, target.padded)
-        ways = exact_ways.exact_ways(growth, target.sizes, partial(_is_exact, source))
+        ways = exact_ways.exact_ways(growth, target.sizes, partial(_is_exact, source, family))
         raise rounding_refused(tensors, why=why, ways=ways)
     check_level(growth, tensors)
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
@@ -145,14 +145,14 @@ def _check_may_grow(source: Source, family: Family) -> None:
         raise GrowthError(error.problem, **{**error.details, "found": stored}) from None
 
 
-def _sized(source: Source, growth: Growth) -> tuple[_Target, list[TensorPlan], dict[str, Any]]:
+def _sized(source: Source, family: Family, growth: Growth) -> tuple[_Target, list[TensorPlan], dict[str, Any]]:
     """What grows into what, its tensors, and the grown config, of a source whose tensors have been checked.
 
     Raises:
         GrowthError: this model cannot grow to these sizes.
     """
     mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
-    target = _target(mixture or source, growth, tied=source.family.tied(source.config), mixture=mixture is not None)
+    target = _target(mixture or source, growth, tied=family.tied(source.config), mixture=mixture is not None)
     check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
     check_head_dim(target.family, target.base.config, target.layouts, target.sizes)
     target, tensors = _exact_if_untied(target, _tensor_plans(target))
@@ -160,10 +160,10 @@ def _sized(source: Source, growth: Growth) -> tuple[_Target, list[TensorPlan], d
     return target, tensors if mixture is None else mixture.from_dense(tensors), grown_config
 
 
-def _is_exact(source: Source, growth: Growth) -> bool:
+def _is_exact(source: Source, family: Family, growth: Growth) -> bool:
     """Whether a source can be grown like this without rounding."""
     try:
-        return not rounded(_sized(source, growth)[1])
+        return not rounded(_sized(source, family, growth)[1])
     except GrowthError:
         return False
 
