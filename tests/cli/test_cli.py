@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -17,8 +19,13 @@ import typer.main
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+import hyperclone
+from hyperclone import Growth
+from hyperclone.cli.arguments import say_error
 from hyperclone.cli.display import plan_and_proof
 from hyperclone.cli.main import app
+from hyperclone.cli.terminal import wrapped
+from hyperclone.errors import GrowthError
 from hyperclone.optimizer_state.moments import Treatment
 from hyperclone.options import flags
 from hyperclone.planning.recipe import OutputDtype
@@ -97,6 +104,9 @@ def test_dry_run_shows_the_plan_and_writes_nothing(model_dir: ModelDir, tmp_path
     result = call("grow", model_dir("opt"), tmp_path / "grown", "--width", "2", "--dry-run")
     assert result.returncode == 0
     assert "hidden size" in result.stdout
+    assert "Not there yet" not in result.stdout
+    deep = call("grow", model_dir("opt"), tmp_path / "new/er/grown", "--width", "2", "--dry-run").stdout
+    assert f"Not there yet, and made with grown: {tmp_path}/new, {tmp_path}/new/er\n" in deep
     assert list(tmp_path.iterdir()) == []
 
 
@@ -266,3 +276,41 @@ def test_bars_end_their_line_also_in_a_file() -> None:
         show("write", 2, 2)
     assert "2/2" in file.getvalue()
     assert file.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize(("done", "ends"), [(81_400_000_000, "left"), (162_800_000_000, "elapsed")])
+def test_the_times_beside_bars_say_what_they_are_on_lines_of_80_columns(done: int, ends: str) -> None:
+    file = io.StringIO()
+    with plan_and_proof.progress_bars(Console(file=file, width=80)) as show:
+        show("prove", 1, 162_800_000_000)
+        time.sleep(0.01)
+        show("prove", done, 162_800_000_000)
+        show("compare", 1, 7)
+    weights, logits = file.getvalue().splitlines()  # one line for each
+    assert re.search(rf"\d:\d\d:\d\d {ends} *$", weights)
+    assert re.search(r"1/7 steps +\d:\d\d:\d\d elapsed *$", logits)
+    assert len(re.findall(r"\d:\d\d:\d\d", file.getvalue())) == 2
+
+
+def test_an_error_is_wrapped_at_the_width_of_a_terminal_and_never_in_a_pipe(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    piped = call("plan", source, "--hidden", "48").stderr
+    assert max(map(len, piped.splitlines())) > 150
+
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "90")
+    with pytest.raises(GrowthError) as refused:
+        hyperclone.plan(source, Growth(hidden=48))
+    say_error(refused.value)
+    shown = screen.getvalue()
+    assert 80 < max(map(len, shown.splitlines())) <= 90
+    assert shown.split() == piped.split()
+    assert all(line.startswith(("hyperclone: ", "  ")) for line in shown.splitlines())
+    assert wrapped("  file:     /" + "a" * 100, width=60).split()[-1] == "/" + "a" * 100  # a path stays whole

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hyperclone.errors import DestinationError
-from hyperclone.io.destination import RECEIPT, Destination, beside
+from hyperclone.io.destination import RECEIPT, Destination, beside, missing_parents
 
 ONE, TWO = {"shard": "one.safetensors", "bytes": 3}, {"shard": "two.safetensors", "bytes": 5}
 
@@ -267,3 +267,19 @@ def test_a_directory_that_somebody_has_removed_can_be_closed(tmp_path: Path) -> 
     with build(tmp_path / "out") as output:
         shutil.rmtree(output.partial)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_directories_above_a_target_are_made_with_it_and_removed_with_nothing_kept(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    target, new = tmp_path / "a/b/grown", (tmp_path / "a", tmp_path / "a/b")
+    assert missing_parents(target) == new
+    with pytest.raises(DestinationError, match="not enough space"), build(target, nbytes=2**60):
+        pass
+    assert not new[0].exists()
+    with build(target) as destination, destination.shard("one.safetensors", nbytes=3) as descriptor:
+        os.write(descriptor, b"abc")
+    assert missing_parents(target) == ()  # the shard stays for a rerun
+    with pytest.raises(DestinationError, match="not enough space"), build(tmp_path / "a/c/d", nbytes=2**60):
+        pass
+    assert (tmp_path / "a/b").exists()
+    assert not (tmp_path / "a/c").exists()

@@ -125,16 +125,33 @@ def test_other_names_are_asked_of_the_hub(source: str, asked: list[str], tmp_pat
     assert asked
 
 
-@pytest.mark.parametrize("spelled", ["models/smollm3", "smolm"])
+@pytest.mark.parametrize(
+    ("spelled", "right"),
+    [
+        ("models/smollm3", "models/smollm2"),
+        ("smolm", "smollm"),
+        ("modles/smollm2", "models/smollm2"),
+        ("./modles/smolm2", "models/smollm2"),
+        ("MODELS/deep/Lama", "models/deep/llama"),
+        ("models/deep/LLAMA", "models/deep/llama"),
+        ("SMOLLM", "smollm"),
+        ("modles/deeep/llama", "models/deep/llama"),
+    ],
+)
 def test_a_typo_is_answered_with_what_is_there(
-    spelled: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spelled: str, right: str, asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("models/smollm2", "smollm"):
+    for name in ("models/smollm2", "models/deep/llama", "smollm", "else"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    right = spelled.replace("3", "2").replace("smolm", "smollm")
-    with pytest.raises(CheckpointError, match=rf"did you mean {right}\?"):
-        hyperclone.plan(spelled, TWICE)
+    for source in (spelled, f"{tmp_path}/{spelled}"):
+        expected = right if source is spelled else f"{tmp_path}/{right}"
+        with pytest.raises(CheckpointError) as caught:
+            hyperclone.plan(source, TWICE)
+        assert caught.value.details["cure"] == f"did you mean {expected}?"
+    with pytest.raises(CheckpointError) as caught:
+        hyperclone.plan("./nothing/like/it", TWICE)
+    assert "did you mean" not in str(caught.value)
 
 
 def test_a_tilde_is_the_home_directory_in_every_path(
@@ -189,7 +206,14 @@ def test_without_the_hub_a_cached_model_is_taken_with_a_note_and_another_is_refu
     with pytest.raises(CheckpointError, match="neither a local directory nor an accessible model") as caught:
         hyperclone.plan("org/another", TWICE)
     assert time.monotonic() - start < 1
-    assert ("no address" if failure == "no network" else "503") in caught.value.details["found"]
+    found = caught.value.details["found"]
+    why = "could not be reached" if failure == "no network" else "is out of order"
+    assert found.startswith(f"the Hub is not accessible: it {why} (")
+    assert ("no address" if failure == "no network" else "503") in found
+    assert "check the network" in caught.value.details["cure"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"offline mode is on(.|\n)*unset HF_HUB_OFFLINE"):
+        hyperclone.plan("org/another", TWICE)
 
 
 def test_a_file_where_a_directory_is_asked_for_names_the_directory(model_dir: ModelDir) -> None:

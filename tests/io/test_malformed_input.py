@@ -311,9 +311,12 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(victim: Path) -> None:
     cuts = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(content) - 1, *range(0, len(content), 4999)}
     for cut in sorted(cuts):
         file.write_bytes(content[:cut])
-        refused(victim, "not a valid safetensors file", "model.safetensors", "download it again")
+        whole = len(content) if cut >= header else header if cut >= 8 else 8
+        more = "" if cut >= header else " or more"
+        refused(victim, "not a valid safetensors file: it is truncated", "model.safetensors", "download it again",
+                f" {cut:,} bytes (", f" {whole:,} bytes{more}, by its header")  # fmt: skip
     file.write_bytes(content + b"\0")
-    refused(victim, "not a valid safetensors file")
+    refused(victim, "not a valid safetensors file", f" {len(content) + 1:,} bytes (", f"{len(content):,} bytes, by")
     file.write_bytes(content)
     hyperclone.plan(victim, TWICE)
 

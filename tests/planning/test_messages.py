@@ -24,10 +24,25 @@ SMOLLM2 = {"hidden": 576, "ffn": 1536, "kv_heads": 3, "group": 3, "head_dim": 64
 PYTHIA = {"hidden": 1024, "ffn": 4096, "heads": 16, "head_dim": 64}
 
 
-def cure_of_rounding(dtype: str) -> str:
+MULTIPLIED = (
+    "the model multiplies its embedding by the square root of the hidden size, which is divided out: a root is a power "
+    "of two only where the hidden size grows 1x, 4x or 16x"
+)
+QUERIES = "queries are multiplied by a root where head_dim grows, which is a power of two only for 1x, 4x or 16x"
+PADDED = (
+    "48 is no multiple of the hidden size 32, so that padding channels have to be hidden from the norms; whole "
+    "multiples have none"
+)
+
+
+def since(*reasons: str) -> str:
+    return f", since {'; and '.join(reasons)}"
+
+
+def cure_of_rounding(dtype: str, *ways: str) -> str:
     return (
-        f"write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in {dtype} moves them; "
-        "the proof measures it (--allow-rounding)"
+        f"exact in {dtype}: {', or '.join(ways)}; else write fp32 (--dtype fp32), or accept that the logits move, "
+        f"about as much as computing in {dtype} moves them; the proof measures it (--allow-rounding)"
     )
 
 
@@ -188,41 +203,42 @@ REFUSALS: dict[str, Refusal] = {
          "cure": "grow the original bf16 / fp16 / fp32 checkpoint"}),
     "rounding": Refusal(lambda: plan(source("llama-grouped-tied", "BF16"), hidden=48), GrowthError,
         "this growth is not exact in BF16: 5 tensors would have to be rounded",
-        {"tensor": "model.layers.0.input_layernorm.weight", "found": "a factor of 0.816497",
+        {"tensor": "model.layers.0.input_layernorm.weight", "found": "a factor of 0.816497" + since(PADDED),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": cure_of_rounding("BF16")}),
+         "cure": cure_of_rounding("BF16", "--hidden 2x")}),
     "rounding of one tensor": Refusal(lambda: plan(source("gemma-untied-multiquery", "BF16"), width=2), GrowthError,
         "this growth is not exact in BF16: 1 tensor would have to be rounded",
-        {"tensor": "model.embed_tokens.weight", "found": "a factor of 0.707107",
+        {"tensor": "model.embed_tokens.weight", "found": "a factor of 0.707107" + since(MULTIPLIED),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": cure_of_rounding("BF16")}),
+         "cure": cure_of_rounding("BF16", "--width 2 --hidden 1x", "--width 2 --hidden 4x", "--width 4x")}),
     "rounding in fp16": Refusal(lambda: plan(source("gemma-untied-multiquery", "F16"), width=4, kv_heads="4x"),
         GrowthError, "this growth is not exact in F16: 1 tensor would have to be rounded",
-        {"tensor": "model.embed_tokens.weight", "found": "a factor of 0.5",
+        {"tensor": "model.embed_tokens.weight", "found": "a factor of 0.5" + since(MULTIPLIED),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": cure_of_rounding("F16")}),
+         "cure": cure_of_rounding("F16", "--width 4 --hidden 1x --kv-heads 4x")}),
     "rounding of queries": Refusal(lambda: plan(source("gpt2-untied", "BF16"), hidden="2x", head_dim="2x"), GrowthError,
         "this growth is not exact in BF16: 4 tensors would have to be rounded",
-        {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 0.707107",
+        {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 0.707107" + since(QUERIES),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": cure_of_rounding("BF16")}),
+         "cure": cure_of_rounding("BF16", "--hidden 4x --head-dim 4x", "--hidden 2x --heads 2x")}),
     "rounding of queries in fp16": Refusal(lambda: plan(source("gpt2-untied", "F16"), hidden="4x", head_dim="4x"),
         GrowthError, "this growth is not exact in F16: 4 tensors would have to be rounded",
-        {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 0.5",
+        {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 0.5" + since(QUERIES),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": cure_of_rounding("F16")}),
+         "cure": cure_of_rounding("F16", "--hidden 4x --heads 4x")}),
     "rounding of queries with unequal copies": Refusal(
         lambda: plan(source("gpt2-untied", "BF16"), hidden="1.5x", head_dim="1.5x"), GrowthError,
         "this growth is not exact in BF16: 9 tensors would have to be rounded",
-        {"tensor": "transformer.h.0.attn.c_attn.bias", "found": "a factor of 1.22474 or 0.612372",
+        {"tensor": "transformer.h.0.attn.c_attn.bias",
+         "found": "a factor of 1.22474 or 0.612372" + since(QUERIES, PADDED),
          "expected": "powers of two (in F16, of 1 or more), or a type in which rounding does not matter",
-         "cure": cure_of_rounding("BF16")}),
+         "cure": cure_of_rounding("BF16", "--hidden 4x --head-dim 4x", "--hidden 2x --heads 2x")}),
     "rounding of gains": Refusal(lambda: plan(source("nemotron-multihead", "BF16"), hidden=48), GrowthError,
         "this growth is not exact in BF16: 5 tensors would have to be rounded",
         {"tensor": "model.layers.0.input_layernorm.weight",
-         "found": "gains of which 1 is not stored, multiplied by 0.816497 or split",
+         "found": "gains of which 1 is not stored, multiplied by 0.816497 or split" + since(PADDED),
          "expected": "gains that stay as they are, or a type in which rounding does not matter",
-         "cure": cure_of_rounding("BF16")}),
+         "cure": cure_of_rounding("BF16", "--hidden 2x")}),
     "noise in bf16": Refusal(lambda: plan(source("llama-multihead", "BF16"), width=2, snr_db=31), GrowthError,
         "split noise of this level is out of range in BF16",
         {"field": "snr_db", "found": "31 dB", "expected": "0 to 30 dB",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import hyperclone
@@ -16,6 +18,7 @@ from hyperclone import Growth
 from hyperclone.anatomy import activations
 from hyperclone.architectures import heads
 from hyperclone.architectures.registry import families, of_config
+from hyperclone.cli.display import plan_and_proof
 from hyperclone.errors import CheckpointError, HypercloneError, TrainingError
 from hyperclone.hf import models
 from hyperclone.hf.tiny_models import randomize_parameters
@@ -106,6 +109,13 @@ def test_a_head_is_grown_and_proved_with_its_own_class(name: str, head: str, lab
     assert hyperclone.verify(source, done.path, proof="structural").passed
     kind = {SEQUENCE: "sequences", TOKEN: "tokens"}[head]
     assert any(note.startswith(f"A classifier of {kind} with {labels} label") for note in done.plan.notes)
+    shown = Console(record=True, width=300, file=io.StringIO())
+    shown.print(plan_and_proof.proof_table(done.proof))
+    text = shown.export_text()
+    assert f"{kind} compared: " in text
+    assert f"same top: {kind} with the same likeliest label\n" in text.replace(" \n", "\n")
+    assert "next token" not in text
+    assert " same top label |" in (done.path / "README.md").read_text()
     task = {SEQUENCE: "text-classification", TOKEN: "token-classification"}[head]
     assert f"pipeline_tag: {task}" in (done.path / "README.md").read_text()
     collapsed = hyperclone.collapse(done.path, tmp_path / "collapsed")

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hyperclone.expansion import grown_tensors
 from hyperclone.hf import logits
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.proof.behavioral import prove_behavior
+from hyperclone.proof.structural import prove_structure
 from hyperclone.units import share
 from tests.helpers.models import MODELS, ONCE, REPRESENTATIVE, save_tokenizer
 
@@ -495,6 +497,24 @@ def test_rounded_tensors_are_not_counted_as_bit_equal(model_dir: ModelDir, tmp_p
     card = (done.path / "README.md").read_text()
     assert "computes the same function up to the rounding of 5 of its tensors" in card
     assert "knows exactly" not in card
+
+
+def test_what_rounding_lost_is_measured_where_the_source_is_read_for_its_hash(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
+    grown = hyperclone.grow(source, tmp_path / "grown", Growth(hidden=48, allow_rounding=True), proof="none")
+    reads: Counter[str] = Counter()
+    stored = Checkpoint._stored
+
+    def counted(self: Checkpoint, entry: Any, name: str, start: int, stop: int, buffers: Any = None) -> torch.Tensor:
+        reads[name] += self.path == source
+        return stored(self, entry, name, start, stop, buffers)
+
+    monkeypatch.setattr(Checkpoint, "_stored", counted)
+    structure = prove_structure(Checkpoint.open(source), grown.path, grown.plan)
+    assert structure.largest_rounding > 0
+    assert {reads[name] for name in structure.rounded_names} == {2}  # to compare, and to hash and measure
 
 
 def test_rounding_to_fp32_is_no_rounding_of_the_function_but_is_counted(model_dir: ModelDir, tmp_path: Path) -> None:

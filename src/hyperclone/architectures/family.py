@@ -151,7 +151,11 @@ class Family:
                     cure=f"grow {lead} by the same factor, or leave {axis} out",
                 )
         for condition, reason in self.refuse.items():
-            added = {"deeper": deeper, "identity": identity}
+            added = {
+                "deeper": deeper,
+                "identity": identity,
+                "larger_heads": sizes["head_dim"][0] != sizes["head_dim"][1],
+            }
             if self.value(condition, {**config, **{axis: s for axis, (_, s) in sizes.items()}, **added}):
                 raise GrowthError(f"this model cannot be grown like this: {reason}", field=condition)
         return sizes

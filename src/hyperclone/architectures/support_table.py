@@ -7,10 +7,10 @@ against the planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hyperclone.architectures import registry
+from hyperclone.architectures import registry, text_models
 from hyperclone.architectures.expression import lead_field, names
 from hyperclone.architectures.family import Family
 
@@ -73,6 +73,20 @@ COLUMNS: dict[str, Callable[[Family], str]] = {
 }
 
 
+def cells(family: Family, config: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Which sizes of a family grow, by the columns' titles; of one model where its config is given.
+
+    Args:
+        family: the architecture.
+        config: config.json of a model, for which conditions are evaluated.
+    """
+    grows = {title: cell(family) for title, cell in list(COLUMNS.items())[2:]}
+    spec = family.residual.get("hidden")
+    if config is not None and spec is not None and spec.when is not None:
+        grows["hidden"] = "any" if family.value(spec.when, config) else "multiples"
+    return {title: text for title, text in grows.items() if text}
+
+
 def _normed(family: Family, axis: str) -> bool:
     return any(line.layout.norm and axis in line.layout.axes for line in family.lines)
 
@@ -94,10 +108,17 @@ def notes(family: Family) -> Iterator[str]:
         )
     if family.tie is not None and not family.tie.fold:
         yield "a tied head is untied when hidden grows, since no last norm has a gain"
+    if wholes := wholes_of(family):
+        yield f"the text model of {', '.join(wholes)} is such a model, and grows on its own (--text-model)"
     if family.upcycled is not None:
         yield f"can be made from dense models of type {', '.join(family.upcycled.dense)} (--experts)"
     for condition, reason in family.refuse.items():
         yield f"refused where `{condition}`: {reason}"
+
+
+def wholes_of(family: Family) -> list[str]:
+    """The model types whose text model a family grows."""
+    return [whole for whole, text_model in text_models.wholes().items() if text_model in family.model_types]
 
 
 def families() -> list[Family]:
@@ -114,6 +135,7 @@ def summary() -> list[dict[str, Any]]:
             "model_types": list(family.model_types),
             "models": list(family.models),
             "grows": {title: cell(family) for title, cell in list(COLUMNS.items())[2:]},
+            "text_model_of": wholes_of(family),
             "notes": list(notes(family)),
         }
         for family in families()

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from hyperclone.architectures import not_grown, registry
 from hyperclone.architectures.family import Family
 from hyperclone.errors import CheckpointError
 
@@ -27,6 +28,13 @@ def has_text_model(config: Mapping[str, Any]) -> bool:
     if isinstance(config.get("text_config"), dict):
         return True
     return str(config.get("model_type")) in _table()["types"] and isinstance(config.get("vision_config"), dict)
+
+
+@cache
+def wholes() -> Mapping[str, str]:
+    """Model types with a text model in them that can be grown on its own -> the type that it has then."""
+    becomes = _table()["becomes"]
+    return {whole: becomes[kind]["type"] if kind in becomes else kind for whole, kind in _table()["types"].items()}
 
 
 def difference(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
@@ -59,13 +67,10 @@ def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, An
             defaults of the two differ, and a stored head is the model's whatever they say.
 
     Raises:
-        CheckpointError: there is no text model in it, or its type is not known.
+        CheckpointError: there is no text model in it (the message says what it is), or its type is not known.
     """
     if not has_text_model(config):
-        raise CheckpointError(
-            "there is no text model in this model: it is one, or of another kind", file="config.json",
-            field="text_config", found=config.get("model_type"), cure="omit --text-model",
-        )  # fmt: skip
+        raise no_text_model(config)
     own = config.get("text_config")
     if not isinstance(own, dict):  # of an older config, which has the fields of both in one
         left = ("model_type", "architectures", "auto_map")
@@ -84,6 +89,28 @@ def text_config(config: Mapping[str, Any], *, head_stored: bool) -> dict[str, An
     tied = not head_stored or (bool(said) and all(said))
     named = _table()["classes"].get(kind)
     return {**({"architectures": [named]} if named else {}), **fields, "model_type": kind, _TIE: tied}
+
+
+def no_text_model(config: Mapping[str, Any], user_family: Family | None = None) -> CheckpointError:
+    """The refusal of --text-model for a config that `has_text_model` denies: what the model is instead.
+
+    Args:
+        config: of the model.
+        user_family: the user's family file.
+    """
+    model_type = config.get("model_type")
+    found = model_type if isinstance(model_type, str) else None
+    if registry.shipped(found) is not None or (user_family is not None and found in user_family.model_types):
+        problem, cure = "there is no text model in this model: it is a plain language model", "omit --text-model"
+    elif config.get("is_encoder_decoder") is True:
+        problem = "only decoders are grown, and this model has an encoder beside its decoder, which reads its states"
+        cure = None
+    else:
+        problem = "there is no text model in this model, as far as its config.json says"
+        cure = "without --text-model, `hyperclone plan` says what can be done about this model type"
+        if (reason := not_grown.reasons().get(found or "")) is not None:
+            problem, cure = f"this model cannot be grown, with or without --text-model: {reason}", None
+    return CheckpointError(problem, file="config.json", field="text_config", found=found, cure=cure)
 
 
 def _as_causal(kind: str, fields: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

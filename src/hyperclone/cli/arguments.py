@@ -10,7 +10,10 @@ import typer
 from hyperclone.errors import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rich.console import Console, RenderableType
 
     from hyperclone.planning.plan import Plan
     from hyperclone.proof.proof import Proof
@@ -59,6 +62,30 @@ def make_console(*, error: bool = False) -> Console:
     return Terminal(stderr=error, soft_wrap=False)
 
 
+def show_whole(table: Callable[[int], RenderableType]) -> None:
+    """Print a table that is made for a width; in a pipe or a file every row is one line, and no name is cut."""
+    from hyperclone.cli.terminal import UNBOUNDED
+
+    console = make_console()
+    if console.is_terminal:
+        console.print(table(console.width), highlight=False)
+        return
+    console.width = UNBOUNDED
+    with console.capture() as captured:
+        console.print(table(console.width), highlight=False)
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def say_error(error: object) -> None:
+    """Print an error; on a terminal, in lines of its width with details below each other."""
+    from hyperclone.cli.terminal import wrapped
+
+    text = printable(f"hyperclone: {error}")
+    if sys.stderr.isatty():
+        text = wrapped(text, width=make_console(error=True).width)
+    print(text, file=sys.stderr)
+
+
 def say(text: object, *, error: bool = False) -> None:
     """Print lines without layout, on standard error where `error`."""
     print(printable(str(text)), file=sys.stderr if error else sys.stdout)
@@ -69,6 +96,15 @@ def show_plan(plan: Plan, *, tensors: bool) -> None:
     from hyperclone.cli.display import plan_and_proof
 
     make_console().print(plan_and_proof.plan_table(plan, tensors=tensors), highlight=False)
+
+
+def show_new_parents(target: Path) -> None:
+    """Say which directories above a target do not exist and are made with it: a misspelt one shows."""
+    from hyperclone.io.destination import missing_parents
+    from hyperclone.io.files import user_path
+
+    if parents := missing_parents(user_path(target)):
+        say(f"Not there yet, and made with {target.name}: {', '.join(map(str, parents))}")
 
 
 def show_proof(proof: Proof) -> None:

@@ -14,46 +14,64 @@ from hyperclone.cli.arguments import (
     Json,
     make_console,
     say,
+    show_whole,
 )
-from hyperclone.errors import DestinationError
+from hyperclone.errors import DestinationError, OptionError
 
 _SHOWN = 4  # failures of a draft; its file has all
 
 
-@app.command(epilog="Example: hyperclone families --json")
+@app.command(epilog="Example: hyperclone families gemma3  |  hyperclone families ./my-model  |  --json")
 def families(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="What is known about this one: a model directory, config.json, model type, or Hub id.",
+            show_default=False,
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/families.md.")] = False,
     coverage: Annotated[
         bool,
         typer.Option(
             "--coverage",
-            help="List every causal language model of the installed transformers, with the family file that grows it, "
-            "or why none does.",
+            help="List every causal language model of the installed transformers, and models with a text model in "
+            "them, with the family file that grows it, or why none does.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the supported architectures, and which of their sizes can grow."""
+    """List the supported architectures, and which of their sizes can grow; or what is known about MODEL."""
     from hyperclone.architectures import support_table
-    from hyperclone.cli.display.families import coverage_table
+    from hyperclone.cli.display.families import coverage_table, known_table
     from hyperclone.cli.display.families import table as families_table
 
-    if coverage:
+    if model is not None:
+        from hyperclone.planning.known import known
+
+        if markdown or coverage:
+            raise OptionError("these options list all models", found="--markdown" if markdown else "--coverage",
+                              cure=f"omit it, or {model}")  # fmt: skip
+        about = known(model)
+        if as_json:
+            print(json.dumps(about.summary(), indent=2))
+        else:
+            show_whole(lambda _: known_table(about))
+    elif coverage:
         from hyperclone.hf.coverage import coverage as covered
 
         rows = covered()
         if as_json:
             print(json.dumps([asdict(row) for row in rows], indent=2))
         else:
-            console = make_console()
-            console.print(coverage_table(rows), highlight=False)
+            show_whole(lambda _: coverage_table(rows))
     elif markdown:
         say(support_table.markdown().rstrip("\n"))
     elif as_json:
         print(json.dumps(support_table.summary(), indent=2))
     else:
-        console = make_console()
-        console.print(families_table(width=console.width), highlight=False)
+        show_whole(lambda width: families_table(width=width))
 
 
 @family_app.command(epilog="Example: hyperclone family draft SRC -o my.toml; hyperclone grow SRC DST --family my.toml")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -22,6 +21,7 @@ from hyperclone.cli.arguments import (
     Threads,
     make_console,
     say,
+    show_new_parents,
     show_plan,
     show_proof,
 )
@@ -34,6 +34,7 @@ from hyperclone.units import human_bytes
 
 if TYPE_CHECKING:  # their words are checked where they are used
     from hyperclone.optimizer_state.moments import Treatment
+    from hyperclone.planning.plan import Plan
     from hyperclone.proof.proof import ProofKind, ProofToRun
 
 
@@ -99,7 +100,7 @@ def plan(
 @takes(Growth)
 def grow(
     src: Source,
-    dst: Annotated[Path, typer.Argument(metavar="DST", help="Directory to create.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Directory to create, with those above it.")],
     growth: Growth,
     shard_size: ShardSize = "5GB",
     threads: Threads = None,
@@ -133,16 +134,21 @@ def grow(
             src, growth, shard_size=shard_size, revision=revision, family=family, text_model=text_model
         )
         show_plan(planned, tensors=True)
+        show_new_parents(dst)
         return
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.conversion import grow as growing
+
+    def on_plan(planned: Plan) -> None:
+        show_plan(planned, tensors=False)
+        show_new_parents(dst)
 
     with says_what_is_kept(dst), plan_and_proof.progress_bars(make_console(error=True)) as progress:
         grown = growing.grow(
             src, dst, growth, shard_size=shard_size, threads=threads, overwrite=overwrite,
             proof=cast("ProofKind", proof), revision=revision, family=family, optimizer_state=optimizer_state,
             moments=cast("Treatment", moments), text_model=text_model,
-            on_plan=partial(show_plan, tensors=False), progress=progress,
+            on_plan=on_plan, progress=progress,
         )  # fmt: skip
     if grown.proof is not None:
         show_proof(grown.proof)
@@ -203,6 +209,7 @@ def collapse(
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.conversion import collapse as collapsing
 
+    show_new_parents(out)
     with says_what_is_kept(out), plan_and_proof.progress_bars(make_console(error=True)) as progress:
         collapsed = collapsing.collapse(dst, out, shard_size=shard_size, threads=threads, progress=progress)
     verdict = {

@@ -9,7 +9,7 @@ import traceback
 
 from hyperclone.cli import family_commands, grow_commands, study_commands, train_commands
 from hyperclone.cli.app import app
-from hyperclone.cli.arguments import say, show_proof
+from hyperclone.cli.arguments import say, say_error, show_proof
 from hyperclone.cli.stopping import Stopped, stopped_by_signals
 from hyperclone.errors import HypercloneError, ProofFailed
 
@@ -46,10 +46,10 @@ def _run() -> int:
             return int(app(args=[_expanded(word) for word in sys.argv[1:]], standalone_mode=False) or 0)
     except ProofFailed as error:
         show_proof(error.proof)
-        say(error, error=True)
+        say_error(error)
         return 1
     except HypercloneError as error:
-        say(f"hyperclone: {error}", error=True)
+        say_error(error)
         return error.exit_code
     except Stopped as stop:
         say(f"\nInterrupted. {stop.kept} Rerun the same command to resume or to start again.", error=True)
@@ -62,7 +62,7 @@ def _run() -> int:
             error.show()
             return int(error.exit_code)
         if (refusal := _of_the_machine(error)) is not None:
-            say(f"hyperclone: {refusal}", error=True)
+            say_error(refusal)
             return refusal.exit_code
         say(traceback.format_exc(), error=True)
         say("hyperclone: this is a bug, please report it with the lines above", error=True)

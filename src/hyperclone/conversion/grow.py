@@ -63,8 +63,8 @@ def grow(
 
     Args:
         source: a local model directory or a Hub id.
-        destination: the directory to create. It appears complete, or not at all; after an interruption, the same call
-            resumes.
+        destination: the directory to create, with those above it. It appears complete, or not at all; after an
+            interruption, the same call resumes.
         growth: widths, expansion, noise.
         shard_size: largest weight file, in bytes or as "5GB".
         threads: readers and writers; by default one for each processor, two to eight.

@@ -150,7 +150,7 @@ def _proof_lines(proof: Proof | None) -> list[str]:
     if proof.behavior and proof.behavior.measured:
         lines += [
             "",
-            "| inputs | type | relative logit error | explained by rounding | same top token |",
+            f"| inputs | type | relative logit error | explained by rounding | same top {proof.behavior.choice} |",
             "|---|---|---:|---:|---:|",
             *(
                 f"| {m.what} | {m.dtype} | {m.relative:.1e} | {m.tolerance:.1e} | {share(m.top1, m.positions)} |"

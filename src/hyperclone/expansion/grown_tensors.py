@@ -101,14 +101,17 @@ def source_rows(
     return rows if rows.dtype == needed else rows.to(needed)
 
 
-def rounding_error(tensor: TensorPlan, source: Weights) -> float:
-    """Largest |stored - source times factor| of a tensor without an offset, whose values are rounded once."""
-    entry, largest = source.entries[tensor.source], 0.0
-    for rows in slices(entry.shape, entry.nbytes):
-        exact = _multiplied(tensor, source.read(tensor.source, rows.start, rows.stop), rows.start, rows.stop).double()
-        gap = (exact.to(stored_type(tensor)).double() - exact).abs().nan_to_num(0.0)  # NaN - NaN, inf - inf
-        largest = max(largest, float(gap.max()) if gap.numel() else 0.0)
-    return largest
+def rounding_error(tensor: TensorPlan, rows: Tensor, start: int, stop: int) -> float:
+    """Largest |stored - source times factor| in rows of a tensor without an offset, whose values are rounded once.
+
+    Args:
+        tensor: the planned tensor.
+        rows: (stop - start, ...) of its source, as stored.
+        start, stop: which rows these are.
+    """
+    exact = _multiplied(tensor, rows, start, stop).double()
+    gap = (exact.to(stored_type(tensor)).double() - exact).abs().nan_to_num(0.0)  # NaN - NaN, inf - inf
+    return float(gap.max()) if gap.numel() else 0.0
 
 
 def _multiplied(tensor: TensorPlan, rows: Tensor, start: int, stop: int | None) -> Tensor:

@@ -56,6 +56,7 @@ class Destination:
         self.partial, self._replaced = beside(self.target)
         # A run that was killed between its two renames has left the old output there, and no target.
         self._left_old = not self.target.exists() and files.exists(self._replaced / RECEIPT)
+        self._made = missing_parents(self.target)
         with _os_errors("cannot create the output here", self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             if not (self.partial / _JOURNAL).exists() and any(self.partial.iterdir()):
@@ -222,14 +223,27 @@ class Destination:
         self._restart_journal([])
 
     def close(self) -> None:
-        """Release the lock. Finished shards stay for a rerun; without any, the partial directory is removed."""
+        """Release the lock. Finished shards stay for a rerun; without any, what was made for them is removed."""
         if self._journal.closed:
             return
         with suppress(OSError):
             if [entry.name for entry in self.partial.iterdir()] == [_JOURNAL]:
                 (self.partial / _JOURNAL).unlink()
                 self.partial.rmdir()
+                for directory in reversed(self._made):
+                    directory.rmdir()
         self._journal.close()
+
+
+def missing_parents(target: Path) -> tuple[Path, ...]:
+    """The directories above a target that do not exist and will be made with it, the outermost first.
+
+    A path that cannot be resolved has none: `check_target` refuses it.
+    """
+    try:
+        return tuple(reversed([parent for parent in target.resolve().parents if not parent.exists()]))
+    except (OSError, RuntimeError, ValueError):
+        return ()
 
 
 def check_target(target: Path, *, source: Path, overwrite: bool) -> None:

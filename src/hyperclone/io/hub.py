@@ -196,7 +196,18 @@ def _cached(source: str | os.PathLike[str], revision: str | None, error: Excepti
         raise error from None
     if not any(path.glob("*.safetensors")):
         raise error
-    return path, f"The Hub is not accessible ({reason(error)}): the model is the one in its cache, commit {path.name}."
+    return path, f"The Hub is not accessible: {_why(error)}. The model is the one in its cache, commit {path.name}."
+
+
+def _why(error: Exception) -> str:
+    """Why the Hub is not accessible, in plain words, and what its client says of that."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "it was not asked, since its offline mode is on (HF_HUB_OFFLINE)"
+    if getattr(error, "response", None) is not None:
+        return f"it is out of order ({reason(error)})"
+    return f"it could not be reached ({reason(error)})"
 
 
 def public_name(source: str | os.PathLike[str]) -> str:
@@ -239,13 +250,22 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, (*_unreachable(), ValueError)):
             raise
-        refused = getattr(error, "response", None) is not None or isinstance(error, ValueError)
-        cure = "the network, and access to gated models (`hf auth login`)" if refused else (
-            "the network; without one, a model is found by its directory, or by its id in the Hub's cache"
-        )  # fmt: skip
+        response = getattr(error, "response", None)
+        refused = response is not None and getattr(response, "status_code", None) not in _OUT_OF_ORDER
+        answered = refused or isinstance(error, ValueError)
         raise CheckpointError(
             "neither a local directory nor an accessible model on the Hub",
             file=source,
-            found=reason(error),
-            cure=nearest(user_path(source)) or f"check the spelling, and {cure}",
+            found=reason(error) if answered else f"the Hub is not accessible: {_why(error)}",
+            cure=nearest(user_path(source)) or _cure(answered=answered),
         ) from None
+
+
+def _cure(*, answered: bool) -> str:
+    """What to do about an id that the Hub has refused, or that it could not be asked for."""
+    from huggingface_hub import constants
+
+    if answered:
+        return "check the spelling, and access to gated models (`hf auth login`)"
+    check = "unset HF_HUB_OFFLINE, and check" if constants.HF_HUB_OFFLINE else "check the network and"
+    return f"{check} the spelling; without the Hub, a model is found by its directory, or by its id in the Hub's cache"

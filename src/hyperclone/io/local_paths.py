@@ -12,6 +12,7 @@ from hyperclone.io.files import exists, user_path
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ADDRESS = re.compile(r"(?:https?://|hf://)(?:huggingface\.co/|hf\.co/)?(?:models/)?([\w.-]+/[\w.-]+)")
+_MOST = 3  # names that a message suggests
 _CACHED = re.compile(r"models--(.+)")
 
 
@@ -52,13 +53,32 @@ def hub_id_of(path: Path) -> str | None:
 
 
 def nearest(path: Path) -> str | None:
-    """A cure for a path that does not exist: the names beside it that are like it."""
-    try:
-        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
+    """A cure for a path that does not exist: directories with names like it, also like those of its parents."""
+    parts: list[str] = []
+    while not exists(path) and path.name:
+        parts.append(path.name)
+        path = path.parent
+    if not parts or path.name == "..":
         return None
-    near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.7)
-    return "did you mean " + " or ".join(str(path.parent / name) for name in near) + "?" if near else None
+    near = [path]
+    for part in reversed(parts):
+        near = [directory / name for directory in near for name in _alike(directory, part)][:_MOST]
+    return "did you mean " + " or ".join(map(str, near)) + "?" if near else None
+
+
+def _alike(directory: Path, name: str) -> list[str]:
+    """Names of the directories in one that are like a name, the nearest first; capitals do not matter."""
+    try:
+        beside = [entry.name for entry in directory.iterdir() if entry.is_dir()]
+    except OSError:
+        return []
+    if name in beside:
+        return [name]
+    by_small: dict[str, list[str]] = {}
+    for entry in sorted(beside):
+        by_small.setdefault(entry.casefold(), []).append(entry)
+    alike = difflib.get_close_matches(name.casefold(), by_small, n=_MOST, cutoff=0.7)
+    return [entry for small in alike for entry in by_small[small]]
 
 
 def _looks_local(source: str | os.PathLike[str], path: Path) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
-from hyperclone.errors import CheckpointError, UnreadableError, printable
+from hyperclone.errors import CheckpointError, HypercloneError, UnreadableError, printable
 from hyperclone.io.files import LFS_SIZE, open_regular, refuse_lfs_pointer
 
 if TYPE_CHECKING:  # `plan` reads headers only and starts without torch
@@ -35,6 +35,8 @@ DTYPES: dict[str, tuple[str, int]] = {
 # Types of numbers and scales that stand for weights (scaled_weights.py).
 _PARTS = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "U8": "uint8"}
 
+
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
 
 FileVersion = tuple[int, int, int, int]  # device, inode, bytes, modification time in ns
 
@@ -130,7 +132,9 @@ class TensorFiles:
                     "the file cannot be read", file=self.path / entry.file, tensor=name, found=error
                 ) from None
             if not count:
-                raise CheckpointError("the file is truncated", file=self.path / entry.file, tensor=name)
+                raise CheckpointError("the file is truncated", file=self.path / entry.file, tensor=name,
+                                      found=f"{position + done:,} bytes",
+                                      expected=f"{entry.offset + entry.nbytes:,} bytes or more")  # fmt: skip
             done += count
         return tensor
 
@@ -203,12 +207,32 @@ def read_header(path: Path) -> dict[str, Entry]:
     except OSError as error:
         raise UnreadableError("the file cannot be read", file=path, found=error.strerror or error) from None
     except (SafetensorError, ValueError, TypeError) as error:
+        found, least, exact = _sizes(path)
+        truncated = found < least
+        differs = truncated or (exact and found > least)
         raise CheckpointError(
-            "not a valid safetensors file",
+            "not a valid safetensors file" + (": it is truncated" if truncated else ""),
             file=path,
-            found=error,
+            found=f"{found:,} bytes ({error})" if differs else error,
+            expected=f"{least:,} bytes{'' if exact else ' or more'}, by its header" if differs else None,
             cure="download it again, or save the model again; nothing was read from it",
         ) from None
+
+
+def _sizes(path: Path) -> tuple[int, int, bool]:
+    """(bytes of a file, bytes that it has by its header, whether it has no more); (0, 0, False) where none is told."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as stream:
+            found = os.fstat(stream.fileno()).st_size
+            header = 8 + int.from_bytes(stream.read(8), "little") if found >= 8 else 8
+            if found < header or header > _LARGEST_HEADER:  # the header itself is cut, or this is something else
+                return (found, header, False) if header <= _LARGEST_HEADER else (0, 0, False)
+            tensors = json.loads(stream.read(header - 8))
+            ends = [info["data_offsets"][1] for name, info in tensors.items() if name != "__metadata__"]
+            end = max(ends, default=0)
+    except (OSError, HypercloneError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return 0, 0, False
+    return (found, header + end, True) if type(end) is int and end >= 0 else (0, 0, False)
 
 
 def _no_name_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

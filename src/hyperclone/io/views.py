@@ -69,6 +69,8 @@ def _note_on_head(config: Mapping[str, Any], stored: Collection[str], family: Fa
 
 
 def _text_view(config: dict[str, Any], entries: Mapping[str, Entry], user_family: Family | None) -> View:
+    if not text_models.has_text_model(config):
+        raise text_models.no_text_model(config, user_family)
     text_config = text_models.text_config(config, head_stored=False)
     if (family := registry.known(text_config, user_family)) is None:
         return View(text_config, dict(entries))  # refused when its family is asked for

@@ -9,6 +9,7 @@ opened.
 from __future__ import annotations
 
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,9 @@ def _read_exactly(file: Path, start: int, nbytes: int) -> bytes:
     with file.open("rb") as stream:
         stream.seek(start)
         content = stream.read(nbytes)
+        size = os.fstat(stream.fileno()).st_size
     if len(content) < nbytes:
-        raise ValueError("the file ends before the tensor does")
+        raise ValueError(f"the file has {size:,} bytes, and the tensor ends at {start + nbytes:,}")
     return content
 
 

@@ -199,10 +199,15 @@ def rounded(tensors: Sequence[TensorPlan]) -> list[TensorPlan]:
     return [t for t in tensors if t.rounds and t.dtype in ("BF16", "F16")]
 
 
-def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
-    """Raise where weights would be rounded to bf16 or fp16, which the logits show, without consent."""
-    if not (coarse := rounded(tensors)) or growth.allow_rounding:
-        return
+def rounding_refused(tensors: Sequence[TensorPlan], *, why: Sequence[str], ways: Sequence[Growth]) -> GrowthError:
+    """The refusal where weights would be rounded to bf16 or fp16, which the logits show, without consent.
+
+    Args:
+        tensors: of the plan; some are rounded.
+        why: where the factors come from (exact_ways.py).
+        ways: growths like this one that need no rounding.
+    """
+    coarse = rounded(tensors)
     first = coarse[0]
     found = "a factor of " + " or ".join(f"{factor:.6g}" for factor in first.inexact_factors)
     expected = "powers of two (in F16, of 1 or more)"
@@ -210,12 +215,13 @@ def check_rounding(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
         found = f"gains of which {first.offset:g} is not stored, multiplied by {first.factor:.6g} or split"
         expected = "gains that stay as they are"
     tensors_text = "1 tensor" if len(coarse) == 1 else f"{len(coarse)} tensors"
-    raise GrowthError(
+    exact = f"exact in {first.dtype}: {', or '.join(way.flags() for way in ways)}; else " if ways else ""
+    return GrowthError(
         f"this growth is not exact in {first.dtype}: {tensors_text} would have to be rounded",
         tensor=first.name,
-        found=found,
+        found=f"{found}, since {'; and '.join(why)}" if why else found,
         expected=f"{expected}, or a type in which rounding does not matter",
-        cure="write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in "
+        cure=f"{exact}write fp32 (--dtype fp32), or accept that the logits move, about as much as computing in "
         f"{first.dtype} moves them; the proof measures it (--allow-rounding)",
     )
 
@@ -257,14 +263,46 @@ def check_level(growth: Growth, tensors: Sequence[TensorPlan]) -> None:
             )
 
 
-def check_head_dim(expected: Mapping[str, Layout], sizes: Mapping[str, tuple[int, int]]) -> None:
-    """Raise where head_dim cannot grow: queries must be known, to be rescaled, and positions not depend on it."""
+def check_head_dim(
+    family: Family,
+    config: Mapping[str, Any],
+    expected: Mapping[str, Layout],
+    sizes: Mapping[str, tuple[int, int]],
+) -> None:
+    """Raise where head_dim cannot grow: queries must be known, to be rescaled, and positions not depend on it.
+
+    Families that ship with the package refuse it themselves where it is not for rotary positions.
+    """
     old, new = sizes[head_scaling.AXIS]
-    if new != old and not any(layout.queries for layout in expected.values()):
-        raise GrowthError(
-            "head_dim of this architecture cannot grow",
-            field=head_scaling.AXIS,
-            found=new,
-            expected=f"{old} (unchanged)",
-            cure="rotary positions rotate channels at frequencies that depend on head_dim; grow the number of heads",
-        )
+    if new == old or any(layout.queries for layout in expected.values()):
+        return
+    rotary = not family.text or any("rope" in field or "rotary" in field for field in family.fields(config))
+    raise GrowthError(
+        "head_dim of this architecture cannot grow",
+        field=head_scaling.AXIS,
+        found=new,
+        expected=f"{old} (unchanged)",
+        cure="rotary positions rotate channels at frequencies that depend on head_dim; grow the number of heads"
+        if rotary
+        else "the family file does not say which tensors are queries, which would be rescaled: grow the number of "
+        "heads, or mark them with query(...) where positions do not act on single channels of a head",
+    )
+
+
+def stored_sizes(source: Source, family: Family) -> str | None:
+    """Sizes that a source's tensors have and its config does not give, in words; None where they agree."""
+    found: dict[str, str] = {}
+    sizes = family.sizes(source.config)
+    try:
+        expected = family.tensors(source.config)
+    except CheckpointError:  # nothing is known of its tensors
+        return None
+    for name, layout in expected.items():
+        entry = source.entries.get(name)
+        if entry is None or len(entry.shape) != len(layout.shape(sizes)):
+            continue
+        for dim, (stored, size) in enumerate(zip(entry.shape, layout.shape(sizes), strict=True)):
+            axes = layout.axes_of(dim)
+            if stored != size and len(axes) == 1 and sizes[axis := next(iter(axes))] == size:
+                found.setdefault(axis, f"{axis} {stored} in {name}, {size} by the config")
+    return "; ".join(found.values()) or None

@@ -29,7 +29,7 @@ Width = str | int | float
 OUTPUT_DTYPES: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
 
 
-_LARGEST_FACTOR = 64  # a larger one is probably meant as a size
+LARGEST_FACTOR = 64  # a larger one is probably meant as a size
 _GROUP = "Growth"  # heading of the command line's help
 _SIZE = "FACTOR|SIZE"
 _NUMBER_RULE = (
@@ -268,7 +268,7 @@ def _factor(value: Width, field: str) -> float:
     number, _ = _number(value, field)
     if number < 1:
         raise GrowthError("a model cannot be grown to a smaller size", field=field, found=value, expected="1 or more")
-    if number > _LARGEST_FACTOR:
+    if number > LARGEST_FACTOR:
         raise GrowthError(
             "this is too large for a factor, and probably a size", field=field, found=value, expected="1.5, 2, 3, ...",
             cure="give sizes as --hidden, --ffn and --heads",
@@ -284,7 +284,7 @@ def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool]
     if not is_factor and 8 < number < old:
         raise GrowthError(
             "smaller than in the source", field=field, found=value, expected=f"{old} or more",
-            cure=f"write {number:g}x if it is meant as a factor" if number <= _LARGEST_FACTOR else None,
+            cure=f"write {number:g}x if it is meant as a factor" if number <= LARGEST_FACTOR else None,
         )  # fmt: skip
     if not is_factor and number >= old and 1 < old <= number <= 4:
         raise GrowthError(
@@ -310,6 +310,6 @@ def _size(value: Width | None, old: int, field: str, fits: Callable[[int], bool]
 
 def spelled(old: int, new: int) -> str:
     """A new size as an unambiguous request: 2x, 1152, or 1.5x where a bare 3 could be a factor too."""
-    if new <= 4 or (new % old == 0 and new // old <= _LARGEST_FACTOR):
+    if new <= 4 or (new % old == 0 and new // old <= LARGEST_FACTOR):
         return f"{new / old:.15g}x"
     return str(new)

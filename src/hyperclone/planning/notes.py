@@ -40,6 +40,7 @@ class Facts:
         fused_queries: queries are rescaled, and some share a tensor with keys and values.
         has_last_norm: a norm could carry a tied head's 1/n.
         rounded: by the name of a stored type, the tensors that are rounded to it.
+        roots: why weights are multiplied by roots besides padding channels (exact_ways.py).
     """
 
     growth: Growth
@@ -58,6 +59,7 @@ class Facts:
     fused_queries: bool
     has_last_norm: bool
     rounded: Mapping[str, tuple[str, ...]]
+    roots: tuple[str, ...]
 
     @property
     def factor(self) -> float:
@@ -145,7 +147,7 @@ def _padding_channels(facts: Facts) -> str | None:
     return (
         f"{new} is no multiple of {old}: {new % old} channels copy nothing and are hidden from the norms: {how}. "
         "The only error is one rounding of each of these weights."
-    )
+    ) + ("" if facts.roots else " Whole multiples are exact.")
 
 
 def _untie_changes_nothing(facts: Facts) -> str | None:
@@ -221,7 +223,8 @@ def _rounded_tensors(facts: Facts) -> str | None:
     for dtype, names in facts.rounded.items():
         count = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
         texts.append(f"{count} rounded to {DTYPES[dtype][0]} ({listed(names)})")
-    return f"{' and '.join(texts)}, which cannot hold their factors: the function is kept up to this rounding."
+    since = f", since {'; and '.join(facts.roots)}" if facts.roots else ""
+    return f"{' and '.join(texts)}, which cannot hold their factors{since}. The function is kept up to this rounding."
 
 
 def _large_factor(facts: Facts) -> str | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from hyperclone.architectures.family import Family
@@ -17,16 +17,17 @@ from hyperclone.io.shards import TensorHeader
 from hyperclone.io.source import Source
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.io.weight_files import NAMED_FIELD
-from hyperclone.planning import any_width, head_scaling, tied_head, upcycling
+from hyperclone.planning import any_width, exact_ways, head_scaling, tied_head, upcycling
 from hyperclone.planning.any_width import PaddedAxis
 from hyperclone.planning.checks import (
     check_chosen_type,
     check_head_dim,
     check_level,
-    check_rounding,
     check_tensors,
     check_uneven,
     rounded,
+    rounding_refused,
+    stored_sizes,
 )
 from hyperclone.planning.depth import deepen, originals
 from hyperclone.planning.growth import OUTPUT_DTYPES, Growth, resolve, resolve_layers, spelled
@@ -101,18 +102,14 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         OptionError: `shard_size` is not a size.
     """
     family, config = family_of(source), source.config
-    family.grown_sizes(config, family.sizes(config))  # a model that cannot grow at all is refused before anything else
+    _check_may_grow(source, family)  # a model that cannot grow at all is refused before anything else
     dropped, ties_to_check = check_tensors(source, family, family.tensors(config), tied=family.tied(config))
     check_chosen_type(growth, source.entries)
-    mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
-    target = _target(mixture or source, growth, tied=family.tied(config), mixture=mixture is not None)
-    check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
-    check_head_dim(target.layouts, target.sizes)
-    target, tensors = _exact_if_untied(target, _tensor_plans(target))
-    grown_config = _grown_config(target)
-    if mixture is not None:
-        tensors = mixture.from_dense(tensors)
-    check_rounding(growth, tensors)
+    target, tensors, grown_config = _sized(source, family, growth)
+    if rounded(tensors) and not growth.allow_rounding:
+        why = exact_ways.reasons(target.family, target.base.config, target.sizes, target.padded)
+        ways = exact_ways.exact_ways(growth, target.sizes, partial(_is_exact, source, family))
+        raise rounding_refused(tensors, why=why, ways=ways)
     check_level(growth, tensors)
     prefix = target.family.prefix if any(entry.base for entry in source.entries.values()) else ""
     fused = next((entry.fused_in for entry in source.entries.values() if entry.fused_in), "")
@@ -137,6 +134,39 @@ def make_plan(source: Source, growth: Growth, *, shard_size: str | int = DEFAULT
         notes=source.notes + texts.notes,
         warnings=texts.warnings,
     )
+
+
+def _check_may_grow(source: Source, family: Family) -> None:
+    """Raise where the family file refuses a model whatever grows, with the sizes that its config does not give."""
+    try:
+        family.grown_sizes(source.config, family.sizes(source.config))
+    except GrowthError as error:
+        if (stored := stored_sizes(source, family)) is None:
+            raise
+        raise GrowthError(error.problem, **{**error.details, "found": stored}) from None
+
+
+def _sized(source: Source, family: Family, growth: Growth) -> tuple[_Target, list[TensorPlan], dict[str, Any]]:
+    """What grows into what, its tensors, and the grown config, of a source whose tensors have been checked.
+
+    Raises:
+        GrowthError: this model cannot grow to these sizes.
+    """
+    mixture = None if growth.experts is None else upcycling.upcycle(source, growth)
+    target = _target(mixture or source, growth, tied=family.tied(source.config), mixture=mixture is not None)
+    check_uneven(target.family, target.base.config, target.layouts, target.sizes, target.padding)
+    check_head_dim(target.family, target.base.config, target.layouts, target.sizes)
+    target, tensors = _exact_if_untied(target, _tensor_plans(target))
+    grown_config = _grown_config(target)
+    return target, tensors if mixture is None else mixture.from_dense(tensors), grown_config
+
+
+def _is_exact(source: Source, family: Family, growth: Growth) -> bool:
+    """Whether a source can be grown like this without rounding."""
+    try:
+        return not rounded(_sized(source, family, growth)[1])
+    except GrowthError:
+        return False
 
 
 def _target(base: Source, growth: Growth, *, tied: bool, mixture: bool) -> _Target:
@@ -271,6 +301,7 @@ def _facts(target: _Target, tensors: Sequence[TensorPlan], dropped: tuple[str, .
         deeper=target.deeper,
         fused_queries=any(tensor.queries and not tensor.layout.only_queries for tensor in tensors),
         rounded=_rounded_by_type(tensors),
+        roots=exact_ways.roots(target.family, target.base.config, target.sizes),
         has_last_norm=target.family.tie is not None and not target.layouts.keys().isdisjoint(target.family.tie.fold),
     )
 

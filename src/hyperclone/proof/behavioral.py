@@ -63,11 +63,20 @@ class LogitComparison(logits.Distance):
         return self.relative <= self.tolerance
 
 
+# By the head: what the rows of logits are, and what the largest logit of a row names.
+_ROWS = {
+    "": ("tokens", "next token"),
+    "ForTokenClassification": ("tokens", "label"),
+    "ForSequenceClassification": ("sequences", "label"),
+}
+
+
 @dataclass
 class Behavior:
     """Result of the behavioral proof.
 
     Attributes:
+        head: what the logits are of: "" for next tokens, else a classifier's head (architectures/heads.py).
         measured: every comparison.
         slow: the stored type, where this processor is so slow in it that fewer tokens are compared; else empty.
         prompt, source_text, grown_text: the same prompt continued greedily by both, in fp32.
@@ -76,6 +85,7 @@ class Behavior:
         failures: one sentence for each failed comparison.
     """
 
+    head: str = ""
     measured: list[LogitComparison] = field(default_factory=list)
     slow: str = ""
     prompt: str = ""
@@ -84,6 +94,16 @@ class Behavior:
     skipped: list[str] = field(default_factory=list)
     layer_by_layer: bool = False
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> str:
+        """What the rows of logits are, that `positions` counts: tokens, or sequences."""
+        return _ROWS[self.head][0]
+
+    @property
+    def choice(self) -> str:
+        """What the largest logit of a row names: the next token, or a label."""
+        return _ROWS[self.head][1]
 
 
 def prove_behavior(
@@ -101,7 +121,7 @@ def prove_behavior(
         progress: called after each run of a model.
         layer_by_layer: read both models layer by layer while they run; by default if they do not fit in memory.
     """
-    behavior = Behavior()
+    behavior = Behavior(head=plan.family.head)
     if layer_by_layer is None:
         layer_by_layer, problem = _fit(source, directory, plan)
         if problem:

@@ -110,14 +110,14 @@ def prove_structure(
     results: dict[str, _TensorComparison] = {}
     source, buffers = with_random_routers(source, plan), (Buffers(), Buffers())
 
-    # Of experts and layers that copy the same weights with the same factor one is enough.
-    to_measure = {(t.source, t.factors, t.dtype): t.name for t in present if t.rounds and not (t.offset or t.zero)}
-    measured = frozenset(to_measure.values())
+    # Of experts and layers that copy the same weights with the same factor one is enough: where there is one, that
+    # whose source is read anyway for its hash.
+    rounding = sorted((t for t in present if t.rounds and not (t.offset or t.zero)), key=_hashes_source)
+    measured = frozenset({(t.source, t.factors, t.dtype): t.name for t in rounding}.values())
 
     def job(tensor: TensorPlan) -> None:
         result = results[tensor.name] = _compare(tensor, plan, source, output, meter, buffers)
-        if tensor.name in measured:
-            result.rounding = grown_tensors.rounding_error(tensor, source)
+        _read_source(result, tensor, source, buffers[0], measured=tensor.name in measured)
 
     with worker_pool(threads) as pool:
         run_all(pool, job, sorted(present, key=lambda t: -t.nbytes))
@@ -136,7 +136,7 @@ def prove_structure(
         structure.largest_rounding = max(structure.largest_rounding, result.rounding)
         structure.failures += result.failures
         structure.output_sha256[tensor.name] = result.output_sha256
-        if tensor.original and not tensor.init_std:
+        if _hashes_source(tensor):
             structure.source_sha256[tensor.source] = result.source_sha256
     return structure
 
@@ -215,8 +215,30 @@ def _compare(
         problem = "does not collapse to the source" if exact else "is further from the source than rounding allows"
         result.failures.append(f"{tensor.name}: {problem} at {wrong[0]} ({count:,} weights in all)")
     result.output_sha256 = hash_of_output.hexdigest()
-    result.source_sha256 = digest(source, tensor.source, buffers[0]) if tensor.original and not tensor.init_std else ""
     return result
+
+
+def _hashes_source(tensor: TensorPlan) -> bool:
+    """Whether the hash of a tensor's source is recorded with it: once for each source, and not for new routers."""
+    return tensor.original and not tensor.init_std
+
+
+def _read_source(
+    result: _TensorComparison, tensor: TensorPlan, source: Weights, buffers: Buffers, *, measured: bool
+) -> None:
+    """Put the hash of a tensor's source into its result, and what rounding lost where that is measured, in one pass."""
+    if not (_hashes_source(tensor) or measured):
+        return
+    entry, hashed = source.entries[tensor.source], hashlib.sha256()
+    for rows in slices(entry.shape, entry.nbytes):
+        block = source.read(tensor.source, rows.start, rows.stop, buffers=buffers)
+        if _hashes_source(tensor):
+            hashed.update(raw(block))
+        if measured:
+            lost = grown_tensors.rounding_error(tensor, block, rows.start, rows.stop)
+            result.rounding = max(result.rounding, lost)
+    if _hashes_source(tensor):
+        result.source_sha256 = hashed.hexdigest()
 
 
 def _compare_zero(tensor: TensorPlan, source: Weights, output: Weights, meter: Meter) -> _TensorComparison:

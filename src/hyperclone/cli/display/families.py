@@ -9,7 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hyperclone.architectures.support_table import COLUMNS, LEGEND, families, notes
-from hyperclone.hf.coverage import Coverage
+from hyperclone.errors import printable
+from hyperclone.hf.coverage import Coverage, counts
+from hyperclone.planning.known import Known
 
 
 def table(*, width: int) -> RenderableType:
@@ -31,6 +33,33 @@ def coverage_table(rows: Sequence[Coverage]) -> RenderableType:
         shown.add_column(title, overflow="fold")
     for row in rows:
         file = f"families/{row.family}.toml" if row.family else ""
-        shown.add_row(Text(row.model_type), Text(file), Text(row.reason or "", style="dim"))
-    grown = sum(row.family is not None for row in rows)
-    return Group(shown, Text(f"{grown} of {len(rows)} causal language models of the installed transformers grow."))
+        text_model = f"only its text model ({row.text_model}) grows, with --text-model" if row.text_model else ""
+        shown.add_row(Text(row.model_type), Text(file), Text(row.reason or text_model, style="dim"))
+    grown, causal, wholes = counts(rows)
+    return Group(
+        shown,
+        Text(f"{grown} of {causal} causal language models of the installed transformers grow."),
+        Text(f"Of {wholes} models that also see images or hear, the text model grows, with --text-model."),
+    )
+
+
+def known_table(about: Known) -> RenderableType:
+    """What is known about one model."""
+    shown = Table.grid(padding=(0, 2, 0, 0))
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    shown.add_row("model type", Text(printable(about.model_type, line=True)))
+    if about.family is not None:
+        what = f"families/{about.family.name}.toml ({', '.join(about.family.models)})"
+        shown.add_row("family", Text(what))
+    if about.text_model is not None:
+        shown.add_row("grows", Text(f"only its text model ({about.text_model}), on its own: give --text-model"))
+    for i, (title, text) in enumerate(about.grows.items()):
+        shown.add_row("" if i else "sizes", Text(f"{title}: {text}"))
+    if about.refused is not None:
+        shown.add_row("refused", Text(printable(about.refused, line=True)))
+    if about.cure is not None:
+        shown.add_row("cure", Text(printable(about.cure, line=True)))
+    for i, note in enumerate(about.notes):
+        shown.add_row("" if i else "notes", Text(note))
+    return Group(shown, Text("\n".join(LEGEND), style="dim")) if about.grows else shown

@@ -41,12 +41,9 @@ _COPIES = {  # words of a plan's table
     "random": "new, randomly initialized",
 }
 _LOGITS_LEGEND = (
-    "tokens: after which logits were compared; error: of the grown model's logits, relative, against the source's in "
-    "the next wider type\n"
-    "source: the same of the source, which is its rounding, at least one unit in the last place; allowed: what "
-    "rounding explains{explained}\n"
-    "largest: difference of one logit; KL: from the source's distribution to the grown model's, in nats; same top: "
-    "tokens after which both models rank the same token first"
+    "error: of the grown model's logits, relative; source: the source's own, by rounding; allowed: what rounding "
+    "explains{explained}\n"
+    "largest: difference of one logit; KL: in nats; same top: {rows} with the same likeliest {choice}"
 )
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -191,7 +188,7 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behavior = proof.behavior
     if behavior and behavior.measured:
-        table = _table("logits", "tokens", "error", "source", "allowed", "largest", "KL", "same\ntop")
+        table = _table("logits", behavior.rows, "error", "source", "allowed", "largest", "KL", "same\ntop")
         table.columns[0].no_wrap = True
         for m in behavior.measured:
             figures = [
@@ -201,7 +198,7 @@ def proof_table(proof: Proof) -> RenderableType:
             ]
             what = f"{m.what}, {_SHORT.get(m.dtype, m.dtype)}"
             table.add_row(what, str(m.positions), *figures, style=None if m.passed else "red")
-        parts += [table, Text(_logits_legend(s), style="dim"), Text(_tokens_compared(behavior))]
+        parts += [table, Text(_logits_legend(s, behavior), style="dim"), Text(_rows_compared(behavior))]
         for m in behavior.measured:
             if m.perplexity:
                 source, grown = m.perplexity
@@ -219,19 +216,20 @@ def proof_table(proof: Proof) -> RenderableType:
     return Group(*parts)
 
 
-def _logits_legend(structure: Structure) -> str:
+def _logits_legend(structure: Structure, behavior: Behavior) -> str:
     explained = f", that of computing and that of the {structure.coarse} weight tensors" if structure.coarse else ""
-    return _LOGITS_LEGEND.format(explained=explained)
+    return _LOGITS_LEGEND.format(explained=explained, rows=behavior.rows, choice=behavior.choice)
 
 
-def _tokens_compared(behavior: Behavior) -> str:
-    """How many tokens of which type."""
-    tokens: dict[str, int] = {}
+def _rows_compared(behavior: Behavior) -> str:
+    """How many tokens, or sequences, in which type."""
+    rows: dict[str, int] = {}
     for m in behavior.measured:
-        tokens[m.dtype] = tokens.get(m.dtype, 0) + m.positions
-    counts = " and ".join(f"{count} in {_SHORT.get(dtype, dtype)}" for dtype, count in tokens.items())
+        rows[m.dtype] = rows.get(m.dtype, 0) + m.positions
+    counts = " and ".join(f"{count} in {_SHORT.get(dtype, dtype)}" for dtype, count in rows.items())
     slow = _SHORT.get(behavior.slow, behavior.slow)
-    return f"tokens compared: {counts}" + (f"; fewer in {slow}, in which this processor is slow" if slow else "")
+    text = f"{behavior.rows} compared: {counts}"
+    return text + (f"; fewer in {slow}, in which this processor is slow" if slow else "")
 
 
 def continuations(proof: Proof) -> RenderableType | None:
@@ -252,28 +250,16 @@ def continuations(proof: Proof) -> RenderableType | None:
 def progress_bars(console: Console) -> Iterator[Progress]:
     """A callback that shows one bar for each stage, with bytes per second where bytes are counted."""
     from rich.live import Live
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+    from hyperclone.cli.display.times import Elapsed, LeftOrElapsed
+
+    described = TextColumn("{task.description:<15}")
     bars = Progress(
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
+        described, BarColumn(), DownloadColumn(), TransferSpeedColumn(), LeftOrElapsed(), console=console
+    )  # fmt: skip
     count = TextColumn("{task.completed}/{task.total} steps")
-    steps = Progress(TextColumn("{task.description:<18}"), BarColumn(), count, TimeElapsedColumn(), console=console)
+    steps = Progress(described, BarColumn(), count, Elapsed(), console=console)
     live = Live(Group(bars, steps), console=console, refresh_per_second=8)
     tasks: dict[str, TaskID] = {}
 
