@@ -62,7 +62,8 @@ def make_card(plan: Plan, checkpoint: Checkpoint, source: str, proof: Proof | No
         *([f"| active for a token | | {plan.active_parameters:,} |"] if plan.growth.experts is not None else []),
         "",
         f"Expansion `{plan.growth.expansion}`, noise `{plan.growth.noise}`"
-        + (f" at {plan.growth.snr_db:g} dB, seed {plan.growth.seed}." if plan.growth.noise != "none" else "."),
+        + (f" at {plan.growth.snr_db:g} dB, seed {plan.growth.seed}" if plan.growth.noise != "none" else "")
+        + f", copies `{plan.growth.order}`.",
         "",
         *(f"* {_escaped(note)}" for note in plan.notes),
         *([""] if plan.notes else []),

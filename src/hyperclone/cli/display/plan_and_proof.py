@@ -72,7 +72,8 @@ def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
     noise = plan.growth.noise + (f" noise, {plan.growth.snr_db:g} dB" if plan.growth.noise != "none" else " noise")
     parts: list[RenderableType] = [sizes]
     if plan.growth.wider:
-        parts.append(Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}"))
+        order = ", copies interleaved" if plan.growth.order == "interleaved" else ""
+        parts.append(Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}{order}"))
     elif plan.growth.experts is not None:
         parts.append(Text(f"new routers from seed {plan.growth.seed}"))
     if tensors:
