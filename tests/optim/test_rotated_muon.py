@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,6 @@ from hyperclone.optim.matrix_blocks import blocks_of
 from hyperclone.optim.rotated_muon import RotatedMuon, rotated_muon
 from hyperclone.optim.rotation import Rotation
 from hyperclone.planning.unchanged import unchanged_plan
-from tests.helpers import muon_in_processes
 from tests.helpers.training_steps import DECAY, FAMILIES, MAKE, batches, grow, in_double, in_float64, source, train
 
 __all__ = ["in_float64"]
@@ -270,23 +265,3 @@ def test_what_cannot_be_meant_is_refused() -> None:
     for make, error, message in refusals().values():
         with pytest.raises(error, match=message):
             make()
-
-
-@pytest.mark.slow
-def test_several_processes_share_the_matrices_and_step_as_one() -> None:
-    """To 1e-14 in float64, also where shards are uneven, with one exchange each way for as many matrices."""
-    processes = 3
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *command, str(Path(muon_in_processes.__file__))], capture_output=True, text=True, timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    one_losses, one_weights, none = muon_in_processes.trained("alone")
-    assert not none
-    for kind, (losses, weights, calls) in json.loads(done.stdout.strip().splitlines()[-1]).items():
-        assert losses == pytest.approx(one_losses, abs=1e-14)
-        for found, expected in zip(weights, one_weights, strict=True):
-            assert found == pytest.approx(expected, abs=1e-14)
-        steps = muon_in_processes.STEPS
-        assert calls == ({"broadcast": 3 * steps} if kind == "ddp" else {"all_to_all_single": 2 * steps})

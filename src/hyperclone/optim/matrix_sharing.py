@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from hyperclone.optim.sharded_rotation import shard_bounds, wrapped
+
 Transform = Callable[[Tensor], Tensor]  # of a whole matrix; the result has its shape
 
 
@@ -83,13 +85,15 @@ def _sharded(pending: list[tuple[Tensor, Transform]], group: ProcessGroup) -> li
     """The shards of matrix i go to process i, and come back from there."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     matrices = [matrix for matrix, _ in pending if isinstance(matrix, DTensor)]
-    locals_ = [matrix.to_local() for matrix in matrices]
-    outgoing = [local.numel() for local in locals_] + [0] * (size - len(pending))
+    shards = [matrix.to_local() for matrix in matrices]
+    outgoing = [local.numel() for local in shards] + [0] * (size - len(pending))
     mine = matrices[rank] if rank < len(pending) else None
-    rows = [] if mine is None else _rows(mine.shape[0], size)
-    incoming = [0] * size if mine is None else [count * (mine.numel() // mine.shape[0]) for count in rows]
-    like = locals_[0]
-    sent = torch.cat([local.reshape(-1) for local in locals_])
+    incoming = [0] * size
+    if mine is not None:
+        width = mine.numel() // mine.shape[0]
+        incoming = [(stop - start) * width for start, stop in shard_bounds(mine.shape[0], size)]
+    like = shards[0]
+    sent = torch.cat([local.reshape(-1) for local in shards])
     whole = like.new_empty(sum(incoming))
     dist.all_to_all_single(whole, sent, incoming, outgoing, group=group)
     result = torch.empty(0, dtype=_type(like), device=like.device)
@@ -97,21 +101,10 @@ def _sharded(pending: list[tuple[Tensor, Transform]], group: ProcessGroup) -> li
         result = pending[rank][1](whole.view(mine.shape)).reshape(-1)
     back = torch.empty(sum(outgoing), dtype=result.dtype, device=like.device)
     dist.all_to_all_single(back, result, outgoing, incoming, group=group)
-    return [
-        DTensor.from_local(
-            part.view(local.shape), matrix.device_mesh, matrix.placements, run_check=False,
-            shape=matrix.shape, stride=matrix.stride(),
-        )
-        for part, local, matrix in zip(torch.split(back, outgoing[: len(pending)]), locals_, matrices, strict=True)
-    ]  # fmt: skip
+    parts = torch.split(back, outgoing[: len(pending)])
+    return [wrapped(part.view(shard.shape), like) for part, shard, like in zip(parts, shards, matrices, strict=True)]
 
 
 def _type(matrix: Tensor) -> torch.dtype:
     """Of results: at least fp32."""
     return torch.promote_types(matrix.dtype, torch.float32)
-
-
-def _rows(total: int, processes: int) -> list[int]:
-    """How many rows each process holds, as torch shards them."""
-    most = -(-total // processes)
-    return [max(0, min(most, total - most * i)) for i in range(processes)]

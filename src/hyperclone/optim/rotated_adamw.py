@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
@@ -45,13 +45,14 @@ from hyperclone.optim import rotated_step
 from hyperclone.optim.param_groups import param_groups
 from hyperclone.optim.parameter_maps import parameter_maps
 from hyperclone.optim.rotation import Rotation
+from hyperclone.optim.sharded_rotation import Turn, local, rotation_here, wrapped
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import LrRule
 
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The rotated coordinates of a parameter, on its device; what is a tensor is sharded like it.
+    """The rotated coordinates of what this process holds of a parameter, on its device.
 
     Attributes:
         rotation: to them; None if the parameter has no copies.
@@ -60,7 +61,7 @@ class Coordinates:
             likewise.
     """
 
-    rotation: Rotation | None = None
+    rotation: Turn | None = None
     copy_roots: tuple[Tensor, ...] = ()
     differences: tuple[Tensor, ...] = ()
 
@@ -95,7 +96,8 @@ class RotatedAdamW(torch.optim.Optimizer):
             betas: of the moments.
             differences: learning rate of the differences between copies, over that of what they have in common.
             compile: do the arithmetic of each parameter by torch.compile, in a pass or two over it instead of some
-                twenty. Sharded parameters are not compiled, nor those in which a unit has more than two copies.
+                twenty. Shards that need copies from others are not compiled, nor parameters in which a unit has more
+                than two copies.
 
         Raises:
             GrowthError: a beta or a ratio that is out of range.
@@ -104,7 +106,7 @@ class RotatedAdamW(torch.optim.Optimizer):
             raise GrowthError("out of range", field="betas, differences", found=f"{betas}, {differences}",
                               expected="0 <= beta < 1, differences >= 0")  # fmt: skip
         self._rotations = {name: rotation for name, rotation in rotations.items() if rotation.turns}
-        self._placed: dict[nn.Parameter, Coordinates] = {}
+        self._placed: dict[nn.Parameter, tuple[torch.device, Coordinates]] = {}
         self._compile = compile
         defaults = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
         super().__init__(params, {**defaults, "betas": betas, "differences": differences})
@@ -155,6 +157,8 @@ class RotatedAdamW(torch.optim.Optimizer):
         """One step of one parameter."""
         gradient = parameter.grad
         assert gradient is not None
+        if isinstance(gradient, DTensor) and isinstance(data := parameter.data, DTensor):
+            gradient = gradient.redistribute(placements=data.placements)  # as it is, usually
         coordinates = self._coordinates(parameter, name)
         rotation = coordinates.rotation
         state = self.state[parameter]
@@ -169,14 +173,14 @@ class RotatedAdamW(torch.optim.Optimizer):
         scalars = rotated_step.scalars_of(group, rotation, step=state["step"].item(), before=before)
         faster, alike = bool(scalars.difference_ratio > 1), bool(scalars.difference_ratio == 1)
         advance = rotated_step.advance
-        if self._compile and not isinstance(gradient, DTensor) and (rotation is None or rotation.paired):
+        if self._compile and (rotation is None or rotation.paired):
             advance = rotated_step.compiled()
             scalars = rotated_step.Scalars(*(torch.tensor(number, dtype=torch.float64) for number in scalars))
         advance(
-            parameter,
-            gradient,
-            state[first],
-            state[second],
+            local(parameter.data),
+            local(gradient),
+            local(state[first]),
+            local(state[second]),
             rotation=rotation,
             copy_roots=() if rotated_step.common_root(rotation) else coordinates.copy_roots,
             differences=() if alike else coordinates.differences,
@@ -200,51 +204,44 @@ class RotatedAdamW(torch.optim.Optimizer):
             moments: exp_avg and exp_avg_sq, shaped and sharded like the parameter.
             step: that the source had taken.
         """
-        first, second = moments["exp_avg"], moments["exp_avg_sq"]
+        first, second = local(moments["exp_avg"]), local(moments["exp_avg_sq"])
         state = {"step": torch.tensor(float(step))}
         coordinates = self._coordinates(parameter, name)
         if coordinates.rotation is not None:
-            first, second = rotated_step.in_coordinates(coordinates.rotation.forward, first), second.clone()
+            first, second = coordinates.rotation.forward(first), second.clone()
             for roots in coordinates.copy_roots:
                 second.mul_(roots).mul_(roots)
             difference = reduce(torch.maximum, coordinates.differences)
             first.mul_(1 - difference)  # of equal moments, only rounding is left there
             second.mul_(1 - difference)
             state["before"] = torch.tensor(float(step))
-        return {**state, **dict(zip(_moment_names(coordinates.rotation), (first, second), strict=True))}
+        rotated = (wrapped(moment, parameter.data) for moment in (first, second))
+        return {**state, **dict(zip(_moment_names(coordinates.rotation), rotated, strict=True))}
 
     def _coordinates(self, parameter: nn.Parameter, name: str) -> Coordinates:
         """A parameter's coordinates, kept for the next step."""
         if name not in self._rotations:
             return Coordinates()
-        placed = self._placed.get(parameter)
-        if placed is None or placed.rotation is None or placed.rotation.device != parameter.device:
+        device, placed = parameter.device, self._placed.get(parameter)
+        if placed is None or placed[0] != device:
             exact = torch.promote_types(parameter.dtype, torch.float32)
-            rotation = self._rotations[name].to(parameter.device)
-            _ = rotation.turns, rotation.scales  # computed now: torch.compile would break the graph there
-            placed = Coordinates(
-                rotation=rotation,
-                copy_roots=tuple(_placed(roots.to(exact), parameter) for roots, _ in rotation.factors),
-                differences=tuple(_placed(difference.to(exact), parameter) for _, difference in rotation.factors),
+            rotation = rotation_here(self._rotations[name].to(device), parameter.data)
+            if isinstance(rotation, Rotation):
+                _ = rotation.turns, rotation.scales  # computed now: torch.compile would break the graph there
+            placed = (
+                device,
+                Coordinates(
+                    rotation=rotation,
+                    copy_roots=tuple(roots.to(device, exact) for roots, _ in rotation.factors),
+                    differences=tuple(difference.to(device, exact) for _, difference in rotation.factors),
+                ),
             )
             self._placed[parameter] = placed
-        return placed
+        return placed[1]
 
 
-def _moment_names(rotation: Rotation | None) -> tuple[str, str]:
+def _moment_names(rotation: Turn | None) -> tuple[str, str]:
     return ("exp_avg", "exp_avg_sq") if rotation is None else ("rotated_avg", "rotated_avg_sq")
-
-
-def _placed(vector: Tensor, parameter: nn.Parameter) -> Tensor:
-    """Numbers that broadcast over a parameter, on its device and sharded like it."""
-    vector, data = vector.to(parameter.device), parameter.data
-    if not isinstance(data, DTensor):
-        return vector
-    placements = [
-        Replicate() if isinstance(placement, Shard) and vector.shape[placement.dim] == 1 else placement
-        for placement in data.placements
-    ]
-    return distribute_tensor(vector, data.device_mesh, placements, src_data_rank=None)
 
 
 def rotated_adamw(

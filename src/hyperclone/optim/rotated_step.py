@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from hyperclone.optim.rotation import Rotation
+from hyperclone.optim.sharded_rotation import Turn
 
 _SHAPES = 64  # that one function is compiled for, at least
 
@@ -37,7 +36,7 @@ class Scalars(NamedTuple):
     kept: Number
 
 
-def scalars_of(group: Mapping[str, Any], rotation: Rotation | None, *, step: float, before: float) -> Scalars:
+def scalars_of(group: Mapping[str, Any], rotation: Turn | None, *, step: float, before: float) -> Scalars:
     """The numbers of a step, in which everything is gathered that would cost passes over a tensor.
 
     The step is m^ / (sqrt(v^) / root + eps), with bias-corrected moments m^ and v^; root is sqrt(k), if all
@@ -64,7 +63,7 @@ def scalars_of(group: Mapping[str, Any], rotation: Rotation | None, *, step: flo
     )
 
 
-def common_root(rotation: Rotation | None) -> float | None:
+def common_root(rotation: Turn | None) -> float | None:
     """sqrt(k), if it is the same for the whole tensor; None if it is not, or there are no copies."""
     return None if rotation is None else rotation.root
 
@@ -75,7 +74,7 @@ def advance(
     first: Tensor,
     second: Tensor,
     *,
-    rotation: Rotation | None,
+    rotation: Turn | None,
     copy_roots: tuple[Tensor, ...],
     differences: tuple[Tensor, ...],
     differences_faster: bool,
@@ -96,7 +95,7 @@ def advance(
         betas: of the moments.
     """
     beta1, beta2 = betas
-    turned = gradient if rotation is None else in_coordinates(rotation.forward, gradient)
+    turned = gradient if rotation is None else rotation.forward(gradient)
     first.lerp_(turned, 1 - beta1)
     second.mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
     del turned  # of a large tensor, few temporary ones should exist at a time
@@ -110,7 +109,7 @@ def advance(
     factors = [(mask * (scalars.difference_ratio - 1) + 1) * scalars.step_size for mask in differences]
     step.mul_(reduce(torch.maximum if differences_faster else torch.minimum, factors) if factors else scalars.step_size)
     if rotation is not None:
-        step = in_coordinates(rotation.inverse_unscaled, step)
+        step = rotation.inverse_unscaled(step)
     parameter.mul_(scalars.kept).sub_(step)
 
 
@@ -125,11 +124,3 @@ def many_shapes() -> AbstractContextManager[None]:
 def compiled() -> Callable[..., None]:
     """`advance`, compiled for each shape and rotation at their first step."""
     return torch.compile(advance, dynamic=False)
-
-
-def in_coordinates(turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """A tensor in other coordinates. A sharded one is gathered (copies lie on several devices) and sharded again."""
-    if not isinstance(value, DTensor):
-        return turn(value)
-    turned = turn(value.full_tensor())
-    return distribute_tensor(turned, value.device_mesh, value.placements, src_data_rank=None)
