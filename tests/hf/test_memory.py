@@ -13,9 +13,9 @@ from hyperclone.hf.memory import kept
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not the C library of GNU")
 def test_freed_memory_is_used_again_without_asking_the_system_for_its_pages() -> None:
-    nbytes = 128 << 20  # above any threshold that the C library sets by itself
+    nbytes = 64 << 20  # above any threshold that the C library sets by itself
 
-    def faults_of_blocks(count: int = 10) -> int:
+    def faults_of_blocks(count: int = 6) -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(count):
             torch.ones(nbytes, dtype=torch.uint8)
