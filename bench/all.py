@@ -1,6 +1,6 @@
 """Every measurement of speed and memory, one after another, and one table of them: what `make bench` runs.
 
-    python -m bench.all --work /scratch            # 30 to 40 minutes on two idle cores, 20 GB in /scratch
+    python -m bench.all --work /scratch            # about 40 minutes on two idle cores, 20 GB in /scratch
     python -m bench.all --work /scratch --quick    # a few minutes, at sizes that only show that all of it runs
 
 Each measurement is a script of bench/ with an output of its own. Full sizes go to bench/results, from which the tables
@@ -31,7 +31,7 @@ class Size:
     Attributes:
         shape: of the source (bench/grow.py).
         layers: of the large source, of the one for kinds of growth, and of the three for peak memory.
-        rounds: of growths of the large source, of kinds of growth, and of what takes seconds.
+        rounds: of growths of the large source and trainings, of parts and kinds of growth, and of what takes seconds.
         pause: seconds before each command (bench/grow.py says why).
         matrix: side of the optimizers' matrix.
         steps: of a training.
@@ -47,7 +47,7 @@ class Size:
     megabytes: float
 
 
-FULL = Size("1.1b", (22, 4, (4, 10, 22)), (3, 2, 5), 6.0, 2048, 16, 16.0)
+FULL = Size("1.1b", (22, 4, (4, 10, 22)), (3, 2, 5), 6.0, 2048, 12, 16.0)
 QUICK = Size("tiny", (2, 1, (1, 2, 4)), (1, 1, 1), 0.0, 256, 4, 0.5)
 
 
@@ -58,9 +58,9 @@ def measurements(size: Size, work: Path) -> dict[str, list[str]]:
     source, scratch = str(work / "source"), ["--work", str(work / "scratch")]
     return {
         "grow-1b": ["bench.grow", "model", source, *scratch, *rounds],
-        "parts": ["bench.parts", source, *scratch, *rounds],
+        "parts": ["bench.parts", source, *scratch, *kind_rounds],
         "grow-kinds": ["bench.grow", "kinds", size.shape, "--layers", str(few), *scratch, *kind_rounds],
-        "grow-threads": ["bench.grow", "threads", size.shape, "--layers", str(few), *scratch, *rounds],
+        "grow-threads": ["bench.grow", "threads", size.shape, "--layers", str(few), *scratch, *kind_rounds],
         "grow-memory": ["bench.grow", "shape", size.shape, "--layers", *map(str, depths), *scratch],
         "plan": ["bench.plan", *scratch, *many],
         "optimizer": ["bench.optimizer", "--size", str(size.matrix), *many],
