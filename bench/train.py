@@ -7,9 +7,9 @@ autocast and torch.compile (--no-compile: without) on a GPU. The third is `hyper
 with rotated AdamW. Each run is a process of its own; they take turns, so that other load on the machine affects all.
 Tokens/s is that of the steps after the first quarter (compilation, caches), peak memory that of the whole process (on a
 GPU: of its allocator). On a CPU, tokens in a second of the process's own computing time are measured over the same
-steps: other processes hardly affect that figure. The plain loop does no evaluation, writes no logs and saves no
-checkpoints. `hyperclone train` logs every tenth of the run, checks that the loss is a number, and saves its checkpoint
-after the last step, as it always does.
+steps: other processes hardly affect that figure. The plain loop writes no logs and saves no checkpoints. `hyperclone
+train` logs every tenth of the run, checks that the loss is a number, and saves its checkpoint after the last step, as
+it always does. Every quarter of the run both take the loss of the same held-out text, which is measured by itself.
 """
 
 from __future__ import annotations
@@ -41,11 +41,17 @@ LARGE = {"vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2816, "n
          "num_attention_heads": 16, "num_key_value_heads": 8, "max_position_embeddings": 1024,
          "tie_word_embeddings": True}  # fmt: skip  # for a GPU: 0.2B
 LR, DECAY, BETAS, CLIP, SEED = 1e-3, 0.1, (0.9, 0.95), 1.0, 0
+EVALUATION = 64  # windows
 
 
 def sizes() -> tuple[dict[str, Any], int, int, int]:
     """(config, tokens of a window, windows of a batch, windows of a forward pass)."""
     return (LARGE, 1024, 64, 16) if torch.cuda.is_available() else (SMALL, 256, 32, 8)
+
+
+def evaluation_interval(steps: int) -> int:
+    """Steps between evaluations."""
+    return max(1, steps // 4)
 
 
 def prepare(directory: Path, steps: int) -> None:
@@ -70,50 +76,81 @@ def prepare(directory: Path, steps: int) -> None:
     assert all(grown[name] == size for name, size in config.items()), "the clone has other sizes"
     draw = random.Random(SEED)
     names = list(vocabulary)[1:]
-    (directory / "text.txt").write_text(" ".join(draw.choices(names, k=steps * windows * seq_len + seq_len)))
+    for file, count in (("text.txt", steps * windows), ("held_out.txt", EVALUATION)):
+        (directory / file).write_text(" ".join(draw.choices(names, k=(count + 1) * seq_len)))
 
 
 class Clock:
-    """Reads both clocks after every step."""
+    """Wall and computing time of steps and of evaluations."""
 
     def __init__(self) -> None:
-        self.wall: list[float] = []
-        self.own: list[float] = []
+        self.steps: list[list[float]] = []
+        self.evaluations: list[list[float]] = []
+        self._mark = self._now()
 
     def step(self) -> None:
-        """A step has ended."""
+        """A step has ended: the time since the last call was spent in it."""
+        self.steps.append(self._lap())
+
+    def logged(self) -> None:
+        """The last step has been logged, which is a part of it."""
+        self.steps[-1] = [a + b for a, b in zip(self.steps[-1], self._lap(), strict=True)]
+
+    def evaluated(self) -> None:
+        """An evaluation has ended."""
+        self.evaluations.append(self._lap())
+
+    def figures(self, step_tokens: int, evaluation_tokens: int) -> dict[str, float | None]:
+        """Tokens per second, and per second of computing time, but for the first steps and evaluation."""
+        gpu = torch.cuda.is_available()
+        first, figures = len(self.steps) // 4 + 1, dict[str, float | None]()
+        for prefix, laps, tokens in (
+            ("", self.steps[first:], step_tokens),
+            ("evaluation_", self.evaluations[1:], evaluation_tokens),
+        ):
+            wall, own = (sum(times) for times in zip(*laps, strict=True))
+            figures[f"{prefix}tokens_per_second"] = tokens * len(laps) / wall
+            figures[f"{prefix}tokens_per_cpu_second"] = None if gpu else tokens * len(laps) / own
+        return figures
+
+    def _lap(self) -> list[float]:
+        before, self._mark = self._mark, self._now()
+        return [b - a for a, b in zip(before, self._mark, strict=True)]
+
+    def _now(self) -> list[float]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.wall.append(time.perf_counter())
-        self.own.append(time.process_time())
-
-    def figures(self, tokens: int) -> dict[str, float | None]:
-        """Tokens per second, and per second of computing time, over the steps (of `tokens`) after the first quarter."""
-        first = len(self.wall) // 4
-        wall, own = (times[-1] - times[first] for times in (self.wall, self.own))
-        tokens *= len(self.wall) - 1 - first
-        gpu = torch.cuda.is_available()
-        return {"tokens_per_second": tokens / wall, "tokens_per_cpu_second": None if gpu else tokens / own}
+        return [time.perf_counter(), time.process_time()]
 
 
 def ours(directory: Path, steps: int, *, compiled: bool, model: str = "model") -> Clock:
     """One training by `hyperclone.train`; a clone is trained with its usual optimizer."""
     import hyperclone
-    from hyperclone.training.events import StepTaken
+    from hyperclone.training.events import Event, HeldOutEvaluated, LossLogged, StepTaken
 
     _, seq_len, windows, micro = sizes()
     output = Path(tempfile.mkdtemp(dir=directory)) / "out"
     clock = Clock()
+
+    def watch(event: Event) -> None:
+        if isinstance(event, StepTaken):
+            clock.step()
+        elif isinstance(event, LossLogged):
+            clock.logged()
+        elif isinstance(event, HeldOutEvaluated) and event.step:
+            clock.evaluated()
+
     hyperclone.train(
         hyperclone.Training(
             model=str(directory / model), data=[str(directory / "text.txt")], output=str(output),
             cache=str(directory / "cache"),
-            held_out=0, seq_len=seq_len, batch_tokens=windows * seq_len, micro_batch=micro,
+            eval_data=[str(directory / "held_out.txt")], eval_every=evaluation_interval(steps), eval_early=False,
+            seq_len=seq_len, batch_tokens=windows * seq_len, micro_batch=micro,
             tokens=steps * windows * seq_len, warmup=0, compile=compiled,
             lr=LR, weight_decay=DECAY, beta1=BETAS[0], beta2=BETAS[1], max_grad_norm=CLIP, seed=SEED, save_every=steps,
             log_every=max(1, steps // 10),
         ),
-        watch=lambda event: clock.step() if isinstance(event, StepTaken) else None,
+        watch=watch,
     )  # fmt: skip
     return clock
 
@@ -126,7 +163,10 @@ def plain(directory: Path, steps: int, *, compiled: bool) -> Clock:
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(directory / "model")
-    ids = torch.tensor(tokenizer((directory / "text.txt").read_text())["input_ids"])
+    ids, held_out = (
+        torch.tensor(tokenizer((directory / name).read_text())["input_ids"]) for name in ("text.txt", "held_out.txt")
+    )
+    held_out = held_out[: EVALUATION * seq_len].view(-1, micro, seq_len)
     data = ids[: steps * windows * seq_len].view(steps, windows // micro, micro, seq_len)
     model: Any = AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32).to(device).train()
     model.config.use_cache = False
@@ -139,7 +179,7 @@ def plain(directory: Path, steps: int, *, compiled: bool) -> Clock:
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=LR / 10)
     clock = Clock()
-    for batch in data:
+    for step, batch in enumerate(data, 1):
         for part in batch:
             part = part.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
@@ -150,6 +190,16 @@ def plain(directory: Path, steps: int, *, compiled: bool) -> Clock:
         schedule.step()
         optimizer.zero_grad()
         clock.step()
+        if step % evaluation_interval(steps) == 0 or step == steps:
+            model.eval()
+            losses = []
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+                for part in held_out:
+                    part = part.to(device)
+                    losses.append(forward(input_ids=part, labels=part).loss)
+            torch.stack(losses).mean().item()
+            model.train()
+            clock.evaluated()
     return clock
 
 
@@ -178,7 +228,7 @@ def measure(kind: str, directory: Path, steps: int, *, compiled: bool) -> None:
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated()
     _, seq_len, windows, _ = sizes()
-    found = clock.figures(windows * seq_len)
+    found = clock.figures(windows * seq_len, EVALUATION * seq_len)
     mfu = utilization(directory, found["tokens_per_second"] or 0.0)
     print(json.dumps({**found, "mfu": mfu, "peak_MB": memory / 1e6, "load_before": round(load, 2)}))
 

@@ -138,6 +138,8 @@ def test_the_loss_curve_and_weights_are_those_of_a_plain_loop(model_dir: ModelDi
         expected.append(loss.item())
     assert losses(tmp_path / "out") == pytest.approx(expected, abs=2e-5)
     assert expected[-1] < expected[0] - 0.5
+    state = json.loads((tmp_path / f"out/checkpoint-{steps}/trainer_state.json").read_text())
+    assert state["total_flos"] == 6 * done.tokens * model.num_parameters(exclude_embeddings=True)  # Trainer's count
     for name, value in weights(tmp_path / "out").items():
         assert torch.allclose(value, model.state_dict()[name], atol=1e-4), name
 

@@ -1,11 +1,17 @@
-"""How much memory is available, and giving back what was freed."""
+"""How much memory is available, and whether what was freed is given back to the system or kept."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# Parameters of glibc's mallopt(3), and the values that it raises them to once a program has freed large blocks.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_USUAL_TRIM, _USUAL_MMAP = 64 << 20, 32 << 20
 
 
 def available_memory() -> float:
@@ -32,6 +38,27 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Keep freed memory for what is allocated next, and give it back in the end.
+
+    A training step allocates what the step before it freed. glibc may give these pages to the system in between, which
+    then hands them out again one by one, zeroed. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    mallopt(_TRIM_THRESHOLD, -1)  # never
+    mallopt(_MMAP_THRESHOLD, 1 << 30)
+    try:
+        yield
+    finally:
+        mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
+        mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
+        give_back()
 
 
 def _kilobytes(file: str) -> dict[str, int]:

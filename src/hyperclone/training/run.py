@@ -8,6 +8,7 @@ records what was run and keeps a run from being resumed as another.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from hyperclone.errors import TrainingError
+from hyperclone.hf import memory
 from hyperclone.io import hub
 from hyperclone.training import export, flops, inputs, packing, resume
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
@@ -130,7 +132,9 @@ def _run(prepared: PreparedRun, trainer: GrownTrainer, run_log: RunLog, interrup
     if prepared.training.anatomy:
         trainer.add_callback(RecordedAnatomyCallback(prepared.directory, run_log))
     _check_sharding(prepared, sharded=trainer.is_fsdp_enabled)
-    trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
+    on_cpu = trainer.args.device.type == "cpu"
+    with memory.kept() if on_cpu else nullcontext():
+        trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     return int(trainer.state.global_step)
 
 

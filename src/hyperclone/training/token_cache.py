@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hyperclone.errors import DestinationError, TrainingError
+from hyperclone.hf.tokenizing import Encode, encoder
 from hyperclone.io.files import user_path
 from hyperclone.training.data_sources import TextSource, texts
 
@@ -141,11 +143,9 @@ def _build(
     try:
         with _Stream(partial / "train", dtype) as train, _Stream(partial / "held_out", dtype) as held_out:
             number = 0
-            for batch in _batches(
-                text for s in sources for text in texts(s, field=reading.field, sample_by=reading.sample_by)
-            ):
-                encoded = tokenizer(batch, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-                for text, ids in zip(batch, encoded["input_ids"], strict=True):
+            documents = (text for s in sources for text in texts(s, field=reading.field, sample_by=reading.sample_by))
+            for batch, encoded in _encoded(_batches(documents), encoder(tokenizer)):
+                for text, ids in zip(batch, encoded, strict=True):
                     document = ids if ids and ids[-1] == end else [*ids, end]
                     (held_out if every and number % every == 0 else train).add(document, len(text.encode()))
                     number += 1
@@ -179,19 +179,33 @@ class _Stream:
         self._starts.close()
 
     def add(self, document: list[int], nbytes: int) -> None:
-        start, ids = np.int64(self.tokens).tobytes(), np.asarray(document, dtype=self._dtype).tobytes()
+        start, ids = np.int64(self.tokens).tobytes(), np.asarray(document, dtype=self._dtype)
         self._starts.write(start)
-        self._ids.write(ids)
-        self._sum.update(start + ids)
+        self._ids.write(ids.data)
+        self._sum.update(start)
+        self._sum.update(ids.data)
         self.tokens += len(document)
         self.documents += 1
         self.nbytes += nbytes
-        self.largest = max(self.largest, *document)
+        self.largest = max(self.largest, int(ids.max()))
 
     def index(self) -> dict[str, Any]:
         """The fields of its `Corpus`, but for the file."""
         counts = {name: getattr(self, name) for name in ("tokens", "documents", "nbytes", "largest")}
         return {"dtype": self._dtype, **counts, "digest": self._sum.hexdigest()}
+
+
+def _encoded(batches: Iterable[list[str]], encode: Encode) -> Iterator[tuple[list[str], list[list[int]]]]:
+    """Each batch with its ids: the next one is read and encoded while whoever iterates uses this one."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead: tuple[list[str], Future[list[list[int]]]] | None = None
+        for batch in batches:
+            encoding = pool.submit(encode, batch)
+            if ahead:
+                yield ahead[0], ahead[1].result()
+            ahead = batch, encoding
+        if ahead:
+            yield ahead[0], ahead[1].result()
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -42,6 +42,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             args: of `trainer_arguments`.
         """
         self._prepared, self._run_log = prepared, run_log
+        self._operations: dict[tuple[int, ...], int] = {}
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         budget = prepared.budget
@@ -91,6 +92,13 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As Trainer counts them, which walks through all modules: once for each shape of a batch."""
+        shape = tuple(inputs["input_ids"].shape)
+        if shape not in self._operations:
+            self._operations[shape] = super().floating_point_ops(inputs)
+        return self._operations[shape]
 
     def evaluate(self, *args: Any, **values: Any) -> Any:
         """The held-out loss; it consumes no random numbers."""
