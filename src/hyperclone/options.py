@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hyperclone.errors import HypercloneError
 
 _KEY = "option"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text in quotes"}  # of values in files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,34 @@ def choices_of(hint: Any) -> tuple[str, ...]:
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(word for part in get_args(hint) for word in choices_of(part))
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a value from a file is of a field's type; choices and ranges are the request's to check."""
+    if (parts := _parts(hint)) != (hint,):
+        return any(fits(part, value) for part in parts)
+    if get_origin(hint) is Sequence:
+        several = value if isinstance(value, list | tuple) else [value]
+        return all(fits(get_args(hint)[0], one) for one in several)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def kind_of(hint: Any) -> str:
+    """A field's type, for people who write a file."""
+    kinds = [_KINDS[part] for part in _parts(hint) if part in _KINDS]
+    listed = [
+        kind_of(get_args(part)[0]) + ", or a list of such" for part in _parts(hint) if get_origin(part) is Sequence
+    ]
+    return " or ".join([*kinds, *listed])
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; a type alone for any other."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def check(request: Any, error: type[HypercloneError]) -> None:

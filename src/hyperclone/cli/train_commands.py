@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +20,12 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
+from hyperclone.training import run_file
 from hyperclone.training.config import Training
+
+
+def _of_run_file(model: str, given: Mapping[str, Any]) -> Training | None:
+    return run_file.read(Path(model), given) if run_file.is_run_file(model) else None
 
 
 @app.command(
@@ -27,9 +33,12 @@ from hyperclone.training.config import Training
     epilog="Example: hyperclone train smollm2-480m --data corpus/ --output run --tokens 2B "
     "--lr 1e-4 --difference-lr 3e-4",
 )
-@takes(Training)
+@takes(Training, from_file=_of_run_file)
 def train(training: Training) -> None:
     """Train MODEL on text: a grown model, its source, or (--from-scratch) the same architecture from random weights.
+
+    RUN.toml has options as fields, such as lr = 1e-4 and difference_lr = 3e-4, and the model as model = "...". Its
+    paths are relative to it, and options typed besides come before its own.
 
     SIGTERM and Ctrl-C stop a run after its current step and save a checkpoint; rerun the same command with --resume to
     resume. On several devices: torchrun --nproc-per-node N -m hyperclone train ...

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import HypercloneError, StudyError
-from hyperclone.io.files import exists, read_bytes
+from hyperclone.io.option_files import OptionFile
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
 from hyperclone.training.config import OF_COPIES, Training, usual_optimizer
+from hyperclone.training.run_file import PATHS, PLACEHOLDERS
 from hyperclone.units import is_finite
 
-_PATHS = ("data", "eval_data", "cache")
 _OURS = ("model", "output", "seed", "from_scratch", "resume", "grown_moments")  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -29,29 +27,18 @@ def read(file: Path) -> Study:
     Raises:
         StudyError: it cannot be read, or does not describe a study.
     """
-    return _Reader(file).study(_toml(file))
+    reader = _Reader(file)
+    return reader.study(reader.toml())
 
 
-def _toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_bytes(file).decode("utf-8"))
-    except OSError as error:
-        raise StudyError("the study cannot be read", file=file, found=error.strerror) from None
-    except (ValueError, RecursionError) as error:
-        raise StudyError("this is not TOML", file=file, found=error) from None
-
-
-class _Reader:
+class _Reader(OptionFile):
     """Checks one file; every complaint names it."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def wrong(self, problem: str, field: str, **details: Any) -> StudyError:
-        return StudyError(problem, file=self._file, field=field, **details)
+        super().__init__(file, error=StudyError, what="study")
 
     def study(self, table: dict[str, Any]) -> Study:
-        self._keys(
+        self.check_keys(
             table, "", ("name", "note", "seeds", "control", "headline", "train", "tune", "sources", "arms", "anatomy")
         )
         seeds = table.get("seeds", [1, 2, 3])
@@ -115,46 +102,16 @@ class _Reader:
             return value
         raise self.wrong("not a group", path, found=value, expected="a name in quotes, or a list of them")
 
-    def _keys(self, table: Mapping[str, Any], path: str, known: Sequence[str]) -> None:
-        for key in table:
-            if key not in known:
-                raise self.wrong("unknown field", f"{path}.{key}".lstrip("."), expected=", ".join(known))
-
     def _options(self, table: Any, path: str) -> dict[str, Any]:
         """Options of `hyperclone train`, checked one by one; paths made absolute."""
         if table is None:
             return {}
-        if not isinstance(table, dict):
-            raise self.wrong("not a table of options", path, found=table)
         known = [one.name for one in fields(Training) if one.name not in _OURS]
-        self._keys(table, path, known)
-        options = {key: self._path(value, f"{path}.{key}") if key in _PATHS else value for key, value in table.items()}
-        try:
-            Training(**{"model": "-", "data": ("-",), "output": "-", **options})
-        except HypercloneError as error:
-            at = error.details.get("field")
-            raise self.wrong(error.problem, f"{path}.{at}" if at else path, found=error.details.get("found"),
-                             expected=error.details.get("expected"),
-                             cure=error.details.get("cure")) from None  # fmt: skip
-        except TypeError as error:
-            raise self.wrong("a value of the wrong kind", path, found=error) from None
-        return options
-
-    def _path(self, value: Any, field: str) -> Any:
-        if isinstance(value, list):
-            return tuple(self._path(one, field) for one in value)
-        if not isinstance(value, str):
-            return value
-        if "\0" in value:
-            raise self.wrong("a path cannot hold a null character", field, found=repr(value))
-        spelled = os.path.expandvars(os.path.expanduser(value))
-        near = self._file.parent / spelled
-        local = exists(near) or any(letter in spelled for letter in "*?[") or spelled.startswith((".", "/"))
-        return os.path.abspath(near) if local else spelled  # what is not there may be a Hub dataset
+        return self.options(Training, table, path, known=known, placeholders=PLACEHOLDERS, paths=PATHS)
 
     def source(self, name: str) -> SourceModel:
         """One source of the file, which must be its own, whatever else is in it."""
-        table = _toml(self._file)
+        table = self.toml()
         tables = dict(self._tables(table, "sources"))
         if name not in tables:
             raise self.wrong("no such source", f"sources.{name}", expected=", ".join(tables) or "[sources.NAME]")
@@ -168,7 +125,7 @@ class _Reader:
         path = f"sources.{name}"
         if "study" in table:
             return self._source_of_another_study(name, table)
-        self._keys(table, path, ("model", "train", "remake", "study"))
+        self.check_keys(table, path, ("model", "train", "remake", "study"))
         if not isinstance(model := table.get("model"), str):
             raise self.wrong("a source is a model directory or Hub id", f"{path}.model", found=model)
         remake = table.get("remake", f"hyperclone study {self._file} --source {name}")
@@ -176,12 +133,12 @@ class _Reader:
             raise self.wrong("not a command", f"{path}.remake", found=remake)
         options = self._options(table["train"], f"{path}.train") if "train" in table else None
         return SourceModel(
-            name=name, model=self._path(model, f"{path}.model"), remake=remake,
+            name=name, model=self.path(model, f"{path}.model"), remake=remake,
             train=None if options is None else _merged(train, options, None),
         )  # fmt: skip
 
     def _source_of_another_study(self, name: str, table: dict[str, Any]) -> SourceModel:
-        self._keys(table, f"sources.{name}", ("study",))
+        self.check_keys(table, f"sources.{name}", ("study",))
         if not isinstance(table["study"], str):
             raise self.wrong("not a study file", f"sources.{name}.study", found=table["study"])
         file = self._file.parent / table["study"]
@@ -218,7 +175,7 @@ class _Reader:
         shared: Any, seeds: Sequence[int],
     ) -> Arm:  # fmt: skip
         path = f"arms.{name}"
-        self._keys(
+        self.check_keys(
             table, path, ("label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like")
         )
         different, growth, model = (
@@ -228,7 +185,7 @@ class _Reader:
         )
         if not isinstance(growth, dict):
             raise self.wrong("not a table of options", f"{path}.growth", found=growth)
-        self._keys(growth, f"{path}.growth", [one.name for one in fields(Growth)])
+        self.check_keys(growth, f"{path}.growth", [one.name for one in fields(Growth)])
         random = table.get("random", False)
         if not isinstance(random, bool):
             raise self.wrong("neither true nor false", f"{path}.random", found=random)
@@ -241,10 +198,7 @@ class _Reader:
             try:
                 Growth(**growth)
             except HypercloneError as error:
-                at = error.details.get("field")
-                raise self.wrong(error.problem, f"{path}.growth" + (f".{at}" if at else ""),
-                                 found=error.details.get("found"), expected=error.details.get("expected"),
-                                 cure=error.details.get("cure")) from None  # fmt: skip
+                raise self.wrong_option(error, f"{path}.growth") from None
         moments = self._text(table, "moments", path)
         if moments is not None and (moments not in MOMENTS or kind != "clone"):
             raise self.wrong("no such moments for this arm", f"{path}.moments", found=moments,
@@ -264,7 +218,7 @@ class _Reader:
         return Arm(
             name=name, label=str(table.get("label", name)), kind=kind, source=source,
             group=self._group(table.get("group"), f"{path}.group"),
-            model=None if model is None else self._path(model, f"{path}.model"), growth=growth, moments=moments,
+            model=None if model is None else self.path(model, f"{path}.model"), growth=growth, moments=moments,
             train=merged, like=like, tuning=tuning,
         )  # fmt: skip
 

@@ -53,7 +53,9 @@ class Training:
         TrainingError: a value that cannot be, or options that contradict each other.
     """
 
-    model: str = field(metadata=option("Model directory, or Hub id.", metavar="MODEL", positional=True))
+    model: str = field(
+        metadata=option("Model directory, or Hub id; or RUN.toml, a run file.", metavar="MODEL", positional=True)
+    )
     data: Sequence[str] = field(
         metadata=option(
             "Text to train on: a file, directory or glob (txt, md, rst, jsonl, json, parquet, also compressed), "
