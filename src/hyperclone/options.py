@@ -127,11 +127,10 @@ def fits(hint: Any, value: Any) -> bool:
 
 def kind_of(hint: Any) -> str:
     """A field's type, for people who write a file."""
-    kinds = [_KINDS[part] for part in _parts(hint) if part in _KINDS]
-    listed = [
-        kind_of(get_args(part)[0]) + ", or a list of such" for part in _parts(hint) if get_origin(part) is Sequence
-    ]
-    return " or ".join([*kinds, *listed])
+    parts, choices = _parts(hint), choices_of(hint)
+    kinds = [_KINDS[part] for part in parts if part in _KINDS]
+    lists = [f"{kind_of(get_args(part)[0])}, or a list of such" for part in parts if get_origin(part) is Sequence]
+    return " or ".join([*kinds, *lists, *([", ".join(choices)] if choices else [])])
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

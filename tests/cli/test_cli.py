@@ -205,18 +205,18 @@ def test_the_grown_directory_is_plain_hugging_face_with_a_card_and_a_receipt(
 # A flag that goes or changes its name breaks people's scripts: this list changes on purpose only.
 FLAGS = {
     "plan": "--allow-rounding --depth-mode --dtype --expansion --experts --family --ffn --head-dim --heads --help "
-    "--hidden --json --kv-heads --layers --multiple-of --noise --params --revision --seed --shard-size --snr-db "
-    "--text-model --tokens --top-k --untie --width",
+    "--hidden --json --kv-heads --layers --multiple-of --noise --order --params --revision --seed --shard-size "
+    "--snr-db --text-model --tokens --top-k --untie --width",
     "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
-    "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --overwrite --proof --revision --seed "
-    "--shard-size --snr-db --text-model --threads --top-k --untie --width",
+    "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --order --overwrite --proof --revision "
+    "--seed --shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "
     "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --grown-moments "
-    "--held-out --help --keep --log-every --lr --lr-rule --max-grad-norm --micro-batch --min-lr --optimizer --output "
-    "--precision --report-to --resume --sample-by --save-every --schedule --seed --seq-len --sharding --tasks "
-    "--text-field --tokens --warmup --weight-decay",
+    "--held-out --help --keep --log-every --lr --lr-rule --max-grad-norm --micro-batch --min-lr --momentum --optimizer "
+    "--output --precision --report-to --resume --sample-by --save-every --schedule --seed --seq-len --sharding "
+    "--tasks --text-field --tokens --warmup --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
     "families": "--coverage --help --json --markdown",

@@ -11,7 +11,7 @@ from typing import Any
 
 from hyperclone.errors import HypercloneError
 from hyperclone.io.files import exists, read_bytes
-from hyperclone.options import choices_of, fits, hints_of, kind_of
+from hyperclone.options import fits, hints_of, kind_of
 
 _LONGEST = 60  # characters of a value that a complaint shows
 
@@ -98,9 +98,8 @@ class OptionFile:
         hints = hints_of(request)
         for key, value in table.items():
             if not fits(hints[key], value):
-                expected = ", ".join(choices_of(hints[key])) or kind_of(hints[key])
                 raise self.wrong("a value of the wrong type", f"{path}.{key}".lstrip("."), found=shown(value),
-                                 expected=expected)  # fmt: skip
+                                 expected=kind_of(hints[key]))  # fmt: skip
         options = {
             key: self.path(value, f"{path}.{key}".lstrip("."), hub=paths[key]) if key in paths else value
             for key, value in table.items()
