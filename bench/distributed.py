@@ -4,10 +4,10 @@
 
 Nothing is trained. FSDP2 shards each parameter along its first dimension. Rotated AdamW exchanges the units whose
 copies lie in other shards, of the gradient and back of the step (optim/sharded_rotation.py);
-tests/optim/test_sharded.py counts that nothing else is sent. Muon sends each hidden matrix to one rank and back (optim/matrix_sharing.py). All that
-is sent in fp32. Beside it: what FSDP2 itself sends in a step of one micro-batch (weights gathered in bf16 for the
-forward and the backward pass, gradients reduced in fp32), and what rotated AdamW would send if it gathered every
-gradient and every step whole.
+tests/optim/test_sharded.py counts that nothing else is sent. Muon sends each hidden matrix to one rank and back
+(optim/matrix_sharing.py). All that is sent in fp32. Beside it: what FSDP2 itself sends in a step of one micro-batch
+(weights gathered in bf16 for the forward and the backward pass, gradients reduced in fp32), and what rotated AdamW
+would send if it gathered every gradient and every step whole.
 """
 
 from __future__ import annotations
