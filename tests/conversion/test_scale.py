@@ -1,4 +1,4 @@
-"""The table of what training on many machines takes is the one that its script prints."""
+"""The tables of what training on many machines takes are those that their scripts print."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_holds_the_scripts_table() -> None:
+@pytest.mark.parametrize("name", ["scale", "distributed"])
+def test_the_page_holds_the_scripts_table(name: str) -> None:
     printed = subprocess.run(
-        [sys.executable, ROOT / "bench/scale.py"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-m", f"bench.{name}"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout
     page = (ROOT / "docs/scale.md").read_text()
-    assert page.split("<!-- bench/scale.py -->")[1].split("<!-- /bench/scale.py -->")[0].strip() == printed.strip()
+    shown = page.split(f"<!-- bench/{name}.py -->")[1].split(f"<!-- /bench/{name}.py -->")[0]
+    assert shown.strip() == printed.strip()
 
 
 def test_its_flops_and_sizes_are_those_of_the_model_in_transformers() -> None:

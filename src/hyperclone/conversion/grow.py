@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperclone.architectures import family_file
+from hyperclone.conversion.source_rate import note_on_rate, source_rate
 from hyperclone.errors import OptionError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
@@ -102,6 +103,7 @@ def grow(
     check_target(user_path(destination), source=directory, overwrite=overwrite)
     checkpoint = Checkpoint.open(directory, family=user_family, text_model=text_model, dequantize=True, notes=found)
     plan = planner.make_plan(checkpoint, growth, shard_size=shard_size)
+    plan = replace(plan, notes=(*plan.notes, *note_on_rate(directory, plan)))
     if on_plan is not None:
         on_plan(plan)
     for head, embedding in plan.ties_to_check:
@@ -155,7 +157,8 @@ def _write_receipt_and_card(
     carried = digests(checkpoint.path, checkpoint.carried_files)
     state = state_writer.receipt_part(state_plan, target.partial) if state_plan else None
     content = receipt.make_receipt(
-        plan, name, proof, files=carried, optimizer_state=state, text_model=checkpoint.left_out is not None
-    )
+        plan, name, proof, files=carried, optimizer_state=state, text_model=checkpoint.left_out is not None,
+        rate=source_rate(checkpoint.path),
+    )  # fmt: skip
     target.write_text(receipt.FILE, to_json(content))
     target.write_text("README.md", model_card.make_card(plan, checkpoint, name, proof, on_hub=hub.on_hub(source)))

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from hyperclone import units
 from hyperclone.architectures import family_file
+from hyperclone.conversion.source_rate import note_on_rate
 from hyperclone.io import hub
+from hyperclone.io.files import user_path
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
 from hyperclone.planning.notes import notes_on_tokens
@@ -43,6 +45,8 @@ def plan(
     planned_tokens = None if tokens is None else units.parse(tokens, "tokens")
     headers = hub.headers(source, revision=revision, family=user_family, text_model=text_model)
     result = planner.make_plan(headers, growth, shard_size=shard_size)
+    if (directory := user_path(source)).is_dir():
+        result = replace(result, notes=(*result.notes, *note_on_rate(directory, result)))
     if planned_tokens is None:
         return result
     texts = notes_on_tokens(planned_tokens, result.parameters)

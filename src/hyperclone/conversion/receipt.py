@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperclone.architectures import family_file
 from hyperclone.architectures.family import Family
+from hyperclone.conversion.source_rate import SourceRate
 from hyperclone.errors import CheckpointError
 from hyperclone.io.destination import RECEIPT
 from hyperclone.io.files import exists, read_json
@@ -52,6 +53,7 @@ class Receipt:
         text_model: the source is the text model of a model that also sees images.
         source: the source's public name; "" if it was grown in memory.
         optimizer_state: record of the grown one, if there is one (optimizer_state/writer.py).
+        source_lr: peak learning rate of the source's own training; None where it is not known (source_rate.py).
     """
 
     growth: Growth
@@ -66,6 +68,7 @@ class Receipt:
     optimizer_state: dict[str, Any] | None
     text_model: bool = False
     source: str = ""
+    source_lr: float | None = None
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -86,6 +89,7 @@ def make_receipt(
     files: dict[str, str],
     optimizer_state: dict[str, Any] | None = None,
     text_model: bool = False,
+    rate: SourceRate | None = None,
 ) -> dict[str, Any]:
     """The receipt's content.
 
@@ -96,6 +100,7 @@ def make_receipt(
         files: hashes of the files that were carried over (tokenizer, templates, license).
         text_model: the source is the text model of a model that also sees images.
         optimizer_state: its record, where one was grown (optimizer_state/writer.py).
+        rate: of the source's own training.
     """
     return {
         "format": _FORMAT,
@@ -116,6 +121,7 @@ def make_receipt(
             "parameters": parameter_settings(plan),
         },
         **({"optimizer_state": optimizer_state} if optimizer_state else {}),
+        **({"source_lr": {"lr": rate.lr, "file": rate.file}} if rate else {}),
         "source_config": plan.source_config,
         "sha256": {
             "output": proof.structure.output_sha256 if proof else {},
@@ -218,6 +224,7 @@ def read(directory: Path) -> Receipt | None:
             optimizer_state=None if state is None else _state(state),
             text_model=content.get("text_model") is True,
             source=str(content.get("source", "")),
+            source_lr=_source_lr(content.get("source_lr")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,
@@ -275,6 +282,15 @@ def _check_numbers(value: object, field: str) -> None:
             _check_numbers(one, f"{field}.{name}")
     elif not is_finite(value):
         raise TypeError(f"{field} is no finite number")
+
+
+def _source_lr(value: object) -> float | None:
+    if value is None:
+        return None
+    lr = _table(value, "source_lr")["lr"]
+    if not is_finite(lr) or lr <= 0:
+        raise TypeError("source_lr.lr is no learning rate")
+    return float(lr)
 
 
 def _state(value: object) -> dict[str, Any]:

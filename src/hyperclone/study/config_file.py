@@ -239,9 +239,9 @@ def _merged(
     merged = {**shared, **different}
     if kind in ("clone", "model"):
         usual = usual_optimizer(grown=True, first_copy_moments=moments == "first-copy", lr_rule=merged.get("lr_rule"))
-        unused = set() if (merged.get("optimizer") or usual) in OF_COPIES else {"difference_lr"}
+        unused = set() if (merged.get("optimizer") or usual) in OF_COPIES else {"difference_lr", "source_lr"}
     else:
-        unused = {"difference_lr"} | ({"optimizer"} if merged.get("optimizer") == "rotated" else set())
+        unused = {"difference_lr", "source_lr"} | ({"optimizer"} if merged.get("optimizer") == "rotated" else set())
     return {name: value for name, value in merged.items() if name in different or name not in unused}
 
 

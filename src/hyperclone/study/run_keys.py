@@ -68,6 +68,7 @@ def model(directory: Path) -> str:
         family,
         grown.training,
         grown.optimizer_state,
+        *([] if grown.source_lr is None else [grown.source_lr]),
     )
 
 

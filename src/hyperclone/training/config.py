@@ -179,7 +179,16 @@ class Training:
         default=None,
         metadata=option(
             "Peak learning rate of the differences between copies, which start untrained: about the rate with which "
-            "you would train a model of the grown size from random weights. For rotated and muon only [--lr].",
+            "you would train a model of the grown size from random weights. For rotated and muon only [the source's "
+            "peak rate, if it is known, times old over new hidden size; else --lr].",
+            group=_OPTIMIZER,
+        ),
+    )
+    source_lr: float | None = field(
+        default=None,
+        metadata=option(
+            "Peak learning rate that the source was trained with from random weights, which gives the rate of the "
+            "differences [from the receipt, where the source had a record of its training].",
             group=_OPTIMIZER,
         ),
     )
@@ -292,8 +301,12 @@ class Training:
         self._check_ranges()
         if self.from_scratch:
             self._check_from_scratch()
-        if self.difference_lr is not None:
-            self._check_difference_lr(self.difference_lr)
+        for name in ("difference_lr", "source_lr"):
+            if (rate := getattr(self, name)) is not None:
+                self._check_difference_lr(name, rate)
+        if self.difference_lr is not None and self.source_lr is not None:
+            raise TrainingError("the rate of the differences is given already", field="source_lr", found=self.source_lr,
+                                cure="leave --source-lr or --difference-lr out")  # fmt: skip
         _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
 
     def _check_ranges(self) -> None:
@@ -329,16 +342,16 @@ class Training:
                 cure="leave --optimizer out with --from-scratch",
             )
 
-    def _check_difference_lr(self, difference_lr: float) -> None:
+    def _check_difference_lr(self, name: str, rate: float) -> None:
         if self.optimizer is not None and self.optimizer not in OF_COPIES:
             raise TrainingError(
                 "this optimizer does not distinguish differences between copies",
-                field="difference_lr",
-                found=difference_lr,
-                cure="--optimizer rotated or muon, or leave --difference-lr out",
+                field=name,
+                found=rate,
+                cure=f"--optimizer rotated or muon, or leave --{name.replace('_', '-')} out",
             )
-        if not is_finite(difference_lr) or difference_lr < 0:
-            raise TrainingError("out of range", field="difference_lr", found=difference_lr, expected="0 or more")
+        if not is_finite(rate) or rate < 0:
+            raise TrainingError("out of range", field=name, found=rate, expected="0 or more")
 
     @property
     def total_tokens(self) -> int | None:

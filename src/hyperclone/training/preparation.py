@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from hyperclone.conversion import receipt
+from hyperclone.conversion import receipt, source_rate
+from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
@@ -164,6 +165,7 @@ def _receipt(training: Training, directory: Path) -> Path | None:
         ("lr-rule", training.lr_rule == "scaled", "the scaling rule has no multipliers for it"),
         ("optimizer", training.optimizer == "rotated", "it has no copies to compare"),
         ("difference-lr", training.difference_lr is not None, "it has no copies to compare"),
+        ("source-lr", training.source_lr is not None, "it has no copies to compare"),
         ("anatomy", training.anatomy, "it has no copies to compare"),
     ):
         if asked:
@@ -206,20 +208,33 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             found=optimizer,
             cure="--grown-moments none starts without them; --optimizer adamw uses them",
         )
-    if (optimizer not in OF_COPIES or grown is None) and training.difference_lr is not None:
-        cure = "--optimizer rotated or muon, or leave --difference-lr out"
+    asked = next((name for name in ("difference_lr", "source_lr") if getattr(training, name) is not None), None)
+    if (optimizer not in OF_COPIES or recorded is None) and asked is not None:
+        leave_out = f"leave --{asked.replace('_', '-')} out"
+        cure = f"--optimizer rotated or muon, or {leave_out}"
         if training.from_scratch:
-            cure = "leave --difference-lr out: randomly initialized weights are no copies"
+            cure = f"{leave_out}: randomly initialized weights are no copies"
         elif first_copy:
             cure = "--grown-moments none starts without the moments of the first copies, which are AdamW's"
         raise TrainingError(
             "nothing here tells differences between copies apart",
             file=grown,
-            field="difference_lr",
-            found=training.difference_lr,
+            field=asked,
+            found=getattr(training, asked),
             cure=cure,
         )
+    if optimizer in OF_COPIES and recorded is not None and training.difference_lr is None:
+        training = replace(training, difference_lr=_difference_lr(training, recorded), source_lr=None)
     return replace(training, optimizer=optimizer)
+
+
+def _difference_lr(training: Training, recorded: Receipt) -> float | None:
+    """The rate of the differences that follows from the source's; None where that is not known."""
+    source_lr = recorded.source_lr if training.source_lr is None else training.source_lr
+    if source_lr is None:
+        return None
+    old, new = recorded.plan.sizes["hidden"]
+    return source_rate.difference_lr(source_lr, old, new)
 
 
 def _usual_precision() -> PrecisionName:

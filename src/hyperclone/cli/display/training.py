@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hyperclone.training.config import OF_COPIES
 from hyperclone.training.events import (
     AnatomyMeasured,
     CheckpointSaved,
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
 
 _TOKENIZING, _TRAINING = "Tokenizing", "Training"  # the bar's stages
 _QUIET_SECONDS = 30  # between lines on tokenizing, without a terminal
+_OPTIMIZERS = {
+    "adamw": "AdamW",
+    "rotated": "rotated AdamW",
+    "muon": "Muon, and rotated AdamW for the rest",
+    "plain-muon": "Muon on whole matrices, and AdamW for the rest",
+}
 _WEIGHTS: dict[Weights, str] = {
     "random": "randomly initialized (the control arm)",
     "grown": "grown by hyperclone",
@@ -142,7 +149,7 @@ def summary(run: RunStarted) -> list[str]:
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
         f"budget    {human_count(budget.tokens)} tokens, {epochs:.3g} epochs",
-        f"optimizer {_optimizer(run.training)}",
+        f"optimizer {_optimizer(run.training, run.weights)}",
         f"rates     {rates}",
         f"device    {device.name}, {device.precision}"
         + (", compiled" if device.compiled else "")
@@ -158,13 +165,14 @@ def summary(run: RunStarted) -> list[str]:
     return lines
 
 
-def _optimizer(training: Training) -> str:
-    if training.optimizer == "adamw":
-        return "AdamW"
+def _optimizer(training: Training, weights: Weights) -> str:
+    name = _OPTIMIZERS[training.optimizer or "adamw"]
+    if training.optimizer not in OF_COPIES or weights != "grown":
+        return name.replace("rotated ", "")  # without copies it is AdamW
     lr, difference_lr = training.lr, training.difference_lr
-    return f"rotated AdamW: lr {lr:g} on the common part of copies, " + (
+    return f"{name}: lr {lr:g} on the common part of copies, " + (
         f"{lr:g} on their differences (a higher --difference-lr, about that of random weights of this size, makes them "
-        "diverge sooner)"
+        "diverge sooner; --source-lr gives it)"
         if difference_lr is None
         else f"{difference_lr:g} on their differences"
     )
