@@ -133,16 +133,22 @@ def _config(source: str, revision: str | None) -> dict[str, Any]:
     return read_json(Path(hf_hub_download(source, "config.json", revision=revision)))
 
 
-def resolve(source: str | os.PathLike[str], *, revision: str | None = None) -> Path:
+def resolve(source: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True) -> Path:
     """The path of a local directory, or of a Hub id's snapshot downloaded to the Hub's cache.
+
+    Args:
+        source, revision: the directory, or the Hub id and its revision.
+        weights: download them, too.
 
     Raises:
         CheckpointError: neither is accessible.
     """
-    return fetch(source, revision=revision)[0]
+    return fetch(source, revision=revision, weights=weights)[0]
 
 
-def fetch(source: str | os.PathLike[str], *, revision: str | None = None) -> tuple[Path, tuple[str, ...]]:
+def fetch(
+    source: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True
+) -> tuple[Path, tuple[str, ...]]:
     """The same, and notes: where the Hub is not accessible, the model is the one in its cache.
 
     Raises:
@@ -155,7 +161,8 @@ def fetch(source: str | os.PathLike[str], *, revision: str | None = None) -> tup
     with _hub_errors(source):
         try:
             _check_accessible()
-            return Path(snapshot_download(str(source), revision=revision, allow_patterns=list(_FILES))), ()
+            files = [pattern for pattern in _FILES if weights or not pattern.endswith(".safetensors")]
+            return Path(snapshot_download(str(source), revision=revision, allow_patterns=files)), ()
         except _unreachable() as error:
             path, note = _cached(source, revision, error)
             return path, (note,)

@@ -85,6 +85,60 @@ class PreparedRun:
         return self.receipt is not None and self.training.lr_rule != "uniform"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is settled before any text is read; the attributes are those of `PreparedRun`.
+
+    Attributes:
+        config: the model's, as transformers reads it.
+        seq_len: tokens of a window.
+    """
+
+    training: Training
+    directory: Path
+    output: Path
+    config: Any
+    tokenizer: Any
+    receipt: Path | None
+    grown_moments: Path | None
+    seq_len: int
+    processes: int
+    precision: PrecisionName
+
+
+def choose(training: Training, *, dry_run: bool = False) -> Choices:
+    """Check the request against model, machine and output, and choose what it leaves open.
+
+    Args:
+        training: the request.
+        dry_run: nothing is to be trained: no weights are downloaded, and it need not be launched for sharding.
+
+    Raises:
+        HypercloneError: it cannot be run as asked.
+    """
+    _check_installed(training)
+    if not dry_run:
+        _check_launched(training)
+    directory, output = hub.resolve(training.model, weights=not dry_run), user_path(training.output)
+    if not output.exists():
+        check_target(output, source=directory, overwrite=False)
+    config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)
+    grown = _receipt(training, directory)
+    grown_moments = _grown_moments(training, grown)
+    return Choices(
+        training=_with_optimizer(training, output, grown, moments=grown_moments is not None),
+        directory=directory,
+        output=output,
+        config=config,
+        tokenizer=tokenizer,
+        receipt=grown,
+        grown_moments=grown_moments,
+        seq_len=budget.sequence_length(training.seq_len, max_positions(config)),
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        precision=training.precision or _usual_precision(),
+    )
+
+
 def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     """Read and check all but the weights; nothing is written but the cache of tokens.
 
@@ -95,40 +149,30 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     Raises:
         HypercloneError: it cannot be run as asked.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    _check_installed(training)
-    _check_launched(training)
-    directory, output = hub.resolve(training.model), user_path(training.output)
-    if not output.exists():
-        check_target(output, source=directory, overwrite=False)
-    config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)
-    grown = _receipt(training, directory)
-    grown_moments = _grown_moments(training, grown)
-    training = _with_optimizer(training, output, grown, moments=grown_moments is not None)
-    seq_len = budget.sequence_length(training.seq_len, max_positions(config))
-    text, held_out = inputs.load_texts(training, config, tokenizer, seq_len=seq_len, watch=watch)
-    isolated = training.documents == "isolated"
+    chosen = choose(training)
+    training, seq_len, isolated = chosen.training, chosen.seq_len, training.documents == "isolated"
+    text, held_out = inputs.load_texts(training, chosen.config, chosen.tokenizer, seq_len=seq_len, watch=watch)
     windows = Windows(text, seq_len, isolated=isolated)
-    sizes = budget.plan(training, seq_len=seq_len, available=len(windows), processes=processes)
+    sizes = budget.plan(training, seq_len=seq_len, available=len(windows), processes=chosen.processes)
     digests = [corpus.digest[:20] for corpus in (text, held_out) if corpus is not None]
-    record = resume.make_record(training, sizes, directory, digests)
+    record = resume.make_record(training, sizes, chosen.directory, digests)
     return PreparedRun(
         training=training,
-        directory=directory,
-        output=output,
-        tokenizer=tokenizer,
+        directory=chosen.directory,
+        output=chosen.output,
+        tokenizer=chosen.tokenizer,
         text=text,
         held_out=held_out,
         windows=windows,
         held_out_windows=Windows(held_out, seq_len, isolated=isolated) if held_out else None,
         budget=sizes,
-        receipt=grown,
-        grown_moments=grown_moments,
+        receipt=chosen.receipt,
+        grown_moments=chosen.grown_moments,
         record=record,
-        checkpoint=resume.checkpoint_to_resume(output, record, resume=training.resume),
-        tasks=task_callback.choose(training.tasks, processes=processes),
-        processes=processes,
-        precision=training.precision or _usual_precision(),
+        checkpoint=resume.checkpoint_to_resume(chosen.output, record, resume=training.resume),
+        tasks=task_callback.choose(training.tasks, processes=chosen.processes),
+        processes=chosen.processes,
+        precision=chosen.precision,
     )
 
 

@@ -25,6 +25,7 @@ from hyperclone.training.config import Training
 
 PATHS = {"model": True, "data": True, "eval_data": True, "output": False, "cache": False}  # True: or names on the Hub
 PLACEHOLDERS = {"model": "-", "data": ("-",), "output": "-"}
+_INSTEAD = ({"difference_lr", "source_lr"},)  # of these, one that is typed is instead of the file's other
 _OF_STUDIES = ("arms", "sources", "seeds")
 
 
@@ -49,7 +50,8 @@ def read(file: Path, given: Mapping[str, Any]) -> Training:
         raise reader.wrong("this is a study, not a run file", study, cure=f"hyperclone study {file}")
     known = [field.name for field in fields(Training)]
     options = reader.options(Training, table, "", known=known, placeholders=PLACEHOLDERS, paths=PATHS)
-    options |= given
+    instead = {name for pair in _INSTEAD for name in pair if pair & given.keys()}
+    options = {name: value for name, value in options.items() if name not in instead} | dict(given)
     for field in fields(Training):
         if field.default is MISSING and field.name not in options:
             flag = "" if option_of(field).positional else f", or {flag_of(field)} on the command line"

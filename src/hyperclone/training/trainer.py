@@ -16,13 +16,10 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from hyperclone.errors import NonFiniteLossError
-from hyperclone.optim.param_groups import param_groups
-from hyperclone.optim.plain_groups import plain_groups
-from hyperclone.optim.rotated_adamw import rotated_adamw
-from hyperclone.optim.rotated_muon import rotated_muon
 from hyperclone.training import checkpoints, export, packing, rng
 from hyperclone.training.events import CheckpointSaved
 from hyperclone.training.lr_schedule import factor, warmup_steps
+from hyperclone.training.optimizer import make_optimizer
 from hyperclone.training.preparation import PreparedRun
 from hyperclone.training.run_callbacks import EarlyEvaluationCallback, OptimizerStateCallback, StepCallback
 from hyperclone.training.run_log import RunLog
@@ -64,9 +61,10 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """The run's optimizer, over the wrapped model."""
         if self.optimizer is None:
-            self.optimizer = _optimizer(
-                self._prepared,
+            self.optimizer = make_optimizer(
+                self._prepared.training,
                 self.model if model is None else model,
+                receipt=self._prepared.receipt,
                 fused=self.args.device.type == "cuda",
                 compiled=self.args.torch_compile,
                 replicated=self.args.world_size > 1 and not self.is_fsdp_enabled,
@@ -189,34 +187,3 @@ def _callbacks(prepared: PreparedRun, run_log: RunLog) -> list[TrainerCallback]:
     if prepared.tasks is not None:
         callbacks.append(TaskCallback(prepared.tasks, prepared.tokenizer, run_log))
     return callbacks
-
-
-def _optimizer(
-    prepared: PreparedRun, model: nn.Module, *, fused: bool, compiled: bool, replicated: bool
-) -> torch.optim.Optimizer:
-    """The run's optimizer, with groups by the scaling rule or with one learning rate everywhere.
-
-    Args:
-        prepared: the run.
-        model: as it is trained.
-        fused: AdamW is one kernel.
-        compiled: so is as much as possible of the others.
-        replicated: all processes have all weights and the same gradients.
-    """
-    training, grown = prepared.training, prepared.receipt is not None
-    betas = (training.beta1, training.beta2)
-    plain: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay}
-    by_rule = {**plain, "lr_rule": training.lr_rule or "scaled", "receipt": prepared.receipt}
-    in_copies: dict[str, Any] = {"betas": betas, "difference_lr": training.difference_lr, "compile": compiled}
-    whole_matrices = training.optimizer == "plain-muon"
-    if training.optimizer == "rotated":
-        assert grown
-        return rotated_adamw(model, **by_rule, **in_copies)
-    if training.optimizer == "muon" or whole_matrices:
-        processes = torch.distributed.group.WORLD if replicated else None
-        return rotated_muon(
-            model, **by_rule, **in_copies, momentum=training.momentum, whole_matrices=whole_matrices, grown=grown,
-            process_group=processes,
-        )  # fmt: skip
-    groups = param_groups(model, **by_rule) if grown else plain_groups(model, **plain)
-    return torch.optim.AdamW(groups, betas=betas, fused=fused or None, **plain)
