@@ -20,6 +20,7 @@ from hyperclone.cli.arguments import (
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
+from hyperclone.errors import OptionError
 from hyperclone.training import run_file
 from hyperclone.training.config import Training
 
@@ -34,7 +35,17 @@ def _of_run_file(model: str, given: Mapping[str, Any]) -> Training | None:
     "--lr 1e-4 --difference-lr 3e-4",
 )
 @takes(Training, from_file=_of_run_file)
-def train(training: Training) -> None:
+def train(
+    training: Training,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only show what would be run and what it takes (steps, rates, FLOPs, memory, disk); writes nothing.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
+) -> None:
     """Train MODEL on text: a grown model, its source, or (--from-scratch) the same architecture from random weights.
 
     RUN.toml has options as fields, such as lr = 1e-4 and difference_lr = 3e-4, and the model as model = "...". Its
@@ -46,12 +57,29 @@ def train(training: Training) -> None:
     from hyperclone.cli.display import training as train_display
     from hyperclone.training import run
 
+    main = os.environ.get("RANK", "0") == "0"
+    if as_json and not dry_run:
+        raise OptionError("a training prints no JSON", field="json", cure="add --dry-run; a run writes metrics.jsonl")
+    if dry_run:
+        _show_dry_run(training, as_json=as_json, show=main)
+        return
     with train_display.TrainingView(make_console(error=True)) as view:
         trained = run.train(training, watch=view)
-    if os.environ.get("RANK", "0") == "0":
+    if main:
         say(train_display.ending(trained))
     if trained.interrupted is not None:
         raise typer.Exit(128 + trained.interrupted)
+
+
+def _show_dry_run(training: Training, *, as_json: bool, show: bool) -> None:
+    from hyperclone.cli.display import dry_run as dry_run_display
+    from hyperclone.training import dry_run
+
+    planned = dry_run.dry_run(training)
+    if show and as_json:
+        print(json.dumps(planned.summary(), indent=2))
+    elif show:
+        make_console().print(dry_run_display.dry_run_view(planned), highlight=False)
 
 
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")

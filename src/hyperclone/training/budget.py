@@ -8,6 +8,7 @@ another number of processes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hyperclone.errors import TrainingError
 from hyperclone.training.config import Training
@@ -44,6 +45,20 @@ class Budget:
     def tokens(self) -> int:
         """Tokens of the run."""
         return self.steps * self.batch_tokens
+
+
+class Intervals(NamedTuple):
+    """Steps between logs, evaluations and checkpoints."""
+
+    log: int
+    evaluate: int
+    save: int
+
+
+def intervals(training: Training, steps: int) -> Intervals:
+    """Those of a run of so many steps: as asked for, or a share of the run."""
+    asked = (training.log_every, 100), (training.eval_every, 20), (training.save_every, 10)
+    return Intervals(*(every or -(-steps // times) for every, times in asked))
 
 
 def sequence_length(wanted: int | None, positions: int | None) -> int:

@@ -5,6 +5,8 @@ That is: config, tokenizer, text, and weights of a model directory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +93,54 @@ def load_texts(
         TrainingError: no text, too little of it, or tokens that the model does not have.
         DestinationError: the cache cannot be written.
     """
+
+    def progress(done: int, total: int | None) -> None:
+        watch(Tokenizing(nbytes=done, total=total))
+
+    read = partial(token_cache.prepare, progress=progress)
+    texts = _texts(training, config, tokenizer, seq_len=seq_len, read=read)
+    assert texts is not None
+    return texts
+
+
+def cached_texts(
+    training: Training, config: Any, tokenizer: Any, *, seq_len: int
+) -> tuple[Corpus, Corpus | None] | None:
+    """The same, if it has been tokenized already; None if not. Nothing is written."""
+    return _texts(training, config, tokenizer, seq_len=seq_len, read=token_cache.cached)
+
+
+def text_sources(spelled: Sequence[str]) -> list[TextSource]:
+    """The sources of --data or --eval-data.
+
+    Raises:
+        TrainingError: there are no such files, or files of an unknown kind.
+    """
+    return [source for spelling in spelled for source in data_sources.find(spelling)]
+
+
+def _texts(
+    training: Training,
+    config: Any,
+    tokenizer: Any,
+    *,
+    seq_len: int,
+    read: Callable[..., tuple[Corpus, Corpus] | None],
+) -> tuple[Corpus, Corpus | None] | None:
+    """The text and the held-out text as `read` gives them; None if it has not got one of them."""
     end = _end_of_text(tokenizer, config)
     cache = user_path(training.cache) if training.cache else token_cache.default_cache()
 
-    def read(spelled: tuple[str, ...], held_out: float) -> tuple[Corpus, Corpus]:
-        sources = [source for spelling in spelled for source in data_sources.find(spelling)]
+    def corpora(spelled: Sequence[str], held_out: float) -> tuple[Corpus, Corpus] | None:
+        sources = text_sources(spelled)
         reading = ReadingOptions(training.text_field, training.sample_by, held_out, _limit(training, sources, seq_len))
-        return token_cache.prepare(
-            sources,
-            reading,
-            tokenizer,
-            end=end,
-            cache=cache,
-            progress=lambda done, total: watch(Tokenizing(nbytes=done, total=total)),
-        )
+        return read(sources, reading, tokenizer, end=end, cache=cache)
 
-    text, held_out = read(tuple(training.data), 0.0 if training.eval_data else training.held_out)
-    if training.eval_data:
-        held_out, _ = read(tuple(training.eval_data), 0.0)
+    streams = corpora(training.data, 0.0 if training.eval_data else training.held_out)
+    evaluated = corpora(training.eval_data, 0.0) if training.eval_data else streams
+    if streams is None or evaluated is None:
+        return None
+    text, held_out = streams[0], evaluated[0] if training.eval_data else streams[1]
     wanted = bool(training.eval_data) or training.held_out > 0
     _check_texts(training, text, held_out, vocabulary=int(config.get_text_config().vocab_size))
     if wanted:
@@ -170,13 +202,7 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
     """
     from transformers import AutoModelForCausalLM, set_seed
 
-    config = load_config(directory)
-    if head := head_of({"architectures": config.architectures}):
-        raise TrainingError(
-            "this trains causal language models only", file=directory, field="architectures",
-            found=config.architectures, expected="a causal language model",
-            cure=f"fine-tune the grown directory with AutoModel{head}, as its source was",
-        )  # fmt: skip
+    config = _causal_config(directory)
     dtype = _TYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)
     if training.from_scratch:
         set_seed(training.seed)
@@ -186,6 +212,38 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
         model, wrong = models.load_model(directory, torch.float32)
         if wrong:
             raise CheckpointError("the weights do not fit the config", file=directory, found="; ".join(wrong[:3]))
+    _use_attention(model, training)
+    model.config.use_cache = False  # with a cache, transformers does not look for documents in the positions
+    return model, dtype
+
+
+def empty_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
+    """The same on device meta, from the config alone: names and shapes without weights.
+
+    Raises:
+        TrainingError: the model cannot use the attention that is asked for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = _causal_config(directory)
+    with models.quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    _use_attention(model, training)
+    return model, _TYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)
+
+
+def _causal_config(directory: Path) -> Any:
+    config = load_config(directory)
+    if head := head_of({"architectures": config.architectures}):
+        raise TrainingError(
+            "this trains causal language models only", file=directory, field="architectures",
+            found=config.architectures, expected="a causal language model",
+            cure=f"fine-tune the grown directory with AutoModel{head}, as its source was",
+        )  # fmt: skip
+    return config
+
+
+def _use_attention(model: Any, training: Training) -> None:
     try:
         model.set_attn_implementation(training.attention)
     except Exception as error:  # a kernel that is not installed, or that this model cannot use
@@ -196,5 +254,3 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
             expected="sdpa, eager, or flash_attention_2 where it is installed",
             cure=str(error).splitlines()[0],
         ) from error
-    model.config.use_cache = False  # with a cache, transformers does not look for documents in the positions
-    return model, dtype

@@ -72,7 +72,7 @@ class PreparedRun:
     @property
     def step(self) -> int:
         """That it starts at."""
-        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+        return resume.step_of(self.checkpoint)
 
     @property
     def weights(self) -> Weights:

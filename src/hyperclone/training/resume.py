@@ -114,6 +114,11 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
     return checkpoints.last(output)
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """The step after which a checkpoint was written; 0 for none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
 def recorded_optimizer(output: Path) -> OptimizerName | None:
     """The optimizer of the run in the output; None if there is none."""
     return _curve(output).get("optimizer") if (output / RECORD_FILE).is_file() else None

@@ -106,23 +106,50 @@ def prepare(
     """
     from filelock import FileLock
 
-    identity = [_FORMAT, [s.identity for s in sources], asdict(reading), _fingerprint(tokenizer), end]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-    entry = cache / key
+    entry = cache / _key(sources, reading, tokenizer, end)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{key}.lock"):
+        with FileLock(cache / f".{entry.name}.lock"):
             if not entry.is_dir():
                 _build(entry, sources, reading, tokenizer, end, progress)
+    except OSError as error:
+        raise _unusable(cache, error) from None
+    return _corpora(entry)
+
+
+def cached(
+    sources: list[TextSource], reading: ReadingOptions, tokenizer: Any, *, end: int, cache: Path
+) -> tuple[Corpus, Corpus] | None:
+    """The streams that `prepare` would return; None if it would have to build them. Nothing is written.
+
+    Raises:
+        DestinationError: the cache cannot be read.
+    """
+    entry = cache / _key(sources, reading, tokenizer, end)
+    return _corpora(entry) if entry.is_dir() else None
+
+
+def _key(sources: list[TextSource], reading: ReadingOptions, tokenizer: Any, end: int) -> str:
+    """The name of a cache entry."""
+    identity = [_FORMAT, [s.identity for s in sources], asdict(reading), _fingerprint(tokenizer), end]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+
+
+def _corpora(entry: Path) -> tuple[Corpus, Corpus]:
+    try:
         content = json.loads((entry / "index.json").read_text())
         train, held_out = (Corpus(str(entry / name), **content[name]) for name in ("train", "held_out"))
     except OSError as error:
-        raise DestinationError(
-            "the token cache cannot be used", file=cache, found=error.strerror or error, cure="--cache DIR"
-        ) from None
+        raise _unusable(entry.parent, error) from None
     except (ValueError, KeyError, TypeError):
         raise DestinationError("this cache entry is damaged", file=entry, cure="remove it") from None
     return train, held_out
+
+
+def _unusable(cache: Path, error: OSError) -> DestinationError:
+    return DestinationError(
+        "the token cache cannot be used", file=cache, found=error.strerror or error, cure="--cache DIR"
+    )
 
 
 def _build(

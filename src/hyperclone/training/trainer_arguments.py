@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from hyperclone.hf.models import quiet
 from hyperclone.hf.trainer import use_one_device
+from hyperclone.training.budget import intervals
 from hyperclone.training.config import Training
 from hyperclone.training.preparation import PreparedRun
 
@@ -20,7 +21,7 @@ from hyperclone.training.preparation import PreparedRun
 def trainer_arguments(prepared: PreparedRun) -> Any:
     """transformers.TrainingArguments of a run."""
     training, budget = prepared.training, prepared.budget
-    gpu = torch.cuda.is_available()
+    gpu, every = torch.cuda.is_available(), intervals(training, budget.steps)
     evaluate = prepared.held_out_windows is not None
     sharding = _sharding(training)
     arguments = TrainingArguments(
@@ -35,14 +36,14 @@ def trainer_arguments(prepared: PreparedRun) -> Any:
         torch_compile=gpu if training.compile is None else training.compile,
         **{_recompute_option(): training.gradient_checkpointing and not sharding},
         logging_strategy="steps",
-        logging_steps=training.log_every or -(-budget.steps // 100),
+        logging_steps=every.log,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if evaluate else "no",
-        eval_steps=training.eval_every or -(-budget.steps // 20),
+        eval_steps=every.evaluate,
         eval_on_start=evaluate and prepared.checkpoint is None,
         save_strategy="steps",
-        save_steps=training.save_every or -(-budget.steps // 10),
+        save_steps=every.save,
         report_to=list(training.report_to) or "none",
         seed=training.seed,
         disable_tqdm=True,

@@ -39,7 +39,7 @@ _OPTIMIZERS = {
     "muon": "Muon, and rotated AdamW for the rest",
     "plain-muon": "Muon on whole matrices, and AdamW for the rest",
 }
-_WEIGHTS: dict[Weights, str] = {
+WEIGHTS: dict[Weights, str] = {
     "random": "randomly initialized (the control arm)",
     "grown": "grown by hyperclone",
     "stored": "as stored; no receipt",
@@ -144,7 +144,7 @@ def summary(run: RunStarted) -> list[str]:
         batch += f" = {processes} x {budget.accumulation} x {budget.micro_batch}"
     rates = "lr times each group's multiplier by the scaling rule" if run.scaled else "the same for all parameters"
     lines = [
-        f"model     {run.model}, {human_count(run.parameters)} parameters, weights {_WEIGHTS[run.weights]}",
+        f"model     {run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}",
         f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
