@@ -25,13 +25,16 @@ from hyperclone.cli.arguments import say_error
 from hyperclone.cli.display import plan_and_proof
 from hyperclone.cli.main import app
 from hyperclone.cli.terminal import wrapped
+from hyperclone.conversion import receipt
 from hyperclone.errors import GrowthError
 from hyperclone.optimizer_state.moments import Treatment
 from hyperclone.options import flags
+from hyperclone.planning import planner
 from hyperclone.planning.recipe import OutputDtype
 from hyperclone.proof.proof import ProofKind, ProofToRun
 from hyperclone.training.config import Training
 from tests.helpers.command import call, run
+from tests.helpers.headers import headers
 
 ModelDir = Callable[..., Path]
 
@@ -151,16 +154,22 @@ def test_help_is_instant_because_nothing_heavy_is_imported(arguments: list[str])
     assert result.stdout
 
 
-def test_plan_imports_neither_torch_nor_transformers(model_dir: ModelDir) -> None:
+@pytest.mark.parametrize("command", ["plan", "groups"])
+def test_plan_and_groups_import_neither_torch_nor_transformers(
+    command: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
     script = (
         "import sys\nfrom hyperclone.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
-    arguments = ["plan", str(model_dir("opt")), "--width", "2"]
-    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60)
+    plan = planner.make_plan(headers("opt"), Growth(width=2))
+    (tmp_path / "hyperclone.json").write_text(json.dumps(receipt.make_receipt(plan, "opt", None, files={})))
+    arguments = {"plan": [str(model_dir("opt")), "--width", "2"], "groups": [str(tmp_path)]}[command]
+    words = [sys.executable, "-c", script, command, *arguments]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert result.stderr.strip() == "[]"
-    assert "hidden size" in result.stdout
+    assert {"plan": "hidden size", "groups": "copies tiled"}[command] in result.stdout
 
 
 def test_a_reader_that_leaves_is_no_error(model_dir: ModelDir) -> None:
@@ -212,11 +221,13 @@ FLAGS = {
     "--seed --shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
-    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference-lr "
-    "--documents --eval-data --eval-early --eval-every --from-scratch --gradient-checkpointing --grown-moments "
-    "--held-out --help --keep --log-every --lr --lr-rule --max-grad-norm --micro-batch --min-lr --momentum --optimizer "
-    "--output --precision --report-to --resume --sample-by --save-every --schedule --seed --seq-len --sharding "
-    "--tasks --text-field --tokens --warmup --weight-decay",
+    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference- "
+    "lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch --gradient- "
+    "checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule --max-grad- "
+    "norm --micro-batch --min-lr --momentum --optimizer --output --precision --report-to --resume "
+    "--sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --tasks --text-field "
+    "--tokens --warmup --weight-decay",
+    "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
     "families": "--coverage --help --json --markdown",

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from hyperclone.version import __version__
 
-_ORDER = ("plan", "grow", "verify", "collapse", "train", "eval", "anatomy", "study", "report", "demo")
+_ORDER = ("plan", "grow", "verify", "collapse", "train", "groups", "eval", "anatomy", "study", "report", "demo")
 
 
 class _InOrder(TyperGroup):

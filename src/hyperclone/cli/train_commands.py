@@ -1,4 +1,4 @@
-"""train, eval, anatomy."""
+"""train, groups, eval, anatomy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hyperclone.cli.arguments import (
     Revision,
     make_console,
     say,
+    show_whole,
 )
 from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
@@ -80,6 +81,47 @@ def _show_dry_run(training: Training, *, as_json: bool, show: bool) -> None:
         print(json.dumps(planned.summary(), indent=2))
     elif show:
         make_console().print(dry_run_display.dry_run_view(planned), highlight=False)
+
+
+@app.command(epilog="Example: hyperclone groups smollm2-480m --lr 1e-4 --weight-decay 0.1 --json > groups.json")
+def groups(
+    directory: Annotated[str, typer.Argument(metavar="DST", help="A grown directory, trained since or not.")],
+    optimizer: Annotated[
+        str,
+        typer.Option(
+            metavar="adamw|sgd|muon", help="torch's AdamW, SGD, or Muon (hidden matrices; AdamW trains the rest)."
+        ),
+    ] = "adamw",
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate with which you would continue the source: gives absolute values as well."),
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="With --lr: its weight decay [0].")] = None,
+    eps: Annotated[float | None, typer.Option(help="With --lr: its eps [torch's].")] = None,
+    adamw_lr: Annotated[
+        float | None, typer.Option(help="With --lr and muon: learning rate of what AdamW trains [--lr].")
+    ] = None,
+    adjust_lr_fn: Annotated[
+        str, typer.Option(metavar="original|match_rms_adamw", help="As that of torch.optim.Muon.")
+    ] = "original",
+    decay_all: Annotated[bool, typer.Option("--decay-all", help="Decay norms and biases as well.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the scaling rule's param groups of DST, for a trainer of your own: of each tensor lr, decay, eps, copies.
+
+    Reads the receipt, and starts without torch. In Python, hyperclone.param_groups makes these groups.
+    """
+    from hyperclone.cli.display.groups import groups_table
+    from hyperclone.conversion.tensor_groups import tensor_groups
+
+    of_tensors = tensor_groups(
+        directory, optimizer=optimizer, lr=lr, weight_decay=weight_decay, eps=eps, adamw_lr=adamw_lr,
+        adjust_lr_fn=adjust_lr_fn, decay_norms_and_biases=decay_all,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(of_tensors.summary(), indent=2))
+    else:
+        show_whole(lambda _: groups_table(of_tensors))
 
 
 @app.command("eval", epilog="Example: hyperclone eval smollm2-480m --against HuggingFaceTB/SmolLM2-135M --limit 100")

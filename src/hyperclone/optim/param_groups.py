@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from torch import nn
 
@@ -24,19 +24,17 @@ from hyperclone.hf.trainer import decayed_names
 from hyperclone.optim import parameter_maps
 from hyperclone.planning import scaling_rule
 from hyperclone.planning.plan import Plan
-from hyperclone.planning.scaling_rule import ADJUSTMENTS, LrRule
+from hyperclone.planning.scaling_rule import (
+    ADJUSTMENTS,
+    EPS,
+    TORCH_OPTIMIZERS,
+    LrRule,
+    Scaling,
+    group_name,
+    scaling_of,
+)
 
-TORCH_OPTIMIZERS = ("adamw", "sgd", "muon")  # of torch.optim
 PARTS = ("all", "hidden", "rest")
-_EPS = {"adamw": 1e-8, "muon": 1e-7}  # torch's defaults
-
-
-class Scaling(NamedTuple):
-    """Multipliers of the source's settings."""
-
-    lr: float
-    weight_decay: float
-    eps: float
 
 
 def param_groups(
@@ -92,7 +90,7 @@ def param_groups(
     inner = parameter_names.unwrap(model)
     multipliers = _multipliers(inner, receipt)
     decayed = decayed_names(inner)
-    eps = _EPS.get(optimizer) if eps is None else eps
+    eps = EPS.get(optimizer) if eps is None else eps
     groups: dict[Scaling, dict[str, Any]] = {}
     for name, parameter in parameter_names.named_parameters(model):
         if not parameter.requires_grad:
@@ -103,7 +101,7 @@ def param_groups(
             continue
         if optimizer == "muon" and parameter.dim() == 3 and len(names := _stored_names(inner, name, parameter)) > 1:
             entry = {**entry, "muon": _muon_of_fused(inner, name, parameter, entry, names, receipt)}
-        scaling = Scaling(1.0, 1.0, 1.0) if lr_rule == "uniform" else _scaling(entry, optimizer, adjust_lr_fn)
+        scaling = Scaling(1.0, 1.0, 1.0) if lr_rule == "uniform" else scaling_of(entry, optimizer, adjust_lr_fn)
         if weight_decay == 0 or not (decay_norms_and_biases or name in decayed):
             scaling = scaling._replace(weight_decay=0.0)
         if scaling not in groups:
@@ -136,17 +134,10 @@ def _muon_of_fused(
     return {adjust: scaling_rule.muon(entry["s"], entry["r"], old, new, adjust) for adjust in ADJUSTMENTS}
 
 
-def _scaling(entry: Mapping[str, Any], optimizer: str, adjust_lr_fn: str) -> Scaling:
-    """What a parameter's entry says for an optimizer."""
-    settings = entry["muon"][adjust_lr_fn] if optimizer == "muon" else entry["sgd"] if optimizer == "sgd" else entry
-    return Scaling(settings["lr"], settings["weight_decay"], settings.get("eps", 1.0))
-
-
 def _group(scaling: Scaling, *, lr: float, weight_decay: float, eps: float | None) -> dict[str, Any]:
     """A group without parameters. eps: the source's; None for an optimizer that has none."""
-    decay = f"decay x {scaling.weight_decay:g}" if scaling.weight_decay else "no decay"
     group = {
-        "name": f"lr x {scaling.lr:g}, {decay}" + ("" if eps is None else f", eps x {scaling.eps:g}"),
+        "name": group_name(scaling, eps=eps is not None),
         "params": [],
         "param_names": [],
         "lr": lr * scaling.lr,

@@ -48,10 +48,12 @@ source and get their tensor's settings. Decay of gains to which the model adds 1
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 LrRule = Literal["scaled", "uniform"]  # multipliers of this rule, or one learning rate, decay and epsilon everywhere
+TORCH_OPTIMIZERS = ("adamw", "sgd", "muon")  # of torch.optim
+EPS = {"adamw": 1e-8, "muon": 1e-7}  # torch's defaults; SGD has none
 ADJUSTMENTS = ("original", "match_rms_adamw")  # torch.optim.Muon's adjust_lr_fn
 
 
@@ -96,3 +98,29 @@ def record(s: float, r: float, old: Sequence[int], new: Sequence[int], *, hidden
     if hidden:
         entry["muon"] = {adjust: muon(s, r, old[-2:], new[-2:], adjust) for adjust in ADJUSTMENTS}
     return entry
+
+
+class Scaling(NamedTuple):
+    """Multipliers of the source's settings."""
+
+    lr: float
+    weight_decay: float
+    eps: float
+
+
+def scaling_of(entry: Mapping[str, Any], optimizer: str, adjust: str) -> Scaling:
+    """What a tensor's entry (`record`) says for an optimizer; of SGD, which has no eps, it is 1.
+
+    Args:
+        entry: of a receipt.
+        optimizer: "adamw", "sgd" or "muon".
+        adjust: torch.optim.Muon's adjust_lr_fn, one of ADJUSTMENTS.
+    """
+    settings = entry["muon"][adjust] if optimizer == "muon" else entry["sgd"] if optimizer == "sgd" else entry
+    return Scaling(settings["lr"], settings["weight_decay"], settings.get("eps", 1.0))
+
+
+def group_name(scaling: Scaling, *, eps: bool) -> str:
+    """The readable name of a param group; `eps`: its optimizer has one."""
+    decay = f"decay x {scaling.weight_decay:g}" if scaling.weight_decay else "no decay"
+    return f"lr x {scaling.lr:g}, {decay}" + (f", eps x {scaling.eps:g}" if eps else "")

@@ -48,7 +48,8 @@ _LOGITS_LEGEND = (
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines, whose columns but the first are aligned to the right."""
     table = Table(
         box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
     )
@@ -60,7 +61,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
 def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
     """Sizes before and after, what will be written, notes and warnings."""
     types = dict.fromkeys((str(plan.source_config.get("model_type")), str(plan.config.get("model_type"))))
-    sizes = _table("", "source", "grown", "", title=f"Plan ({' to '.join(types)})")
+    sizes = plain_table("", "source", "grown", "", title=f"Plan ({' to '.join(types)})")
     for name, (old, new) in plan.widths().items():
         sizes.add_row(name, f"{old:,}", f"{new:,}", f"{new / old:g}x" if new != old else "")
     old, new = plan.source_parameters, plan.parameters
@@ -87,8 +88,8 @@ def _tensor_table(plan: Plan) -> RenderableType:
     """One row for each kind of tensor, whose layers and experts are counted, and a legend."""
     kinds: dict[str, list[TensorPlan]] = {}
     for tensor in plan.tensors:
-        kinds.setdefault(_kind(tensor.name), []).append(tensor)
-    table = _table("tensor", "copies", "grown", "layout")
+        kinds.setdefault(tensor_kind(tensor.name), []).append(tensor)
+    table = plain_table("tensor", "copies", "grown", "layout")
     table.columns[3].justify = "left"
     for column in table.columns[:3]:
         column.no_wrap = True
@@ -97,7 +98,7 @@ def _tensor_table(plan: Plan) -> RenderableType:
         copies = _copies(first)
         used.add("1/n" if copies.startswith("1/") else copies)
         name = kind + (f" x{len(others) + 1}" if others else "")
-        table.add_row(Text(name), copies, _shape(first.shape), first.layout.text)
+        table.add_row(Text(name), copies, shown_shape(first.shape), first.layout.text)
     prefix = next((match[1] for tensor in plan.tensors if (match := _LAYER.match(tensor.name))), None)
     legend = ["tensor: without .weight" + (f"; {{i}}: {prefix}0, 1, ..." if prefix else "")]
     legend += [f"copies: {'; '.join(f'{word}: {meaning}' for word, meaning in _COPIES.items() if word in used)}"]
@@ -106,7 +107,7 @@ def _tensor_table(plan: Plan) -> RenderableType:
     return Group(table, Text("\n".join(legend), style="dim"))
 
 
-def _kind(name: str) -> str:
+def tensor_kind(name: str) -> str:
     """A tensor's name for all layers and experts at once."""
     kind = _LAYER.sub("{i}.", name).removesuffix(".weight")
     return re.sub(r"\.\d+\.", ".{e}.", kind)
@@ -130,7 +131,7 @@ def proposals_table(proposed: Proposals) -> RenderableType:
              "head dimension": "head dim", "layers": "layers"}  # fmt: skip
     named = [name for name in short if any(w[name][0] != w[name][1] for w in widths)]
     each = ["tokens per\nparameter"] if proposed.tokens is not None else []
-    table = _table("", "parameters", "off", *(short[name] for name in named), *each, "exact", title=title)
+    table = plain_table("", "parameters", "off", *(short[name] for name in named), *each, "exact", title=title)
     table.padding = (0, 1, 0, 0)  # the table is wide already
     for number, (p, sizes) in enumerate(zip(proposed.proposals, widths, strict=True), 1):
         cells = [f"{new} {new / old:.2g}x" if new != old else str(new) for old, new in map(sizes.__getitem__, named)]
@@ -164,7 +165,8 @@ def proposals_table(proposed: Proposals) -> RenderableType:
     return Group(*parts)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def shown_shape(shape: tuple[int, ...]) -> str:
+    """A tensor's shape, as 64 x 96."""
     return " x ".join(map(str, shape))
 
 
@@ -189,7 +191,7 @@ def proof_table(proof: Proof) -> RenderableType:
     ]
     behavior = proof.behavior
     if behavior and behavior.measured:
-        table = _table("logits", behavior.rows, "error", "source", "allowed", "largest", "KL", "same\ntop")
+        table = plain_table("logits", behavior.rows, "error", "source", "allowed", "largest", "KL", "same\ntop")
         table.columns[0].no_wrap = True
         for m in behavior.measured:
             figures = [
