@@ -221,12 +221,12 @@ FLAGS = {
     "--seed --shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
-    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay --difference- "
-    "lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch --gradient- "
-    "checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule --max-grad- "
-    "norm --micro-batch --min-lr --momentum --optimizer --output --precision --report-to --resume "
-    "--sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --tasks --text-field "
-    "--tokens --warmup --weight-decay",
+    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay "
+    "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
+    "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
+    "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --report-to "
+    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --tasks "
+    "--text-field --tokens --warmup --weight-decay",
     "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",
