@@ -139,6 +139,7 @@ def test_an_option_that_does_not_go_with_the_file_is_a_fault_of_the_file_only_wh
     with pytest.raises(TrainingError) as caught:
         run_file.read(file, {"optimizer": "adamw"})
     assert caught.value.details["file"] == str(file)
+    assert run_file.read(file, {"source_lr": 1e-3}).difference_lr is None  # it says the same in another way
     with pytest.raises(TrainingError) as caught:
         run_file.read(file, {"lr": -1.0})
     assert "file" not in caught.value.details
