@@ -123,3 +123,13 @@ def test_a_record_resolves_once(grown: Path) -> None:
     assert resolved.source_lr is None
     assert resolved.difference_lr == pytest.approx(1e-3)
     assert replace(resolved, resume=True).difference_lr == pytest.approx(1e-3)
+
+
+def test_a_model_that_was_grown_in_memory_is_trained_as_a_clone(tmp_path: Path) -> None:
+    """Its config says how it was grown; there is no receipt."""
+    hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2)).save_pretrained(tmp_path / "grown")
+    assert not (tmp_path / "grown" / receipt.FILE).exists()
+    training = Training(model=str(tmp_path / "grown"), data="text", output=str(tmp_path / "run"))
+    assert preparation._receipt(training, tmp_path / "grown") == tmp_path / "grown"
+    assert preparation._receipt(replace(training, from_scratch=True), tmp_path / "grown") is None
+    assert asked(tmp_path / "grown").optimizer == "rotated"

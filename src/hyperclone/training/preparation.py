@@ -154,12 +154,12 @@ def _check_launched(training: Training) -> None:
 
 
 def _receipt(training: Training, directory: Path) -> Path | None:
-    """The model's directory if it has a receipt and its weights are used.
+    """The model's directory if it has a receipt, or its config says how it was grown, and its weights are used.
 
     Raises:
         TrainingError: something is asked for that needs a receipt, and there is none.
     """
-    if (directory / receipt.FILE).exists():
+    if receipt.read(directory) is not None:
         return None if training.from_scratch else directory
     for option, asked, why in (
         ("lr-rule", training.lr_rule == "scaled", "the scaling rule has no multipliers for it"),
