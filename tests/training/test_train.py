@@ -18,12 +18,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hyperclone
 from hyperclone.errors import DestinationError, HypercloneError, NonFiniteLossError, TrainingError
 from hyperclone.evaluation.scores import TaskAnswers
 from hyperclone.training import hardware, metrics
+from hyperclone.training.config import OptimizerName
 from hyperclone.training.events import Event, OptimizerStateLoaded, RunStarted, StepTaken, Watch
 from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
@@ -432,6 +433,7 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         (grown, {"optimizer": "muon", "difference_lr": 6e-3}, "muon"),
         (grown, {"optimizer": "muon", "from_scratch": True}, "muon"),
         (grown, {"optimizer": "plain-muon"}, "plain-muon"),
+        (tmp_path / "first-copy", {"optimizer": "plain-muon"}, "plain-muon"),
         (source, {"optimizer": "muon"}, "muon"),
     ]
     for number, (model, asked, expected) in enumerate(cases):
@@ -456,6 +458,24 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
     for optimizer in ("rotated", "muon"):
         with pytest.raises(TrainingError, match=r"first copies(.|\n)*--grown-moments none"):
             hyperclone.train(request(tmp_path / "first-copy", text, tmp_path / "out", optimizer=optimizer))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("optimizer", [None, "rotated", "adamw"])
+def test_the_state_of_muon_is_for_muon(
+    optimizer: OptimizerName | None, source: Path, grown: Path, text: Path, tmp_path: Path
+) -> None:
+    """Before anything is loaded or written, and with a cure."""
+    model = tmp_path / "grown"
+    shutil.copytree(grown, model)
+    record = json.loads((model / "hyperclone.json").read_text())
+    record["optimizer_state"] = {"optimizer": "muon", "moments": "copy", "step": None, "steps": {}, "sha256": {}}
+    (model / "hyperclone.json").write_text(json.dumps(record))
+    weights = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({f"{name}.momentum_buffer": weights[name]}, model / "optimizer_state.safetensors")
+    with pytest.raises(TrainingError, match=r"(?s)state of muon.*--grown-moments none.*--optimizer muon or plain-muon"):
+        hyperclone.train(request(model, text, tmp_path / "out", optimizer=optimizer))
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,7 @@ from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import OF_COPIES, PrecisionName, Training, usual_optimizer
+from hyperclone.training.config import OF_COPIES, STARTS_FROM, PrecisionName, Training, usual_optimizer
 from hyperclone.training.events import Watch, Weights
 from hyperclone.training.packing import Windows
 from hyperclone.training.token_cache import Corpus
@@ -197,6 +197,10 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     )
     earlier = resume.recorded_optimizer(output) if training.resume else None
     optimizer = training.optimizer or earlier or usual
+    state = recorded.optimizer_state if moments and recorded is not None else None
+    kind = "none" if state is None else str(state["optimizer"])
+    fitting = [name for name in STARTS_FROM.get(kind, ()) if not (first_copy and name in OF_COPIES)]
+    instead = f"; --optimizer {' or '.join(fitting)} uses them" if fitting else ""
     if optimizer in OF_COPIES and first_copy:
         raise TrainingError(
             "moments of the first copies only make copies diverge under AdamW; this optimizer has coordinates for "
@@ -204,7 +208,16 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             file=grown,
             field="optimizer",
             found=optimizer,
-            cure="--grown-moments none starts without them; --optimizer adamw uses them",
+            cure=f"--grown-moments none starts without them{instead}",
+        )
+    if state is not None and optimizer not in fitting:
+        raise TrainingError(
+            f"the model was grown with the optimizer state of {kind}, which this optimizer cannot start from",
+            file=grown,
+            field="optimizer",
+            found=optimizer,
+            expected=", ".join(fitting) or None,
+            cure=f"--grown-moments none starts without it{instead.replace('them', 'it')}",
         )
     if (optimizer not in OF_COPIES or grown is None) and training.difference_lr is not None:
         cure = "--optimizer rotated or muon, or leave --difference-lr out"
