@@ -242,11 +242,15 @@ def rotated_muon(
                               cure="train the model by rotated_adamw")  # fmt: skip
         if maps is None:
             continue
-        if whole_matrices:
-            maps = tuple(copy_map.without_copies(axis) for axis in maps)
-        rotations[name] = Rotation(maps)
+        apart = tuple(copy_map.without_copies(axis) for axis in maps) if whole_matrices else maps
+        rotations[name] = Rotation(apart)
         if name in of_muon:
-            blocks[name] = blocks_of(maps, reads=read_dimension(inner, name, parameter.shape, planned))
+            together = whole_matrices and lr_rule == "scaled"
+            blocks[name] = blocks_of(
+                maps if together else apart,
+                reads=read_dimension(inner, name, parameter.shape, planned),
+                together=together,
+            )
     if process_group is None and isinstance(model, DistributedDataParallel):
         process_group = model.process_group
     return RotatedMuon(
