@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hyperclone
+from hyperclone.architectures import registry
 from hyperclone.errors import DestinationError, HypercloneError, NonFiniteLossError, TrainingError
 from hyperclone.evaluation.scores import TaskAnswers
 from hyperclone.training import hardware, metrics
@@ -477,6 +478,28 @@ def test_the_state_of_muon_is_for_muon(
     with pytest.raises(TrainingError, match=r"(?s)state of muon.*--grown-moments none.*--optimizer muon or plain-muon"):
         hyperclone.train(request(model, text, tmp_path / "out", optimizer=optimizer))
     assert not (tmp_path / "out").exists()
+
+
+def test_muon_needs_to_know_the_matrices_of_a_model(source: Path, text: Path, tmp_path: Path) -> None:
+    unknown = tmp_path / "unknown"
+    shutil.copytree(source, unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(TrainingError, match=r"(?s)not known.*mamba.*--optimizer adamw"):
+        hyperclone.train(request(unknown, text, tmp_path / "out", optimizer="muon"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_weights_have_the_matrices_of_the_family_file_in_the_receipt(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my.toml"
+    shutil.copy(Path(registry.__file__).parent / "families/llama.toml", file)
+    grown = tmp_path / "grown"
+    hyperclone.grow(source, grown, hyperclone.Growth(width=2), family=file, proof="structural")
+    monkeypatch.setattr(registry, "known", lambda config: None)
+    asked = request(grown, text, tmp_path / "out", tokens=SEQUENCE * WINDOWS, optimizer="muon", from_scratch=True)
+    assert hyperclone.train(asked).step == 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:

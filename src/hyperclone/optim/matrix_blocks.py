@@ -131,7 +131,7 @@ def _sides(copies: CopyMap, *, several: bool, together: bool) -> tuple[Tensor | 
             stop - size,
             stop,
             difference=0 < value % (padding + 1) < padding,
-            old=len(copies.source[(key == value) & (copies.count > 0)].unique()) if together else size,
+            old=len(torch.unique(copies.source[(key == value) & (copies.count > 0)])) if together else size,
         )
         for value, size, stop in zip(values.tolist(), sizes.tolist(), ends, strict=True)
     )

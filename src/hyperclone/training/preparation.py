@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from hyperclone.architectures import registry
 from hyperclone.conversion import receipt
-from hyperclone.errors import TrainingError
+from hyperclone.errors import FamilyError, TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
 from hyperclone.io import hub
@@ -103,7 +104,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     config, tokenizer = inputs.load_config(directory), inputs.load_tokenizer(directory)
     grown = _receipt(training, directory)
     grown_moments = _grown_moments(training, grown)
-    training = _with_optimizer(training, output, grown, moments=grown_moments is not None)
+    training = _with_optimizer(training, directory, output, grown, moments=grown_moments is not None)
     seq_len = budget.sequence_length(training.seq_len, max_positions(config))
     text, held_out = inputs.load_texts(training, config, tokenizer, seq_len=seq_len, watch=watch)
     isolated = training.documents == "isolated"
@@ -184,7 +185,9 @@ def _grown_moments(training: Training, grown: Path | None) -> Path | None:
     return grown
 
 
-def _with_optimizer(training: Training, output: Path, grown: Path | None, *, moments: bool) -> Training:
+def _with_optimizer(
+    training: Training, directory: Path, output: Path, grown: Path | None, *, moments: bool
+) -> Training:
     """The request with its optimizer: as asked for, as in the run that is resumed, or the usual one.
 
     Raises:
@@ -232,7 +235,26 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             found=training.difference_lr,
             cure=cure,
         )
+    if grown is None and optimizer in STARTS_FROM["muon"]:
+        _check_matrices_known(directory, optimizer)
     return replace(training, optimizer=optimizer)
+
+
+def _check_matrices_known(directory: Path, optimizer: str) -> None:
+    """Muon must know which matrices a model without copies has: from its family, or from the receipt's."""
+    recorded = receipt.read(directory)
+    config = hub.config(directory)
+    try:
+        registry.of_config(config, user_family=None if recorded is None else recorded.family)
+    except FamilyError:
+        raise TrainingError(
+            "the matrices of this architecture, which Muon would train, are not known",
+            file=directory / "config.json",
+            field="optimizer",
+            found=f"{optimizer}, of model_type {config.get('model_type')}",
+            expected="a model type that `hyperclone families` lists",
+            cure="--optimizer adamw",
+        ) from None
 
 
 def _usual_precision() -> PrecisionName:
