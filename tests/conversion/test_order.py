@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,25 @@ def test_without_a_receipt_the_weights_say_their_order(order: OrderName, directo
     save_file(weights, grown / "model.safetensors", metadata={"format": "pt"})
     broken = hyperclone.verify(directories / "source", grown, proof="structural")
     assert [failure.split(":")[0] for failure in broken.failures] == ["model.layers.1.mlp.up_proj.weight"]
+
+
+ONLY_ROWS = [
+    ("llama-grouped-tied", {"ffn": "2x"}),
+    ("llama-grouped-tied", {"heads": "2x"}),
+    ("gpt2-tied", {"ffn": "1.5x"}),  # Conv1D
+    ("granitemoe", {"ffn": "2x"}),  # the experts of a layer in one tensor
+]
+
+
+@pytest.mark.parametrize(("name", "sizes"), ONLY_ROWS)
+def test_rows_say_their_order_where_the_hidden_state_did_not_grow(
+    name: str, sizes: dict[str, Any], tmp_path: Path
+) -> None:
+    build(name).save_pretrained(tmp_path / "source")
+    grown = tmp_path / "grown"
+    hyperclone.grow(tmp_path / "source", grown, Growth(order="interleaved", **sizes), proof="none")
+    (grown / receipt.FILE).unlink()
+    assert hyperclone.verify(tmp_path / "source", grown, proof="structural").verdict == "proved"
 
 
 def test_keys_of_runs_from_before_there_was_another_order_mean_tiled() -> None:

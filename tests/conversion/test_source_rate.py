@@ -68,8 +68,8 @@ def grown(tmp_path: Path) -> Path:
 def asked(grown: Path, **options: Any) -> Training:
     """A request as it is run."""
     training = Training(**{"model": str(grown), "data": "text", "output": str(grown.parent / "run"), **options})
-    return preparation._with_optimizer(training, grown.parent / "run", None if training.from_scratch else grown,
-                                       moments=False)  # fmt: skip
+    used = None if training.from_scratch else grown
+    return preparation._with_optimizer(training, grown, grown.parent / "run", used, moments=False)
 
 
 def test_plan_and_receipt_say_it_and_training_takes_it(grown: Path) -> None:

@@ -214,6 +214,7 @@ def _optimizer(
         return rotated_adamw(model, **by_rule, **in_copies)
     if training.optimizer == "muon" or whole_matrices:
         processes = torch.distributed.group.WORLD if replicated else None
+        by_rule["receipt"] = prepared.receipt or prepared.directory  # random weights: for its family file
         return rotated_muon(
             model, **by_rule, **in_copies, momentum=training.momentum, whole_matrices=whole_matrices, grown=grown,
             process_group=processes,
