@@ -68,8 +68,8 @@ def grown(tmp_path: Path) -> Path:
 def asked(grown: Path, **options: Any) -> Training:
     """A request as it is run."""
     training = Training(**{"model": str(grown), "data": "text", "output": str(grown.parent / "run"), **options})
-    return preparation._with_optimizer(training, grown.parent / "run", None if training.from_scratch else grown,
-                                       moments=False)  # fmt: skip
+    used = None if training.from_scratch else grown
+    return preparation._with_optimizer(training, grown, grown.parent / "run", used, moments=False)
 
 
 def test_plan_and_receipt_say_it_and_training_takes_it(grown: Path) -> None:
@@ -123,3 +123,13 @@ def test_a_record_resolves_once(grown: Path) -> None:
     assert resolved.source_lr is None
     assert resolved.difference_lr == pytest.approx(1e-3)
     assert replace(resolved, resume=True).difference_lr == pytest.approx(1e-3)
+
+
+def test_a_model_that_was_grown_in_memory_is_trained_as_a_clone(tmp_path: Path) -> None:
+    """Its config says how it was grown; there is no receipt."""
+    hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2)).save_pretrained(tmp_path / "grown")
+    assert not (tmp_path / "grown" / receipt.FILE).exists()
+    training = Training(model=str(tmp_path / "grown"), data="text", output=str(tmp_path / "run"))
+    assert preparation._receipt(training, tmp_path / "grown") == tmp_path / "grown"
+    assert preparation._receipt(replace(training, from_scratch=True), tmp_path / "grown") is None
+    assert asked(tmp_path / "grown").optimizer == "rotated"

@@ -398,3 +398,14 @@ def test_a_sharded_parameter_steps_as_a_whole_one_and_stays_sharded(placement: A
     state = optimizer.state[sharded]["rotated_avg"]
     assert isinstance(state, DTensor)
     assert state.placements == (placement,)
+
+
+def test_a_shard_whose_units_have_one_copy_each_starts_from_its_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of three processes the last, where 4 units became 6."""
+    monkeypatch.setattr(rotated_module, "rotation_here", lambda rotation, parameter: Rotation((copy_map.axis(2, 2),)))
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = RotatedAdamW([{"params": [weight], "param_names": ["w"]}], {"w": Rotation((WIDE,))})
+    moments = {"exp_avg": torch.tensor([1.0, 2.0]), "exp_avg_sq": torch.tensor([3.0, 4.0])}
+    state = optimizer.grown_moments(weight, "w", moments, 5)
+    assert state["rotated_avg"].tolist() == [1, 2]
+    assert state["rotated_avg_sq"].tolist() == [3, 4]

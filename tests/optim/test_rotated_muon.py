@@ -74,6 +74,15 @@ def test_it_does_so_whatever_the_factors(growth: Growth) -> None:
     )
 
 
+def test_whole_matrices_do_so_where_parts_of_a_fused_one_change_their_shape() -> None:
+    """Gate and up are 48 x 32 each and 96 x 32 as one: the longer side is the other one once hidden is 64."""
+    small = source("mixtral")
+    wide, made = grow(small, Growth(hidden="2x", noise="none"))
+    expected = train(small, [muon(small, grown=False)], batches(STEPS))
+    found = train(wide, [muon(wide, receipt=made, whole_matrices=True)], batches(STEPS))
+    assert found == pytest.approx(expected, abs=1e-10)
+
+
 def test_without_copies_it_is_muon_for_the_matrices_in_the_layers_and_adamw_for_the_rest() -> None:
     ours, theirs = source("llama-grouped-untied"), source("llama-grouped-untied")
     hidden = {n: p for n, p in theirs.named_parameters() if n.endswith("proj.weight")}

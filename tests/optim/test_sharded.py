@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone.expansion import copy_map
+from hyperclone.optim import matrix_sharing
 from hyperclone.optim.sharded_rotation import copies_elsewhere, shard_bounds
 from tests.helpers import optimizers_in_processes
 from tests.helpers.optimizers_in_processes import OPTIMIZERS, ORDERS, SHARDINGS, SIZES, STEPS, trained
@@ -54,6 +56,24 @@ def test_several_processes_step_as_one_and_send_no_more_than_they_must(processes
         for mine, whole in zip(weights, one_weights, strict=True):
             assert mine == pytest.approx(whole, abs=1e-14), case
         assert sent == STEPS * sends(optimizer, order, sharding, processes), case
+
+
+def test_a_round_sends_matrices_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One exchange has one type; routers may be fp32 in a bf16 model."""
+    rounds: list[list[torch.dtype]] = []
+
+    def noted(pending: list[tuple[torch.Tensor, Any]], group: object) -> list[torch.Tensor]:
+        rounds.append([matrix.dtype for matrix, _ in pending])
+        return [matrix for matrix, _ in pending]
+
+    monkeypatch.setattr(matrix_sharing, "_round", noted)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda group: 3)
+    bf16, fp32 = torch.bfloat16, torch.float32
+    matrices = [torch.ones(2, 2, dtype=dtype) for dtype in (bf16, bf16, fp32, fp32, fp32, fp32)]
+    group: Any = object()
+    done = list(matrix_sharing.transformed(matrices, [torch.clone] * 6, process_group=group))
+    assert rounds == [[bf16] * 2, [fp32] * 3, [fp32]]
+    assert all(one is matrix for one, matrix in zip(done, matrices, strict=True))
 
 
 @given(st.integers(1, 6), st.integers(0, 9), st.sampled_from(ORDERS), st.integers(1, 5))

@@ -108,7 +108,7 @@ def test_groups_and_state_are_those_of_the_optimizer_on_the_weights(
     dry = dry_run(request(directory, model, tokens=BATCH, **asked))
     loaded, _ = load_model(directory / model, dry.training)
     receipt = directory / model if model == "grown" and not dry.training.from_scratch else None
-    optimizer = make_optimizer(dry.training, loaded, receipt=receipt)
+    optimizer = make_optimizer(dry.training, loaded, directory=directory / model, receipt=receipt)
     loaded(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
     optimizer.step()
     state = sum(

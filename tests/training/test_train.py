@@ -18,12 +18,14 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hyperclone
+from hyperclone.architectures import registry
 from hyperclone.errors import DestinationError, HypercloneError, NonFiniteLossError, TrainingError
 from hyperclone.evaluation.scores import TaskAnswers
 from hyperclone.training import hardware, metrics
+from hyperclone.training.config import OptimizerName
 from hyperclone.training.events import Event, OptimizerStateLoaded, RunStarted, StepTaken, Watch
 from hyperclone.training.lr_schedule import factor
 from tests.helpers import models
@@ -432,6 +434,7 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         (grown, {"optimizer": "muon", "difference_lr": 6e-3}, "muon"),
         (grown, {"optimizer": "muon", "from_scratch": True}, "muon"),
         (grown, {"optimizer": "plain-muon"}, "plain-muon"),
+        (tmp_path / "first-copy", {"optimizer": "plain-muon"}, "plain-muon"),
         (source, {"optimizer": "muon"}, "muon"),
     ]
     for number, (model, asked, expected) in enumerate(cases):
@@ -457,6 +460,46 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         with pytest.raises(TrainingError, match=r"first copies(.|\n)*--grown-moments none"):
             hyperclone.train(request(tmp_path / "first-copy", text, tmp_path / "out", optimizer=optimizer))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("optimizer", [None, "rotated", "adamw"])
+def test_the_state_of_muon_is_for_muon(
+    optimizer: OptimizerName | None, source: Path, grown: Path, text: Path, tmp_path: Path
+) -> None:
+    """Before anything is loaded or written, and with a cure."""
+    model = tmp_path / "grown"
+    shutil.copytree(grown, model)
+    record = json.loads((model / "hyperclone.json").read_text())
+    record["optimizer_state"] = {"optimizer": "muon", "moments": "copy", "step": None, "steps": {}, "sha256": {}}
+    (model / "hyperclone.json").write_text(json.dumps(record))
+    weights = load_file(model / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({f"{name}.momentum_buffer": weights[name]}, model / "optimizer_state.safetensors")
+    with pytest.raises(TrainingError, match=r"(?s)state of muon.*--grown-moments none.*--optimizer muon or plain-muon"):
+        hyperclone.train(request(model, text, tmp_path / "out", optimizer=optimizer))
+    assert not (tmp_path / "out").exists()
+
+
+def test_muon_needs_to_know_the_matrices_of_a_model(source: Path, text: Path, tmp_path: Path) -> None:
+    unknown = tmp_path / "unknown"
+    shutil.copytree(source, unknown)
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(TrainingError, match=r"(?s)not known.*mamba.*--optimizer adamw"):
+        hyperclone.train(request(unknown, text, tmp_path / "out", optimizer="muon"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_weights_have_the_matrices_of_the_family_file_in_the_receipt(
+    source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "my.toml"
+    shutil.copy(Path(registry.__file__).parent / "families/llama.toml", file)
+    grown = tmp_path / "grown"
+    hyperclone.grow(source, grown, hyperclone.Growth(width=2), family=file, proof="structural")
+    monkeypatch.setattr(registry, "known", lambda config: None)
+    asked = request(grown, text, tmp_path / "out", tokens=SEQUENCE * WINDOWS, optimizer="muon", from_scratch=True)
+    assert hyperclone.train(asked).step == 1
 
 
 def test_a_loss_that_is_no_number_stops_the_run(grown: Path, text: Path, tmp_path: Path) -> None:

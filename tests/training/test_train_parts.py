@@ -5,6 +5,7 @@ checkpoints.
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch
 
 from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.optimizer_state import distributed
-from hyperclone.training import budget, checkpoints, data_sources, export, flops, metrics, packing, token_cache
+from hyperclone.training import budget, checkpoints, data_sources, export, flops, metrics, packing, resume, token_cache
 from hyperclone.training.config import Training
 from hyperclone.training.lr_schedule import factor, warmup_steps
 from hyperclone.training.token_cache import ReadingOptions
@@ -425,3 +426,12 @@ def test_a_sharded_checkpoint_becomes_what_transformers_saves(name: str, dtype: 
         again, info = AutoModelForCausalLM.from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not any(info.values())
         assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_run_from_before_an_option_existed_ran_with_its_default(tmp_path: Path) -> None:
+    curve = {field: getattr(request(), field) for field in resume._CURVE}
+    older = {name: value for name, value in curve.items() if name != "momentum"}
+    (tmp_path / resume.RECORD_FILE).write_text(json.dumps({"curve": older}))
+    assert resume.checkpoint_to_resume(tmp_path, {"curve": curve}, resume=True) is None  # none was written yet
+    with pytest.raises(TrainingError, match=r"momentum(.|\n)*0\.5(.|\n)*expected: 0\.95"):
+        resume.checkpoint_to_resume(tmp_path, {"curve": {**curve, "momentum": 0.5}}, resume=True)

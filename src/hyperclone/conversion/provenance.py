@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from hyperclone.architectures import text_models
 from hyperclone.architectures.family import Family
 from hyperclone.conversion import receipt as receipts
 from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import GrowthError
 from hyperclone.expansion import grown_tensors
+from hyperclone.expansion.expand import TensorMap
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.files import user_path
@@ -88,24 +91,50 @@ def plan_without_receipt(source: Checkpoint, output: Checkpoint) -> Plan:
 
 
 def _stands(output: Checkpoint, plan: Plan, order: OrderName) -> bool:
-    """Whether the copies of what is only repeated (embeddings, norms, biases) are equal in this order.
+    """Whether copies that are only repeated are equal in this order: of columns that are written, and of rows.
 
     A few rows of each tensor are read.
     """
     plan = replace(plan, growth=replace(plan.growth, order=order))
-    for tensor in plan.tensors:
-        grown = grown_tensors.map_of(tensor, plan)
-        if tensor.name not in output.entries or tensor.zero or grown.splits or not grown.columns.grown:
-            continue
-        rows = output.read(tensor.name, 0, None if grown.whole else min(_ROWS, row_count(tensor.shape)))
-        matrix = grown.as_matrix(rows)
-        if not all(
-            matrix[:, first].equal(matrix[:, position])
-            for _, _, (first, *others) in grown.columns.spans
-            for position in others
-        ):
-            return False
-    return True
+    return all(
+        _columns_stand(output, tensor.name, grown) and _rows_stand(output, tensor.name, grown)
+        for tensor in plan.tensors
+        if tensor.name in output.entries and not tensor.zero
+        for grown in [grown_tensors.map_of(tensor, plan)]
+    )
+
+
+def _columns_stand(output: Checkpoint, name: str, grown: TensorMap) -> bool:
+    """Of an embedding, a norm or a bias."""
+    if grown.splits or not grown.columns.grown:
+        return True
+    rows = output.read(name, 0, None if grown.whole else min(_ROWS, row_count(output.entries[name].shape)))
+    matrix = grown.as_matrix(rows)
+    return all(
+        matrix[:, first].equal(matrix[:, position])
+        for _, _, (first, *others) in grown.columns.spans
+        for position in others
+    )
+
+
+def _rows_stand(output: Checkpoint, name: str, grown: TensorMap) -> bool:
+    """Of a matrix that reads what did not grow: its rows are repeated as they are. Of experts, the first is read."""
+    if not grown.exact_repeat or not grown.rows.grown:
+        return True
+    each = 1 if grown.whole else grown.rows_per_stored[1]
+    block = grown.as_matrix(output.read(name, 0, None if grown.whole else 1)) if grown.whole or each > 1 else None
+
+    def row(position: int) -> Tensor:
+        return output.read(name, position, position + 1) if block is None else block[position]
+
+    return all(
+        row(first).equal(row(position))
+        for count, _, positions in grown.rows.groups
+        if count > 1
+        for first, *others in positions[:, :_ROWS].T.tolist()
+        for position in others
+        if block is None or max(first, position) < len(block)
+    )
 
 
 def plan_of_model(model: Any, grown: str | os.PathLike[str] | Plan | None) -> Plan:

@@ -139,7 +139,7 @@ def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
 
 def _check_kind(optimizer: torch.optim.Optimizer, kind: str, moments: str) -> None:
     if isinstance(optimizer, RotatedAdamW) and kind in optimizer.grows_from:
-        if moments == "first-copy":
+        if moments == "first-copy" and optimizer.turns:
             raise CheckpointError(
                 "an optimizer in the coordinates of copies needs the moments of all copies; first-copy moments are for "
                 "AdamW", found=type(optimizer).__name__, expected="AdamW", cure="grow with --moments copy",

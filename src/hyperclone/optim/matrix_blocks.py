@@ -27,11 +27,13 @@ class Side:
     Attributes:
         start, stop: where.
         difference: they are differences between copies.
+        old: how many there are in the source; all of them, unless they are copies that are not told apart.
     """
 
     start: int
     stop: int
     difference: bool
+    old: int
 
     @property
     def size(self) -> int:
@@ -46,12 +48,15 @@ class MatrixBlocks:
     Attributes:
         row_order, column_order: the coordinates in the order of the sides; None where they stand so.
         rows, columns: the sides; each pair of them is a block.
+        adjusted: shapes (source's, grown) for which the learning rate is adjusted already: the scaling rule's for whole
+            parameters. Their ratio is taken back, since a part of one may have another.
     """
 
     row_order: Tensor | None
     column_order: Tensor | None
     rows: tuple[Side, ...]
     columns: tuple[Side, ...]
+    adjusted: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def orthogonalized(
         self, value: Tensor, orthogonalize: Callable[[Tensor], Tensor], *, adjust: str, difference_ratio: float
@@ -61,16 +66,17 @@ class MatrixBlocks:
         Args:
             value: in the coordinates of copies.
             orthogonalize: matrices (number, rows, columns) of one shape, each on its own.
-            adjust: torch.optim.Muon's adjust_lr_fn, by the shape of the block.
+            adjust: torch.optim.Muon's adjust_lr_fn, by the shape of the block, in the source.
             difference_ratio: a further factor of all blocks of differences.
         """
         value = _sorted(_sorted(value, -2, self.row_order), -1, self.column_order)
         result = torch.empty_like(value)
+        old, new = (1.0, 1.0) if self.adjusted is None else (adjustment(shape, adjust) for shape in self.adjusted)
         for blocks in self.by_shape:
             batch = torch.stack([value[..., r.start : r.stop, c.start : c.stop] for r, c in blocks])
             done = orthogonalize(batch.flatten(0, -3)).view(batch.shape)
             for (r, c), block in zip(blocks, done, strict=True):
-                factor = adjustment((r.size, c.size), adjust)
+                factor = adjustment((r.old, c.old), adjust) * new / old
                 factor *= difference_ratio if r.difference or c.difference else 1.0
                 result[..., r.start : r.stop, c.start : c.stop] = block * factor
         return _unsorted(_unsorted(result, -2, self.row_order), -1, self.column_order)
@@ -93,27 +99,40 @@ class MatrixBlocks:
         return replace(self, row_order=rows, column_order=columns)
 
 
-def blocks_of(maps: Sequence[CopyMap], *, reads: int) -> MatrixBlocks:
+def blocks_of(maps: Sequence[CopyMap], *, reads: int, together: bool = False) -> MatrixBlocks:
     """The blocks of a parameter.
 
     Args:
         maps: of its dimensions. The last two are rows and columns; one before them counts experts.
         reads: the dimension that is read, counted from the end (-1 or -2). All its units are inputs of one matrix.
+        together: copies are not told apart, and the learning rate is that of the scaling rule for the whole parameter.
     """
-    rows, columns = (_sides(maps[dim], several=dim != reads) for dim in (-2, -1))
-    return MatrixBlocks(rows[0], columns[0], rows[1], columns[1])
+    rows, columns = (_sides(maps[dim], several=dim != reads, together=together) for dim in (-2, -1))
+    old, new = ((maps[-2].old, maps[-1].old), (maps[-2].new, maps[-1].new))
+    return MatrixBlocks(rows[0], columns[0], rows[1], columns[1], adjusted=(old, new) if together else None)
 
 
-def _sides(copies: CopyMap, *, several: bool) -> tuple[Tensor | None, tuple[Side, ...]]:
-    """The order of the sides, and the sides. several: parts are matrices of their own."""
+def _sides(copies: CopyMap, *, several: bool, together: bool) -> tuple[Tensor | None, tuple[Side, ...]]:
+    """The order of the sides, and the sides.
+
+    Args:
+        copies: the map of the dimension.
+        several: parts are matrices of their own.
+        together: copies and padding are in one side.
+    """
     padding = int(copies.number.max()) + 1
-    place = torch.where(copies.count == 0, padding, copies.number)
+    place = torch.where(copies.count == 0, padding, copies.number) * (not together)
     key = copies.part * (padding + 1) + place if several else place
     order = torch.argsort(key, stable=True)
     values, sizes = torch.unique(key, return_counts=True)
     ends = sizes.cumsum(0).tolist()
     sides = tuple(
-        Side(stop - size, stop, difference=0 < value % (padding + 1) < padding)
+        Side(
+            stop - size,
+            stop,
+            difference=0 < value % (padding + 1) < padding,
+            old=len(torch.unique(copies.source[(key == value) & (copies.count > 0)])) if together else size,
+        )
         for value, size, stop in zip(values.tolist(), sizes.tolist(), ends, strict=True)
     )
     return None if torch.equal(order, torch.arange(copies.new)) else order, sides

@@ -33,7 +33,7 @@ def transformed(
     """
     pending: list[tuple[Tensor, Transform]] = []
     for matrix, transform in zip(matrices, transforms, strict=True):
-        if pending and _processes(pending[0][0], process_group) is not _processes(matrix, process_group):
+        if pending and not _alike(pending[0][0], matrix, process_group):
             yield from _round(pending, process_group)
             pending = []
         pending.append((matrix, transform))
@@ -51,6 +51,12 @@ def _processes(matrix: Tensor, process_group: ProcessGroup | None) -> ProcessGro
         return process_group
     mesh = matrix.device_mesh
     return mesh.get_group() if mesh.ndim == 1 and matrix.placements == (Shard(0),) else None
+
+
+def _alike(first: Tensor, other: Tensor, process_group: ProcessGroup | None) -> bool:
+    """Whether two matrices can be in one round: shared by the same processes, and sent as one type."""
+    same_processes = _processes(first, process_group) is _processes(other, process_group)
+    return same_processes and (first.dtype, first.device) == (other.dtype, other.device)
 
 
 def _round(pending: list[tuple[Tensor, Transform]], process_group: ProcessGroup | None) -> list[Tensor]:

@@ -31,7 +31,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, ClassVar
 
 import torch
@@ -110,6 +109,11 @@ class RotatedAdamW(torch.optim.Optimizer):
         self._compile = compile
         defaults = {"lr": 1e-3, "weight_decay": 0.0, "eps": 1e-8}
         super().__init__(params, {**defaults, "betas": betas, "differences": differences})
+
+    @property
+    def turns(self) -> bool:
+        """Whether any parameter is trained in coordinates of copies."""
+        return bool(self._rotations)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: torch's own keeps three fields only."""
@@ -211,9 +215,9 @@ class RotatedAdamW(torch.optim.Optimizer):
             first, second = coordinates.rotation.forward(first), second.clone()
             for roots in coordinates.copy_roots:
                 second.mul_(roots).mul_(roots)
-            difference = reduce(torch.maximum, coordinates.differences)
-            first.mul_(1 - difference)  # of equal moments, only rounding is left there
-            second.mul_(1 - difference)
+            for difference in coordinates.differences:  # none in a shard whose units have one copy each
+                first.mul_(1 - difference)  # of equal moments, only rounding is left there
+                second.mul_(1 - difference)
             state["before"] = torch.tensor(float(step))
         rotated = (wrapped(moment, parameter.data) for moment in (first, second))
         return {**state, **dict(zip(_moment_names(coordinates.rotation), rotated, strict=True))}

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from hyperclone.conversion.provenance import plan_of_model
+from hyperclone.conversion.provenance import plan_of_model, receipt_of_model
 from hyperclone.errors import GrowthError, OptionError
 from hyperclone.expansion import copy_map
 from hyperclone.hf import parameter_names
@@ -206,7 +206,8 @@ def rotated_muon(
         whole_matrices: no coordinates of copies: Muon on whole matrices, as torch's, and AdamW, by the scaling rule.
         lr_rule: as in `param_groups`.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
-        grown: False for a model that was not grown, or that has random weights: it has no copies.
+        grown: False for a model that was not grown, or that has random weights: it has no copies. Of a receipt it takes
+            the family file alone.
         compile: as of RotatedAdamW, for what it trains.
         process_group: as of RotatedMuon; of a DistributedDataParallel its own.
 
@@ -223,7 +224,9 @@ def rotated_muon(
             field="difference_lr", found=difference_lr, cure="leave difference_lr out",
         )  # fmt: skip
     if not grown:
-        receipt = unchanged_plan({**inner.config.to_dict(), "architectures": [type(inner).__name__]})
+        recorded = None if receipt is None or isinstance(receipt, Plan) else receipt_of_model(inner, receipt)[1]
+        family = None if recorded is None else recorded.family
+        receipt = unchanged_plan({**inner.config.to_dict(), "architectures": [type(inner).__name__]}, family=family)
     plan = plan_of_model(inner, receipt)
     planned = {tensor.name: tensor for tensor in plan.tensors}
     settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "lr_rule": lr_rule, "receipt": receipt}
@@ -242,11 +245,15 @@ def rotated_muon(
                               cure="train the model by rotated_adamw")  # fmt: skip
         if maps is None:
             continue
-        if whole_matrices:
-            maps = tuple(copy_map.without_copies(axis) for axis in maps)
-        rotations[name] = Rotation(maps)
+        apart = tuple(copy_map.without_copies(axis) for axis in maps) if whole_matrices else maps
+        rotations[name] = Rotation(apart)
         if name in of_muon:
-            blocks[name] = blocks_of(maps, reads=read_dimension(inner, name, parameter.shape, planned))
+            together = whole_matrices and lr_rule == "scaled"
+            blocks[name] = blocks_of(
+                maps if together else apart,
+                reads=read_dimension(inner, name, parameter.shape, planned),
+                together=together,
+            )
     if process_group is None and isinstance(model, DistributedDataParallel):
         process_group = model.process_group
     return RotatedMuon(

@@ -22,6 +22,11 @@ ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 PrecisionName = Literal["bf16", "fp32"]
 OptimizerName = Literal["rotated", "adamw", "muon", "plain-muon"]
 OF_COPIES: tuple[OptimizerName, ...] = ("rotated", "muon")  # these tell differences between copies apart
+# What can start from a grown optimizer state of each kind; none from SGD's.
+STARTS_FROM: dict[str, tuple[OptimizerName, ...]] = {
+    "adamw": ("adamw", "rotated", "muon", "plain-muon"),
+    "muon": ("muon", "plain-muon"),
+}
 
 _SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
 _NAMES = ("tasks", "report_to")  # or of several, separated by commas
@@ -192,7 +197,7 @@ class Training:
             group=_OPTIMIZER,
         ),
     )
-    weight_decay: float = field(default=0.05, metadata=option("AdamW's weight decay.", group=_OPTIMIZER))
+    weight_decay: float = field(default=0.05, metadata=option("AdamW's and Muon's weight decay.", group=_OPTIMIZER))
     beta1: float = field(default=0.9, metadata=option("AdamW's beta 1.", group=_OPTIMIZER))
     beta2: float = field(default=0.999, metadata=option("AdamW's beta 2.", group=_OPTIMIZER))
     momentum: float = field(default=0.95, metadata=option("Muon's momentum.", group=_OPTIMIZER))

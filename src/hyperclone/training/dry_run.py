@@ -190,7 +190,7 @@ def dry_run(training: Training) -> DryRun:
     budget = budgets.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
     steps = None if windows is None and training.total_tokens is None else budget.steps
     model, dtype = inputs.empty_model(chosen.directory, training)
-    optimizer = make_optimizer(training, model, receipt=chosen.receipt)
+    optimizer = make_optimizer(training, model, directory=chosen.directory, receipt=chosen.receipt)
     in_state = sum(
         (1 if group.get("muon") else 2) * parameter.numel()
         for group in optimizer.param_groups

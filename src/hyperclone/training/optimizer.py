@@ -19,6 +19,7 @@ def make_optimizer(
     training: Training,
     model: nn.Module,
     *,
+    directory: Path,
     receipt: Path | None,
     fused: bool = False,
     compiled: bool = False,
@@ -29,6 +30,7 @@ def make_optimizer(
     Args:
         training: the request, with the optimizer that was chosen.
         model: as it is trained; on device meta for its groups alone.
+        directory: the model's.
         receipt: directory whose receipt gives the groups; None for a model that was not grown, or has random weights.
         fused: AdamW is one kernel.
         compiled: so is as much as possible of the others.
@@ -45,6 +47,7 @@ def make_optimizer(
         return rotated_adamw(model, **by_rule, **in_copies)
     if training.optimizer == "muon" or whole_matrices:
         processes = torch.distributed.group.WORLD if replicated else None
+        by_rule["receipt"] = receipt or directory  # random weights: for its family file
         return rotated_muon(
             model, **by_rule, **in_copies, momentum=training.momentum, whole_matrices=whole_matrices, grown=grown,
             process_group=processes,

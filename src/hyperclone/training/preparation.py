@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from hyperclone.architectures import registry
 from hyperclone.conversion import receipt, source_rate
 from hyperclone.conversion.receipt import Receipt
-from hyperclone.errors import TrainingError
+from hyperclone.errors import FamilyError, TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
 from hyperclone.io import hub
@@ -21,7 +22,7 @@ from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import OF_COPIES, PrecisionName, Training, usual_optimizer
+from hyperclone.training.config import OF_COPIES, STARTS_FROM, PrecisionName, Training, usual_optimizer
 from hyperclone.training.events import Watch, Weights
 from hyperclone.training.packing import Windows
 from hyperclone.training.token_cache import Corpus
@@ -126,7 +127,7 @@ def choose(training: Training, *, dry_run: bool = False) -> Choices:
     grown = _receipt(training, directory)
     grown_moments = _grown_moments(training, grown)
     return Choices(
-        training=_with_optimizer(training, output, grown, moments=grown_moments is not None),
+        training=_with_optimizer(training, directory, output, grown, moments=grown_moments is not None),
         directory=directory,
         output=output,
         config=config,
@@ -198,12 +199,12 @@ def _check_launched(training: Training) -> None:
 
 
 def _receipt(training: Training, directory: Path) -> Path | None:
-    """The model's directory if it has a receipt and its weights are used.
+    """The model's directory if it has a receipt, or its config says how it was grown, and its weights are used.
 
     Raises:
         TrainingError: something is asked for that needs a receipt, and there is none.
     """
-    if (directory / receipt.FILE).exists():
+    if receipt.read(directory) is not None:
         return None if training.from_scratch else directory
     for option, asked, why in (
         ("lr-rule", training.lr_rule == "scaled", "the scaling rule has no multipliers for it"),
@@ -230,7 +231,9 @@ def _grown_moments(training: Training, grown: Path | None) -> Path | None:
     return grown
 
 
-def _with_optimizer(training: Training, output: Path, grown: Path | None, *, moments: bool) -> Training:
+def _with_optimizer(
+    training: Training, directory: Path, output: Path, grown: Path | None, *, moments: bool
+) -> Training:
     """The request with its optimizer: as asked for, as in the run that is resumed, or the usual one.
 
     Raises:
@@ -243,6 +246,10 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
     )
     earlier = resume.recorded_optimizer(output) if training.resume else None
     optimizer = training.optimizer or earlier or usual
+    state = recorded.optimizer_state if moments and recorded is not None else None
+    kind = "none" if state is None else str(state["optimizer"])
+    fitting = [name for name in STARTS_FROM.get(kind, ()) if not (first_copy and name in OF_COPIES)]
+    instead = f"; --optimizer {' or '.join(fitting)} uses them" if fitting else ""
     if optimizer in OF_COPIES and first_copy:
         raise TrainingError(
             "moments of the first copies only make copies diverge under AdamW; this optimizer has coordinates for "
@@ -250,7 +257,16 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
             file=grown,
             field="optimizer",
             found=optimizer,
-            cure="--grown-moments none starts without them; --optimizer adamw uses them",
+            cure=f"--grown-moments none starts without them{instead}",
+        )
+    if state is not None and optimizer not in fitting:
+        raise TrainingError(
+            f"the model was grown with the optimizer state of {kind}, which this optimizer cannot start from",
+            file=grown,
+            field="optimizer",
+            found=optimizer,
+            expected=", ".join(fitting) or None,
+            cure=f"--grown-moments none starts without it{instead.replace('them', 'it')}",
         )
     asked = next((name for name in ("difference_lr", "source_lr") if getattr(training, name) is not None), None)
     if (optimizer not in OF_COPIES or recorded is None) and asked is not None:
@@ -269,6 +285,8 @@ def _with_optimizer(training: Training, output: Path, grown: Path | None, *, mom
         )
     if optimizer in OF_COPIES and recorded is not None and training.difference_lr is None:
         training = replace(training, difference_lr=_difference_lr(training, recorded), source_lr=None)
+    if grown is None and optimizer in STARTS_FROM["muon"]:
+        _check_matrices_known(directory, optimizer)
     return replace(training, optimizer=optimizer)
 
 
@@ -279,6 +297,23 @@ def _difference_lr(training: Training, recorded: Receipt) -> float | None:
         return None
     old, new = recorded.plan.sizes["hidden"]
     return source_rate.difference_lr(source_lr, old, new)
+
+
+def _check_matrices_known(directory: Path, optimizer: str) -> None:
+    """Muon must know which matrices a model without copies has: from its family, or from the receipt's."""
+    recorded = receipt.read(directory)
+    config = hub.config(directory)
+    try:
+        registry.of_config(config, user_family=None if recorded is None else recorded.family)
+    except FamilyError:
+        raise TrainingError(
+            "the matrices of this architecture, which Muon would train, are not known",
+            file=directory / "config.json",
+            field="optimizer",
+            found=f"{optimizer}, of model_type {config.get('model_type')}",
+            expected="a model type that `hyperclone families` lists",
+            cure="--optimizer adamw",
+        ) from None
 
 
 def _usual_precision() -> PrecisionName:

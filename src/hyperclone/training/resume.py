@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ _CURVE = (
     "from_scratch",
     "grown_moments",
 )
+# Of options that came later than a record they are what it ran with.
+_DEFAULTS = {field.name: field.default for field in fields(Training) if field.name in _CURVE}
 _RUN = ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
@@ -142,4 +144,4 @@ def write_record(output: Path, record: dict[str, Any], *, resumed: bool) -> None
 
 def _curve(output: Path) -> dict[str, Any]:
     curve: dict[str, Any] = read_json(output / RECORD_FILE).get("curve", {})
-    return curve
+    return {**_DEFAULTS, **curve}

@@ -64,6 +64,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             self.optimizer = make_optimizer(
                 self._prepared.training,
                 self.model if model is None else model,
+                directory=self._prepared.directory,
                 receipt=self._prepared.receipt,
                 fused=self.args.device.type == "cuda",
                 compiled=self.args.torch_compile,
