@@ -144,8 +144,9 @@ def test_the_command_shows_it_in_its_width(directory: Path, columns: str) -> Non
 
 def test_json_has_the_same_and_a_run_prints_none(directory: Path) -> None:
     asked = ("train", directory / "grown", "--data", directory / "text.jsonl", "-o", directory / "o", "--json")
-    shown = json.loads(call(*asked, "--dry-run", "--tokens", "65536", "--seq-len", "32").stdout)
-    assert (shown["steps"], shown["warmup_steps"], shown["options"]["optimizer"]) == (32, 1, "rotated")
+    shown = json.loads(call(*asked, "--dry-run", "--tokens", "2048000", "--seq-len", "32").stdout)
+    assert (shown["steps"], shown["warmup_steps"], shown["options"]["optimizer"]) == (1000, 10, "rotated")
+    assert shown["every"] == {"log": 10, "evaluate": 50, "save": 100}
     assert shown["flops"]["run"] == shown["tokens"] * shown["flops"]["token"] > 0
     assert not (directory / "o").exists()
     refused = call(*asked)
