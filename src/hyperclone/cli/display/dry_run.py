@@ -77,7 +77,7 @@ def _steps(run: DryRun) -> str:
     if run.windows:
         of_text = f", {run.steps * run.budget.windows / run.windows:.3g} epochs of {run.windows:,} windows"
     each = f", {run.tokens / run.parameters:.3g} for each parameter"
-    return f"{run.steps:,} steps, {human_count(run.tokens)} tokens{each}{of_text}"
+    return f"{run.steps:,} step{'s' * (run.steps != 1)}, {human_count(run.tokens)} tokens{each}{of_text}"
 
 
 def _schedule(run: DryRun) -> str:
@@ -146,7 +146,7 @@ def _disk(run: DryRun) -> str:
 
 def _groups(run: DryRun) -> RenderableType:
     several = len({group.trained_by for group in run.groups}) > 1
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, padding=(0, 1 if several else 2, 0, 0), header_style="dim")
     columns = ("group", *(("by",) if several else ()), "tensors", "parameters", "lr", "decay", "eps")
     for column in columns:
         table.add_column(column, justify="left" if column in ("group", "by") else "right", no_wrap=column != "group")
