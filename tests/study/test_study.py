@@ -665,6 +665,8 @@ def test_commands_mean_their_requests() -> None:
         name: tuple(value) if isinstance(value, list) else value for name, value in context.params.items()
     }
     read = {name: () if value is None and name in ("report_to",) else value for name, value in read.items()}
+    assert not read.pop("dry_run")
+    assert not read.pop("as_json")
     assert Training(**read) == Training(model="model", output="out", seed=7, resume=True, **given)
     growth = Growth(hidden="1.5x", heads=2, noise="gaussian", snr_db=20.0, untie=True)
     command = commands.grow(Path("a"), Path("b"), growth, optimizer_state=Path("c"), moments="first-copy")
