@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -39,6 +40,9 @@ def prepare(study: Path) -> None:
         if (named := BLANK.fullmatch(source["model"])) and not target.is_dir():
             hidden, layers, head_dim = named.groups()
             blank.write(target, hidden=int(hidden), layers=int(layers or 4), head_dim=int(head_dim or 16))
+    for kept in (HERE / f"{study.stem}.runs/sources").glob("*/config.json"):
+        if not (tokenizer := kept.with_name("tokenizer.json")).exists():  # Seedling's, which the repository has once
+            shutil.copy(blank.SEEDLING / tokenizer.name, tokenizer)
 
 
 def main() -> None:
