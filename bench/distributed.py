@@ -41,7 +41,9 @@ def received(tensor: TensorPlan, plan: Plan, ranks: int) -> int:
 def figures(name: str, plan: Plan, ranks: int) -> dict[str, Any]:
     """Bytes that a rank sends, and receives, in a step."""
     sizes = {tensor.name: math.prod(tensor.shape) for tensor in plan.tensors}
-    exchanged = {tensor.name: received(tensor, plan, ranks) for tensor in plan.tensors}
+    alike = {(tensor.layout, tensor.shape): tensor for tensor in plan.tensors}  # layers repeat them
+    each = {kind: received(tensor, plan, ranks) for kind, tensor in alike.items()}
+    exchanged = {tensor.name: each[tensor.layout, tensor.shape] for tensor in plan.tensors}
     hidden = sum(
         sizes[t.name] for t in plan.tensors
         if len(t.shape) in (2, 3) and t.layout.reads is not None and "vocab" not in t.layout.axes
