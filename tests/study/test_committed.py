@@ -28,7 +28,7 @@ def test_every_finished_run_has_its_evaluations_and_every_source_its_cost(file: 
     finished = [row for row in results.rows if row.status == "finished"]
     assert len(finished) == sum(len(runs) for runs in results.runs.values())
     if not finished:  # committed before it has run, so that what it will show is said before
-        assert {row.status for row in results.rows} == {"waiting"}
+        assert {row.status for row in results.rows} <= {"waiting", "interrupted"}
         return
     for arm, runs in results.runs.items():
         assert all(run.curve.tokens[-1] == run.tokens for run in runs)
