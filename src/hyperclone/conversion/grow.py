@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperclone.architectures import family_file
-from hyperclone.conversion.source_rate import note_on_rate, source_rate
+from hyperclone.conversion.source_rate import SourceRate, note_on_rate, source_rate
 from hyperclone.errors import OptionError, ProofFailed
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
@@ -103,7 +103,8 @@ def grow(
     check_target(user_path(destination), source=directory, overwrite=overwrite)
     checkpoint = Checkpoint.open(directory, family=user_family, text_model=text_model, dequantize=True, notes=found)
     plan = planner.make_plan(checkpoint, growth, shard_size=shard_size)
-    plan = replace(plan, notes=(*plan.notes, *note_on_rate(directory, plan)))
+    rate = source_rate(directory)
+    plan = replace(plan, notes=(*plan.notes, *note_on_rate(rate, plan)))
     if on_plan is not None:
         on_plan(plan)
     for head, embedding in plan.ties_to_check:
@@ -135,7 +136,7 @@ def grow(
                 target.forget()
                 raise ProofFailed(evidence, target.partial)
         checkpoint.check_unchanged()
-        _write_receipt_and_card(target, source, checkpoint, plan, evidence, state_plan)
+        _write_receipt_and_card(target, source, checkpoint, plan, evidence, state_plan, rate)
         target.publish()
     finally:
         target.close()
@@ -149,6 +150,7 @@ def _write_receipt_and_card(
     plan: Plan,
     proof: Proof | None,
     state_plan: StatePlan | None,
+    rate: SourceRate | None,
 ) -> None:
     from hyperclone.conversion import model_card, receipt
     from hyperclone.optimizer_state import writer as state_writer
@@ -158,7 +160,7 @@ def _write_receipt_and_card(
     state = state_writer.receipt_part(state_plan, target.partial) if state_plan else None
     content = receipt.make_receipt(
         plan, name, proof, files=carried, optimizer_state=state, text_model=checkpoint.left_out is not None,
-        rate=source_rate(checkpoint.path),
+        rate=rate,
     )  # fmt: skip
     target.write_text(receipt.FILE, to_json(content))
     target.write_text("README.md", model_card.make_card(plan, checkpoint, name, proof, on_hub=hub.on_hub(source)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hyperclone import units
 from hyperclone.architectures import family_file
-from hyperclone.conversion.source_rate import note_on_rate
+from hyperclone.conversion.source_rate import note_on_rate, source_rate
 from hyperclone.io import hub
 from hyperclone.io.files import user_path
 from hyperclone.planning import planner
@@ -46,7 +46,7 @@ def plan(
     headers = hub.headers(source, revision=revision, family=user_family, text_model=text_model)
     result = planner.make_plan(headers, growth, shard_size=shard_size)
     if (directory := user_path(source)).is_dir():
-        result = replace(result, notes=(*result.notes, *note_on_rate(directory, result)))
+        result = replace(result, notes=(*result.notes, *note_on_rate(source_rate(directory), result)))
     if planned_tokens is None:
         return result
     texts = notes_on_tokens(planned_tokens, result.parameters)

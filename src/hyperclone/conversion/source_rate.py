@@ -61,9 +61,9 @@ def difference_lr(source_lr: float, old_hidden: int, new_hidden: int) -> float:
     return source_lr * old_hidden / new_hidden
 
 
-def note_on_rate(directory: Path, plan: Plan) -> tuple[str, ...]:
+def note_on_rate(rate: SourceRate | None, plan: Plan) -> tuple[str, ...]:
     """What a plan says of it: one sentence, or none."""
-    rate, (old, new) = source_rate(directory), plan.sizes["hidden"]
+    old, new = plan.sizes["hidden"]
     if rate is None or not plan.growth.wider:
         return ()
     return (

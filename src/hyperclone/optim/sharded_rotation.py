@@ -7,7 +7,8 @@ send each other the copies that the other's units have: never more than these, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -72,20 +73,14 @@ class Exchange:
 
 
 @dataclass(frozen=True, eq=False)
-class ShardedRotation:
-    """The coordinates of a shard whose units have copies in others.
+class _SentRotation(ABC):
+    """The coordinates of what this process holds, for which it must get something from others.
 
     Attributes:
-        rotation: of the shard's units, with those copies behind them.
-        dim: that is sharded.
-        units: of the shard.
-        exchange: fetches the copies.
+        rotation: of that and of what it gets.
     """
 
     rotation: Rotation
-    dim: int
-    units: int
-    exchange: Exchange
     paired = False
 
     @property
@@ -97,6 +92,34 @@ class ShardedRotation:
     def root(self) -> float | None:
         """As of Rotation."""
         return self.rotation.root
+
+    def forward(self, value: Tensor) -> Tensor:
+        """As of Rotation, of what this process holds."""
+        return self._turned(self.rotation.forward, value)
+
+    def inverse_unscaled(self, value: Tensor) -> Tensor:
+        """As of Rotation, of what this process holds."""
+        return self._turned(self.rotation.inverse_unscaled, value)
+
+    @abstractmethod
+    def _turned(self, turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        """Get what is needed, turn it, and keep this process's part."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedRotation(_SentRotation):
+    """The coordinates of a shard whose units have copies in others.
+
+    Attributes:
+        rotation: of the shard's units, with those copies behind them.
+        dim: that is sharded.
+        units: of the shard.
+        exchange: fetches the copies.
+    """
+
+    dim: int
+    units: int
+    exchange: Exchange
 
     @cached_property
     def factors(self) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -107,21 +130,13 @@ class ShardedRotation:
 
         return tuple((here(roots), here(difference)) for roots, difference in self.rotation.factors)
 
-    def forward(self, value: Tensor) -> Tensor:
-        """As of Rotation, of a shard."""
-        return self._turned(self.rotation.forward, value)
-
-    def inverse_unscaled(self, value: Tensor) -> Tensor:
-        """As of Rotation, of a shard."""
-        return self._turned(self.rotation.inverse_unscaled, value)
-
-    def _turned(self, turn: Callable[[Tensor], Tensor], shard: Tensor) -> Tensor:
-        elsewhere = self.exchange(shard.movedim(self.dim, 0)).movedim(0, self.dim)
-        return turn(torch.cat([shard, elsewhere], self.dim)).narrow(self.dim, 0, self.units)
+    def _turned(self, turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        elsewhere = self.exchange(value.movedim(self.dim, 0)).movedim(0, self.dim)
+        return turn(torch.cat([value, elsewhere], self.dim)).narrow(self.dim, 0, self.units)
 
 
 @dataclass(frozen=True, eq=False)
-class GatheredRotation:
+class GatheredRotation(_SentRotation):
     """The coordinates of a parameter that is sharded in another way: every process gathers all of it.
 
     Attributes:
@@ -129,32 +144,12 @@ class GatheredRotation:
         like: the parameter.
     """
 
-    rotation: Rotation
     like: DTensor
-    paired = False
-
-    @property
-    def scale(self) -> float:
-        """As of Rotation."""
-        return self.rotation.scale
-
-    @property
-    def root(self) -> float | None:
-        """As of Rotation."""
-        return self.rotation.root
 
     @cached_property
     def factors(self) -> tuple[tuple[Tensor, Tensor], ...]:
         """As of Rotation, of what this process holds."""
         return tuple((self._here(roots), self._here(difference)) for roots, difference in self.rotation.factors)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """As of Rotation, of what this process holds."""
-        return self._turned(self.rotation.forward, value)
-
-    def inverse_unscaled(self, value: Tensor) -> Tensor:
-        """As of Rotation, of what this process holds."""
-        return self._turned(self.rotation.inverse_unscaled, value)
 
     def _turned(self, turn: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         sharded = wrapped(value, self.like)
@@ -237,10 +232,3 @@ def copies_elsewhere(axis: CopyMap, start: int, stop: int) -> Tensor:
 def chosen(axis: CopyMap, units: Tensor) -> CopyMap:
     """The map of some units, all copies of an old unit or none."""
     return CopyMap(axis.source[units], axis.number[units], axis.count[units], axis.part[units], axis.old)
-
-
-def elsewhere_share(maps: Sequence[CopyMap], dim: int, processes: int) -> float:
-    """How many units each process receives in one exchange, on average, over those that it holds; 0 where none."""
-    axis = maps[dim]
-    received = sum(len(copies_elsewhere(axis, *bounds)) for bounds in shard_bounds(axis.new, processes))
-    return received / axis.new

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.cli.display.training import WEIGHTS
+from hyperclone.cli.display.training import WEIGHTS, optimizer_name
 from hyperclone.units import human_bytes, human_count, short_count
 
 if TYPE_CHECKING:
@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from hyperclone.training.dry_run import Text as TextOfRun
 
 _UNTOKENIZED = "known after tokenizing, or with --tokens"
-_OPTIMIZERS = {
-    "adamw": "AdamW",
-    "rotated": "rotated AdamW",
-    "muon": "Muon on copies and their differences; rotated AdamW for the rest",
-    "plain-muon": "Muon on whole matrices; AdamW for the rest",
-}
 
 
 def dry_run_view(run: DryRun) -> RenderableType:
@@ -96,7 +90,7 @@ def _optimizer(run: DryRun) -> str:
     clip = f", gradients clipped to {training.max_grad_norm:g}" if training.max_grad_norm else ""
     moments = "; starts from grown moments" if run.grown_moments else ""
     return (
-        f"{_OPTIMIZERS[str(training.optimizer)]}: {rates}{differences}, betas {training.beta1:g} and "
+        f"{optimizer_name(training, run.weights)}: {rates}{differences}, betas {training.beta1:g} and "
         f"{training.beta2:g}{momentum}{clip}{moments}"
     )
 

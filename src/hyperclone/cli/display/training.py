@@ -165,10 +165,16 @@ def summary(run: RunStarted) -> list[str]:
     return lines
 
 
-def _optimizer(training: Training, weights: Weights) -> str:
+def optimizer_name(training: Training, weights: Weights) -> str:
+    """The optimizer in words; rotated AdamW is AdamW where there are no copies."""
     name = _OPTIMIZERS[training.optimizer or "adamw"]
+    return name if weights == "grown" else name.replace("rotated ", "")
+
+
+def _optimizer(training: Training, weights: Weights) -> str:
+    name = optimizer_name(training, weights)
     if training.optimizer not in OF_COPIES or weights != "grown":
-        return name.replace("rotated ", "")  # without copies it is AdamW
+        return name
     lr, difference_lr = training.lr, training.difference_lr
     return f"{name}: lr {lr:g} on the common part of copies, " + (
         f"{lr:g} on their differences (a higher --difference-lr, about that of random weights of this size, makes them "
