@@ -33,7 +33,7 @@ class Size:
         layers: of the large source, of the one for kinds of growth, and of the three for peak memory.
         rounds: of growths of the large source and trainings, of parts and kinds of growth, and of what takes seconds.
         pause: seconds before each command (bench/grow.py says why).
-        matrix: side of the optimizers' matrix.
+        model_layers: of the model whose tensors the optimizers step.
         steps: of a training.
         megabytes: of text to tokenize.
     """
@@ -42,13 +42,13 @@ class Size:
     layers: tuple[int, int, tuple[int, ...]]
     rounds: tuple[int, int, int]
     pause: float
-    matrix: int
+    model_layers: int
     steps: int
     megabytes: float
 
 
-FULL = Size("1.1b", (22, 4, (4, 10, 22)), (3, 2, 5), 6.0, 2048, 12, 16.0)
-QUICK = Size("tiny", (2, 1, (1, 2, 4)), (1, 1, 1), 0.0, 256, 4, 0.5)
+FULL = Size("1.1b", (22, 4, (4, 10, 22)), (3, 2, 5), 6.0, 30, 12, 16.0)
+QUICK = Size("tiny", (2, 1, (1, 2, 4)), (1, 1, 1), 0.0, 1, 4, 0.5)
 
 
 def measurements(size: Size, work: Path) -> dict[str, list[str]]:
@@ -63,7 +63,7 @@ def measurements(size: Size, work: Path) -> dict[str, list[str]]:
         "grow-threads": ["bench.grow", "threads", size.shape, "--layers", str(few), *scratch, *kind_rounds],
         "grow-memory": ["bench.grow", "shape", size.shape, "--layers", *map(str, depths), *scratch],
         "plan": ["bench.plan", *scratch, *many],
-        "optimizer": ["bench.optimizer", "--size", str(size.matrix), *many],
+        "optimizer": ["bench.optimizer", "--layers", str(size.model_layers), *rounds],
         "train": ["bench.train", "--steps", str(size.steps), *rounds],
         "tokens": ["bench.tokens", "--megabytes", str(size.megabytes), *rounds],
     }  # fmt: skip

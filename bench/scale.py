@@ -30,6 +30,7 @@ from typing import Any
 from hyperclone import Growth
 from hyperclone.io.hub import Headers
 from hyperclone.planning import planner
+from hyperclone.training.estimate import flops_per_token
 
 PEAK = 989e12  # H100 SXM, dense bf16
 MEMORY = 80e9
@@ -77,8 +78,7 @@ def figures(case: Case, *, gpus: int, mfu: float) -> dict[str, Any]:
     kv_heads = sizes.get("kv_heads", heads)
     layers, hidden, width = len(plan.layers), sizes["hidden"], heads * sizes["head_dim"]
     in_layers = sum(math.prod(t.shape) for t in plan.tensors if any(part.isdigit() for part in t.name.split(".")))
-    multiplying = in_layers + sizes["vocab"] * hidden  # the head, tied or not
-    flops = 6 * multiplying + 12 * layers * width * case.seq_len
+    flops = flops_per_token(plan, case.seq_len)
 
     tokens = case.seq_len * case.micro_batch
     gated = any("gate_proj" in t.name for t in plan.tensors)

@@ -224,7 +224,7 @@ FLAGS = {
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay "
     "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
-    "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --report-to "
+    "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --receipt --report-to "
     "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --tasks "
     "--text-field --tokens --warmup --weight-decay",
     "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",

@@ -77,7 +77,9 @@ def test_what_was_grown_is_known_wherever_the_model_is_saved(model_dir: ModelDir
     assert all(one[key].equal(two[key]) for key in one | two)
     assert "hyperclone" not in json.loads((tmp_path / "again/config.json").read_text())
     wider = hyperclone.grow(tmp_path / "saved", tmp_path / "wider", Growth(width=2)).path
-    assert "hyperclone" not in json.loads((wider / "config.json").read_text())
+    said = json.loads((wider / "config.json").read_text())["hyperclone"]
+    assert said["source_config"]["hidden_size"] == wide.config.hidden_size
+    assert "hyperclone" not in said["source_config"]
 
 
 def test_a_corrupt_record_in_a_config_is_refused(model_dir: ModelDir, tmp_path: Path) -> None:

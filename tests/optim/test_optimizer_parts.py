@@ -22,6 +22,7 @@ from hyperclone import Growth
 from hyperclone.architectures import family_file, registry
 from hyperclone.conversion import receipt as receipts
 from hyperclone.errors import GrowthError
+from hyperclone.expansion import compiled as kernels
 from hyperclone.expansion import copy_map
 from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.optim import param_groups as groups_module
@@ -241,6 +242,13 @@ def stepped(weight: torch.nn.Parameter, optimizer: RotatedAdamW, *seeds: int) ->
     return weight.detach().clone()
 
 
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps by torch's operations."""
+    monkeypatch.setattr(kernels, "kernels", lambda: None)
+
+
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
 def test_a_copy_of_the_optimizer_steps_as_it_does(duplicate: Callable[[Any], Any]) -> None:
     weight, optimizer = one_weight(compiled=True)
@@ -253,6 +261,7 @@ def test_a_copy_of_the_optimizer_steps_as_it_does(duplicate: Callable[[Any], Any
         assert torch.equal(found, stepped(weight, optimizer, 3))
 
 
+@pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize(
     ("columns", "expected"), [(WIDE, True), (copy_map.axis(4, 4), True), (copy_map.axis(4, 12), False)],
     ids=["pairs", "no copies", "three copies"],
@@ -330,8 +339,9 @@ def test_coordinates_are_made_once_for_each_device_in_a_type_that_the_arithmetic
     weight = torch.nn.Parameter(torch.zeros(8, 4, dtype=torch.bfloat16))
     rotation = Rotation((WIDE, copy_map.axis(4, 4)))
     optimizer = RotatedAdamW([{"params": [weight], "param_names": ["w"]}], {"w": rotation})
-    assert optimizer._coordinates(weight, "other").rotation is None
+    assert optimizer._coordinates(weight, "other") is None
     found = optimizer._coordinates(weight, "w")
+    assert found is not None
     assert optimizer._coordinates(weight, "w") is found
     assert isinstance(found.rotation, Rotation)
     assert found.rotation.device == weight.device
@@ -339,8 +349,9 @@ def test_coordinates_are_made_once_for_each_device_in_a_type_that_the_arithmetic
     assert len(found.copy_roots) == len(found.differences) == 1  # columns have no copies
     assert found.copy_roots[0].flatten().tolist() == pytest.approx([2**0.5] * 8)
     assert found.differences[0].flatten().tolist() == [0.0] * 4 + [1.0] * 4
-    optimizer._placed[weight] = torch.device("meta"), rotated_module.Coordinates()
+    optimizer._placed[weight] = torch.device("meta"), rotated_step.Coordinates(found.rotation, (), ())
     again = optimizer._coordinates(weight, "w")
+    assert again is not None
     assert isinstance(again.rotation, Rotation)
     assert again.rotation.device == weight.device
 
@@ -349,25 +360,26 @@ def test_numbers_go_to_the_device_of_their_parameter() -> None:
     there = torch.nn.Parameter(torch.zeros(8, 4, device="meta"))
     rotation = Rotation((WIDE, copy_map.axis(4, 4)))
     found = RotatedAdamW([{"params": [there], "param_names": ["w"]}], {"w": rotation})._coordinates(there, "w")
+    assert found is not None
     assert {one.device.type for one in (*found.copy_roots, *found.differences)} == {"meta"}
 
 
 @pytest.mark.parametrize("before", [0.0, 3.0])
 def test_the_numbers_of_a_step_hold_all_that_would_cost_a_pass(before: float) -> None:
     group = {"lr": 0.1, "weight_decay": 0.5, "eps": 1e-3, "betas": (0.5, 0.75), "differences": 4.0}
-    pairs = Rotation((WIDE, WIDE))
-    found = rotated_step.scalars_of(group, pairs, step=5, before=before)
-    first, second = 1 - 0.5**5, (1 - 0.75**5) ** 0.5  # bias corrections; four copies: a root of 2, a scale of 1/2
-    assert found.eps == pytest.approx(1e-3 * 2 * second, rel=1e-12)
-    assert found.step_size == pytest.approx(0.1 * 2 * second / first / 2, rel=1e-12)
+    nothing = torch.empty(0)
+    update = rotated_step.Update(nothing, nothing, nothing, nothing, None, group, step=5, before=before)
+    found = rotated_step.Scalars.of(update)
+    first, second = 1 - 0.5**5, (1 - 0.75**5) ** 0.5  # bias corrections
+    assert found.step_size == pytest.approx(0.1 * second / first, rel=1e-12)
+    assert found.eps == pytest.approx(1e-3 * second, rel=1e-12)
     assert found.kept == pytest.approx(0.95, rel=1e-12)
     fresh = 1.0 if not before else first / second * (1 - 0.75**2) ** 0.5 / (1 - 0.5**2)
     assert found.difference_ratio == pytest.approx(4 * fresh, rel=1e-12)
-    single = rotated_step.scalars_of(group, None, step=5, before=0.0)
-    assert single.step_size == pytest.approx(0.1 * second / first, rel=1e-12)
-    assert single.eps == pytest.approx(1e-3 * second, rel=1e-12)
-    uneven = rotated_step.scalars_of(group, Rotation((copy_map.axis(4, 6),)), step=5, before=0.0)
-    assert uneven.eps == pytest.approx(1e-3 * second, rel=1e-12)  # roots differ: each coordinate has its own
+    common = found.times(2.0, 0.5)  # of pairs along both dimensions: four copies
+    assert common.eps == pytest.approx(1e-3 * 2 * second, rel=1e-12)
+    assert common.step_size == pytest.approx(0.1 * 2 * second / first / 2, rel=1e-12)
+    assert common[2:] == found[2:]
 
 
 @pytest.fixture
@@ -404,7 +416,7 @@ def test_a_shard_whose_units_have_one_copy_each_starts_from_its_moments(monkeypa
     """As of three processes the last, where 4 units became 6."""
     monkeypatch.setattr(rotated_module, "rotation_here", lambda rotation, parameter: Rotation((copy_map.axis(2, 2),)))
     weight = torch.nn.Parameter(torch.zeros(2))
-    optimizer = RotatedAdamW([{"params": [weight], "param_names": ["w"]}], {"w": Rotation((WIDE,))})
+    optimizer = RotatedAdamW([{"params": [weight], "param_names": ["w"]}], {"w": Rotation((copy_map.axis(1, 2),))})
     moments = {"exp_avg": torch.tensor([1.0, 2.0]), "exp_avg_sq": torch.tensor([3.0, 4.0])}
     state = optimizer.grown_moments(weight, "w", moments, 5)
     assert state["rotated_avg"].tolist() == [1, 2]

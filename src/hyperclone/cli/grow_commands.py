@@ -58,7 +58,8 @@ def plan(
         typer.Option(
             metavar="COUNT",
             help="Tokens you mean to train the grown model on, such as 26B: shows how many those are for each "
-            "parameter, and warns where they are so many that growing loses its advantage.",
+            "parameter, with steps, GPU hours, memory and disk, and warns where they are so many that growing loses "
+            "its advantage.",
         ),
     ] = None,
     shard_size: ShardSize = "5GB",
@@ -72,10 +73,18 @@ def plan(
         planned = planning.plan(
             src, growth, shard_size=shard_size, revision=revision, tokens=tokens, family=family, text_model=text_model
         )
+        training = None
+        if tokens is not None:
+            from hyperclone.training.estimate import estimate
+
+            training = estimate(planned, tokens)
         if as_json:
-            print(json.dumps(planned.summary(), indent=2))
+            more = {} if training is None else {"training": training.summary()}
+            print(json.dumps({**planned.summary(), **more}, indent=2))
         else:
             show_plan(planned, tensors=True)
+            if training is not None:
+                make_console().print(training.text(), highlight=False, markup=False)
         return
     from hyperclone.cli.display import plan_and_proof
     from hyperclone.planning import proposals

@@ -84,6 +84,7 @@ def grow(
         ProofFailed: the output is not the source's function.
         HypercloneError: the source cannot be grown like this, or the destination cannot be written.
     """
+    from hyperclone.conversion import receipt
     from hyperclone.expansion import grown_tensors, writer
     from hyperclone.optimizer_state import writer as state_writer
     from hyperclone.proof import family_validation
@@ -123,7 +124,8 @@ def grow(
         overwrite=overwrite,
     )
     try:
-        writer.write(plan, checkpoint, target, threads=threads, progress=progress)
+        config = {**plan.config, receipt.CONFIG_FIELD: receipt.config_field(plan)}
+        writer.write(plan, checkpoint, target, config=config, threads=threads, progress=progress)
         if state_plan:
             state_writer.write_state(state_plan, target, threads=threads, progress=progress)
         evidence = None

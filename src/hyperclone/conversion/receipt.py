@@ -153,7 +153,7 @@ def _is_hidden(tensor: TensorPlan) -> bool:
 
 
 def config_field(plan: Plan) -> dict[str, Any]:
-    """What the config of a model that was grown in memory says of it, so that it goes wherever the model is saved."""
+    """What the config of a grown model says of its growth, so that it goes wherever the model is saved."""
     return {
         "format": _FORMAT,
         "growth": asdict(plan.growth),
@@ -163,7 +163,7 @@ def config_field(plan: Plan) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any], *, file: object = "config.json") -> Receipt | None:
-    """The receipt of a model that was grown in memory, from its config; None if the config holds none.
+    """The receipt of a grown model that is saved without one, from its config; None if the config holds none.
 
     There are no hashes in it, and the parameters' settings are computed again.
 
@@ -175,7 +175,7 @@ def from_config(config: Mapping[str, Any], *, file: object = "config.json") -> R
     try:
         if (found := _table(content, CONFIG_FIELD)["format"]) != _FORMAT:
             raise ValueError(f"format {found} instead of {_FORMAT}")
-        growth, family = Growth(**_table(content["growth"], "growth")), _family(content.get("family"))
+        growth, family = _growth(content["growth"]), _family(content.get("family"))
         source_config = _table(content["source_config"], "source_config")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("what the config says of the model's growth is incomplete or corrupt", file=file,
@@ -209,7 +209,7 @@ def read(directory: Path) -> Receipt | None:
         hashes = _table(content["sha256"], "sha256")
         state = content.get("optimizer_state")
         return Receipt(
-            growth=Growth(**_table(content["growth"], "growth")),
+            growth=_growth(content["growth"]),
             family=_family(content.get("family")),
             proved=content["proof"] is not None,
             source_config=_table(content["source_config"], "source_config"),
@@ -229,6 +229,11 @@ def read(directory: Path) -> Receipt | None:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError("the receipt is incomplete or corrupt", file=path, found=error,
                               cure="restore it, or grow the model again") from None  # fmt: skip
+
+
+def _growth(content: object) -> Growth:
+    """A recorded growth; from before there was another order, copies are tiled."""
+    return Growth(**{"order": "tiled", **_table(content, "growth")})
 
 
 def _plan(source_config: dict[str, Any], growth: Growth, family: Family | None) -> Plan:

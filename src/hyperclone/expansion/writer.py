@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -25,13 +26,20 @@ def write(
     source: Checkpoint,
     target: Destination,
     *,
+    config: dict[str, Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write weights, config and the files that are carried over; shards that are finished already are kept."""
+    """Write weights, config and the files that are carried over; shards that are finished already are kept.
+
+    Args:
+        plan, source, target: what to write, from what, and where to.
+        config: the content of config.json; by default the plan's.
+        threads, progress: as of `write_shards`.
+    """
     _write_weights(plan, source, target, threads=threads, progress=progress)
     target.carry(source.carried_files, root=source.path)
-    target.write_text("config.json", to_json(plan.config))
+    target.write_text("config.json", to_json(plan.config if config is None else config))
     headers = planner.tensor_headers(plan.tensors, plan.omitted_prefix, plan.fused_in)
     if (content := shards.index(plan.shards, headers)) is not None:
         target.write_text("model.safetensors.index.json", to_json(content))

@@ -7,6 +7,7 @@ time it returns the tensors on disk that the parameter consists of; applied to i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,16 @@ from torch import Tensor, nn
 from hyperclone.architectures.stored_names import unwrapped_name as unwrapped_name
 from hyperclone.errors import HypercloneError
 
+# Where PEFT has the weights that it adapts, those that it trains in their place, and those that it keeps.
+_IN_ADAPTER = re.compile(r"\.(?:base_layer|modules_to_save\.[^.]+|original_module)\.")
+
 
 def unwrap(model: nn.Module) -> Any:
-    """The transformers model inside DistributedDataParallel, FSDP and torch.compile."""
+    """The transformers model inside DistributedDataParallel, FSDP, torch.compile and PEFT."""
     while True:
+        base: Any = getattr(model, "get_base_model", None)
+        if _is_of_peft(model) and base is not None:
+            model = base()
         wrapped = next((model._modules[n] for n in ("_orig_mod", "_fsdp_wrapped_module", "module")
                         if model._modules.get(n) is not None), None)  # fmt: skip
         if wrapped is None or hasattr(type(model), "config_class"):
@@ -31,9 +38,23 @@ def unwrap(model: nn.Module) -> Any:
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter once (a tied one under its first name), with its name in the unwrapped model."""
+    """Every parameter once (a tied one under its first name), with its name in the unwrapped model.
+
+    What an adapter of PEFT adds has a name of its own; a copy of a module that it trains has the module's.
+    """
+    adapted = has_adapters(model)
     for name, parameter in model.named_parameters():
-        yield unwrapped_name(name), parameter
+        own = unwrapped_name(name)
+        yield _IN_ADAPTER.sub(".", own.removeprefix("base_model.model.")) if adapted else own, parameter
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether some modules are PEFT's."""
+    return any(map(_is_of_peft, model.modules()))
+
+
+def _is_of_peft(module: nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] == "peft"
 
 
 def to_disk(model: Any, name: str, value: Tensor) -> dict[str, Tensor]:

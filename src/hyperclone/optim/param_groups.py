@@ -34,6 +34,7 @@ from hyperclone.planning.scaling_rule import (
     scaling_of,
 )
 
+_ADAPTER = "adapter"
 PARTS = ("all", "hidden", "rest")
 
 
@@ -69,6 +70,8 @@ def param_groups(
         decay_norms_and_biases: decay them as well; by default they do not decay, as in transformers' Trainer.
         receipt: the grown directory, or a plan; by default the directory that the model was loaded from.
 
+    What an adapter of PEFT adds is in a group of its own, "adapter", with these learning rate, decay and eps.
+
     Returns:
         Groups with params, param_names, lr, weight_decay, eps (SGD has none), lr_scale and a readable name.
 
@@ -91,9 +94,19 @@ def param_groups(
     multipliers = _multipliers(inner, receipt)
     decayed = decayed_names(inner)
     eps = EPS.get(optimizer) if eps is None else eps
-    groups: dict[Scaling, dict[str, Any]] = {}
+    groups: dict[Scaling | str, dict[str, Any]] = {}
+    adapted = parameter_names.has_adapters(model)
     for name, parameter in parameter_names.named_parameters(model):
         if not parameter.requires_grad:
+            continue
+        if adapted and not all(tensor in multipliers for tensor in _stored_names(inner, name, parameter)):
+            if part != "hidden":
+                given = Scaling(1.0, 1.0 if parameter.dim() > 1 else 0.0, 1.0)
+                ours = groups.setdefault(_ADAPTER, {
+                    **_group(given, lr=lr, weight_decay=weight_decay, eps=None if optimizer == "sgd" else eps),
+                    "name": _ADAPTER,
+                })  # fmt: skip
+                _add(ours, name, parameter)
             continue
         entry = _entry(inner, name, parameter, multipliers)
         hidden = parameter.dim() in (2, 3) and "muon" in entry
@@ -106,9 +119,13 @@ def param_groups(
             scaling = scaling._replace(weight_decay=0.0)
         if scaling not in groups:
             groups[scaling] = _group(scaling, lr=lr, weight_decay=weight_decay, eps=None if optimizer == "sgd" else eps)
-        groups[scaling]["params"].append(parameter)
-        groups[scaling]["param_names"].append(name)
+        _add(groups[scaling], name, parameter)
     return list(groups.values())
+
+
+def _add(group: dict[str, Any], name: str, parameter: nn.Parameter) -> None:
+    group["params"].append(parameter)
+    group["param_names"].append(name)
 
 
 def _muon_of_fused(

@@ -28,9 +28,8 @@ Rotating to better coordinates for Adam is the idea of SOAP (arXiv 2409.11321). 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -40,29 +39,14 @@ from torch.distributed.tensor import DTensor
 from hyperclone.conversion.provenance import plan_of_model
 from hyperclone.errors import GrowthError
 from hyperclone.hf import parameter_names
-from hyperclone.optim import rotated_step
+from hyperclone.optim import one_pass, rotated_step
 from hyperclone.optim.param_groups import param_groups
 from hyperclone.optim.parameter_maps import parameter_maps
+from hyperclone.optim.rotated_step import Coordinates, Update
 from hyperclone.optim.rotation import Rotation
-from hyperclone.optim.sharded_rotation import Turn, local, rotation_here, wrapped
+from hyperclone.optim.sharded_rotation import local, rotation_here, wrapped
 from hyperclone.planning.plan import Plan
 from hyperclone.planning.scaling_rule import LrRule
-
-
-@dataclass(frozen=True, eq=False)
-class Coordinates:
-    """The rotated coordinates of what this process holds of a parameter, on its device.
-
-    Attributes:
-        rotation: to them; None if the parameter has no copies.
-        copy_roots: for each dimension of size D with copies, square roots of their numbers: (D, 1) or (1, D).
-        differences: for each of them, 1 where a coordinate is a difference between copies along it, else 0; shaped
-            likewise.
-    """
-
-    rotation: Turn | None = None
-    copy_roots: tuple[Tensor, ...] = ()
-    differences: tuple[Tensor, ...] = ()
 
 
 class RotatedAdamW(torch.optim.Optimizer):
@@ -123,10 +107,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         """As torch's, which would round every number of a bf16 parameter's state except `step` to bf16."""
         super().load_state_dict(state_dict)
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
-        named = [
-            pair for group in self.param_groups for pair in zip(group["params"], group["param_names"], strict=True)
-        ]
-        for number, (parameter, name) in zip(saved, named, strict=True):
+        for number, (parameter, name, _) in zip(saved, self._named(), strict=True):
             state = self.state.get(parameter, {})
             if name in self._rotations and "before" in state:
                 state["before"] = state_dict["state"][number]["before"].clone()
@@ -136,61 +117,64 @@ class RotatedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step. closure: as torch's."""
+        """One step. closure: as torch's.
+
+        Raises:
+            GrowthError: something else than the model's parameters is in the groups, as ZeRO's flat ones.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with rotated_step.many_shapes() if self._compile else nullcontext():
-            self._update_all(
-                [
-                    (parameter, name, group)
-                    for group in self.param_groups
-                    for parameter, name in zip(group["params"], group["param_names"], strict=True)
-                    if parameter.grad is not None
-                ]
-            )
+            self._update_all([one for one in self._named() if one[0].grad is not None])
         return loss
+
+    def _named(self) -> Iterator[tuple[nn.Parameter, str, dict[str, Any]]]:
+        """All parameters: (parameter, name, group) each.
+
+        Raises:
+            GrowthError: they are not those of the names any more.
+        """
+        for group in self.param_groups:
+            parameters, names = group["params"], group["param_names"]
+            if len(parameters) != len(names):
+                raise _flattened("param_groups", f"{len(parameters)} parameters", f"{len(names)}, one for each name")
+            for parameter, name in zip(parameters, names, strict=True):
+                yield parameter, name, group
 
     def _update_all(self, chosen: list[tuple[nn.Parameter, str, dict[str, Any]]]) -> None:
         """One step of parameters with a gradient: (parameter, name, group) each."""
-        for parameter, name, group in chosen:
-            self._update(parameter, name, group)
+        updates = [self._update(parameter, name, group) for parameter, name, group in chosen]
+        rotated_step.advance_unturned([update for update in updates if update.coordinates is None])
+        one_pass.advance([update for update in updates if one_pass.applies(update)])
+        for update in updates:  # in the same order on all processes, which may have to send each other copies
+            if update.coordinates is not None and not one_pass.applies(update):
+                rotated_step.advance_turned(update, by_compiler=self._compile)
 
-    def _update(self, parameter: nn.Parameter, name: str, group: dict[str, Any]) -> None:
-        """One step of one parameter."""
-        gradient = parameter.grad
+    def _update(self, parameter: nn.Parameter, name: str, group: dict[str, Any]) -> Update:
+        """What one step of one parameter needs; its state says that it was taken."""
+        gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
         if isinstance(gradient, DTensor) and isinstance(data := parameter.data, DTensor):
             gradient = gradient.redistribute(placements=data.placements)  # as it is, usually
         coordinates = self._coordinates(parameter, name)
-        rotation = coordinates.rotation
-        state = self.state[parameter]
-        first, second = _moment_names(rotation)
+        first, second = _moment_names(coordinates)
         if not state:
             state["step"] = torch.tensor(0.0)
             state[first], state[second] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-            if rotation is not None:
+            if coordinates is not None:
                 state["before"] = torch.tensor(0.0)
         state["step"] += 1
-        before = 0.0 if rotation is None else state["before"].item()
-        scalars = rotated_step.scalars_of(group, rotation, step=state["step"].item(), before=before)
-        faster, alike = bool(scalars.difference_ratio > 1), bool(scalars.difference_ratio == 1)
-        advance = rotated_step.advance
-        if self._compile and (rotation is None or rotation.paired):
-            advance = rotated_step.compiled()
-            scalars = rotated_step.Scalars(*(torch.tensor(number, dtype=torch.float64) for number in scalars))
-        advance(
-            local(parameter.data),
-            local(gradient),
-            local(state[first]),
-            local(state[second]),
-            rotation=rotation,
-            copy_roots=() if rotated_step.common_root(rotation) else coordinates.copy_roots,
-            differences=() if alike else coordinates.differences,
-            differences_faster=faster,
-            scalars=scalars,
-            betas=group["betas"],
+        return Update(
+            parameter=local(parameter.data),
+            gradient=local(gradient),
+            first=local(state[first]),
+            second=local(state[second]),
+            coordinates=coordinates,
+            group=group,
+            step=state["step"].item(),
+            before=0.0 if coordinates is None else state["before"].item(),
         )
 
     def takes(self, name: str, moments: Set[str]) -> bool:
@@ -211,7 +195,7 @@ class RotatedAdamW(torch.optim.Optimizer):
         first, second = local(moments["exp_avg"]), local(moments["exp_avg_sq"])
         state = {"step": torch.tensor(float(step))}
         coordinates = self._coordinates(parameter, name)
-        if coordinates.rotation is not None:
+        if coordinates is not None:
             first, second = coordinates.rotation.forward(first), second.clone()
             for roots in coordinates.copy_roots:
                 second.mul_(roots).mul_(roots)
@@ -220,14 +204,17 @@ class RotatedAdamW(torch.optim.Optimizer):
                 second.mul_(1 - difference)
             state["before"] = torch.tensor(float(step))
         rotated = (wrapped(moment, parameter.data) for moment in (first, second))
-        return {**state, **dict(zip(_moment_names(coordinates.rotation), rotated, strict=True))}
+        return {**state, **dict(zip(_moment_names(coordinates), rotated, strict=True))}
 
-    def _coordinates(self, parameter: nn.Parameter, name: str) -> Coordinates:
-        """A parameter's coordinates, kept for the next step."""
+    def _coordinates(self, parameter: nn.Parameter, name: str) -> Coordinates | None:
+        """A parameter's coordinates, kept for the next step; None if it has no copies."""
         if name not in self._rotations:
-            return Coordinates()
+            return None
         device, placed = parameter.device, self._placed.get(parameter)
         if placed is None or placed[0] != device:
+            shape = tuple(axis.new for axis in self._rotations[name].maps)
+            if tuple(parameter.shape) != shape:
+                raise _flattened(name, f"shape {tuple(parameter.shape)}", f"shape {shape}")
             exact = torch.promote_types(parameter.dtype, torch.float32)
             rotation = rotation_here(self._rotations[name].to(device), parameter.data)
             if isinstance(rotation, Rotation):
@@ -244,8 +231,18 @@ class RotatedAdamW(torch.optim.Optimizer):
         return placed[1]
 
 
-def _moment_names(rotation: Turn | None) -> tuple[str, str]:
-    return ("exp_avg", "exp_avg_sq") if rotation is None else ("rotated_avg", "rotated_avg_sq")
+def _flattened(name: str, found: str, expected: str) -> GrowthError:
+    return GrowthError(
+        "these are not the model's own parameters, so where copies lie in them is not known",
+        tensor=name, found=found, expected=expected,
+        cure="DeepSpeed's ZeRO, FSDP1 and others flatten parameters: shard the model by FSDP2 "
+        "(torch.distributed.fsdp.fully_shard, or hyperclone train --sharding full), or train it by torch.optim.AdamW "
+        "with the groups of hyperclone.param_groups",
+    )  # fmt: skip
+
+
+def _moment_names(coordinates: Coordinates | None) -> tuple[str, str]:
+    return ("exp_avg", "exp_avg_sq") if coordinates is None else ("rotated_avg", "rotated_avg_sq")
 
 
 def rotated_adamw(

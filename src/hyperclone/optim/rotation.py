@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
+from hyperclone.expansion import copy_map
 from hyperclone.expansion.copy_map import CopyMap, as_slice
 
 
@@ -124,6 +125,20 @@ class Rotation:
             math.prod(float(roots[0]) for roots in flat) if all((roots == roots[0]).all() for roots in flat) else None
         )
 
+    @cached_property
+    def positions(self) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, Tensor], ...]] | None:
+        """Where the copies lie in the parameter as a matrix, whose columns are its last dimension: of rows, of columns.
+
+        For each number c of copies (c, J): the copies of J units; padding counts as units of one copy. Of columns also
+        (c,): the distances in each row of that, 0 where they are not the same. None where two dimensions that make up
+        the rows have copies: each is turned by itself.
+        """
+        *before, last = self.maps
+        if sum(map(_copied, before)) > 1:
+            return None
+        rows = reduce(lambda one, other: copy_map.product([one, other]), before) if before else copy_map.axis(1, 1)
+        return _positions(rows), tuple((one, _distances(one)) for one in _positions(last))
+
     def _scaled(self, value: Tensor) -> Tensor:
         for scale in self.scales:
             value.mul_(scale.to(torch.promote_types(value.dtype, torch.float32)))
@@ -150,6 +165,18 @@ def _lengths(copies: CopyMap) -> Tensor:
     """(D,) norms of the unnormalized rows of Helmert's matrix that the units' coordinates are."""
     rows = torch.where(copies.number == 0, copies.count, copies.number * (copies.number + 1))
     return torch.where(copies.count > 1, rows, 1).double().sqrt()
+
+
+def _positions(axis: CopyMap) -> tuple[Tensor, ...]:
+    alone = [axis.padding, *(positions[0] for count, _, positions in axis.groups if count == 1)]
+    single = torch.cat(alone).sort().values[None]
+    copied = tuple(positions for count, _, positions in axis.groups if count > 1)
+    return (single, *copied) if single.numel() else copied
+
+
+def _distances(positions: Tensor) -> Tensor:
+    spans = map(as_slice, positions)
+    return torch.tensor([span.step or 1 if isinstance(span, slice) else 0 for span in spans])
 
 
 def _put(copies: Tensor, units: slice | Tensor, value: Tensor) -> None:

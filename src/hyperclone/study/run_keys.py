@@ -19,6 +19,7 @@ from typing import Any
 from hyperclone import units
 from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError
+from hyperclone.io.files import read_json, to_json
 from hyperclone.planning.growth import Growth
 from hyperclone.training import data_sources
 
@@ -42,8 +43,12 @@ def of(*parts: Any) -> str:
 
 def clone(source: str, growth: Growth, moments: str | None) -> str:
     """A key of a model that is grown from the one with the key `source`."""
-    asked = {field.name: value for field in fields(Growth) if (value := getattr(growth, field.name)) != field.default
-             and (field.name, value) != _TILED}  # fmt: skip
+    asked = {
+        field.name: value
+        for field in fields(Growth)
+        if ((value := getattr(growth, field.name)) != field.default or field.name == _TILED[0])
+        and (field.name, value) != _TILED
+    }
     return of("clone", source, asked, moments)
 
 
@@ -73,7 +78,16 @@ def model(directory: Path) -> str:
 
 
 def _model_digests(directory: Path) -> list[str]:
-    return _digests(file for pattern in _MODEL for file in sorted(directory.glob(pattern)))
+    files = [file for pattern in _MODEL for file in sorted(directory.glob(pattern))]
+    return [_config_digest(file) if file.name == "config.json" else _digests([file])[0] for file in files]
+
+
+def _config_digest(file: Path) -> str:
+    """Without what a config says of the model's growth, which the receipt says as well."""
+    content = read_json(file)
+    if content.pop(receipt.CONFIG_FIELD, None) is None:
+        return _digests([file])[0]
+    return hashlib.sha256(to_json(content).encode()).hexdigest()
 
 
 def training(options: Mapping[str, Any]) -> dict[str, Any]:

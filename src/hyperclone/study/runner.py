@@ -179,7 +179,7 @@ class Runner:
             partial_target.mkdir(parents=True, exist_ok=True)
             from hyperclone.training.export import carry  # loads torch
 
-            carry(source, partial_target, config=False, grown=False)
+            carry(source, partial_target, config=False, grown=None)
             (partial_target / "config.json").write_text(to_json(config))
             partial_target.replace(target)
         return target

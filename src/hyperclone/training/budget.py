@@ -14,7 +14,7 @@ from hyperclone.errors import TrainingError
 from hyperclone.training.config import Training
 
 _SEQ_LEN = 1024
-_WINDOWS = 64  # of a batch
+WINDOWS = 64  # of a batch
 _MICRO = 8
 
 
@@ -104,7 +104,7 @@ def plan(training: Training, *, seq_len: int, available: int, processes: int) ->
             found=seq_len,
             cure="more data, or a shorter --seq-len",
         )
-    batch = training.step_tokens or _WINDOWS * seq_len
+    batch = training.step_tokens or WINDOWS * seq_len
     windows, rest = divmod(batch, seq_len)
     if rest or not windows:
         near = sorted({max(1, windows) * seq_len, (windows + 1) * seq_len})

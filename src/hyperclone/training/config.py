@@ -30,7 +30,7 @@ STARTS_FROM: dict[str, tuple[OptimizerName, ...]] = {
 
 _SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
 _NAMES = ("tasks", "report_to")  # or of several, separated by commas
-_PATHS = ("model", "output", "cache")
+_PATHS = ("model", "output", "cache", "receipt")
 _RANGES = {
     "lr": (0.0, math.inf),
     "warmup": (0.0, math.inf),
@@ -138,6 +138,15 @@ class Training:
         metadata=option(
             "Initialize the weights randomly: the control arm, with the same data and sizes; one learning rate for all "
             "parameters, so give it an --lr of its own.",
+            group=_START,
+        ),
+    )
+    receipt: str | None = field(
+        default=None,
+        metadata=option(
+            "Grown directory whose hyperclone.json says how this model was grown, if it was saved without that and its "
+            "config does not say it either.",
+            metavar="DIR",
             group=_START,
         ),
     )
@@ -332,6 +341,9 @@ class Training:
             )
 
     def _check_from_scratch(self) -> None:
+        if self.receipt is not None:
+            raise TrainingError("randomly initialized weights were not grown", field="receipt", found=self.receipt,
+                                cure="leave --receipt out with --from-scratch")  # fmt: skip
         if self.lr_rule == "scaled":
             raise TrainingError(
                 "the scaling rule is for copies of trained weights, and randomly initialized weights are no copies",

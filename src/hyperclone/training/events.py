@@ -66,6 +66,7 @@ class RunStarted:
         text, held_out: the tokenized text; no held-out text if none was wanted.
         step: that it resumes from; 0 for a new run.
         device: where it computes.
+        doubt: what speaks against the way in which the model is taken (doubts.py); None for nothing.
     """
 
     model: str
@@ -79,6 +80,7 @@ class RunStarted:
     held_out: Corpus | None
     step: int
     device: Device
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 from hyperclone.conversion import model_card, receipt
 from hyperclone.hf import parameter_names
 from hyperclone.io.checkpoint import carried_files
+from hyperclone.io.files import read_json, to_json
 from hyperclone.optimizer_state.distributed import DistributedTensors
 from hyperclone.training import checkpoints
 from hyperclone.training.preparation import PreparedRun
@@ -55,7 +56,7 @@ def export(trainer: Any, prepared: PreparedRun, dtype: torch.dtype, *, card: str
                 ties = _ties(model)
                 state = {name: _cast(value, dtype) for name, value in model.state_dict().items() if name not in ties}
                 model.save_pretrained(partial, state_dict=state)
-            carry(prepared.directory, partial, config=True, grown=not prepared.training.from_scratch)
+            carry(prepared.directory, partial, config=True, grown=prepared.receipt)
             if model_card.is_ours(output / "README.md"):
                 (partial / "README.md").write_text(card)
             for file in sorted(partial.iterdir(), key=lambda file: (file.name == "config.json", file.name)):
@@ -121,18 +122,26 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-def carry(directory: Path, target: Path, *, config: bool, grown: bool) -> None:
+def carry(directory: Path, target: Path, *, config: bool, grown: Path | None) -> None:
     """Copy what belongs to a model besides its weights: tokenizer, templates, license; if wanted, config and receipt.
 
     Args:
         directory: the model's.
         target: directory to copy into.
-        config: copy the config.
-        grown: copy the receipt, because the weights are still those that were grown.
+        config: copy the config; without what it says of a growth, if the weights are not those that were grown.
+        grown: directory with the receipt of the weights; None if they are not those that were grown.
     """
-    wanted = (*([directory / "config.json"] if config else []), *([directory / receipt.FILE] if grown else []))
-    for file in (*carried_files(directory), *wanted):
+    copies = {file: file.relative_to(directory) for file in carried_files(directory)}
+    if config:
+        copies[directory / "config.json"] = Path("config.json")
+    if grown is not None:
+        copies[grown / receipt.FILE] = Path(receipt.FILE)
+    for file, name in copies.items():
         if file.is_file():
-            copy = target / file.relative_to(directory)
+            copy = target / name
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
+    if config and grown is None:
+        content = read_json(target / "config.json")
+        if content.pop(receipt.CONFIG_FIELD, None) is not None:
+            (target / "config.json").write_text(to_json(content))

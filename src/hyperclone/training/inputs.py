@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hyperclone.architectures.heads import head_of
+from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.hf import models
 from hyperclone.io.checkpoint import Checkpoint
@@ -205,6 +206,7 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
     config = _causal_config(directory)
     dtype = _TYPES.get(str(config.dtype).removeprefix("torch."), torch.float32)
     if training.from_scratch:
+        vars(config).pop(receipt.CONFIG_FIELD, None)  # the weights are not those that were grown
         set_seed(training.seed)
         with models.quiet():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

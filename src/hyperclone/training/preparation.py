@@ -189,6 +189,14 @@ def _check_installed(training: Training) -> None:
 
 
 def _check_launched(training: Training) -> None:
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("true", "1", "yes"):
+        raise TrainingError(
+            "DeepSpeed flattens parameters, so an optimizer cannot see where copies lie in them",
+            field="ACCELERATE_USE_DEEPSPEED",
+            found=os.environ["ACCELERATE_USE_DEEPSPEED"],
+            cure="torchrun --nproc-per-node N -m hyperclone train ... --sharding gradients (FSDP2, like ZeRO-2) "
+            "or --sharding full (like ZeRO-3)",
+        )
     if training.sharding != "none" and "LOCAL_RANK" not in os.environ:
         raise TrainingError(
             "a single process has nothing to shard over",
@@ -199,11 +207,17 @@ def _check_launched(training: Training) -> None:
 
 
 def _receipt(training: Training, directory: Path) -> Path | None:
-    """The model's directory if it has a receipt, or its config says how it was grown, and its weights are used.
+    """The directory whose receipt or config says how the model was grown, if one does and its weights are used.
 
     Raises:
         TrainingError: something is asked for that needs a receipt, and there is none.
     """
+    if training.receipt is not None:
+        named = user_path(training.receipt)
+        if receipt.read(named) is None:
+            raise TrainingError("no receipt here says how a model was grown", file=named, field="receipt",
+                                expected=f"a grown directory, with {receipt.FILE}")  # fmt: skip
+        return named
     if receipt.read(directory) is not None:
         return None if training.from_scratch else directory
     for option, asked, why in (
@@ -218,7 +232,8 @@ def _receipt(training: Training, directory: Path) -> Path | None:
                 f"no receipt says how this model was grown, so {why}",
                 file=directory,
                 field=option,
-                cure=f"leave --{option} out",
+                cure="--receipt DIR with the directory that it was grown into, if it was grown and saved elsewhere; "
+                f"else leave --{option} out",
             )
     return None
 
@@ -227,6 +242,8 @@ def _grown_moments(training: Training, grown: Path | None) -> Path | None:
     """The directory of the grown moments that the optimizer starts from."""
     if grown is None or training.grown_moments == "none" or not writer.moment_files(grown):
         return None
+    if training.receipt is not None:
+        return None  # the weights have been trained since
     inputs.check_grown_moments(grown)
     return grown
 

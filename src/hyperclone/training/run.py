@@ -18,7 +18,7 @@ import torch
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
 from hyperclone.io import hub
-from hyperclone.training import export, flops, inputs, packing, resume
+from hyperclone.training import doubts, export, flops, inputs, packing, resume
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Watch
@@ -106,6 +106,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
             text=prepared.text,
             held_out=prepared.held_out,
             step=prepared.step,
+            doubt=doubts.doubt(prepared, model),
             device=Device(
                 name=torch.cuda.get_device_name(arguments.device) if gpu else "CPU",
                 processes=prepared.processes,
@@ -130,7 +131,7 @@ def _run(prepared: PreparedRun, trainer: GrownTrainer, run_log: RunLog, interrup
     """Train until the end or an interruption; the step that was reached. Of a finished run, only load the weights."""
     trainer.add_callback(interruption)
     if prepared.training.anatomy:
-        trainer.add_callback(RecordedAnatomyCallback(prepared.directory, run_log))
+        trainer.add_callback(RecordedAnatomyCallback(prepared.receipt or prepared.directory, run_log))
     _check_sharding(prepared, sharded=trainer.is_fsdp_enabled)
     on_cpu = trainer.args.device.type == "cpu"
     with memory.kept() if on_cpu else nullcontext():

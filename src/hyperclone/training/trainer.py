@@ -168,8 +168,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if main:
-                grown = not self._prepared.training.from_scratch
-                export.carry(self._prepared.directory, partial / name, config=False, grown=grown)
+                export.carry(self._prepared.directory, partial / name, config=False, grown=self._prepared.receipt)
                 checkpoints.publish(partial / name, output / name)
         if main:
             checkpoints.clear(output)

@@ -160,6 +160,8 @@ def summary(run: RunStarted) -> list[str]:
             f"NOTE: {device.idle_gpus} more GPUs are idle; "
             f"torchrun --nproc-per-node {device.idle_gpus + 1} -m hyperclone train ... uses them"
         )
+    if run.doubt is not None:
+        lines.append(f"WARNING: {run.doubt}")
     if run.step:
         lines.append(f"resumes from step {run.step}")
     return lines
