@@ -146,8 +146,8 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
         axes.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    if path.suffix == ".svg":  # a hundredth of a point is enough
-        path.write_text(re.sub(r"(?<=\d\.\d\d)\d+", "", path.read_text()))
+    if path.suffix == ".svg":  # a tenth of a point is enough, and a line needs no line for each of its points
+        path.write_text(re.sub(r"(?<=\d\.\d)\d+| ?\n(?=L )", "", path.read_text()))
 
 
 def main() -> None:
