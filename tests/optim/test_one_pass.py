@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone.expansion import compiled, copy_map
@@ -16,6 +16,7 @@ from hyperclone.expansion.copy_map import CopyMap
 from hyperclone.optim import adam_kernel, one_pass, rotated_step
 from hyperclone.optim.rotated_adamw import RotatedAdamW
 from hyperclone.optim.rotation import Rotation
+from hyperclone.planning.recipe import OrderName
 
 
 @contextmanager
@@ -73,35 +74,61 @@ def check(*maps: tuple[CopyMap, ...]) -> None:
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def any_axis(old: int, more: int, order: Any, padded: bool) -> CopyMap:
-    return copy_map.axis(old, old + more, order=order, padded=padded)
+def axes(old: int, new: int, *, padded: bool = False) -> list[CopyMap]:
+    """An axis in both orders."""
+    orders: tuple[OrderName, ...] = ("tiled", "interleaved")
+    return [copy_map.axis(old, new, order=order, padded=padded) for order in orders]
 
 
-AXES = st.builds(
-    any_axis, st.integers(1, 5), st.integers(0, 11), st.sampled_from(["tiled", "interleaved"]), st.booleans()
-)
-MAPS = AXES | st.builds(copy_map.product, st.lists(AXES, min_size=2, max_size=2)) | st.builds(
-    copy_map.concatenate, st.lists(AXES, min_size=2, max_size=3))  # fmt: skip
+PAIRS, LONG, SOME = axes(3, 6), axes(517, 1034), axes(5, 13)  # of SOME, three units have three copies
+PADDED, UNEVEN = axes(5, 12, padded=True), axes(5, 8)
+HEADS = [copy_map.product([axis, copy_map.axis(8, 8)]) for axis in axes(3, 6)]
+FUSED = [copy_map.concatenate([one, other]) for one, other in zip(HEADS, UNEVEN, strict=True)]
+ONE = [copy_map.axis(7, 7)] * 2
 
 
-@settings(deadline=None)  # the first example may compile the kernel
-@given(MAPS, MAPS)
-def test_matrices_of_any_copies(rows: CopyMap, columns: CopyMap) -> None:
-    if Rotation((rows, columns)).turns:
-        check((rows, columns))
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(PAIRS, LONG), (SOME, PAIRS), (UNEVEN, PADDED), (PADDED, HEADS), (FUSED, FUSED), (ONE, HEADS), (HEADS, ONE)],
+)  # fmt: skip
+@pytest.mark.parametrize("order", [0, 1], ids=["tiled", "side by side"])
+def test_matrices_of_any_copies(rows: list[CopyMap], columns: list[CopyMap], order: int) -> None:
+    check((rows[order], columns[order]))
 
 
-@settings(deadline=None)
-@given(st.lists(AXES, min_size=1, max_size=2).filter(lambda axes: bool(Rotation(tuple(axes)).turns)))
-def test_vectors_and_experts(axes: list[CopyMap]) -> None:
-    check(tuple(axes))
-    check((copy_map.axis(3, 3), *axes))
+@pytest.mark.parametrize("axis", [*PAIRS, *UNEVEN, *PADDED])
+def test_vectors_and_experts(axis: CopyMap) -> None:
+    check((axis,), (copy_map.axis(3, 3), axis, copy_map.axis(4, 4)), (copy_map.axis(3, 3), copy_map.axis(4, 4), axis))
+
+
+@given(st.integers(1, 6), st.integers(0, 12), st.booleans(), st.integers(1, 3))
+def test_runs_are_all_units_once_and_few(old: int, more: int, padded: bool, inner: int) -> None:
+    for axis in axes(old, old + more, padded=padded):
+        whole = copy_map.product([axis, copy_map.axis(inner, inner)])
+        rotation = Rotation((whole,))
+        assert rotation.runs is not None
+        _, found = rotation.runs
+        places: list[int] = []
+        for runs in found:
+            count = len(runs.starts)
+            for start, size in zip(runs.starts.T, runs.sizes, strict=True):
+                for unit in range(int(size)):
+                    own = start + unit * (count if runs.side_by_side else 1)
+                    assert len(set(whole.source[own].tolist())) == 1
+                    assert count == 1 or whole.number[own].tolist() == list(range(count))
+                    places += own.tolist()
+        assert sorted(places) == list(range(whole.new))
+    tiled = Rotation((copy_map.axis(old, 3 * old),)).runs
+    beside = Rotation((copy_map.axis(old, 3 * old, order="interleaved"),)).runs
+    assert tiled is not None
+    assert beside is not None
+    assert len(tiled[1][0].sizes) == len(beside[1][0].sizes) == 1
 
 
 def test_experts_that_are_copied_themselves_are_left_to_torch() -> None:
     """Copies of experts and of their rows are turned one after the other, which is not the kernel's turn of rows."""
     axis = copy_map.axis(2, 4)
-    assert Rotation((axis, axis, axis)).positions is None
+    assert Rotation((axis, axis, axis)).runs is None
     optimizer = optimizer_of({"w": (axis, axis, axis)})
     before = state_of(optimizer)[0].clone()
     optimizer.step()
@@ -109,16 +136,15 @@ def test_experts_that_are_copied_themselves_are_left_to_torch() -> None:
 
 
 @pytest.mark.parametrize("order", ["tiled", "interleaved"])
-def test_rows_that_are_longer_than_what_is_worked_on_at_once(order: Any) -> None:
+def test_long_rows(order: Any) -> None:
     """And several parameters, a step of which is several calls."""
-    long = copy_map.axis(adam_kernel.CHUNK + 7, 2 * adam_kernel.CHUNK + 20, order=order)
+    long = copy_map.axis(517, 1034, order=order)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(one_pass, "_BLOCK", 5000)
-        check((copy_map.axis(5, 11, order=order), long), (long,), (long, copy_map.axis(3, 6, order=order)))
+        check((copy_map.axis(6, 12, order=order), long), (long,), (long, copy_map.axis(3, 6, order=order)))
 
 
-@pytest.mark.parametrize("order", ["tiled", "interleaved"])
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize(("count", "order"), [(2, "tiled"), (2, "interleaved"), (3, "tiled")])
 def test_equal_copies_stay_equal_to_the_bit(count: int, order: Any) -> None:
     """Rounding must not become a difference, which Adam would take for a gradient."""
     axis = copy_map.axis(37, 37 * count, order=order)
@@ -143,7 +169,7 @@ def test_equal_copies_stay_equal_to_the_bit(count: int, order: Any) -> None:
 def test_the_number_of_threads_changes_nothing() -> None:
     results = []
     for threads in (1, 3):
-        optimizer = optimizer_of({"w": (copy_map.axis(64, 128), copy_map.axis(30, 75))}, dtype=torch.float32)
+        optimizer = optimizer_of({"w": (copy_map.axis(64, 128), copy_map.axis(30, 60))}, dtype=torch.float32)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(one_pass, "_BLOCK", 1000)
             patched.setattr(torch, "get_num_threads", lambda number=threads: number)
@@ -178,6 +204,8 @@ def test_what_the_kernel_does_not_know_is_left_to_torch() -> None:
     assert applies(*[wide.double()] * 4)
     assert not applies(*[wide.bfloat16()] * 4)
     assert not applies(wide, wide.double(), wide, wide)
+    many = Rotation((copy_map.axis(2, 10), copy_map.axis(2, 8)))
+    assert not applies(*[torch.zeros(10, 8)] * 4, coordinates=rotated_step.Coordinates(many, (), ()))
     assert not applies(torch.zeros(16, 16)[::2, ::2], wide, wide, wide)
     assert not applies(*[wide.to("meta")] * 4)
     assert not applies(wide, wide, wide, wide, coordinates=None)

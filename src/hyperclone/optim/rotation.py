@@ -126,18 +126,17 @@ class Rotation:
         )
 
     @cached_property
-    def positions(self) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, Tensor], ...]] | None:
-        """Where the copies lie in the parameter as a matrix, whose columns are its last dimension: of rows, of columns.
+    def runs(self) -> tuple[tuple[Tensor, ...], tuple[Runs, ...]] | None:
+        """Where the copies lie in the parameter as a matrix, whose columns are its last dimension.
 
-        For each number c of copies (c, J): the copies of J units; padding counts as units of one copy. Of columns also
-        (c,): the distances in each row of that, 0 where they are not the same. None where two dimensions that make up
-        the rows have copies: each is turned by itself.
+        Of rows (c, J) for each number c of copies: the copies of J units; of columns their runs. Padding counts as
+        units of one copy. None where two dimensions that make up the rows have copies: each is turned by itself.
         """
         *before, last = self.maps
         if sum(map(_copied, before)) > 1:
             return None
         rows = reduce(lambda one, other: copy_map.product([one, other]), before) if before else copy_map.axis(1, 1)
-        return _positions(rows), tuple((one, _distances(one)) for one in _positions(last))
+        return _positions(rows), tuple(map(Runs.of, _positions(last)))
 
     def _scaled(self, value: Tensor) -> Tensor:
         for scale in self.scales:
@@ -149,6 +148,38 @@ class Rotation:
 
     def _along(self, dim: int, vector: Tensor) -> Tensor:
         return vector.view(*[1] * dim, -1, *[1] * (len(self.maps) - 1 - dim))
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Units of columns with c copies each, in K runs.
+
+    Attributes:
+        starts: (c, K) where the copies of the first unit of each run stand.
+        sizes: (K,) units of each run. The next unit stands behind: each of its copies, or (side by side) all of them.
+        side_by_side: the copies of a unit are neighbors, in their order.
+    """
+
+    starts: Tensor
+    sizes: Tensor
+    side_by_side: bool
+
+    @classmethod
+    def of(cls, positions: Tensor) -> Runs:
+        """As few runs as there can be.
+
+        Args:
+            positions: (c, J) of the copies of J units.
+        """
+        count, units = positions.shape
+        neighbors = count > 1 and bool((positions - positions[0] == torch.arange(count)[:, None]).all())
+        begin_apart, begin_beside = (
+            torch.cat([torch.tensor([True]), (positions.diff(dim=1) != distance).any(0)]) for distance in (1, count)
+        )
+        side_by_side = neighbors and int(begin_beside.sum()) < int(begin_apart.sum())
+        begins = (begin_beside if side_by_side else begin_apart).nonzero().flatten()
+        sizes = torch.cat([begins, torch.tensor([units])]).diff()
+        return cls(positions[:, begins].contiguous(), sizes, side_by_side)
 
 
 def _copied(copies: CopyMap) -> bool:
@@ -172,11 +203,6 @@ def _positions(axis: CopyMap) -> tuple[Tensor, ...]:
     single = torch.cat(alone).sort().values[None]
     copied = tuple(positions for count, _, positions in axis.groups if count > 1)
     return (single, *copied) if single.numel() else copied
-
-
-def _distances(positions: Tensor) -> Tensor:
-    spans = map(as_slice, positions)
-    return torch.tensor([span.step or 1 if isinstance(span, slice) else 0 for span in spans])
 
 
 def _put(copies: Tensor, units: slice | Tensor, value: Tensor) -> None:
