@@ -421,3 +421,18 @@ def test_a_shard_whose_units_have_one_copy_each_starts_from_its_moments(monkeypa
     state = optimizer.grown_moments(weight, "w", moments, 5)
     assert state["rotated_avg"].tolist() == [1, 2]
     assert state["rotated_avg_sq"].tolist() == [3, 4]
+
+
+def test_flat_buffers_in_the_place_of_parameters_are_refused() -> None:
+    """As DeepSpeed's ZeRO, whose optimizers put one buffer for each group into the groups, and FSDP1 have them."""
+    weight, optimizer = one_weight()
+    flat = torch.nn.Parameter(weight.detach().flatten())
+    flat.grad = torch.ones_like(flat)
+    optimizer.param_groups[0]["params"] = [flat]
+    with pytest.raises(GrowthError, match="not the model's own parameters") as refused:
+        optimizer.step()
+    assert "ZeRO" in str(refused.value)
+    assert refused.value.details["found"] == f"shape ({flat.numel()},)"
+    optimizer.param_groups[0]["param_names"] = ["w", "v"]
+    with pytest.raises(GrowthError, match="2, one for each name"):
+        optimizer.step()

@@ -117,3 +117,12 @@ def test_the_key_of_a_grown_model_is_the_one_that_it_had_when_configs_said_nothi
     del content["hyperclone"]
     (before / "config.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     assert run_keys.model(before) == run_keys.model(grown)
+
+
+def test_a_launch_with_deepspeed_is_refused_by_name(
+    grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(TrainingError, match="DeepSpeed flattens") as refused:
+        started(grown, tmp_path)
+    assert "--sharding gradients" in str(refused.value)
