@@ -16,6 +16,7 @@ from hyperclone import units
 from hyperclone.errors import OptionError, TrainingError
 from hyperclone.options import check, option
 from hyperclone.planning.scaling_rule import LrRule
+from hyperclone.training import mixture
 from hyperclone.units import is_finite
 
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
@@ -64,7 +65,8 @@ class Training:
     data: Sequence[str] = field(
         metadata=option(
             "Text to train on: a file, directory or glob (txt, md, rst, jsonl, json, parquet, also compressed), "
-            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable.",
+            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable; with SOURCE=WEIGHT for each, a mixture: weights are "
+            "shares of the windows of the training.",
             metavar="SOURCE",
             group=_FILES,
         )
@@ -302,6 +304,8 @@ class Training:
                 object.__setattr__(self, name, os.fspath(value))
         if not self.data:
             raise TrainingError("no data to train on", field="data", cure="--data PATH, repeatable")
+        _ = self.sources  # raises if weights make no sense
+        mixture.check_unweighted(self.eval_data)
         check(self, TrainingError)
         self._check_ranges()
         if self.from_scratch:
@@ -357,6 +361,11 @@ class Training:
             )
         if not is_finite(rate) or rate < 0:
             raise TrainingError("out of range", field=name, found=rate, expected="0 or more")
+
+    @property
+    def sources(self) -> tuple[mixture.DataSource, ...]:
+        """The sources of the data with their shares; one with all of the text if they have no weights."""
+        return mixture.sources_of(self.data)
 
     @property
     def total_tokens(self) -> int | None:
