@@ -138,9 +138,9 @@ class TrainingView:
 def summary(run: RunStarted) -> list[str]:
     """What is about to run, in lines."""
     budget, text, held_out, device = run.budget, run.text, run.held_out, run.device
-    epochs = f"{budget.steps * budget.windows / run.windows:.3g} epochs"
-    if run.sources:
-        epochs = "until the first source is used up" if run.training.tokens is None else "a mixture"
+    length = f", {budget.steps * budget.windows / run.windows:.3g} epochs"
+    if run.sources:  # each has epochs of its own
+        length = ", until the first source is used up" if run.training.tokens is None else ""
     batch = f"{budget.windows} windows of {budget.seq_len}"
     if device.processes > 1 or budget.accumulation > 1:
         processes = "1 process" if device.processes == 1 else f"{device.processes} processes"
@@ -152,7 +152,7 @@ def summary(run: RunStarted) -> list[str]:
         *(f"source    {source_text(source)}" for source in run.sources),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
-        f"budget    {human_count(budget.tokens)} tokens, {epochs}",
+        f"budget    {human_count(budget.tokens)} tokens{length}",
         f"optimizer {_optimizer(run.training, run.weights)}",
         f"rates     {rates}",
         f"device    {device.name}, {device.precision}"
