@@ -6,6 +6,8 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shlex
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -119,7 +121,7 @@ class _Numbers:
 
 def order_of(sizes: list[int], weights: list[int], *, count: int, seed: int = 0) -> list[tuple[int, int]]:
     windows: Any = [_Numbers(size) for size in sizes]
-    mixed = packing.Mixed(windows, shares_of(weights), count=count, seed=seed)
+    mixed: Any = packing.Mixed(windows, shares_of(weights), count=count, seed=seed)
     assert [mixed[index] for index in range(count)] == [mixed.window(index)[1] for index in range(count)]
     return [mixed.window(index) for index in range(count)]
 
@@ -165,7 +167,7 @@ def test_a_weight_stands_after_the_last_sign_unless_something_has_this_name(
     assert [source.spelled for source in weighted] == [(name,) for name in weights]
     assert [source.share for source in weighted] == [Fraction(n, 100) for n in (70, 7, 1, 20, 2)]
     assert sources_of(["plain.txt=0.1", "plain.txt=0.2"])[0].share == Fraction(1, 3)  # decimals are not rounded
-    assert request(data=["plain.txt=0.7", "old=0.5=0.3"]).sources[1] == DataSource(("old=0.5",), Fraction(3, 10))
+    assert request(data=["plain.txt=0.7", "old=0.5=0.3"]).data_sources[1] == DataSource(("old=0.5",), Fraction(3, 10))
 
 
 @pytest.mark.parametrize("weight", ["0", "-0.3", "nan", "inf", "1e999", "1e-999", "70%", "half", "", "0x1", "9" * 5000])
@@ -209,10 +211,10 @@ def test_a_run_file_has_the_same_spelling_relative_to_it(tmp_path: Path) -> None
     file.write_text(least + 'data = ["new/=2", "new/*.txt=1", "old.jsonl=1", "x=0.5.jsonl=1", "org/name:train=5"]\n')
     read = run_file.read(file, {})
     names = [f"{tmp_path}/{name}" for name in ("new", "new/*.txt", "old.jsonl", "x=0.5.jsonl")]
-    assert [source.spelled[0] for source in read.sources] == [*names, "org/name:train"]
-    assert [source.share for source in read.sources] == [Fraction(n, 10) for n in (2, 1, 1, 1, 5)]
+    assert [source.spelled[0] for source in read.data_sources] == [*names, "org/name:train"]
+    assert [source.share for source in read.data_sources] == [Fraction(n, 10) for n in (2, 1, 1, 1, 5)]
     assert read.output == f"{tmp_path}/lr=3"
-    assert run_file.read(file, {"data": ("a", "b")}).sources == (DataSource(("a", "b")),)
+    assert run_file.read(file, {"data": ("a", "b")}).data_sources == (DataSource(("a", "b")),)
     file.write_text(least + 'data = ["new=0.7", "old.jsonl=0"]\n')
     with pytest.raises(TrainingError) as caught:
         run_file.read(file, {})
@@ -297,8 +299,8 @@ def test_a_run_trains_on_the_windows_of_the_mixture_and_measures_all_held_out_te
         first, before = (float(model(input_ids=ids, labels=ids).loss) for ids in (batch, held_out))
     assert next(line["loss"] for line in measured if "loss" in line) == pytest.approx(first, abs=1e-5)
     assert next(line["eval_loss"] for line in measured if "eval_loss" in line) == pytest.approx(before, abs=1e-5)
-    assert [source.tokens for source in whole.sources] != [SEQUENCE * len(windows) for windows in train]  # remainders
-    assert [round(source.epochs or 0, 6) for source in whole.sources] == [
+    assert [source.tokens for source in whole.mixture] != [SEQUENCE * len(windows) for windows in train]  # remainders
+    assert [round(source.epochs or 0, 6) for source in whole.mixture] == [
         round(share * STEPS * WINDOWS / len(windows), 6) for share, windows in zip((0.7, 0.3), train, strict=True)
     ]
 
@@ -312,7 +314,7 @@ def test_a_mixture_that_is_resumed_is_the_same_to_the_bit_and_keeps_its_weights(
     assert hyperclone.train(on_both(directory, "parts"), watch=stop).step == 4
     for asked in (on_both(directory, "parts", ("0.6", "0.4")), on_both(directory, "parts", data=["new.jsonl"])):
         asked = dataclasses.replace(asked, resume=True)
-        if len(asked.sources) == 1:
+        if len(asked.data_sources) == 1:
             asked = dataclasses.replace(asked, data=[str(directory / "new.jsonl"), str(directory / "old.jsonl")])
         with pytest.raises(TrainingError) as caught:
             hyperclone.train(asked)
@@ -329,21 +331,21 @@ def test_a_mixture_that_is_resumed_is_the_same_to_the_bit_and_keeps_its_weights(
 
 
 def test_summary_and_dry_run_say_what_each_source_gives(whole: RunStarted, directory: Path) -> None:
-    new, old = whole.sources
+    new, old = whole.mixture
     assert (new.share, new.trained_tokens, old.share) == (0.7, round(0.7 * SEQUENCE * WINDOWS * STEPS), 0.3)
     shown = "\n".join(summary(whole))
     line = f"70% of the windows: {directory}/new.jsonl, {human_count(new.tokens or 0)} tokens, trained on 1.1k, "
-    assert f"source    {line}{new.epochs:.3g} epochs\n" in shown
+    assert f"mixture   {line}{new.epochs:.3g} epochs\n" in shown
     assert "budget    1.5k tokens\n" in shown
     dry = dry_run(on_both(directory, "another"))
-    assert (dry.sources, dry.windows, dry.budget) == (whole.sources, whole.windows, whole.budget)
+    assert (dry.mixture, dry.windows, dry.budget) == (whole.mixture, whole.windows, whole.budget)
     assert dry.text.files == 2
 
     epoch = dry_run(on_both(directory, "another", tokens=None))
     assert epoch.steps == int((new.tokens or 0) // SEQUENCE / 0.7) // WINDOWS
-    assert (epoch.sources[0].epochs or 9) <= 1
+    assert (epoch.mixture[0].epochs or 9) <= 1
     fresh = dry_run(on_both(directory, "another", tokens=None, cache=str(directory / "none")))
-    assert (fresh.steps, fresh.sources[0].tokens, fresh.sources[0].epochs) == (None, None, None)
+    assert (fresh.steps, fresh.mixture[0].tokens, fresh.mixture[0].epochs) == (None, None, None)
 
     data = [word for name in ("new=0.7", "old=0.3") for word in ("--data", directory / name.replace("=", ".jsonl="))]
     asked = ("train", directory / "model", *data, "-o", directory / "o", "--seq-len", SEQUENCE, "--batch-tokens",
@@ -354,6 +356,19 @@ def test_summary_and_dry_run_say_what_each_source_gives(whole: RunStarted, direc
     said = call(*asked, directory / "none", COLUMNS="300").stdout
     assert f"30% of the windows: {directory}/old.jsonl, not tokenized yet " in said
     assert "until the first source is used up: known after tokenizing, or with --tokens" in said
+
+
+def test_the_guide_shows_what_its_example_prints(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
+    block = re.findall(r"```console\n\$ hyperclone (train SRC --data 'new.*?)\n```", guide, re.DOTALL)[0]
+    command, *shown = block.split("\n")
+    monkeypatch.chdir(directory)
+    for name in ("a", "b"):
+        (directory / "new").mkdir(exist_ok=True)
+        jsonl(directory / f"new/{name}.jsonl", documents(12, seed=ord(name)))
+    ran = call(*shlex.split(command.replace("SRC", "model")), HYPERCLONE_CACHE="cache")
+    assert ran.returncode == 0, ran.stderr
+    assert [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith(("text", "mixture"))] == shown
 
 
 def test_a_source_that_is_too_short_is_named(directory: Path) -> None:

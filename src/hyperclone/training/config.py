@@ -304,7 +304,7 @@ class Training:
                 object.__setattr__(self, name, os.fspath(value))
         if not self.data:
             raise TrainingError("no data to train on", field="data", cure="--data PATH, repeatable")
-        _ = self.sources  # raises if weights make no sense
+        _ = self.data_sources  # raises if weights make no sense
         mixture.check_unweighted(self.eval_data)
         check(self, TrainingError)
         self._check_ranges()
@@ -363,7 +363,7 @@ class Training:
             raise TrainingError("out of range", field=name, found=rate, expected="0 or more")
 
     @property
-    def sources(self) -> tuple[mixture.DataSource, ...]:
+    def data_sources(self) -> tuple[mixture.DataSource, ...]:
         """The sources of the data with their shares; one with all of the text if they have no weights."""
         return mixture.sources_of(self.data)
 

@@ -92,7 +92,7 @@ class DryRun:
         weights: where they come from.
         parameters: how many.
         text, held_out: what it reads; None for no held-out text.
-        sources: of a mixture; empty where the text has no weights.
+        mixture: what it takes of each of its sources; empty where the text has no weights.
         windows: of the text, once through; None where it has not been tokenized.
         budget: sizes of the run; its steps count only if `steps` is not None.
         steps: None where they are one epoch of a text that has not been tokenized (mixture.py: `one_epoch`).
@@ -111,7 +111,7 @@ class DryRun:
     parameters: int
     text: Text
     held_out: Text | None
-    sources: tuple[SourceUse, ...]
+    mixture: tuple[SourceUse, ...]
     windows: int | None
     budget: Budget
     steps: int | None
@@ -160,7 +160,7 @@ class DryRun:
             },
             "text": asdict(self.text),
             "held_out": self.held_out and asdict(self.held_out),
-            "sources": [asdict(source) for source in self.sources],
+            "mixture": [asdict(source) for source in self.mixture],
             "windows": self.windows,
             "windows_of_a_step": budget.windows,
             "processes": self.processes,
@@ -191,7 +191,7 @@ def dry_run(training: Training) -> DryRun:
     training, seq_len = chosen.training, chosen.seq_len
     texts = inputs.cached_texts(training, chosen.config, chosen.tokenizer, seq_len=seq_len)
     windows = None if texts is None else [len(Windows(corpus, seq_len)) for corpus in texts.train]
-    shares = [source.share for source in training.sources]
+    shares = [source.share for source in training.data_sources]
     available = _ANY_STEPS if windows is None else one_epoch(windows, shares)
     budget = budgets.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
     steps = None if windows is None and training.total_tokens is None else budget.steps
@@ -210,11 +210,11 @@ def dry_run(training: Training) -> DryRun:
         weights="random" if training.from_scratch else "stored" if chosen.receipt is None else "grown",
         parameters=parameters,
         text=_text(
-            [one for source in training.sources for one in source.spelled], None if texts is None else texts.train
+            [one for source in training.data_sources for one in source.spelled], None if texts is None else texts.train
         ),
         held_out=_text(training.eval_data, None if texts is None else texts.held_out) if held_out else None,
-        sources=uses(
-            training.sources,
+        mixture=uses(
+            training.data_sources,
             seq_len=seq_len,
             trained_windows=None if steps is None else steps * budget.windows,
             sizes=None if texts is None else [(corpus.documents, corpus.tokens) for corpus in texts.train],

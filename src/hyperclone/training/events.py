@@ -64,7 +64,7 @@ class RunStarted:
         training: the request, with the optimizer that was chosen.
         budget: sizes of the run.
         windows: in the text, once through.
-        sources: of a mixture; empty where the text has no weights.
+        mixture: what it takes of each of its sources; empty where the text has no weights.
         text, held_out: how much text there is; no held-out text if none was wanted.
         step: that it resumes from; 0 for a new run.
         device: where it computes.
@@ -77,7 +77,7 @@ class RunStarted:
     training: Training
     budget: Budget
     windows: int
-    sources: tuple[SourceUse, ...]
+    mixture: tuple[SourceUse, ...]
     text: TextSize
     held_out: TextSize | None
     step: int

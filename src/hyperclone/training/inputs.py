@@ -156,7 +156,7 @@ def _texts(
         return read(sources, reading, tokenizer, end=end, cache=cache)
 
     held_out = 0.0 if training.eval_data else training.held_out
-    streams = [corpora(source, held_out) for source in training.sources]
+    streams = [corpora(source, held_out) for source in training.data_sources]
     evaluated = [corpora(DataSource(tuple(training.eval_data)), 0.0)] if training.eval_data else streams
     if any(pair is None for pair in (*streams, *evaluated)):
         return None
@@ -191,7 +191,7 @@ def _limit(training: Training, sources: list[TextSource], share: Fraction, seq_l
 
 
 def _check_texts(training: Training, texts: Texts, *, seq_len: int, vocabulary: int) -> None:
-    sources = training.sources
+    sources = training.data_sources
     for number, (source, text) in enumerate(zip(sources, texts.train, strict=True)):
         name = source.spelled[0] if len(sources) > 1 else None
         if not text.tokens:

@@ -158,7 +158,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         tuple(Windows(corpus, seq_len, isolated=isolated) for corpus in corpora)
         for corpora in (texts.train, texts.held_out)
     )
-    available = one_epoch([len(one) for one in windows], [source.share for source in training.sources])
+    available = one_epoch([len(one) for one in windows], [source.share for source in training.data_sources])
     sizes = budget.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
     record = resume.make_record(training, sizes, chosen.directory, texts.digests)
     return PreparedRun(

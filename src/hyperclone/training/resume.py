@@ -59,7 +59,7 @@ def make_record(training: Training, budget: Budget, directory: Path, texts: list
         directory: the model's.
         texts: digests of the tokenized text, so that a run can be resumed wherever its files lie.
     """
-    options, sources = asdict(training), training.sources
+    options, sources = asdict(training), training.data_sources
     return {
         "hyperclone": __version__,
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},

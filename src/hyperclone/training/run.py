@@ -107,8 +107,8 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
             training=training,
             budget=budget,
             windows=sum(map(len, prepared.windows)),
-            sources=uses(
-                training.sources,
+            mixture=uses(
+                training.data_sources,
                 seq_len=budget.seq_len,
                 trained_windows=budget.steps * budget.windows,
                 sizes=[(corpus.documents, corpus.tokens) for corpus in prepared.texts.train],

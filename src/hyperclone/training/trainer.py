@@ -48,7 +48,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             args=args,
             train_dataset=packing.Mixed(
                 prepared.windows,
-                [source.share for source in prepared.training.sources],
+                [source.share for source in prepared.training.data_sources],
                 count=budget.steps * budget.windows,
                 seed=prepared.training.seed,
             ),

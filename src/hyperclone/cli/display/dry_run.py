@@ -27,7 +27,7 @@ def dry_run_view(run: DryRun) -> RenderableType:
     rows = [
         ("model", f"{run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}"),
         ("text", _text(run.text)),
-        *(("source", source_text(source)) for source in run.sources),
+        *(("mixture", source_text(source)) for source in run.mixture),
         *([("held out", _held_out(run, run.held_out))] if run.held_out else []),
         ("batch", _batch(run)),
         ("steps", _steps(run)),
@@ -67,9 +67,9 @@ def _batch(run: DryRun) -> str:
 
 def _steps(run: DryRun) -> str:
     if run.steps is None or run.tokens is None:
-        return f"{'until the first source is used up' if run.sources else 'one epoch'}: {_UNTOKENIZED}"
+        return f"{'until the first source is used up' if run.mixture else 'one epoch'}: {_UNTOKENIZED}"
     of_text = "; epochs are known after tokenizing"
-    if run.windows and run.sources:
+    if run.windows and run.mixture:
         of_text = "" if run.training.tokens is not None else ", until the first source is used up"
     elif run.windows:
         of_text = f", {run.steps * run.budget.windows / run.windows:.3g} epochs of {run.windows:,} windows"

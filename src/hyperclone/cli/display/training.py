@@ -139,7 +139,7 @@ def summary(run: RunStarted) -> list[str]:
     """What is about to run, in lines."""
     budget, text, held_out, device = run.budget, run.text, run.held_out, run.device
     length = f", {budget.steps * budget.windows / run.windows:.3g} epochs"
-    if run.sources:  # each has epochs of its own
+    if run.mixture:  # each has epochs of its own
         length = ", until the first source is used up" if run.training.tokens is None else ""
     batch = f"{budget.windows} windows of {budget.seq_len}"
     if device.processes > 1 or budget.accumulation > 1:
@@ -149,7 +149,7 @@ def summary(run: RunStarted) -> list[str]:
     lines = [
         f"model     {run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}",
         f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
-        *(f"source    {source_text(source)}" for source in run.sources),
+        *(f"mixture   {source_text(source)}" for source in run.mixture),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
         f"budget    {human_count(budget.tokens)} tokens{length}",
