@@ -65,8 +65,7 @@ class Training:
     data: Sequence[str] = field(
         metadata=option(
             "Text to train on: a file, directory or glob (txt, md, rst, jsonl, json, parquet, also compressed), "
-            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable; with SOURCE=WEIGHT for each, a mixture: weights are "
-            "shares of the windows of the training.",
+            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable; SOURCE=WEIGHT for each: a mixture by weights.",
             metavar="SOURCE",
             group=_FILES,
         )
@@ -89,8 +88,7 @@ class Training:
     sample_by: Literal["document", "paragraph", "line"] = field(
         default="document",
         metadata=option(
-            "What is one document in a text file: the whole file (document), a paragraph, or a line.",
-            group=_FILES,
+            "What is one document in a text file: the whole file (document), a paragraph, or a line.", group=_FILES
         ),
     )
     cache: str | None = field(
@@ -222,10 +220,7 @@ class Training:
     decay: float = field(default=0.2, metadata=option("Share of the steps in which wsd decays.", group=_SCHEDULE))
     precision: PrecisionName | None = field(
         default=None,
-        metadata=option(
-            "bf16 (autocast, weights in fp32) or fp32 [bf16 on a GPU that has it].",
-            group=_COMPUTING,
-        ),
+        metadata=option("bf16 (autocast, weights in fp32) or fp32 [bf16 on a GPU that has it].", group=_COMPUTING),
     )
     attention: str = field(
         default="sdpa",
@@ -304,8 +299,7 @@ class Training:
                 object.__setattr__(self, name, os.fspath(value))
         if not self.data:
             raise TrainingError("no data to train on", field="data", cure="--data PATH, repeatable")
-        _ = self.data_sources  # raises if weights make no sense
-        mixture.check_unweighted(self.eval_data)
+        mixture.check(self.data, self.eval_data)
         check(self, TrainingError)
         self._check_ranges()
         if self.from_scratch:

@@ -86,12 +86,13 @@ def sources_of(data: str | Sequence[str | os.PathLike[str]]) -> tuple[DataSource
     return tuple(DataSource((name,), weight / total) for name, weight in weighted if weight is not None)
 
 
-def check_unweighted(eval_data: Sequence[str | os.PathLike[str]]) -> None:
-    """Held-out text has no weights.
+def check(data: Sequence[str | os.PathLike[str]], eval_data: Sequence[str | os.PathLike[str]]) -> None:
+    """Check the weights of --data, and that --eval-data has none.
 
     Raises:
-        TrainingError: a source has one.
+        TrainingError: weights that cannot be, or on held-out text.
     """
+    sources_of(data)
     for spelled in eval_data:
         name, weight = _weighted(os.fspath(spelled))
         if weight is not None:
