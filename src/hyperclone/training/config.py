@@ -348,11 +348,9 @@ class Training:
     def _check_difference_lr(self, name: str, rate: float) -> None:
         if self.optimizer is not None and self.optimizer not in OF_COPIES:
             raise TrainingError(
-                "this optimizer does not distinguish differences between copies",
-                field=name,
-                found=rate,
+                "this optimizer does not distinguish differences between copies", field=name, found=rate,
                 cure=f"--optimizer rotated or muon, or leave --{name.replace('_', '-')} out",
-            )
+            )  # fmt: skip
         if not is_finite(rate) or rate < 0:
             raise TrainingError("out of range", field=name, found=rate, expected="0 or more")
 
