@@ -358,6 +358,17 @@ def test_summary_and_dry_run_say_what_each_source_gives(whole: RunStarted, direc
     assert "until the first source is used up: known after tokenizing, or with --tokens" in said
 
 
+def test_a_run_without_tokens_ends_where_the_first_source_is_used_up(whole: RunStarted, directory: Path) -> None:
+    events: list[Event] = []
+    asked = on_both(directory, "epoch", tokens=None, batch_tokens=2 * SEQUENCE)
+    done = hyperclone.train(asked, watch=events.append)
+    (started,) = (event for event in events if isinstance(event, RunStarted))
+    windows = (whole.mixture[0].tokens or 0) // SEQUENCE  # of new.jsonl, which is used up first
+    assert done.step == started.budget.steps == int(windows / 0.7) // 2
+    assert 1 - 2 / windows < (started.mixture[0].epochs or 0) <= 1
+    assert "tokens, until the first source is used up" in "\n".join(summary(started))
+
+
 def test_the_guide_shows_what_its_example_prints(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guide = (Path(__file__).parents[2] / "docs/training.md").read_text("utf-8")
     block = re.findall(r"```console\n\$ hyperclone (train SRC --data 'new.*?)\n```", guide, re.DOTALL)[0]
