@@ -111,11 +111,6 @@ class Mixed(torch.utils.data.Dataset[dict[str, Tensor]]):
         source, number = self._interleaving.at(index)
         return self._sources[source][number]
 
-    def window(self, index: int) -> tuple[int, int]:
-        """The source of the `index`-th window of the training, and its number among the source's windows."""
-        source, number = self._interleaving.at(index)
-        return source, self._sources[source].window(number)
-
 
 def collate(windows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """A batch: tensors of shape (windows, seq_len)."""
