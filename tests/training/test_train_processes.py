@@ -26,6 +26,7 @@ from tests.helpers.training_text import documents, jsonl
 pytestmark = pytest.mark.slow
 
 STEPS = 10
+MIXTURE = {"text.jsonl": 0.6, "more.jsonl": 0.4}
 OPTIONS: dict[str, Any] = {
     "seq_len": 32,
     "batch_tokens": 256,
@@ -48,7 +49,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.build("llama-grouped-tied").save_pretrained(directory / "source")
     models.save_tokenizer(directory / "source")
     hyperclone.grow(directory / "source", directory / "grown", hyperclone.Growth(width=2), proof="none")
-    jsonl(directory / "text.jsonl", documents(60))
+    texts = documents(60)
+    jsonl(directory / "text.jsonl", texts[:40])
+    jsonl(directory / "more.jsonl", texts[40:])
     train_here(directory, "one")
     return directory
 
@@ -58,7 +61,7 @@ def train_here(directory: Path, output: str, **options: Any) -> None:
     hyperclone.train(
         hyperclone.Training(
             model=str(directory / "grown"),
-            data=str(directory / "text.jsonl"),
+            data=[f"{directory / name}={weight}" for name, weight in MIXTURE.items()],
             output=str(directory / output),
             cache=str(directory / "cache"),
             anatomy=True,
@@ -70,8 +73,9 @@ def train_here(directory: Path, output: str, **options: Any) -> None:
 def command(directory: Path, output: str, *more: str) -> list[str]:
     """The training that `train_here` does, as a command."""
     options = [part for name, value in OPTIONS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    paths = {"--data": "text.jsonl", "--output": output, "--cache": "cache"}
-    where = [part for option, name in paths.items() for part in (option, str(directory / name))]
+    paths = [("--data", f"{name}={weight}") for name, weight in MIXTURE.items()]
+    paths += [("--output", output), ("--cache", "cache")]
+    where = [part for option, name in paths for part in (option, str(directory / name))]
     return ["train", str(directory / "grown"), *where, *options, "--anatomy", *more]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from hyperclone.errors import HypercloneError
 from hyperclone.io.files import exists, read_bytes
+from hyperclone.io.weighted_paths import split_weight
 from hyperclone.options import fits, hints_of, kind_of
 
 _LONGEST = 60  # characters of a value that a complaint shows
@@ -111,7 +112,7 @@ class OptionFile:
         return options
 
     def path(self, value: Any, field: str, *, hub: bool = True) -> Any:
-        """A path as the file means it, which is relative to the file; of a list, each.
+        """A path as the file means it, which is relative to the file; of a list, each. A weight after it is kept.
 
         Args:
             value: as written, with `~` and `$NAME`; what is no text stays as it is.
@@ -125,6 +126,10 @@ class OptionFile:
         if "\0" in value:
             raise self.wrong("a path cannot hold a null character", field, found=repr(value))
         spelled = os.path.expandvars(os.path.expanduser(value))
+        name, weight = split_weight(spelled, beside=self._file.parent) if hub else (spelled, None)
+        return self._resolved(name, hub=hub) + ("" if weight is None else f"={weight}")
+
+    def _resolved(self, spelled: str, *, hub: bool) -> str:
         near = self._file.parent / spelled
         local = not hub or exists(near) or any(letter in spelled for letter in "*?[") or spelled.startswith((".", "/"))
         # A directory of this name in the working directory is not what the file means.

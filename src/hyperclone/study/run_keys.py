@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import lzma
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError
 from hyperclone.io.files import read_json, to_json
 from hyperclone.planning.growth import Growth
-from hyperclone.training import data_sources
+from hyperclone.training import data_sources, mixture
 
 _UNRELATED = (
     "cache",
@@ -94,13 +94,23 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a training as plain data that says what it computes."""
     settings: dict[str, Any] = {}
     for name, value in sorted(options.items()):
-        if name in ("data", "eval_data"):
+        if name == "data":
+            settings[name] = _mixture(value)
+        elif name == "eval_data":
             settings[name] = text(value)
         elif name in ("tokens", "batch_tokens"):
             settings[name] = units.parse(value, name)
         elif name not in _UNRELATED:
             settings[name] = list(value) if isinstance(value, tuple) else value
     return settings
+
+
+def _mixture(data: str | Sequence[str]) -> list[Any]:
+    """Digests of the text; of a mixture, each source's share and digests."""
+    sources = mixture.sources_of(data)
+    if len(sources) == 1:
+        return text(sources[0].spelled)
+    return [[str(source.share), *text(source.spelled)] for source in sources]
 
 
 def text(spelled: str | Iterable[str]) -> list[str]:

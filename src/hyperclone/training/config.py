@@ -16,6 +16,7 @@ from hyperclone import units
 from hyperclone.errors import OptionError, TrainingError
 from hyperclone.options import check, option
 from hyperclone.planning.scaling_rule import LrRule
+from hyperclone.training import mixture
 from hyperclone.units import is_finite
 
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
@@ -64,7 +65,7 @@ class Training:
     data: Sequence[str] = field(
         metadata=option(
             "Text to train on: a file, directory or glob (txt, md, rst, jsonl, json, parquet, also compressed), "
-            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable.",
+            "or a Hub dataset NAME[@CONFIG][:SPLIT]. Repeatable; SOURCE=WEIGHT for each: a mixture by weights.",
             metavar="SOURCE",
             group=_FILES,
         )
@@ -87,8 +88,7 @@ class Training:
     sample_by: Literal["document", "paragraph", "line"] = field(
         default="document",
         metadata=option(
-            "What is one document in a text file: the whole file (document), a paragraph, or a line.",
-            group=_FILES,
+            "What is one document in a text file: the whole file (document), a paragraph, or a line.", group=_FILES
         ),
     )
     cache: str | None = field(
@@ -229,10 +229,7 @@ class Training:
     decay: float = field(default=0.2, metadata=option("Share of the steps in which wsd decays.", group=_SCHEDULE))
     precision: PrecisionName | None = field(
         default=None,
-        metadata=option(
-            "bf16 (autocast, weights in fp32) or fp32 [bf16 on a GPU that has it].",
-            group=_COMPUTING,
-        ),
+        metadata=option("bf16 (autocast, weights in fp32) or fp32 [bf16 on a GPU that has it].", group=_COMPUTING),
     )
     attention: str = field(
         default="sdpa",
@@ -311,6 +308,7 @@ class Training:
                 object.__setattr__(self, name, os.fspath(value))
         if not self.data:
             raise TrainingError("no data to train on", field="data", cure="--data PATH, repeatable")
+        mixture.check(self.data, self.eval_data)
         check(self, TrainingError)
         self._check_ranges()
         if self.from_scratch:
@@ -362,13 +360,16 @@ class Training:
     def _check_difference_lr(self, name: str, rate: float) -> None:
         if self.optimizer is not None and self.optimizer not in OF_COPIES:
             raise TrainingError(
-                "this optimizer does not distinguish differences between copies",
-                field=name,
-                found=rate,
+                "this optimizer does not distinguish differences between copies", field=name, found=rate,
                 cure=f"--optimizer rotated or muon, or leave --{name.replace('_', '-')} out",
-            )
+            )  # fmt: skip
         if not is_finite(rate) or rate < 0:
             raise TrainingError("out of range", field=name, found=rate, expected="0 or more")
+
+    @property
+    def data_sources(self) -> tuple[mixture.DataSource, ...]:
+        """The sources of the data with their shares; one with all of the text if they have no weights."""
+        return mixture.sources_of(self.data)
 
     @property
     def total_tokens(self) -> int | None:

@@ -144,6 +144,11 @@ def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
         ) from error
 
 
+def is_text(name: str) -> bool:
+    """Whether a file of this name is of a known kind."""
+    return _kind(Path(name)) is not None
+
+
 def _not_utf8(source: TextSource) -> Path | None:
     """The file that is not UTF-8."""
     for file in source.files:

@@ -19,7 +19,9 @@ from hyperclone.training import flops, inputs, resume
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import OF_COPIES, Training
 from hyperclone.training.events import Weights
+from hyperclone.training.inputs import Texts
 from hyperclone.training.lr_schedule import warmup_steps
+from hyperclone.training.mixture import SourceUse, one_epoch, uses
 from hyperclone.training.optimizer import make_optimizer
 from hyperclone.training.packing import Windows
 from hyperclone.training.preparation import Choices, choose
@@ -90,9 +92,10 @@ class DryRun:
         weights: where they come from.
         parameters: how many.
         text, held_out: what it reads; None for no held-out text.
+        mixture: what it takes of each of its sources; empty where the text has no weights.
         windows: of the text, once through; None where it has not been tokenized.
         budget: sizes of the run; its steps count only if `steps` is not None.
-        steps: None where they are one epoch of a text that has not been tokenized.
+        steps: None where they are one epoch of a text that has not been tokenized (mixture.py: `one_epoch`).
         start: the step that it starts from.
         grown_moments: its optimizer starts from grown moments.
         groups: of the optimizer, the highest rate first.
@@ -108,6 +111,7 @@ class DryRun:
     parameters: int
     text: Text
     held_out: Text | None
+    mixture: tuple[SourceUse, ...]
     windows: int | None
     budget: Budget
     steps: int | None
@@ -156,6 +160,7 @@ class DryRun:
             },
             "text": asdict(self.text),
             "held_out": self.held_out and asdict(self.held_out),
+            "mixture": [asdict(source) for source in self.mixture],
             "windows": self.windows,
             "windows_of_a_step": budget.windows,
             "processes": self.processes,
@@ -185,8 +190,9 @@ def dry_run(training: Training) -> DryRun:
     chosen = choose(training, dry_run=True)
     training, seq_len = chosen.training, chosen.seq_len
     texts = inputs.cached_texts(training, chosen.config, chosen.tokenizer, seq_len=seq_len)
-    windows = None if texts is None else len(Windows(texts[0], seq_len))
-    available = _ANY_STEPS if windows is None else windows
+    windows = None if texts is None else [len(Windows(corpus, seq_len)) for corpus in texts.train]
+    shares = [source.share for source in training.data_sources]
+    available = _ANY_STEPS if windows is None else one_epoch(windows, shares)
     budget = budgets.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
     steps = None if windows is None and training.total_tokens is None else budget.steps
     model, dtype = inputs.empty_model(chosen.directory, training)
@@ -203,9 +209,17 @@ def dry_run(training: Training) -> DryRun:
         training=training,
         weights="random" if training.from_scratch else "stored" if chosen.receipt is None else "grown",
         parameters=parameters,
-        text=_text(training.data, texts and texts[0]),
-        held_out=_text(training.eval_data, texts and texts[1]) if held_out else None,
-        windows=windows,
+        text=_text(
+            [one for source in training.data_sources for one in source.spelled], None if texts is None else texts.train
+        ),
+        held_out=_text(training.eval_data, None if texts is None else texts.held_out) if held_out else None,
+        mixture=uses(
+            training.data_sources,
+            seq_len=seq_len,
+            trained_windows=None if steps is None else steps * budget.windows,
+            sizes=None if texts is None else [(corpus.documents, corpus.tokens) for corpus in texts.train],
+        ),
+        windows=None if windows is None else sum(windows),
         budget=budget,
         steps=steps,
         start=_start(chosen, budget, texts, steps),
@@ -222,20 +236,19 @@ def dry_run(training: Training) -> DryRun:
     )
 
 
-def _text(spelled: Sequence[str], corpus: Corpus | None) -> Text:
+def _text(spelled: Sequence[str], corpora: Sequence[Corpus] | None) -> Text:
     files = [file for source in inputs.text_sources(spelled) for file in source.files]
     return Text(
         files=len(files),
         nbytes=sum(file.stat().st_size for file in files),
-        documents=None if corpus is None else corpus.documents,
-        tokens=None if corpus is None else corpus.tokens,
+        documents=None if corpora is None else sum(corpus.documents for corpus in corpora),
+        tokens=None if corpora is None else sum(corpus.tokens for corpus in corpora),
     )
 
 
-def _start(chosen: Choices, budget: Budget, texts: tuple[Corpus, Corpus | None] | None, steps: int | None) -> int:
+def _start(chosen: Choices, budget: Budget, texts: Texts | None, steps: int | None) -> int:
     """The step that the run starts from; what it would be refused for is, too, as far as it is known."""
-    digests = [] if texts is None else [corpus.digest[:20] for corpus in texts if corpus is not None]
-    record = resume.make_record(chosen.training, budget, chosen.directory, digests)
+    record = resume.make_record(chosen.training, budget, chosen.directory, [] if texts is None else texts.digests)
     for field, known in (("texts", texts is not None), ("steps", steps is not None)):
         if not known:
             del record["curve"][field]

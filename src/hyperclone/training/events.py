@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from hyperclone.training.budget import Budget
     from hyperclone.training.config import Training
-    from hyperclone.training.token_cache import Corpus
+    from hyperclone.training.mixture import SourceUse
+    from hyperclone.training.token_cache import TextSize
 
 Weights = Literal["random", "grown", "stored"]  # randomly initialized; of a model with a receipt; of any other
 
@@ -22,8 +23,8 @@ class Tokenizing:
     """Text is being tokenized.
 
     Attributes:
-        nbytes: of text that is done.
-        total: bytes of all text; None where that is not known (Hub datasets, compressed files).
+        nbytes: of text that is done; of a mixture, of the source that is being read.
+        total: bytes of all this text; None where that is not known (Hub datasets, compressed files).
     """
 
     nbytes: int
@@ -63,7 +64,8 @@ class RunStarted:
         training: the request, with the optimizer that was chosen.
         budget: sizes of the run.
         windows: in the text, once through.
-        text, held_out: the tokenized text; no held-out text if none was wanted.
+        mixture: what it takes of each of its sources; empty where the text has no weights.
+        text, held_out: how much text there is; no held-out text if none was wanted.
         step: that it resumes from; 0 for a new run.
         device: where it computes.
         doubt: what speaks against the way in which the model is taken (doubts.py); None for nothing.
@@ -76,8 +78,9 @@ class RunStarted:
     training: Training
     budget: Budget
     windows: int
-    text: Corpus
-    held_out: Corpus | None
+    mixture: tuple[SourceUse, ...]
+    text: TextSize
+    held_out: TextSize | None
     step: int
     device: Device
     doubt: str | None = None

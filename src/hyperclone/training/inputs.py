@@ -5,7 +5,10 @@ That is: config, tokenizer, text, and weights of a model directory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,28 @@ from hyperclone.training import data_sources, token_cache
 from hyperclone.training.config import Training
 from hyperclone.training.data_sources import TextSource
 from hyperclone.training.events import Tokenizing, Watch
-from hyperclone.training.token_cache import Corpus, ReadingOptions
+from hyperclone.training.mixture import DataSource
+from hyperclone.training.token_cache import Corpus, ReadingOptions, TextSize
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The tokenized text of a run.
+
+    Attributes:
+        train: to train on, of each source of the mixture; one where there are no weights.
+        held_out: of each of these, or the text of --eval-data; empty if no held-out text is wanted.
+    """
+
+    train: tuple[Corpus, ...]
+    held_out: tuple[Corpus, ...]
+
+    @property
+    def digests(self) -> list[str]:
+        """Of each corpus: the same text has the same digests, wherever its files lie."""
+        return [corpus.digest[:20] for corpus in (*self.train, *self.held_out)]
 
 
 def load_config(directory: Path) -> Any:
@@ -79,10 +101,8 @@ def check_grown_moments(directory: Path) -> None:
                 )
 
 
-def load_texts(
-    training: Training, config: Any, tokenizer: Any, *, seq_len: int, watch: Watch
-) -> tuple[Corpus, Corpus | None]:
-    """The text to train on, and the held-out text (None if none is wanted).
+def load_texts(training: Training, config: Any, tokenizer: Any, *, seq_len: int, watch: Watch) -> Texts:
+    """The text to train on, and the held-out text.
 
     Args:
         training: the request.
@@ -104,15 +124,13 @@ def load_texts(
     return texts
 
 
-def cached_texts(
-    training: Training, config: Any, tokenizer: Any, *, seq_len: int
-) -> tuple[Corpus, Corpus | None] | None:
+def cached_texts(training: Training, config: Any, tokenizer: Any, *, seq_len: int) -> Texts | None:
     """The same, if it has been tokenized already; None if not. Nothing is written."""
     return _texts(training, config, tokenizer, seq_len=seq_len, read=token_cache.cached)
 
 
 def text_sources(spelled: Sequence[str]) -> list[TextSource]:
-    """The sources of --data or --eval-data.
+    """The sources of --data or --eval-data, without their weights.
 
     Raises:
         TrainingError: there are no such files, or files of an unknown kind.
@@ -127,26 +145,31 @@ def _texts(
     *,
     seq_len: int,
     read: Callable[..., tuple[Corpus, Corpus] | None],
-) -> tuple[Corpus, Corpus | None] | None:
+) -> Texts | None:
     """The text and the held-out text as `read` gives them; None if it has not got one of them."""
     end = _end_of_text(tokenizer, config)
     cache = user_path(training.cache) if training.cache else token_cache.default_cache()
 
-    def corpora(spelled: Sequence[str], held_out: float) -> tuple[Corpus, Corpus] | None:
-        sources = text_sources(spelled)
-        reading = ReadingOptions(training.text_field, training.sample_by, held_out, _limit(training, sources, seq_len))
+    def corpora(source: DataSource, held_out: float) -> tuple[Corpus, Corpus] | None:
+        sources = text_sources(source.spelled)
+        limit = _limit(training, sources, source.share, seq_len)
+        reading = ReadingOptions(training.text_field, training.sample_by, held_out, limit)
         return read(sources, reading, tokenizer, end=end, cache=cache)
 
-    streams = corpora(training.data, 0.0 if training.eval_data else training.held_out)
-    evaluated = corpora(training.eval_data, 0.0) if training.eval_data else streams
-    if streams is None or evaluated is None:
+    held_out = 0.0 if training.eval_data else training.held_out
+    streams = [corpora(source, held_out) for source in training.data_sources]
+    evaluated = [corpora(DataSource(tuple(training.eval_data)), 0.0)] if training.eval_data else streams
+    if any(pair is None for pair in (*streams, *evaluated)):
         return None
-    text, held_out = streams[0], evaluated[0] if training.eval_data else streams[1]
-    wanted = bool(training.eval_data) or training.held_out > 0
-    _check_texts(training, text, held_out, vocabulary=int(config.get_text_config().vocab_size))
-    if wanted:
-        _check_held_out(training, text, held_out, seq_len)
-    return text, held_out if wanted else None
+    texts = Texts(
+        tuple(pair[0] for pair in streams if pair),
+        tuple(pair[0] if training.eval_data else pair[1] for pair in evaluated if pair),
+    )
+    _check_texts(training, texts, seq_len=seq_len, vocabulary=int(config.get_text_config().vocab_size))
+    if not training.eval_data and not training.held_out:
+        return Texts(texts.train, ())
+    _check_held_out(training, texts, seq_len)
+    return texts
 
 
 def _end_of_text(tokenizer: Any, config: Any) -> int:
@@ -159,21 +182,38 @@ def _end_of_text(tokenizer: Any, config: Any) -> int:
     )
 
 
-def _limit(training: Training, sources: list[TextSource], seq_len: int) -> int | None:
-    """Tokens after which reading stops: of a Hub dataset, no more is fetched than the budget needs."""
+def _limit(training: Training, sources: list[TextSource], share: Fraction, seq_len: int) -> int | None:
+    """Tokens after which reading stops: of a Hub dataset, no more is fetched than its share of the budget needs."""
     streamed = any(source.kind == "hub" for source in sources)
-    return training.total_tokens + seq_len if streamed and training.total_tokens else None
+    if not streamed or not training.total_tokens:
+        return None
+    rounding = 0 if share == 1 else seq_len  # a source may be ahead of its share by less than a window
+    return math.ceil(training.total_tokens * share) + rounding + seq_len
 
 
-def _check_texts(training: Training, text: Corpus, held_out: Corpus, *, vocabulary: int) -> None:
-    if not text.tokens:
-        raise TrainingError(
-            "every document is held out, and none is left to train on",
-            field="held_out",
-            found=f"{held_out.documents} document{'s' if held_out.documents > 1 else ''}",
-            cure="--held-out 0, --eval-data, or smaller documents (--sample-by paragraph)",
-        )
-    if (largest := max(text.largest, held_out.largest)) >= vocabulary:
+def _check_texts(training: Training, texts: Texts, *, seq_len: int, vocabulary: int) -> None:
+    sources = training.data_sources
+    for number, (source, text) in enumerate(zip(sources, texts.train, strict=True)):
+        name = source.spelled[0] if len(sources) > 1 else None
+        if not text.tokens:
+            documents = texts.held_out[number].documents
+            raise TrainingError(
+                "every document is held out, and none is left to train on",
+                file=name,
+                field="held_out",
+                found=f"{documents} document{'s' if documents > 1 else ''}",
+                cure="--held-out 0, --eval-data, or smaller documents (--sample-by paragraph)",
+            )
+        if name is not None and text.tokens < seq_len:
+            raise TrainingError(
+                "this source of the mixture does not fill one window",
+                file=name,
+                field="seq_len",
+                found=f"{text.tokens} tokens",
+                expected=f"at least {seq_len} tokens",
+                cure="more data, a shorter --seq-len, or leave this source out",
+            )
+    if (largest := max(corpus.largest for corpus in (*texts.train, *texts.held_out))) >= vocabulary:
         raise TrainingError(
             "the tokenizer has more tokens than the model",
             field="vocab_size",
@@ -182,14 +222,15 @@ def _check_texts(training: Training, text: Corpus, held_out: Corpus, *, vocabula
         )
 
 
-def _check_held_out(training: Training, text: Corpus, held_out: Corpus, seq_len: int) -> None:
-    if held_out.tokens < seq_len:
+def _check_held_out(training: Training, texts: Texts, seq_len: int) -> None:
+    if max(corpus.tokens for corpus in texts.held_out) < seq_len:
+        text, held_out = TextSize.of(texts.train), TextSize.of(texts.held_out)
         raise TrainingError(
             "the held-out text does not fill one window",
             field="eval_data" if training.eval_data else "held_out",
             found=f"{held_out.tokens} tokens in {held_out.documents} of "
             f"{text.documents + held_out.documents} documents",
-            expected=f"at least {seq_len} tokens",
+            expected=f"at least {seq_len} tokens" + (" of one source" if len(texts.held_out) > 1 else ""),
             cure="a larger --held-out (0 for none), a shorter --seq-len, or --sample-by paragraph",
         )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.io.files import write_text
-from hyperclone.training.token_cache import Corpus
+from hyperclone.training.token_cache import TextSize
 
 FILE = "metrics.jsonl"
 
@@ -67,9 +67,9 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def bits_per_byte(loss: float, corpus: Corpus) -> float:
+def bits_per_byte(loss: float, text: TextSize) -> float:
     """Bits per byte of text, from nats per token."""
-    return loss / math.log(2) * corpus.tokens / corpus.nbytes
+    return loss / math.log(2) * text.tokens / text.nbytes
 
 
 def last_loss(output: Path) -> float | None:

@@ -9,11 +9,15 @@ does not fill a window is left out. There are two ways to treat the documents th
   block-diagonal mask from the positions), and its first token is not predicted from the document before.
 
 The order: epoch e is a random permutation of the windows that depends on (seed, e), and batch k is the windows
-k B ... (k+1) B - 1 of the concatenated epochs. Arms, processes and interruptions do not change it.
+k B ... (k+1) B - 1 of the concatenated epochs. Arms, processes and interruptions do not change it. Of a mixture, each
+source has epochs of its own, whose orders depend on its place in the mixture as well, and mixture.py says which source
+has the next window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from torch import Tensor
 
 from hyperclone.errors import TrainingError
 from hyperclone.hf.models import attention_implementation
+from hyperclone.training.mixture import Interleaving
 from hyperclone.training.token_cache import Corpus
 
 IGNORED = -100  # a label that is not predicted
@@ -55,10 +60,17 @@ class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The windows of a whole training: epoch after epoch, each in its own order."""
+    """The windows of a whole training: epoch after epoch, each in its own order.
 
-    def __init__(self, windows: Windows, *, count: int, seed: int) -> None:
-        self._windows, self._count, self._seed = windows, count, seed
+    Args:
+        windows: of the text.
+        count: of the training.
+        seed: of the order.
+        source: place of the text in a mixture.
+    """
+
+    def __init__(self, windows: Windows, *, count: int, seed: int, source: int = 0) -> None:
+        self._windows, self._count, self._seed, self._source = windows, count, seed, source
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
@@ -72,9 +84,32 @@ class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):
         """The number of the window that is the `index`-th of the training."""
         epoch, within = divmod(index, len(self._windows))
         if epoch != self._epoch:
-            self._order = np.random.Generator(np.random.Philox(key=[self._seed, epoch])).permutation(len(self._windows))
+            numbers = np.random.Philox(key=[self._seed, epoch], counter=[0, 0, 0, self._source])
+            self._order = np.random.Generator(numbers).permutation(len(self._windows))
             self._epoch = epoch
         return int(self._order[within])
+
+
+class Mixed(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """The windows of a whole training on a mixture.
+
+    Args:
+        windows: of each source.
+        shares: of each source in the training.
+        count: windows of the training.
+        seed: of the orders.
+    """
+
+    def __init__(self, windows: Sequence[Windows], shares: Sequence[Fraction], *, count: int, seed: int) -> None:
+        self._sources = [Shuffled(one, count=count, seed=seed, source=i) for i, one in enumerate(windows)]
+        self._interleaving, self._count = Interleaving(shares), count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        source, number = self._interleaving.at(index)
+        return self._sources[source][number]
 
 
 def collate(windows: list[dict[str, Tensor]]) -> dict[str, Tensor]:

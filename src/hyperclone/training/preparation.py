@@ -24,8 +24,9 @@ from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import OF_COPIES, STARTS_FROM, PrecisionName, Training, usual_optimizer
 from hyperclone.training.events import Watch, Weights
+from hyperclone.training.inputs import Texts
+from hyperclone.training.mixture import one_epoch
 from hyperclone.training.packing import Windows
-from hyperclone.training.token_cache import Corpus
 
 _REQUIRED = ("accelerate", "datasets")
 _REPORTERS = ("tensorboard", "wandb", "trackio")  # Trainer's integrations that are a package of the same name
@@ -40,8 +41,9 @@ class PreparedRun:
         directory: the model's.
         output: directory of the run.
         tokenizer: the model's.
-        text, held_out: the tokenized text; no held-out text if none is wanted.
-        windows, held_out_windows: their windows.
+        texts: the tokenized text.
+        windows: of each source of the mixture; of all the text where there are no weights.
+        held_out_windows: of the held-out text; None if none is wanted.
         budget: sizes of the run.
         receipt: directory whose receipt gives the param groups and the copies, as `param_groups` takes it; None if
             the model was not grown, or is trained from scratch.
@@ -57,10 +59,9 @@ class PreparedRun:
     directory: Path
     output: Path
     tokenizer: Any
-    text: Corpus
-    held_out: Corpus | None
-    windows: Windows
-    held_out_windows: Windows | None
+    texts: Texts
+    windows: tuple[Windows, ...]
+    held_out_windows: torch.utils.data.Dataset[dict[str, torch.Tensor]] | None
     budget: Budget
     receipt: Path | None
     grown_moments: Path | None
@@ -152,20 +153,22 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     """
     chosen = choose(training)
     training, seq_len, isolated = chosen.training, chosen.seq_len, training.documents == "isolated"
-    text, held_out = inputs.load_texts(training, chosen.config, chosen.tokenizer, seq_len=seq_len, watch=watch)
-    windows = Windows(text, seq_len, isolated=isolated)
-    sizes = budget.plan(training, seq_len=seq_len, available=len(windows), processes=chosen.processes)
-    digests = [corpus.digest[:20] for corpus in (text, held_out) if corpus is not None]
-    record = resume.make_record(training, sizes, chosen.directory, digests)
+    texts = inputs.load_texts(training, chosen.config, chosen.tokenizer, seq_len=seq_len, watch=watch)
+    windows, held_out = (
+        tuple(Windows(corpus, seq_len, isolated=isolated) for corpus in corpora)
+        for corpora in (texts.train, texts.held_out)
+    )
+    available = one_epoch([len(one) for one in windows], [source.share for source in training.data_sources])
+    sizes = budget.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
+    record = resume.make_record(training, sizes, chosen.directory, texts.digests)
     return PreparedRun(
         training=training,
         directory=chosen.directory,
         output=chosen.output,
         tokenizer=chosen.tokenizer,
-        text=text,
-        held_out=held_out,
+        texts=texts,
         windows=windows,
-        held_out_windows=Windows(held_out, seq_len, isolated=isolated) if held_out else None,
+        held_out_windows=torch.utils.data.ConcatDataset(held_out) if held_out else None,
         budget=sizes,
         receipt=chosen.receipt,
         grown_moments=chosen.grown_moments,

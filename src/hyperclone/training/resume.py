@@ -59,14 +59,15 @@ def make_record(training: Training, budget: Budget, directory: Path, texts: list
         directory: the model's.
         texts: digests of the tokenized text, so that a run can be resumed wherever its files lie.
     """
-    options = asdict(training)
+    options, sources = asdict(training), training.data_sources
     return {
         "hyperclone": __version__,
         "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
         "hardware": [hardware.this_machine()],
         "model": hub.public_name(training.model),
-        "data": [hub.public_name(spelled) for spelled in training.data],
+        "data": [hub.public_name(spelled) for source in sources for spelled in source.spelled],
         "curve": {
+            "data_shares": [str(source.share) for source in sources] if len(sources) > 1 else None,
             "config": hashlib.sha256((directory / "config.json").read_bytes()).hexdigest()[:20],
             "texts": texts,
             "seq_len": budget.seq_len,

@@ -23,10 +23,12 @@ from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Watch
 from hyperclone.training.metrics import MetricsFile
+from hyperclone.training.mixture import uses
 from hyperclone.training.model_card import trained_card
 from hyperclone.training.preparation import PreparedRun, prepare
 from hyperclone.training.run_log import RunLog
 from hyperclone.training.signals import Interruption
+from hyperclone.training.token_cache import TextSize
 from hyperclone.training.trainer import GrownTrainer
 from hyperclone.training.trainer_arguments import quiet_logging, trainer_arguments
 
@@ -89,6 +91,8 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
 def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, watch: Watch) -> RunLog:
     """Write the record, tell that the run starts, and open its log."""
     training, budget = prepared.training, prepared.budget
+    texts = prepared.texts
+    text, held_out = TextSize.of(texts.train), TextSize.of(texts.held_out) if texts.held_out else None
     peak = flops.peak(arguments.device, prepared.precision)
     arguments.distributed_state.wait_for_everyone()  # until all have seen the output as it was
     if main and prepared.step < budget.steps:  # a finished run keeps the record of where it ran
@@ -102,9 +106,15 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
             scaled=prepared.scaled,
             training=training,
             budget=budget,
-            windows=len(prepared.windows),
-            text=prepared.text,
-            held_out=prepared.held_out,
+            windows=sum(map(len, prepared.windows)),
+            mixture=uses(
+                training.data_sources,
+                seq_len=budget.seq_len,
+                trained_windows=budget.steps * budget.windows,
+                sizes=[(corpus.documents, corpus.tokens) for corpus in prepared.texts.train],
+            ),
+            text=text,
+            held_out=held_out,
             step=prepared.step,
             doubt=doubts.doubt(prepared, model),
             device=Device(
@@ -121,7 +131,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
         batch_tokens=budget.batch_tokens,
         flops_per_token=flops.per_token(model, budget.seq_len),
         peak_flops=None if peak is None else peak * arguments.world_size,
-        held_out=prepared.held_out or prepared.text,
+        held_out=held_out or text,
         metrics=MetricsFile(prepared.output, step=prepared.step) if main else None,
         watch=watch,
     )

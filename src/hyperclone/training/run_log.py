@@ -16,7 +16,7 @@ from hyperclone.training.events import (
     Watch,
 )
 from hyperclone.training.metrics import MetricsFile, bits_per_byte
-from hyperclone.training.token_cache import Corpus
+from hyperclone.training.token_cache import TextSize
 
 _Measured = TypeVar("_Measured", LossLogged, HeldOutEvaluated, AnatomyMeasured, TasksEvaluated)
 
@@ -59,7 +59,7 @@ class RunLog:
         batch_tokens: int,
         flops_per_token: float,
         peak_flops: float | None,
-        held_out: Corpus,
+        held_out: TextSize,
         metrics: MetricsFile | None,
         watch: Watch,
     ) -> None:

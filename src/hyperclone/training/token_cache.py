@@ -66,6 +66,30 @@ class Corpus:
 
 
 @dataclass(frozen=True)
+class TextSize:
+    """How much text there is, in one corpus or in several.
+
+    Attributes:
+        tokens, documents: how many.
+        nbytes: of the documents as UTF-8.
+    """
+
+    tokens: int
+    documents: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, corpora: Iterable[Corpus]) -> TextSize:
+        """All of them together."""
+        several = list(corpora)
+        return cls(
+            sum(corpus.tokens for corpus in several),
+            sum(corpus.documents for corpus in several),
+            sum(corpus.nbytes for corpus in several),
+        )
+
+
+@dataclass(frozen=True)
 class ReadingOptions:
     """How text is read.
 

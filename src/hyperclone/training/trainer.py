@@ -46,8 +46,11 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            train_dataset=packing.Shuffled(
-                prepared.windows, count=budget.steps * budget.windows, seed=prepared.training.seed
+            train_dataset=packing.Mixed(
+                prepared.windows,
+                [source.share for source in prepared.training.data_sources],
+                count=budget.steps * budget.windows,
+                seed=prepared.training.seed,
             ),
             eval_dataset=prepared.held_out_windows,
             data_collator=packing.collate,
@@ -56,7 +59,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)  # Shuffled has the order
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)  # Mixed has the order
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """The run's optimizer, over the wrapped model."""

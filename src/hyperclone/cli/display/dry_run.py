@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.cli.display.training import WEIGHTS, optimizer_name
+from hyperclone.cli.display.training import WEIGHTS, optimizer_name, source_text
 from hyperclone.units import human_bytes, human_count, short_count
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def dry_run_view(run: DryRun) -> RenderableType:
     rows = [
         ("model", f"{run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}"),
         ("text", _text(run.text)),
+        *(("mixture", source_text(source)) for source in run.mixture),
         *([("held out", _held_out(run, run.held_out))] if run.held_out else []),
         ("batch", _batch(run)),
         ("steps", _steps(run)),
@@ -66,9 +67,11 @@ def _batch(run: DryRun) -> str:
 
 def _steps(run: DryRun) -> str:
     if run.steps is None or run.tokens is None:
-        return f"one epoch: {_UNTOKENIZED}"
+        return f"{'until the first source is used up' if run.mixture else 'one epoch'}: {_UNTOKENIZED}"
     of_text = "; epochs are known after tokenizing"
-    if run.windows:
+    if run.windows and run.mixture:
+        of_text = "" if run.training.tokens is not None else ", until the first source is used up"
+    elif run.windows:
         of_text = f", {run.steps * run.budget.windows / run.windows:.3g} epochs of {run.windows:,} windows"
     each = f", {run.tokens / run.parameters:.3g} for each parameter"
     return f"{run.steps:,} step{'s' * (run.steps != 1)}, {human_count(run.tokens)} tokens{each}{of_text}"

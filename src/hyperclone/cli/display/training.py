@@ -29,6 +29,7 @@ from hyperclone.units import human_bytes, human_count
 
 if TYPE_CHECKING:
     from hyperclone.training.config import Training
+    from hyperclone.training.mixture import SourceUse
     from hyperclone.training.run import Trained
 
 _TOKENIZING, _TRAINING = "Tokenizing", "Training"  # the bar's stages
@@ -137,7 +138,9 @@ class TrainingView:
 def summary(run: RunStarted) -> list[str]:
     """What is about to run, in lines."""
     budget, text, held_out, device = run.budget, run.text, run.held_out, run.device
-    epochs = budget.steps * budget.windows / run.windows
+    length = f", {budget.steps * budget.windows / run.windows:.3g} epochs"
+    if run.mixture:  # each has epochs of its own
+        length = ", until the first source is used up" if run.training.tokens is None else ""
     batch = f"{budget.windows} windows of {budget.seq_len}"
     if device.processes > 1 or budget.accumulation > 1:
         processes = "1 process" if device.processes == 1 else f"{device.processes} processes"
@@ -146,9 +149,10 @@ def summary(run: RunStarted) -> list[str]:
     lines = [
         f"model     {run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}",
         f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
+        *(f"mixture   {source_text(source)}" for source in run.mixture),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
-        f"budget    {human_count(budget.tokens)} tokens, {epochs:.3g} epochs",
+        f"budget    {human_count(budget.tokens)} tokens{length}",
         f"optimizer {_optimizer(run.training, run.weights)}",
         f"rates     {rates}",
         f"device    {device.name}, {device.precision}"
@@ -165,6 +169,14 @@ def summary(run: RunStarted) -> list[str]:
     if run.step:
         lines.append(f"resumes from step {run.step}")
     return lines
+
+
+def source_text(source: SourceUse) -> str:
+    """A source of a mixture: its share, what it holds, and how often that is read."""
+    held = "not tokenized yet" if source.tokens is None else f"{human_count(source.tokens)} tokens"
+    trained = "" if source.trained_tokens is None else f", trained on {human_count(source.trained_tokens)}"
+    epochs = "" if source.epochs is None else f", {source.epochs:.3g} epochs"
+    return f"{100 * source.share:.3g}% of the windows: {source.source}, {held}{trained}{epochs}"
 
 
 def optimizer_name(training: Training, weights: Weights) -> str:
