@@ -131,6 +131,12 @@ def test_memory_of_a_process_follows_the_sharding(directory: Path, monkeypatch: 
     assert full.whole_weights <= gradients.whole_weights == none.weights  # fp32; as many layers as full gathers
 
 
+def test_an_output_that_is_a_file_is_refused(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DestinationError, match="no directory"):
+        dry_run(request(directory, output=str(tmp_path / "out")))
+
+
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_the_command_shows_it_in_its_width(directory: Path, columns: str) -> None:
     asked = ("train", directory / "grown", "--data", directory / "text.jsonl", "-o", directory / "o", "--seq-len", 16,

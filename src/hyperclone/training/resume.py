@@ -91,6 +91,8 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
         DestinationError: the output holds something else, or a run that was not to be resumed.
         TrainingError: it holds a run with other settings.
     """
+    if output.exists() and not output.is_dir():
+        raise DestinationError("the output is no directory", file=output, cure="choose another path")
     if not output.exists() or not any(output.iterdir()):
         return None
     if not (output / RECORD_FILE).is_file():
