@@ -83,7 +83,9 @@ def test_the_plan_is_what_then_is_on_disk_and_what_transformers_loads(
         index = json.loads((tmp_path / "grown/model.safetensors.index.json").read_text())
         assert index["weight_map"] == {n: shard.file for shard in plan.shards for n in shard.offsets}
         assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in plan.tensors)
-    assert config_of(tmp_path / "grown") == plan.config
+    config = config_of(tmp_path / "grown")
+    assert config.pop("hyperclone")["source_config"] == config_of(source)
+    assert config == plan.config
     before = AutoModelForCausalLM.from_pretrained(source)
     after, info = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", output_loading_info=True)
     assert not any(info.values()), info

@@ -300,6 +300,10 @@ def test_a_model_in_memory_and_a_mixture_without_receipt_are_refused(model_dir: 
     source = model_dir("llama-grouped-tied")
     hyperclone.grow(source, tmp_path / "grown", Growth(experts=4), proof="structural")
     (tmp_path / "grown/hyperclone.json").unlink()
+    assert hyperclone.verify(source, tmp_path / "grown", proof="structural").passed  # its config says the same
+    config = json.loads((tmp_path / "grown/config.json").read_text())
+    del config["hyperclone"]
+    (tmp_path / "grown/config.json").write_text(json.dumps(config))
     with pytest.raises(GrowthError, match="random routers"):
         hyperclone.verify(source, tmp_path / "grown")
 

@@ -79,7 +79,12 @@ def test_what_training_takes_from_a_receipt_is_part_of_what_a_run_is(directory: 
     content["training"]["parameters"][name]["lr"] *= 2
     receipt.write_text(json.dumps(content))
     assert run_keys.model(tmp_path / "clone") != key
-    receipt.unlink()  # the same weights, trained as any model
+    receipt.unlink()  # the config says how it was grown, too
+    assert run_keys.model(tmp_path / "clone") == key
+    config = tmp_path / "clone/config.json"
+    fields = json.loads(config.read_text())
+    del fields["hyperclone"]
+    config.write_text(json.dumps(fields))  # the same weights, trained as any model
     assert run_keys.model(tmp_path / "clone") not in (key, bare)
 
 
@@ -107,7 +112,9 @@ def test_a_random_arm_has_the_shape_of_the_clone(directory: Path, tmp_path: Path
     run_study(write_study(directory, STUDY), stand_in)
     shape = Path(next(command for command in stand_in.run_commands if "/random-" in " ".join(command))[1])
     grow(directory / "blank", tmp_path / "clone", Growth(width=2), proof="none")
-    assert (shape / "config.json").read_bytes() == (tmp_path / "clone/config.json").read_bytes()
+    grown = json.loads((tmp_path / "clone/config.json").read_text())
+    del grown["hyperclone"]  # which is not true of random weights
+    assert json.loads((shape / "config.json").read_text()) == grown
     assert (shape / "tokenizer.json").read_bytes() == (directory / "blank/tokenizer.json").read_bytes()
     assert not list(shape.glob("*.safetensors"))
 
