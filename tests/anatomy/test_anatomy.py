@@ -23,6 +23,7 @@ from hyperclone.errors import HypercloneError
 from hyperclone.expansion import copy_map
 from hyperclone.hf.models import load_model
 from hyperclone.training.anatomy_callback import measure_model
+from tests.helpers.edits import forget_growth
 from tests.helpers.models import build, save_tokenizer
 
 ModelDir = Callable[..., Path]
@@ -231,7 +232,7 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
 def test_without_a_receipt_the_source_says_what_was_grown(model_dir: ModelDir, tmp_path: Path) -> None:
     directory = grown(model_dir, tmp_path / "grown", Growth(width=2))
     with_receipt = examine.examine(directory)
-    (directory / "hyperclone.json").unlink()
+    forget_growth(directory)
     with pytest.raises(HypercloneError, match="--against"):
         examine.examine(directory)
     assert [t.read for t in examine.examine(directory, against=model_dir("llama-grouped-tied")).tensors] == [

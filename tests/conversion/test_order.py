@@ -17,6 +17,7 @@ from hyperclone.conversion import receipt
 from hyperclone.errors import HypercloneError
 from hyperclone.planning.recipe import OrderName
 from hyperclone.study import run_keys
+from tests.helpers.edits import forget_growth
 from tests.helpers.models import MODELS, REPRESENTATIVE, VOCAB, build, save_tokenizer
 from tests.helpers.training_steps import batches, train
 
@@ -75,7 +76,7 @@ def test_it_is_proved_verified_and_collapsed(directories: Path, tmp_path: Path) 
 def test_without_a_receipt_the_weights_say_their_order(order: OrderName, directories: Path, tmp_path: Path) -> None:
     grown = tmp_path / "grown"
     hyperclone.grow(directories / "source", grown, Growth(width=2, order=order), proof="none")
-    (grown / receipt.FILE).unlink()
+    forget_growth(grown)
     assert hyperclone.verify(directories / "source", grown, proof="structural").verdict == "proved"
     weights = load_file(grown / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] *= 2
@@ -99,7 +100,7 @@ def test_rows_say_their_order_where_the_hidden_state_did_not_grow(
     build(name).save_pretrained(tmp_path / "source")
     grown = tmp_path / "grown"
     hyperclone.grow(tmp_path / "source", grown, Growth(order="interleaved", **sizes), proof="none")
-    (grown / receipt.FILE).unlink()
+    forget_growth(grown)
     assert hyperclone.verify(tmp_path / "source", grown, proof="structural").verdict == "proved"
 
 

@@ -16,7 +16,7 @@ from hyperclone import Growth
 from hyperclone.conversion import model_card
 from hyperclone.errors import CheckpointError, GrowthError
 from tests.helpers.command import call
-from tests.helpers.edits import edit_json
+from tests.helpers.edits import edit_json, forget_growth
 
 ModelDir = Callable[..., Path]
 
@@ -97,7 +97,7 @@ def test_files_that_were_added_or_removed_are_differences(pair: tuple[Path, Path
 
 
 def test_without_a_receipt_files_beside_the_weights_are_said_but_no_failure(pair: tuple[Path, Path]) -> None:
-    (pair[1] / "hyperclone.json").unlink()
+    forget_growth(pair[1])
     (pair[1] / "chat_template.jinja").unlink()
     proof = hyperclone.verify(*pair, proof="structural")
     assert proof.passed

@@ -21,6 +21,7 @@ from hyperclone.expansion import noise
 from hyperclone.hf.models import load_model
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.planning import planner
+from tests.helpers.edits import edit_json
 from tests.helpers.models import build
 
 ModelDir = Callable[..., Path]
@@ -301,9 +302,7 @@ def test_a_model_in_memory_and_a_mixture_without_receipt_are_refused(model_dir: 
     hyperclone.grow(source, tmp_path / "grown", Growth(experts=4), proof="structural")
     (tmp_path / "grown/hyperclone.json").unlink()
     assert hyperclone.verify(source, tmp_path / "grown", proof="structural").passed  # its config says the same
-    config = json.loads((tmp_path / "grown/config.json").read_text())
-    del config["hyperclone"]
-    (tmp_path / "grown/config.json").write_text(json.dumps(config))
+    edit_json(tmp_path / "grown/config.json", hyperclone=None)
     with pytest.raises(GrowthError, match="random routers"):
         hyperclone.verify(source, tmp_path / "grown")
 

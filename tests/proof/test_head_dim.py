@@ -21,6 +21,7 @@ from hyperclone.errors import GrowthError
 from hyperclone.expansion.copy_map import of_dim
 from hyperclone.expansion.query_rows import row_factors
 from hyperclone.planning import planner
+from tests.helpers.edits import forget_growth
 from tests.helpers.models import MODELS, build, save_tokenizer
 from tests.optim.test_symmetry import one_group, train
 from tests.proof.test_proof import IDS, logits_of, source_logits
@@ -144,7 +145,7 @@ def test_a_scaled_query_that_is_changed_fails_the_structural_proof(model_dir: Mo
     from safetensors.torch import save_file
 
     hyperclone.grow(model_dir("gpt2-tied"), tmp_path / "grown", Growth(width=2, head_dim="2x"), proof="none")
-    (tmp_path / "grown/hyperclone.json").unlink()  # the plan then comes from the two configs
+    forget_growth(tmp_path / "grown")  # the plan then comes from the two configs
     assert hyperclone.verify(model_dir("gpt2-tied"), tmp_path / "grown").passed
     tensors = load_file(tmp_path / "grown/model.safetensors")
     tensors["transformer.h.1.attn.c_attn.weight"][:, :64] *= 2**0.5  # as if nobody had scaled them

@@ -28,6 +28,7 @@ from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.proof.behavioral import prove_behavior
 from hyperclone.proof.structural import prove_structure
 from hyperclone.units import share
+from tests.helpers.edits import forget_growth
 from tests.helpers.models import MODELS, ONCE, REPRESENTATIVE, save_tokenizer
 
 ModelDir = Callable[..., Path]
@@ -266,7 +267,7 @@ def test_sabotage_fails_the_proof_and_names_the_tensor(
     broken = tmp_path / "broken"
     shutil.copytree(intact, broken)
     if not receipt:
-        (broken / "hyperclone.json").unlink()
+        forget_growth(broken)
         assert hyperclone.verify(source, broken, proof="structural").passed
     tensors = load_file(broken / "model.safetensors")
     name = sabotage(tensors)

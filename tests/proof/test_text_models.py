@@ -204,6 +204,8 @@ def test_verify_and_anatomy_know_a_text_model_without_a_receipt_as_well(
     assert json.loads((done.path / "hyperclone.json").read_text())["text_model"] is True
     with_receipt = examine(done.path, against=source, activations=False)
     (done.path / "hyperclone.json").unlink()
+    assert hyperclone.verify(source, done.path, proof="structural").passed  # the config says the same
+    edit_json(done.path / "config.json", hyperclone=None)
     proof = hyperclone.verify(source, done.path, proof="structural")
     assert proof.passed
     assert any("text model alone" in note for note in proof.notes)

@@ -124,7 +124,8 @@ def grow(
         overwrite=overwrite,
     )
     try:
-        config = {**plan.config, receipt.CONFIG_FIELD: receipt.config_field(plan)}
+        said = receipt.config_field(plan, text_model=checkpoint.left_out is not None)
+        config = {**plan.config, receipt.CONFIG_FIELD: said}
         writer.write(plan, checkpoint, target, config=config, threads=threads, progress=progress)
         if state_plan:
             state_writer.write_state(state_plan, target, threads=threads, progress=progress)

@@ -152,10 +152,16 @@ def _is_hidden(tensor: TensorPlan) -> bool:
     return len(tensor.shape) in (2, 3) and layout.reads is not None and "vocab" not in layout.axes
 
 
-def config_field(plan: Plan) -> dict[str, Any]:
-    """What the config of a grown model says of its growth, so that it goes wherever the model is saved."""
+def config_field(plan: Plan, *, text_model: bool = False) -> dict[str, Any]:
+    """What the config of a grown model says of its growth, so that it goes wherever the model is saved.
+
+    Args:
+        plan: of the growth.
+        text_model: as of `make_receipt`.
+    """
     return {
         "format": _FORMAT,
+        **({"text_model": True} if text_model else {}),
         "growth": asdict(plan.growth),
         "family": _family_record(plan),
         "source_config": {name: value for name, value in plan.source_config.items() if name != CONFIG_FIELD},
@@ -184,7 +190,7 @@ def from_config(config: Mapping[str, Any], *, file: object = "config.json") -> R
     receipt = Receipt(
         growth=growth, family=family, proved=False, source_config=source_config, output_sha256={}, source_sha256={},
         file_sha256={}, sizes={axis: new for axis, (_, new) in plan.sizes.items()}, training=parameter_settings(plan),
-        optimizer_state=None,
+        optimizer_state=None, text_model=content.get("text_model") is True,
     )  # fmt: skip
     vars(receipt)["plan"] = plan  # what the cached property would make again
     return receipt
