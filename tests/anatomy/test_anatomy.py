@@ -220,7 +220,7 @@ def test_activations_are_those_of_a_plain_forward_pass(model_dir: ModelDir, tmp_
     with torch.inference_mode():
         hidden = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
         read = model.model.layers[1].input_layernorm(hidden).flatten(0, 1)
-    expected = by_hand(read.double().numpy(), copy_map.axis(32, 64))
+    expected = by_hand(read.double().numpy(), copy_map.axis(32, 64, order=Growth().order))
     for name in ("q_proj", "k_proj", "v_proj"):
         sides = found[f"model.layers.1.self_attn.{name}.weight"]
         assert (sides.symmetry, sides.divergence) == pytest.approx(expected, rel=1e-4)
@@ -381,7 +381,7 @@ def test_experts_in_one_tensor_are_measured_one_by_one(name: str, model_dir: Mod
         assert found.layer in (0, 1)
         assert "[" not in found.kind
         assert found.shape == tuple(weights[key].shape[1:])
-        columns = copy_map.axis(small.shape[1], matrix.shape[1])
+        columns = copy_map.axis(small.shape[1], matrix.shape[1], order=Growth().order)
         assert found.read is not None
         assert found.spectrum is not None
         assert found.source_spectrum is not None

@@ -169,7 +169,7 @@ def test_plan_and_groups_import_neither_torch_nor_transformers(
     words = [sys.executable, "-c", script, command, *arguments]
     result = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert result.stderr.strip() == "[]"
-    assert {"plan": "hidden size", "groups": "copies tiled"}[command] in result.stdout
+    assert {"plan": "hidden size", "groups": "copies interleaved"}[command] in result.stdout
 
 
 def test_a_reader_that_leaves_is_no_error(model_dir: ModelDir) -> None:

@@ -105,14 +105,18 @@ def test_rows_say_their_order_where_the_hidden_state_did_not_grow(
 
 
 def test_keys_of_runs_from_before_there_was_another_order_mean_tiled() -> None:
-    assert run_keys.clone("a", Growth(width=2), None) == run_keys.of("clone", "a", {"width": 2}, None)
+    assert Growth().order == "interleaved"
+    assert run_keys.clone("a", Growth(width=2), None) == run_keys.of(
+        "clone", "a", {"order": "interleaved", "width": 2}, None
+    )
     tiled, other = (run_keys.clone("a", Growth(width=2, order=order), None) for order in ("tiled", "interleaved"))
     assert tiled == run_keys.of("clone", "a", {"width": 2}, None)
     assert other != tiled
 
 
 def test_an_older_receipt_without_an_order_is_of_tiled_copies(directories: Path, tmp_path: Path) -> None:
-    hyperclone.grow(directories / "source", tmp_path / "grown", Growth(width=2), proof="structural")
+    growth = Growth(width=2, order="tiled")
+    hyperclone.grow(directories / "source", tmp_path / "grown", growth, proof="structural")
     file = tmp_path / "grown" / receipt.FILE
     content = json.loads(file.read_text())
     assert content["growth"].pop("order") == "tiled"

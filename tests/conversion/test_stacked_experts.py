@@ -130,7 +130,7 @@ def test_moments_of_experts_grow_some_at_a_time(
     monkeypatch.setattr(streaming, "SLICE_BYTES", 30_000)
     for moments in ("copy", "first-copy"):
         done = hyperclone.grow(
-            model_dir("gpt_oss"), tmp_path / moments, Growth(width=2), proof="structural",
+            model_dir("gpt_oss"), tmp_path / moments, Growth(width=2, order="tiled"), proof="structural",
             optimizer_state=tmp_path / "state", moments=moments,
         )  # fmt: skip
         assert done.proof is not None

@@ -136,7 +136,7 @@ def test_the_table_has_a_row_for_each_kind_of_tensor(columns: str, tmp_path: Pat
     shown = call("groups", tmp_path, "--lr", "1e-4", "--weight-decay", "0.1", COLUMNS=columns).stdout
     assert re.search(r"^\{i\}\.mlp\.up_proj x2 +96 x 64 +4 +x 0\.5 +x 2 +x 0\.5$", shown, re.MULTILINE)
     assert re.search(r"^lr x 0\.5, decay x 2, eps x 0\.5 +14 +5e-05 +0\.2 +5e-09$", shown, re.MULTILINE)
-    assert "copies tiled" in shown
+    assert "copies interleaved" in shown
 
 
 def test_the_loop_that_the_reference_shows_has_the_groups_of_param_groups(

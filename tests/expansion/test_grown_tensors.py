@@ -238,7 +238,7 @@ def test_slices_are_the_tensor_that_is_grown_whole(
     tensor = planned(
         weight, line, name=name, shape=shape, nbytes=4 * math.prod(shape), queries=SIZES if queries else None
     )
-    known = tensor_map(parsed, SIZES, {"h": Padding(padding)}, shift=name.endswith("bias"))
+    known = tensor_map(parsed, SIZES, {"h": Padding(padding)}, shift=name.endswith("bias"), order=plan.growth.order)
     expected = expand(rescaled(weight, line) if queries else weight, known, plan.growth.recipe, name=name)
     for slice_bytes in (1, 100, 1 << 20):
         monkeypatch.setattr(streaming, "SLICE_BYTES", slice_bytes)

@@ -33,7 +33,7 @@ def test_what_is_planned_is_written_reported_and_kept_for_a_rerun(
     stored = {name.removeprefix("model.") if base else name: tensor for name, tensor in tensors.items()}
     save_file(stored, directory / "model.safetensors", {"format": "pt"})
     source = Checkpoint.open(directory)
-    plan = planner.make_plan(source, Growth(width=2, noise="none"), shard_size=shard_size)
+    plan = planner.make_plan(source, Growth(width=2, noise="none", order="tiled"), shard_size=shard_size)
     calls: list[tuple[str, int, int]] = []
 
     def write(*, publish: bool) -> None:

@@ -141,15 +141,19 @@ def made_of_integers(path: Path, dtype: torch.dtype) -> Path:
 @pytest.mark.parametrize(
     ("dtype", "growth", "digest"),
     [
-        (torch.bfloat16, Growth(width=2), "cb7dbb375660f26eb21d5fdd4dd3cdbb51e6f31169c86ddfe1c8e21d8106c457"),
+        (
+            torch.bfloat16,
+            Growth(width=2, order="tiled"),
+            "cb7dbb375660f26eb21d5fdd4dd3cdbb51e6f31169c86ddfe1c8e21d8106c457",
+        ),
         (
             torch.float32,
-            Growth(width=3, expansion="diagonal", seed=7),
+            Growth(width=3, expansion="diagonal", seed=7, order="tiled"),
             "330727c8173563632a42f33b2facd19714c8099757ed8e179e8de0f5c7c197d1",
         ),
         (
             torch.float16,
-            Growth(width=2, noise="gaussian"),
+            Growth(width=2, noise="gaussian", order="tiled"),
             "2091dfa33250956151412cdd0486285817496e99a4a1e9b6e1f3f33908c8b482",
         ),
     ],

@@ -229,7 +229,7 @@ def test_with_grown_moments_what_is_common_goes_on_and_differences_begin_anew() 
 def test_it_parts_copies_sooner_than_adamw() -> None:
     data, differences = batches(20), {}
     for name in ("adamw", "rotated"):
-        wide, made = grow(source("llama-grouped-tied"), Growth(width=2, noise="split", snr_db=30.0))
+        wide, made = grow(source("llama-grouped-tied"), Growth(width=2, noise="split", snr_db=30.0, order="tiled"))
         groups = hyperclone.param_groups(wide, lr=LR["adamw"], weight_decay=DECAY, receipt=made)
         train(wide, [rotated(wide, made) if name == "rotated" else torch.optim.AdamW(groups, betas=(0.9, 0.95))], data)
         weight = wide.model.layers[0].mlp.up_proj.weight.detach()

@@ -49,7 +49,7 @@ def divergence(model: Any, n: int) -> float:
 
 
 def test_without_noise_the_symmetric_clone_stays_locked_for_ever() -> None:
-    grown = hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2, noise="none")).train()
+    grown = hyperclone.grow_model(build("llama-grouped-tied"), Growth(width=2, noise="none", order="tiled")).train()
     train(grown, one_group(grown))
     assert divergence(grown, 2) == 0.0
 
@@ -57,10 +57,10 @@ def test_without_noise_the_symmetric_clone_stays_locked_for_ever() -> None:
 @pytest.mark.parametrize(
     "growth",
     [
-        Growth(width=2),
-        Growth(width=2, noise="gaussian"),
-        Growth(width=2, noise="none", expansion="diagonal"),
-        Growth(width=3),
+        Growth(width=2, order="tiled"),
+        Growth(width=2, noise="gaussian", order="tiled"),
+        Growth(width=2, noise="none", expansion="diagonal", order="tiled"),
+        Growth(width=3, order="tiled"),
     ],
     ids=["default", "gaussian", "plain-diagonal", "three"],
 )

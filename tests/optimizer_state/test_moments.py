@@ -60,7 +60,7 @@ class State:
 
 def planned(name: str, **options: Any) -> Plan:
     """The plan of a growth without noise."""
-    return planner.make_plan(headers(name), Growth(noise="none", allow_rounding=True, **options))
+    return planner.make_plan(headers(name), Growth(noise="none", allow_rounding=True, order="tiled", **options))
 
 
 def source_state(plan: Plan, **fields: Any) -> Any:

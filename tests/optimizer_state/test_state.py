@@ -25,7 +25,7 @@ from tests.helpers.training_steps import CORE, DECAY, LR, MAKE, batches, in_doub
 
 ModelDir = Callable[..., Path]
 __all__ = ["in_float64"]
-NO_NOISE = Growth(width=2, noise="none")
+NO_NOISE = Growth(width=2, noise="none", order="tiled")
 
 
 def trained(name: str, optimizer: str, place: Path, *, steps: int = 6) -> tuple[Any, torch.optim.Optimizer]:
@@ -162,7 +162,7 @@ def collapsed_gradients(moments: dict[str, Tensor], name: str, copies: tuple[int
 def test_moments_sum_to_the_sources_as_gradients_do(tmp_path: Path) -> None:
     """dL/dw is the sum of s dL/dcopy over the copies; so is an average of it. Independent of how r is derived."""
     small, past = trained("llama-grouped-untied", "adamw", tmp_path / "source")
-    growth = Growth(hidden="2x", heads="2x", ffn="3x", noise="none")
+    growth = Growth(hidden="2x", heads="2x", ffn="3x", noise="none", order="tiled")
     hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, optimizer_state=tmp_path / "source", proof="none")
     moments = load_file(tmp_path / "grown/optimizer_state.safetensors")
     for name, s, copies in (

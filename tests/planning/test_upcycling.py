@@ -130,7 +130,7 @@ def test_experts_are_the_dense_block_and_differ_where_they_are_split(
 ) -> None:
     source = load_file(model_dir(name) / "model.safetensors")
     down = source["model.layers.1.mlp.down_proj.weight"]
-    for growth in (Growth(experts=3), Growth(experts=3, ffn=2)):
+    for growth in (Growth(experts=3), Growth(experts=3, ffn=2, order="tiled")):
         hyperclone.grow(model_dir(name), tmp_path / f"{growth.ffn}", growth, proof="none")
     pattern = DOWN[str(config_of(tmp_path / "2")["model_type"])]
     same, split = (load_file(tmp_path / which / "model.safetensors") for which in ("None", "2"))

@@ -150,8 +150,8 @@ def test_the_full_proof_passes_in_every_stored_type_and_measures_everything(
 
 def test_tied_heads_stay_tied_and_untie_gives_the_head_a_tensor(model_dir: ModelDir, tmp_path: Path) -> None:
     source = model_dir("llama-grouped-tied", dtype=torch.bfloat16)
-    hyperclone.grow(source, tmp_path / "tied", Growth(width=2), proof="structural")
-    hyperclone.grow(source, tmp_path / "untied", Growth(width=2, untie=True))
+    hyperclone.grow(source, tmp_path / "tied", Growth(width=2, order="tiled"), proof="structural")
+    hyperclone.grow(source, tmp_path / "untied", Growth(width=2, untie=True, order="tiled"))
     assert json.loads((tmp_path / "tied/config.json").read_text())["tie_word_embeddings"] is True
     assert "lm_head.weight" not in load_file(tmp_path / "tied/model.safetensors")
     assert json.loads((tmp_path / "untied/config.json").read_text())["tie_word_embeddings"] is False
@@ -254,7 +254,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     model = build("llama-biases", dtype=torch.bfloat16, tie_word_embeddings=True)
     model.save_pretrained(base / "source")
     save_tokenizer(base / "source")
-    hyperclone.grow(base / "source", base / "grown", Growth(width=2), proof="structural")
+    hyperclone.grow(base / "source", base / "grown", Growth(width=2, order="tiled"), proof="structural")
     return base / "source", base / "grown"
 
 

@@ -66,7 +66,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Copy]:
         if key not in known:
             place = tmp_path_factory.mktemp("structure")
             build(name, dtype=dtype).save_pretrained(place / "source")
-            plan = hyperclone.grow(place / "source", place / "grown", Growth(**growth), proof="none").plan
+            plan = hyperclone.grow(
+                place / "source", place / "grown", Growth(**{"order": "tiled", **growth}), proof="none"
+            ).plan
             known[key] = Copy(place / "source", place / "grown", plan)
         return known[key]
 
@@ -235,7 +237,7 @@ def test_small_gains_with_an_offset_are_not_taken_for_loud_noise(
     model = build("nemotron-tied")
     model.get_parameter(NORM).data.fill_(-0.8)
     model.save_pretrained(tmp_path / "source")
-    growth = Growth(width=2, noise="gaussian", snr_db=80.0)
+    growth = Growth(width=2, noise="gaussian", snr_db=80.0, order="tiled")
     plan = hyperclone.grow(tmp_path / "source", tmp_path / "grown", growth, proof="none").plan
     assert Copy(tmp_path / "source", tmp_path / "grown", plan).prove().failures == []
 
@@ -244,7 +246,7 @@ def test_negative_zeros_are_themselves_and_a_sum_that_only_rounds_to_the_source_
     model = build("llama-grouped-tied", dtype=torch.bfloat16)
     model.get_parameter(UP).data[:8] = -0.0
     model.save_pretrained(tmp_path / "source")
-    plan = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2), proof="none").plan
+    plan = hyperclone.grow(tmp_path / "source", tmp_path / "grown", Growth(width=2, order="tiled"), proof="none").plan
     copy = Copy(tmp_path / "source", tmp_path / "grown", plan)
     assert copy.prove().bit_equal == len(plan.tensors)
     source = load_file(tmp_path / "source/model.safetensors")[UP]

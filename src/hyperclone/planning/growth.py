@@ -104,10 +104,10 @@ class Growth:
         ),
     )
     order: OrderName = field(
-        default="tiled",
+        default="interleaved",
         metadata=option(
-            "Where the copies of a unit stand: tiled (all units, then their copies, as in the HyperCloning paper), or "
-            "interleaved (side by side, so that shards of a large model hold whole groups of copies).",
+            "Where the copies of a unit stand: interleaved (side by side, so that shards of a large model hold whole "
+            "groups of copies), or tiled (all units, then their copies, as in the HyperCloning paper).",
             group=_GROUP,
         ),
     )
