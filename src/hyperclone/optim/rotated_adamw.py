@@ -147,10 +147,14 @@ class RotatedAdamW(torch.optim.Optimizer):
         """One step of parameters with a gradient: (parameter, name, group) each."""
         updates = [self._update(parameter, name, group) for parameter, name, group in chosen]
         rotated_step.advance_unturned([update for update in updates if update.coordinates is None])
-        one_pass.advance([update for update in updates if one_pass.applies(update)])
-        for update in updates:  # in the same order on all processes, which may have to send each other copies
-            if update.coordinates is not None and not one_pass.applies(update):
-                rotated_step.advance_turned(update, by_compiler=self._compile)
+        in_one_pass: list[Update] = []
+        others: list[Update] = []
+        for update in updates:
+            if update.coordinates is not None:
+                (in_one_pass if one_pass.applies(update) else others).append(update)
+        one_pass.advance(in_one_pass)
+        for update in others:  # in the same order on all processes, which may have to send each other copies
+            rotated_step.advance_turned(update, by_compiler=self._compile)
 
     def _update(self, parameter: nn.Parameter, name: str, group: dict[str, Any]) -> Update:
         """What one step of one parameter needs; its state says that it was taken."""

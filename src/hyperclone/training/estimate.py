@@ -14,6 +14,7 @@ from hyperclone.planning.plan import Plan
 from hyperclone.training import budget as budgets
 from hyperclone.training.config import Training
 from hyperclone.training.lr_schedule import warmup_steps
+from hyperclone.units import human_bytes
 
 PEAK, MFU = 989e12, 0.4  # FLOP/s of an H100 in dense bf16, and the share of it that a good setup reaches
 _STATE = 16  # bytes for each parameter: weights, gradients and two moments in fp32
@@ -54,8 +55,8 @@ class Estimate:
             f"By the defaults of hyperclone train: {self.steps:,} steps of {self.batch_tokens:,} tokens "
             f"(windows of {self.seq_len:,}), {self.warmup_steps:,} of them warm-up; {self.flops:.2g} FLOPs, which are "
             f"{_hours(self.gpu_hours)} of one H100 at {MFU:.0%} of its peak. "
-            f"{self.memory / 1e9:,.1f} GB of weights, gradients and moments in memory (over all GPUs, without "
-            f"activations); {self.disk / 1e9:,.1f} GB of disk."
+            f"{human_bytes(self.memory)} of weights, gradients and moments in memory (over all GPUs, without "
+            f"activations); {human_bytes(self.disk)} of disk."
         )
 
 
