@@ -73,7 +73,7 @@ def plan_table(plan: Plan, *, tensors: bool = False) -> RenderableType:
     noise = plan.growth.noise + (f" noise, {plan.growth.snr_db:g} dB" if plan.growth.noise != "none" else " noise")
     parts: list[RenderableType] = [sizes]
     if plan.growth.wider:
-        order = ", copies interleaved" if plan.growth.order == "interleaved" else ""
+        order = ", copies tiled" if plan.growth.order == "tiled" else ""  # the other order is the default
         parts.append(Text(f"{plan.growth.expansion} expansion, {noise}, seed {plan.growth.seed}{order}"))
     elif plan.growth.experts is not None:
         parts.append(Text(f"new routers from seed {plan.growth.seed}"))
