@@ -25,9 +25,9 @@ from hyperclone.architectures import registry
 from hyperclone.errors import DestinationError, HypercloneError, NonFiniteLossError, TrainingError
 from hyperclone.evaluation.scores import TaskAnswers
 from hyperclone.training import hardware, metrics
-from hyperclone.training.config import OptimizerName
 from hyperclone.training.events import Event, OptimizerStateLoaded, RunStarted, StepTaken, Watch
 from hyperclone.training.lr_schedule import factor
+from hyperclone.training.optimizer_names import OptimizerName
 from tests.helpers import models
 from tests.helpers.command import call
 from tests.helpers.training_text import documents, jsonl

@@ -12,7 +12,8 @@ from hyperclone.errors import HypercloneError, StudyError
 from hyperclone.io.option_files import OptionFile
 from hyperclone.planning.growth import Growth
 from hyperclone.study.config import MOMENTS, Arm, SourceModel, Study, Tuning
-from hyperclone.training.config import OF_COPIES, Training, usual_optimizer
+from hyperclone.training.config import Training
+from hyperclone.training.optimizer_names import OF_COPIES, usual_optimizer
 from hyperclone.training.run_file import PATHS, PLACEHOLDERS
 from hyperclone.units import is_finite
 

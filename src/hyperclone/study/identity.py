@@ -11,7 +11,7 @@ from hyperclone.planning.growth import Growth
 from hyperclone.study import paths, run_keys, tables
 from hyperclone.study.config import Arm, SourceModel, Study
 from hyperclone.study.records import RunRecord
-from hyperclone.training.config import usual_optimizer
+from hyperclone.training.optimizer_names import usual_optimizer
 
 
 class Identity:

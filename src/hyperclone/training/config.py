@@ -6,7 +6,6 @@ tokens, decay to a tenth of the peak), and common practice where it does not.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,34 +16,15 @@ from hyperclone.errors import OptionError, TrainingError
 from hyperclone.options import check, option
 from hyperclone.planning.scaling_rule import LrRule
 from hyperclone.training import mixture
-from hyperclone.units import is_finite
+from hyperclone.training.config_checks import check_training
+from hyperclone.training.optimizer_names import OptimizerName
 
 ScheduleName = Literal["cosine", "linear", "wsd", "constant"]
 PrecisionName = Literal["bf16", "fp32"]
-OptimizerName = Literal["rotated", "adamw", "muon", "plain-muon"]
-OF_COPIES: tuple[OptimizerName, ...] = ("rotated", "muon")  # these tell differences between copies apart
-# What can start from a grown optimizer state of each kind; none from SGD's.
-STARTS_FROM: dict[str, tuple[OptimizerName, ...]] = {
-    "adamw": ("adamw", "rotated", "muon", "plain-muon"),
-    "muon": ("muon", "plain-muon"),
-}
 
 _SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
 _NAMES = ("tasks", "report_to")  # or of several, separated by commas
 _PATHS = ("model", "output", "cache", "receipt")
-_RANGES = {
-    "lr": (0.0, math.inf),
-    "warmup": (0.0, math.inf),
-    "min_lr": (0.0, 1.0),
-    "decay": (0.0, 1.0),
-    "weight_decay": (0.0, math.inf),
-    "beta1": (0.0, 1.0),
-    "beta2": (0.0, 1.0),
-    "momentum": (0.0, 1.0),
-    "max_grad_norm": (0.0, math.inf),
-    "held_out": (0.0, 0.5),
-}
-
 # Headings of `hyperclone train --help`.
 _FILES, _SIZES, _START = "Text and output", "Sizes", "Start"
 _OPTIMIZER, _SCHEDULE = "Optimizer", "Learning rate schedule"
@@ -310,61 +290,8 @@ class Training:
             raise TrainingError("no data to train on", field="data", cure="--data PATH, repeatable")
         mixture.check(self.data, self.eval_data)
         check(self, TrainingError)
-        self._check_ranges()
-        if self.from_scratch:
-            self._check_from_scratch()
-        for name in ("difference_lr", "source_lr"):
-            if (rate := getattr(self, name)) is not None:
-                self._check_difference_lr(name, rate)
-        if self.difference_lr is not None and self.source_lr is not None:
-            raise TrainingError("the rate of the differences is given already", field="source_lr", found=self.source_lr,
-                                cure="leave --source-lr or --difference-lr out")  # fmt: skip
+        check_training(self)
         _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
-
-    def _check_ranges(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if not (is_finite(value) or value == math.inf) or not least <= value <= most:
-                raise TrainingError("out of range", field=name, found=value, expected=f"{least:g} to {most:g}")
-        if self.lr == 0 or math.isinf(self.lr) or 1 in (self.beta1, self.beta2, self.momentum):
-            raise TrainingError(
-                "nothing can be learned with these values",
-                field="lr, beta1, beta2, momentum",
-                found=f"{self.lr}, {self.beta1}, {self.beta2}, {self.momentum}",
-                expected="a finite lr above 0, betas and momentum below 1",
-            )
-        if self.warmup >= 1 and not (math.isfinite(self.warmup) and self.warmup == int(self.warmup)):
-            raise TrainingError(
-                "not a number of steps", field="warmup", found=self.warmup, expected="whole steps, or a share below 1"
-            )
-
-    def _check_from_scratch(self) -> None:
-        if self.receipt is not None:
-            raise TrainingError("randomly initialized weights were not grown", field="receipt", found=self.receipt,
-                                cure="leave --receipt out with --from-scratch")  # fmt: skip
-        if self.lr_rule == "scaled":
-            raise TrainingError(
-                "the scaling rule is for copies of trained weights, and randomly initialized weights are no copies",
-                field="lr_rule",
-                found="scaled",
-                cure="leave --lr-rule out with --from-scratch",
-            )
-        if self.optimizer == "rotated":
-            raise TrainingError(
-                "the rotated optimizer compares copies, and randomly initialized weights are no copies",
-                field="optimizer",
-                found="rotated",
-                cure="leave --optimizer out with --from-scratch",
-            )
-
-    def _check_difference_lr(self, name: str, rate: float) -> None:
-        if self.optimizer is not None and self.optimizer not in OF_COPIES:
-            raise TrainingError(
-                "this optimizer does not distinguish differences between copies", field=name, found=rate,
-                cure=f"--optimizer rotated or muon, or leave --{name.replace('_', '-')} out",
-            )  # fmt: skip
-        if not is_finite(rate) or rate < 0:
-            raise TrainingError("out of range", field=name, found=rate, expected="0 or more")
 
     @property
     def data_sources(self) -> tuple[mixture.DataSource, ...]:
@@ -380,17 +307,6 @@ class Training:
     def step_tokens(self) -> int | None:
         """Tokens of an optimizer step, as a number."""
         return None if self.batch_tokens is None else _count(self.batch_tokens, "batch_tokens")
-
-
-def usual_optimizer(*, grown: bool, first_copy_moments: bool, lr_rule: LrRule | None) -> OptimizerName:
-    """The optimizer when none is asked for: what was best in docs/findings.md.
-
-    Args:
-        grown: the model starts as a wider clone, so that copies can be compared.
-        first_copy_moments: it starts from moments of the first copies only, which make copies diverge under AdamW.
-        lr_rule: as asked for; "uniform" is the published recipe, whose optimizer is AdamW.
-    """
-    return "rotated" if grown and not first_copy_moments and lr_rule != "uniform" else "adamw"
 
 
 def _count(value: str | int, field: str) -> int:

@@ -17,12 +17,13 @@ from hyperclone.io import hub
 from hyperclone.training import budget as budgets
 from hyperclone.training import flops, inputs, resume
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import OF_COPIES, Training
+from hyperclone.training.config import Training
 from hyperclone.training.events import Weights
 from hyperclone.training.inputs import Texts
 from hyperclone.training.lr_schedule import warmup_steps
 from hyperclone.training.mixture import SourceUse, one_epoch, uses
 from hyperclone.training.optimizer import make_optimizer
+from hyperclone.training.optimizer_names import OF_COPIES
 from hyperclone.training.packing import Windows
 from hyperclone.training.preparation import Choices, choose
 from hyperclone.training.token_cache import Corpus

@@ -22,10 +22,11 @@ from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
 from hyperclone.training import budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import OF_COPIES, STARTS_FROM, PrecisionName, Training, usual_optimizer
+from hyperclone.training.config import PrecisionName, Training
 from hyperclone.training.events import Watch, Weights
 from hyperclone.training.inputs import Texts
 from hyperclone.training.mixture import one_epoch
+from hyperclone.training.optimizer_names import OF_COPIES, STARTS_FROM, usual_optimizer
 from hyperclone.training.packing import Windows
 
 _REQUIRED = ("accelerate", "datasets")

@@ -21,7 +21,8 @@ from hyperclone.io import hub
 from hyperclone.io.files import read_json, write_text
 from hyperclone.training import checkpoints, hardware
 from hyperclone.training.budget import Budget
-from hyperclone.training.config import OptimizerName, Training
+from hyperclone.training.config import Training
+from hyperclone.training.optimizer_names import OptimizerName
 from hyperclone.version import __version__
 
 RECORD_FILE = "training.json"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hyperclone.training.config import OF_COPIES
 from hyperclone.training.events import (
     AnatomyMeasured,
     CheckpointSaved,
@@ -25,6 +24,7 @@ from hyperclone.training.events import (
     Tokenizing,
     Weights,
 )
+from hyperclone.training.optimizer_names import OF_COPIES
 from hyperclone.units import human_bytes, human_count
 
 if TYPE_CHECKING:
