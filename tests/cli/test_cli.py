@@ -221,7 +221,7 @@ FLAGS = {
     "--seed --shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
-    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --cache --compile --data --decay "
+    "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --branch-from --cache --compile --data --decay "
     "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
     "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --receipt --report-to "

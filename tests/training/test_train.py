@@ -726,3 +726,64 @@ def test_the_card_of_a_trained_clone_says_what_it_grew_from_and_by_which_rates(
         card = (tmp_path / name / "README.md").read_text()
         assert all(word in card for word in words), card
         assert ("grown from" in card) == (name == "clone")
+
+
+def stable(model: Path, text: Path, output: Path, **asked: Any) -> hyperclone.Training:
+    """A run with warm-up, stable phase and decay, whose warm-up does not depend on its length."""
+    return request(model, text, output, **{"schedule": "wsd", "warmup": 2, "decay": 0.5, "lr_rule": "scaled", **asked})
+
+
+@pytest.mark.parametrize("longer", [True, False], ids=["a longer run", "a shorter run"])
+def test_a_branch_is_the_run_itself_to_the_bit(longer: bool, grown: Path, text: Path, tmp_path: Path) -> None:
+    tokens = SEQUENCE * WINDOWS * (20 if longer else 8)
+    hyperclone.train(stable(grown, text, tmp_path / "trunk"))  # 12 steps, of which 6 are stable, a checkpoint every 3
+    before = sorted((tmp_path / "trunk").rglob("*"))
+    hyperclone.train(stable(grown, text, tmp_path / "whole", tokens=tokens))
+    branched = stable(grown, text, tmp_path / "branch", tokens=tokens, branch_from=str(tmp_path / "trunk"))
+    started: list[RunStarted] = []
+    hyperclone.train(branched, watch=lambda event: started.append(event) if isinstance(event, RunStarted) else None)
+    assert started[0].step == (6 if longer else 3)
+    assert sorted((tmp_path / "trunk").rglob("*")) == before
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(value, weights(tmp_path / "branch")[name]), name
+    assert losses(tmp_path / "branch") == losses(tmp_path / "whole")
+    assert any(
+        (weights(tmp_path / "trunk")[name] != value).any() for name, value in weights(tmp_path / "whole").items()
+    )
+
+
+def test_a_branch_is_resumed_from_its_own_checkpoint(grown: Path, text: Path, tmp_path: Path) -> None:
+    hyperclone.train(stable(grown, text, tmp_path / "trunk"))
+    tokens = SEQUENCE * WINDOWS * 20
+    hyperclone.train(stable(grown, text, tmp_path / "whole", tokens=tokens))
+    asked = stable(grown, text, tmp_path / "branch", tokens=tokens, branch_from=str(tmp_path / "trunk"), resume=True)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepTaken) and event.step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert hyperclone.train(asked, watch=stop).step == 13
+    shutil.rmtree(tmp_path / "trunk")
+    assert hyperclone.train(asked).step == 20
+    assert losses(tmp_path / "branch") == losses(tmp_path / "whole")
+    assert json.loads((tmp_path / "branch/training.json").read_text())["branch_from"] == "trunk"
+
+
+def test_what_is_no_branch_says_why(grown: Path, text: Path, tmp_path: Path) -> None:
+    trunk = tmp_path / "trunk"
+    hyperclone.train(stable(grown, text, trunk, keep=1))
+    asked: dict[str, Any]
+    for asked, words in (
+        ({"lr": 1e-3}, ["lr", "0.001", "0.003"]),
+        ({"seed": 5}, ["seed"]),
+        ({"optimizer": "adamw"}, ["optimizer", "rotated"]),
+        ({"warmup": 0.3, "tokens": SEQUENCE * WINDOWS * 20}, ["warmup", "number of steps"]),
+        ({"schedule": "cosine"}, ["stable phase", "--schedule wsd"]),
+        ({"tokens": SEQUENCE * WINDOWS * 20}, ["before the learning rate decays", "checkpoint-12", "--keep 0"]),
+        ({"branch_from": str(tmp_path)}, ["no training run"]),
+    ):
+        with pytest.raises(TrainingError) as error:
+            hyperclone.train(stable(grown, text, tmp_path / "out", **{"branch_from": str(trunk), **asked}))
+        for word in words:
+            assert word in str(error.value), asked
+        assert not (tmp_path / "out").exists()

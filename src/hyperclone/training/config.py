@@ -24,7 +24,7 @@ PrecisionName = Literal["bf16", "fp32"]
 
 _SEVERAL = ("data", "eval_data", "tasks", "report_to")  # one value stands for a tuple of it
 _NAMES = ("tasks", "report_to")  # or of several, separated by commas
-_PATHS = ("model", "output", "cache", "receipt")
+_PATHS = ("model", "output", "cache", "receipt", "branch_from")
 # Headings of `hyperclone train --help`.
 _FILES, _SIZES, _START = "Text and output", "Sizes", "Start"
 _OPTIMIZER, _SCHEDULE = "Optimizer", "Learning rate schedule"
@@ -127,6 +127,15 @@ class Training:
             "Grown directory whose hyperclone.json says how this model was grown, if it was saved without that and its "
             "config does not say it either.",
             metavar="DIR",
+            group=_START,
+        ),
+    )
+    branch_from: str | None = field(
+        default=None,
+        metadata=option(
+            "Run of another length with the same settings and a stable phase (wsd, constant): begin from its last "
+            "checkpoint before either learning rate decays, as if this run had come so far itself.",
+            metavar="RUN",
             group=_START,
         ),
     )

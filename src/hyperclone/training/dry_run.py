@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hyperclone.io import hub
+from hyperclone.training import branch, flops, inputs, resume
 from hyperclone.training import budget as budgets
-from hyperclone.training import flops, inputs, resume
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
 from hyperclone.training.events import Weights
@@ -253,7 +253,7 @@ def _start(chosen: Choices, budget: Budget, texts: Texts | None, steps: int | No
     for field, known in (("texts", texts is not None), ("steps", steps is not None)):
         if not known:
             del record["curve"][field]
-    checkpoint = resume.checkpoint_to_resume(chosen.output, record, resume=chosen.training.resume)
+    checkpoint = branch.starting_checkpoint(chosen.training, chosen.output, record)
     return resume.step_of(checkpoint)
 
 

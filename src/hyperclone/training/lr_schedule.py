@@ -20,6 +20,13 @@ def warmup_steps(warmup: float, steps: int) -> int:
     return int(warmup) if warmup >= 1 else math.ceil(warmup * steps)
 
 
+def stable_until(schedule: ScheduleName, *, steps: int, decay: float) -> int:
+    """The first step in which the learning rate may be below its peak, the warm-up aside; 0 if it has no such phase."""
+    if schedule == "constant":
+        return steps
+    return steps - math.ceil(decay * steps) if schedule == "wsd" else 0
+
+
 def factor(step: int, *, steps: int, warmup: int, schedule: ScheduleName, least: float, decay: float) -> float:
     """The learning rate of a step, over the peak.
 
@@ -35,7 +42,7 @@ def factor(step: int, *, steps: int, warmup: int, schedule: ScheduleName, least:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    start = max(warmup, steps - math.ceil(decay * steps)) if schedule == "wsd" else warmup
+    start = max(warmup, stable_until(schedule, steps=steps, decay=decay))
     done = min(max(step - start, 0) / max(steps - start, 1), 1.0)
     down = (1 + math.cos(math.pi * done)) / 2 if schedule == "cosine" else 1 - done
     return least + (1 - least) * down

@@ -20,7 +20,7 @@ from hyperclone.io import hub
 from hyperclone.io.destination import check_target
 from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
-from hyperclone.training import budget, inputs, resume, task_callback
+from hyperclone.training import branch, budget, inputs, resume, task_callback
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import PrecisionName, Training
 from hyperclone.training.events import Watch, Weights
@@ -50,7 +50,7 @@ class PreparedRun:
             the model was not grown, or is trained from scratch.
         grown_moments: directory whose grown moments the optimizer starts from; None to start without.
         record: content of training.json.
-        checkpoint: that it resumes from; None to start at step 0.
+        checkpoint: that it goes on from, its own or that of the run that it branches off from; None to start at step 0.
         tasks: to run at every evaluation; None if there are none.
         processes: that share each batch.
         precision: "bf16" (autocast) or "fp32".
@@ -174,7 +174,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         receipt=chosen.receipt,
         grown_moments=chosen.grown_moments,
         record=record,
-        checkpoint=resume.checkpoint_to_resume(chosen.output, record, resume=training.resume),
+        checkpoint=branch.starting_checkpoint(training, chosen.output, record),
         tasks=task_callback.choose(training.tasks, processes=chosen.processes),
         processes=chosen.processes,
         precision=chosen.precision,
@@ -265,7 +265,8 @@ def _with_optimizer(
     usual = usual_optimizer(
         grown=recorded is not None and recorded.growth.wider, first_copy_moments=first_copy, lr_rule=training.lr_rule
     )
-    earlier = resume.recorded_optimizer(output) if training.resume else None
+    begun = user_path(training.branch_from) if training.branch_from is not None else output if training.resume else None
+    earlier = None if begun is None else resume.recorded_optimizer(begun)
     optimizer = training.optimizer or earlier or usual
     state = recorded.optimizer_state if moments and recorded is not None else None
     kind = "none" if state is None else str(state["optimizer"])

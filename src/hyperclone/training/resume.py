@@ -77,6 +77,7 @@ def make_record(training: Training, budget: Budget, directory: Path, texts: list
             **{name: options[name] for name in _CURVE},
         },
         "run": {name: options[name] for name in _RUN},
+        **({} if training.branch_from is None else {"branch_from": Path(training.branch_from).name}),
     }
 
 
@@ -106,7 +107,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
             file=output,
             cure="--resume continues it; or choose another directory",
         )
-    before = _curve(output)
+    before = curve(output)
     for field, value in json.loads(json.dumps(record["curve"])).items():
         if before.get(field) != value:
             raise TrainingError(
@@ -127,18 +128,23 @@ def step_of(checkpoint: Path | None) -> int:
 
 def recorded_optimizer(output: Path) -> OptimizerName | None:
     """The optimizer of the run in the output; None if there is none."""
-    return _curve(output).get("optimizer") if (output / RECORD_FILE).is_file() else None
+    return curve(output).get("optimizer") if (output / RECORD_FILE).is_file() else None
 
 
-def write_record(output: Path, record: dict[str, Any], *, resumed: bool) -> None:
-    """Make the output and write its training.json. Of a resumed run, the machines of its earlier parts are kept.
+def write_record(output: Path, record: dict[str, Any], *, before: Path | None) -> None:
+    """Make the output and write its training.json.
+
+    Args:
+        output: directory of the run.
+        record: what is to be written.
+        before: directory of the run that it goes on from, whose machines are kept: this one, or another; None if none.
 
     Raises:
         DestinationError: it cannot be written.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
-        earlier = read_json(output / RECORD_FILE).get("hardware", []) if resumed else []
+        earlier = [] if before is None else read_json(before / RECORD_FILE).get("hardware", [])
         record = {**record, "hardware": hardware.distinct([*earlier, *record["hardware"]])}
         checkpoints.clear(output)
         write_text(output / RECORD_FILE, json.dumps(record, indent=2) + "\n")
@@ -146,6 +152,7 @@ def write_record(output: Path, record: dict[str, Any], *, resumed: bool) -> None
         raise DestinationError("the output cannot be written", file=output, found=error.strerror) from None
 
 
-def _curve(output: Path) -> dict[str, Any]:
-    curve: dict[str, Any] = read_json(output / RECORD_FILE).get("curve", {})
-    return {**_DEFAULTS, **curve}
+def curve(output: Path) -> dict[str, Any]:
+    """What determines the loss curve of the run in a directory."""
+    recorded: dict[str, Any] = read_json(output / RECORD_FILE).get("curve", {})
+    return {**_DEFAULTS, **recorded}

@@ -18,7 +18,7 @@ import torch
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
 from hyperclone.io import hub
-from hyperclone.training import doubts, export, flops, inputs, packing, resume
+from hyperclone.training import branch, doubts, export, flops, inputs, packing, resume
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Watch
@@ -96,7 +96,10 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
     peak = flops.peak(arguments.device, prepared.precision)
     arguments.distributed_state.wait_for_everyone()  # until all have seen the output as it was
     if main and prepared.step < budget.steps:  # a finished run keeps the record of where it ran
-        resume.write_record(prepared.output, prepared.record, resumed=prepared.checkpoint is not None)
+        before = None if prepared.checkpoint is None else prepared.checkpoint.parent
+        resume.write_record(prepared.output, prepared.record, before=before)
+        if before is not None and before != prepared.output:
+            branch.copy_metrics(before, prepared.output, step=prepared.step)
     gpu = torch.cuda.is_available()
     watch(
         RunStarted(

@@ -23,7 +23,15 @@ from hyperclone.io.option_files import OptionFile
 from hyperclone.options import flag_of, option_of
 from hyperclone.training.config import Training
 
-PATHS = {"model": True, "data": True, "eval_data": True, "output": False, "cache": False}  # True: or names on the Hub
+PATHS = {
+    "model": True,
+    "data": True,
+    "eval_data": True,
+    "output": False,
+    "cache": False,
+    "receipt": False,
+    "branch_from": False,
+}  # True: or names on the Hub
 PLACEHOLDERS = {"model": "-", "data": ("-",), "output": "-"}
 _INSTEAD = ({"difference_lr", "source_lr"},)  # of these, one that is typed is instead of the file's other
 _OF_STUDIES = ("arms", "sources", "seeds")

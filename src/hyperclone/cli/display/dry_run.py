@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.cli.display.training import WEIGHTS, optimizer_name, source_text
+from hyperclone.cli.display.training import WEIGHTS, optimizer_name, source_text, starting_step
 from hyperclone.units import human_bytes, human_count, short_count
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def dry_run_view(run: DryRun) -> RenderableType:
         ("FLOPs", _flops(run)),
         ("memory", _memory(run)),
         ("disk", _disk(run)),
-        ("output", f"{training.output}" + (f"; resumes from step {run.start}" if run.start else "")),
+        ("output", f"{training.output}" + (f"; {starting_step(training, run.start)}" if run.start else "")),
     ]
     for label, value in rows:
         table.add_row(label, Text(value))

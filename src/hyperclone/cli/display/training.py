@@ -167,8 +167,15 @@ def summary(run: RunStarted) -> list[str]:
     if run.doubt is not None:
         lines.append(f"WARNING: {run.doubt}")
     if run.step:
-        lines.append(f"resumes from step {run.step}")
+        lines.append(starting_step(run.training, run.step))
     return lines
+
+
+def starting_step(training: Training, step: int) -> str:
+    """Where a run that does not start at step 0 goes on."""
+    if training.branch_from is not None and not training.resume:
+        return f"branches off {training.branch_from} at step {step}"
+    return f"resumes from step {step}"
 
 
 def source_text(source: SourceUse) -> str:
