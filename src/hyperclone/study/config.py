@@ -34,6 +34,7 @@ growth = { width = 2 }             # options of `hyperclone grow`
 moments = "copy"                   # the optimizer state is grown too: copy, first-copy or reset
 train = { lr_rule = "scaled" }     # what differs from [train]
 tune = { lr = [1e-3, 2e-3] }       # what differs from [tune]
+branches = ["2M", "4M"]            # lengths that are trained as well, from the stable phase of this arm's runs
 like = "other"                     # take the learning rate that was chosen for another arm
 label = "2x, scaling rule"         # for figures and tables
 group = "recipes"                  # arms of a group share a figure
@@ -104,6 +105,7 @@ class Arm:
         train: all options of its training, shared ones included.
         like: whose tuned learning rate it takes.
         tuning: how its learning rate is to be chosen; None if it is given, or another arm's.
+        branch_of: the arm from the stable phase of whose runs its own begin; None if they begin by themselves.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Arm:
     train: Mapping[str, Any]
     like: str | None
     tuning: Tuning | None
+    branch_of: str | None = None
 
     def grown(self, seed: int) -> Growth:
         """The growth with a seed, if it names none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from hyperclone.training.optimizer_names import OF_COPIES, usual_optimizer
 from hyperclone.training.run_file import PATHS, PLACEHOLDERS
 from hyperclone.units import is_finite
 
-_OURS = ("model", "output", "seed", "from_scratch", "resume", "grown_moments")  # a study sets these itself
+_OURS = (
+    "model",
+    "output",
+    "seed",
+    "from_scratch",
+    "resume",
+    "grown_moments",
+    "branch_from",
+)  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
@@ -54,8 +62,13 @@ class _Reader(OptionFile):
         sources = {name: self._source(name, table, train) for name, table in self._tables(table, "sources")}
         shared = table.get("tune")
         tuning = None if shared is None else self._tuning(shared, "tune", train, seeds)
-        arms = {name: self._arm(name, table, train, sources, shared, seeds)
-                for name, table in self._tables(table, "arms")}  # fmt: skip
+        arms: dict[str, Arm] = {}
+        for name, one in self._tables(table, "arms"):
+            arm = self._arm(name, one, train, sources, shared, seeds)
+            for each in (arm, *self._branches(arm, one.get("branches", []))):
+                if each.name in arms:
+                    raise self.wrong("two arms of one name", f"arms.{name}.branches", found=each.name)
+                arms[each.name] = each
         if not arms:
             raise self.wrong("a study without arms", "arms", expected="[arms.NAME], one or more")
         for arm in arms.values():
@@ -177,7 +190,9 @@ class _Reader(OptionFile):
     ) -> Arm:  # fmt: skip
         path = f"arms.{name}"
         self.check_keys(
-            table, path, ("label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like")
+            table,
+            path,
+            ("label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like", "branches"),
         )
         different, growth, model = (
             self._options(table.get("train"), f"{path}.train"),
@@ -222,6 +237,25 @@ class _Reader(OptionFile):
             model=None if model is None else self.path(model, f"{path}.model"), growth=growth, moments=moments,
             train=merged, like=like, tuning=tuning,
         )  # fmt: skip
+
+    def _branches(self, arm: Arm, lengths: Any) -> Iterator[Arm]:
+        """The arm with other numbers of tokens, as arms named after both."""
+        path = f"arms.{arm.name}.branches"
+        if not isinstance(lengths, list) or not all(isinstance(length, str | int) for length in lengths):
+            raise self.wrong("not a list of numbers of tokens", path, found=lengths, expected='["2M", "4M"]')
+        if lengths and arm.train.get("schedule") not in ("wsd", "constant"):
+            raise self.wrong("branches begin from the stable phase of a schedule, which this one has not", path,
+                             found=arm.train.get("schedule", "cosine"), expected='schedule = "wsd"')  # fmt: skip
+        if lengths and not (isinstance(warmup := arm.train.get("warmup", 0.01), int) or warmup >= 1):
+            raise self.wrong("the warm-up of branches must not depend on their length", f"arms.{arm.name}.train.warmup",
+                             found=warmup, expected="a number of steps")  # fmt: skip
+        for length in lengths:
+            tokens = self._options({"tokens": length}, path)
+            yield replace(
+                arm, name=f"{arm.name}-{length}", label=f"{arm.label}, {length} tokens", group=None,
+                train={**arm.train, **tokens}, like=arm.name if arm.tuning is not None else arm.like, tuning=None,
+                branch_of=arm.name,
+            )  # fmt: skip
 
     def _source_of(self, name: str, table: Mapping[str, Any], sources: Mapping[str, SourceModel]) -> SourceModel:
         wanted = self._text(table, "source", f"arms.{name}")

@@ -92,8 +92,8 @@ def read(directory: Path) -> dict[str, Any] | None:
         _check(file, source, _SOURCE, f"sources.{name}")
     for name, arm in content["arms"].items():
         _check(file, arm, _ARM, f"arms.{name}")
-        for field, known in (("source", content["sources"]), ("like", content["arms"])):
-            _check_known(file, f"arms.{name}.{field}", arm[field], known)
+        for field, known in (("source", content["sources"]), ("like", content["arms"]), ("branch_of", content["arms"])):
+            _check_known(file, f"arms.{name}.{field}", arm.get(field), known)
     for field in ("control", "headline"):
         _check_known(file, field, content[field], content["arms"])
     return content

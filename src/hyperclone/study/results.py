@@ -210,6 +210,7 @@ def _request(progress: Progress) -> dict[str, Any]:
             "moments": arm.moments,
             "train": {key: value for key, value in plain(arm.train).items() if shared.get(key) != value},
             "tuned": _tuned(progress, arm.like or arm.name), "like": arm.like,
+            **({} if arm.branch_of is None else {"branch_of": arm.branch_of}),
         }  # fmt: skip
     return {
         "name": study.name, "note": study.note, "hyperclone": __version__,

@@ -290,8 +290,9 @@ class Runner:
         run.path = directory = self._directory(run, start.record, key)
         examined = self._study.anatomy and arm.kind == "clone" and run.seed == self._study.seeds[0]
         usual = {"keep": 1, **({"anatomy": True} if examined else {})}
+        given = {**usual, **options, **({"keep": 0} if self._branches(run) else {}), **await self._trunk(run)}
         began = Began(f"{arm.name}, seed {run.seed}", directory, run)
-        await self._train(start.model, {**usual, **options}, run.seed, scratch=arm.kind == "random", began=began)
+        await self._train(start.model, given, run.seed, scratch=arm.kind == "random", began=began)
         if examined:
             assert start.source is not None
             await self._examine(start.model, directory, start.source)
@@ -299,7 +300,35 @@ class Runner:
             directory, key=key, arm=arm.name, seed=run.seed, source=start.record, options=options
         )
         self._changed()  # recorded before anything of it is deleted
-        trainings.forget_checkpoints(directory)
+        self._forget_checkpoints(run)
+
+    def _branches(self, run: Run) -> list[Run]:
+        """The runs that begin from the stable phase of a run, and have not finished yet."""
+        branches = [one for one in self.progress.runs if (one.arm.branch_of, one.seed) == (run.arm.name, run.seed)]
+        finished = self.progress.records.runs
+        return [one for one in branches if self._identity.run(one.arm, one.seed, self._chosen(one.arm)) not in finished]
+
+    def _chosen(self, arm: Arm) -> float | None:
+        """The rate that was chosen for an arm by now, if one has to be."""
+        return self.progress.chosen.get(arm.like or arm.name)
+
+    async def _trunk(self, run: Run) -> dict[str, Any]:
+        """The option of a branch: the finished run that it begins from, if that has its checkpoints still."""
+        trunk = self._trunk_of(run)
+        if trunk is None:
+            return {}
+        await self._trained(trunk, await self._rate(trunk.arm))
+        return {"branch_from": str(trunk.path)} if trunk.path is not None and checkpoints.every(trunk.path) else {}
+
+    def _trunk_of(self, run: Run) -> Run | None:
+        wanted = run.arm.branch_of, run.seed
+        return next((one for one in self.progress.runs if (one.arm.name, one.seed) == wanted), None)
+
+    def _forget_checkpoints(self, run: Run) -> None:
+        """Those of a finished run, and of its trunk, that no branch needs any more."""
+        for one in (run, self._trunk_of(run)):
+            if one is not None and one.path is not None and not self._branches(one):
+                trainings.forget_checkpoints(one.path)
 
     async def _train(self, model: Path, options: Mapping[str, Any], seed: int, *, scratch: bool, began: Began) -> None:
         await trainings.train(
