@@ -164,7 +164,19 @@ def test_the_study_file_that_is_shown_can_be_read(tmp_path: Path) -> None:
     (tmp_path / "my.toml").write_text(shown)
     study = config_file.read(tmp_path / "my.toml")
     assert (study.control, study.headline, list(study.sources)) == ("random", "clone", ["base"])
-    every_key = {"label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like", "branches"}
+    every_key = {
+        "label",
+        "group",
+        "random",
+        "source",
+        "model",
+        "growth",
+        "moments",
+        "train",
+        "tune",
+        "like",
+        "branches",
+    }
     assert not {key for key in every_key if not re.search(rf"^(# )?{key} = ", shown, re.MULTILINE)}
     with_all = "[arms.x]\n" + "\n".join(f"{key} = 1" for key in [*every_key, "nonsense"])
     (tmp_path / "keys.toml").write_text(f'[train]\ndata = "a"\ntokens = 1\n{with_all}\n')

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperclone.errors import DestinationError, StudyError
-from hyperclone.report import canvas, copy_figures, curve_figures, figures, headline, html_page, load
+from hyperclone.report import canvas, copy_figures, curve_figures, figures, headline, html_page, load, worth_figures
 from hyperclone.report.load import Results
 from hyperclone.report.write import report
 from hyperclone.study import record_tables
@@ -39,7 +39,7 @@ BAD = {"kind": "random", "label": "one that fails", "group": None}
 STEPS = (0, 1, 2, 4, 10, 20, 30, 40)
 FIGURES = dict.fromkeys([
     "loss-tokens", "loss-tokens-log", "loss-flops", "loss-flops-log", "loss-seconds", "loss-seconds-log", "early",
-    "accuracy", "tasks", "speedup", "group-0", "source-quality", "divergence", "symmetry", "spectra", "tuning",
+    "accuracy", "tasks", "speedup", "worth", "group-0", "source-quality", "divergence", "symmetry", "spectra", "tuning",
 ])  # fmt: skip
 
 
@@ -387,6 +387,69 @@ def test_of_many_arms_the_first_figures_show_those_that_others_are_compared_with
     assert few["loss-tokens"] == {"random", "clone", "source"}
     assert few["early"] == {"clone", "source"}
     assert "plain" in few["early-0"]
+
+
+def branched(runs: Path) -> Path:
+    """The same study, with a control of half the length that begins from the stable phase of its control."""
+    file = runs / "study.json"
+    content = json.loads(file.read_text())
+    content["arms"]["random-20k"] = {**content["arms"]["random"], "label": "20k tokens", "branch_of": "random"}
+    file.write_text(json.dumps(content))
+    for name in ("runs.csv", "evaluations.csv"):
+        with (runs / name).open() as stream:
+            rows = list(csv.DictReader(stream))
+        short = [
+            {**row, "arm": "random-20k", "key": row["key"].replace("random", "short")}
+            for row in rows
+            if row["arm"] == "random" and int(row.get("step", 0)) <= 20
+        ]
+        for row in short:
+            if "final_loss" in row:
+                row |= {"tokens": "20000", "flops": str(20_000 * 6_000_000), "seconds": "20"}
+        if name == "runs.csv":
+            for row in short:
+                ends = [float(one["loss"]) for one in _losses(runs) if one["arm"] == "random"
+                        and one["seed"] == row["seed"] and one["step"] == "20"]  # fmt: skip
+                row["final_loss"] = str(ends[0])
+        write(runs / name, list(rows[0]), [[*row.values()] for row in (*rows, *short)])
+    return counted(runs)
+
+
+def _losses(runs: Path) -> list[dict[str, str]]:
+    with (runs / "evaluations.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_worth_of_a_token_is_measured_against_the_ends_of_the_control(runs: Path) -> None:
+    canvas = worth_figures.worth(load.read(branched(runs)))
+    assert canvas is not None
+    assert "ends of its runs" in canvas.caption
+    speedups, worths = (one.series for one in canvas.axes)
+    assert [one.label for one in speedups] == ["clone", "plain", "source"]
+    # Seed 2's control ends at 3.4 + 3.6 exp(-2) + 0.02 after 20k and 3.4 + 3.6 exp(-4) + 0.02 after 40k.
+    high, low = 3.42 + 3.6 * math.exp(-2), 3.42 + 3.6 * math.exp(-4)
+    clone = {tokens: 3.12 + 0.5 * math.exp(-tokens / 10_000) for tokens in (1000, 2000, 4000)}
+    for tokens, speedup in zip(speedups[0].x, speedups[0].y, strict=True):
+        assert speedup is not None
+        matched = 20_000 * 2 ** ((high - clone[int(tokens)]) / (high - low))
+        assert speedup == pytest.approx(matched / tokens, rel=0.03)  # the median of three may smooth the clone
+    assert worths[0].y  # 3.6, where the source begins, lies between the ends as well
+
+
+def test_without_ends_of_several_runs_the_page_says_whom_that_favors(runs: Path) -> None:
+    canvas = worth_figures.worth(load.read(runs))
+    assert canvas is not None
+    assert "favor the arms" in canvas.caption
+
+
+def test_branches_are_points_of_their_arm(runs: Path) -> None:
+    results = load.read(branched(runs))
+    canvas = curve_figures.loss(results, "tokens", "tokens")
+    drawn = {one.label: (one.color, one.kind, len(one.x)) for one in canvas.axes[0].series}
+    assert drawn["random-20k"] == (drawn["random"][0], "points", 1)
+    head, rows = worth_figures.at_equal_distance(results)
+    assert head[:2] == ["arm", "T / D0 = 1.1"]
+    assert {row[0] for row in rows} <= {"clone", "plain", "source"}
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
         f"loss-{cost}" + ("-log" if log else ""), f"Held-out loss against {title}",
         "Mean over seeds; the band goes from the lowest seed to the highest."
         + (" The dotted line is the control arm's end." if results.control in results.curves else "")
-        + (_ELSEWHERE if len(arms) < len(results.curves) else ""),
+        + (_ELSEWHERE if len(arms) < len(_trunks(results)) else ""),
         height=4.2,
     )  # fmt: skip
     axes = canvas.axes[0]
@@ -39,13 +39,14 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
 
 
 def principal(results: Results) -> list[str]:
-    """All arms; of many, those that no group will show, and those that the others are compared with."""
-    if len(results.curves) <= _MOST:
-        return list(results.curves)
+    """All arms but branches; of many, those that no group will show, and those that the others are compared with."""
+    every = _trunks(results)
+    if len(every) <= _MOST:
+        return every
     grouped = {arm for arms in results.groups().values() for arm in arms}
     compared = {results.control, results.headline, *(a for a, one in results.arms.items() if one["kind"] == "source")}
-    found = [arm for arm in results.curves if arm not in grouped or arm in compared]
-    return found or list(results.curves)
+    found = [arm for arm in every if arm not in grouped or arm in compared]
+    return found or every
 
 
 def lines(
@@ -61,6 +62,10 @@ def lines(
             axes.band(color(results, arm), x, low, high)
             axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm))
             rows.append((arm, x, y))
+        for branch in _branches(results, arm):  # a point for the end of each
+            x, y, *_ = mean_over_seeds(results.curves[branch], cost, lambda curve: curve.loss)
+            axes.points(branch, color(results, branch), x[-1:], y[-1:])
+            rows.append((branch, x[-1:], y[-1:]))
     if rows:
         best = min(min(y) for _, _, y in rows)
         # Up to the worst end or the best start: the first fall from random weights would flatten all that matters.
@@ -69,13 +74,22 @@ def lines(
     return rows
 
 
+def _trunks(results: Results) -> list[str]:
+    """Arms with results that are no branches of others."""
+    return [arm for arm in results.curves if not results.arms[arm].get("branch_of")]
+
+
+def _branches(results: Results, arm: str) -> list[str]:
+    return [name for name in results.curves if results.arms[name].get("branch_of") == arm]
+
+
 def early(
     results: Results, arms: Sequence[str], *, name: str = "early", title: str = "The first tenth of training"
 ) -> Canvas | None:
     """The first tenth of each run that does not start from random weights, at least four evaluations."""
     canvas = Canvas(
         name, title, "Held-out loss minus the arm's own at the start, against steps. Above zero is what was forgotten."
-        + (_ELSEWHERE if name == "early" and len(arms) < len(results.curves) else ""),
+        + (_ELSEWHERE if name == "early" and len(arms) < len(_trunks(results)) else ""),
     )  # fmt: skip
     axes, rows = canvas.axes[0], []
     for arm in arms:

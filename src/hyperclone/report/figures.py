@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperclone.report import comparison_figures, copy_figures, curve_figures
+from hyperclone.report import comparison_figures, copy_figures, curve_figures, worth_figures
 from hyperclone.report.canvas import Canvas
 from hyperclone.report.load import Results
 
@@ -22,6 +22,7 @@ def every(results: Results) -> list[Canvas]:
     others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
     if any(row.speedup_tokens is not None for row in others):
         canvases.append(comparison_figures.speedups(results))
+    canvases.append(worth_figures.worth(results))
     canvases += comparison_figures.groups(results)
     canvases += comparison_figures.sources(results)
     canvases += [

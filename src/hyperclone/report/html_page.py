@@ -11,7 +11,7 @@ from functools import partial
 from importlib import resources
 from typing import Any
 
-from hyperclone.report import figures, headline, styles
+from hyperclone.report import figures, headline, styles, worth_figures
 from hyperclone.report.canvas import Canvas, on_page
 from hyperclone.report.load import Results
 from hyperclone.study.records import FAILED
@@ -62,7 +62,11 @@ def render(results: Results, canvases: Sequence[Canvas]) -> str:
         ),
         f"<section id=arms><h2>Arms</h2>{arms(results)}</section>",
         _switch(costs) if costs else "",
-        *(_figure(canvas) for canvas in canvases if canvas not in costs),
+        *(
+            _figure(canvas) + (_equal_distance(results) if canvas.name == "worth" else "")
+            for canvas in canvases
+            if canvas not in costs
+        ),
         f"<section><h2>What was run</h2>{_configuration(results)}</section>",
         f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(_last_date(results))}. "
         f"{_DEFINITIONS}</footer>",
@@ -167,6 +171,17 @@ def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
         f"{canvas.svg()}</div>"
         f"<figcaption>{_text(canvas.caption)}</figcaption>"
         f"{numbers}</figure>"
+    )
+
+
+def _equal_distance(results: Results) -> str:
+    head, rows = worth_figures.at_equal_distance(results)
+    if not rows:
+        return ""
+    return (
+        "<section><h2>Speed-up at equal distance from the source</h2><p class=note>D0: tokens of the control to the "
+        "loss of the arm's source; T: to the loss at which the speed-up is taken. Medians over seeds, with the range; "
+        f"empty where an arm or the control did not come so far.</p>{_table(head, rows)}</section>"
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
-from hyperclone.study import record_tables, speedup
+from hyperclone.study import frontier, record_tables, speedup
+from hyperclone.study.frontier import Pair
 from hyperclone.study.records import RunRecord, RunRow, SourceRecord
 from hyperclone.study.request import STUDY
 from hyperclone.study.speedup import Contender, Cost, Curve, Speedup
@@ -128,24 +129,33 @@ def against(results: Results, control: str) -> Results:
 
 def _speedups(results: Results) -> dict[str, list[Speedup]]:
     """Every finished run against the control with its seed, by arm."""
+    compared: dict[str, list[Speedup]] = {}
+    if results.control is not None:
+        for run, against_control in speedup.compare_with_control(_contenders(results), results.control):
+            compared.setdefault(run.arm, []).append(against_control)
+    return compared
+
+
+def pairs(results: Results) -> dict[str, list[Pair]]:
+    """By arm, its seeds beside the control's, with the runs of their branches."""
     if results.control is None:
         return {}
+    branch_of = {name: trunk for name, arm in results.arms.items() if (trunk := arm.get("branch_of")) is not None}
+    return frontier.pairs(_contenders(results), results.control, branch_of)
 
+
+def _contenders(results: Results) -> list[Contender]:
     def cost(kind: str, run: RunRecord) -> Cost | None:
         source = results.sources.get(run.source)
         return speedup.charged(kind, None if source is None else source.cost)
 
-    contenders = [
+    return [
         Contender(
             arm=arm, seed=run.seed, kind=results.arms[arm]["kind"], source=run.source, curve=run.curve,
             cost=cost(results.arms[arm]["kind"], run),
         )
         for arm, runs in results.runs.items() for run in runs
     ]  # fmt: skip
-    compared: dict[str, list[Speedup]] = {}
-    for run, against_control in speedup.compare_with_control(contenders, results.control):
-        compared.setdefault(run.arm, []).append(against_control)
-    return compared
 
 
 def _with_results(

@@ -245,20 +245,25 @@ class Contender:
     cost: Cost | None
 
 
+def source_loss(runs: Sequence[Contender], run: Contender) -> float | None:
+    """The loss of the source that a run began from; None if it began from none.
+
+    It is that of the source itself where that was trained on, too: a stacked clone does not start there.
+    """
+    if run.kind not in ("clone", "source"):
+        return None
+    same = (one for one in runs if (one.kind, one.source, one.seed) == ("source", run.source, run.seed))
+    return next(same, run).curve.loss[0]
+
+
 def compare_with_control(runs: Sequence[Contender], control: str) -> list[tuple[Contender, Speedup]]:
     """Every run whose seed the control has too, against the control of that seed."""
     controls = {run.seed: run for run in runs if run.arm == control}
-    trained = {(run.source, run.seed): run for run in reversed(runs) if run.kind == "source"}
     compared = []
     for run in runs:
         if (base := controls.get(run.seed)) is None:
             continue
-        # Forgetting is above the source itself where that was trained on: a stacked clone does not start there.
-        start = trained.get((run.source, run.seed), run).curve.loss[0]
-        speedup = compare(
-            run.curve, base.curve, source=start if run.kind in ("clone", "source") else None, cost=run.cost,
-            control_cost=base.cost,
-        )  # fmt: skip
+        speedup = compare(run.curve, base.curve, source=source_loss(runs, run), cost=run.cost, control_cost=base.cost)
         compared.append((run, speedup))
     return compared
 
