@@ -119,6 +119,40 @@ def test_the_tables_say_what_is_a_branch(directory: Path) -> None:
     }  # fmt: skip
 
 
+LATER = """
+[sources.late]
+model = "./blank"
+branch_of = "small"
+train = { data = ["pretrain.txt"], tokens = "4k", lr = 2e-3 }
+
+[arms.late]
+source = "late"
+growth = { width = 2 }
+"""
+WITH_LATER = STUDY.replace("[arms.random]\n", '[arms.random]\nsource = "small"\n').replace(
+    "[arms.continued]\n", '[arms.continued]\nsource = "small"\n'
+).replace("[arms.clone]\n", '[arms.clone]\nsource = "small"\n') + LATER  # fmt: skip
+
+
+def test_a_source_goes_on_from_the_end_of_another(directory: Path) -> None:
+    stand_in = Keeping()
+    done = run_study(write_study(directory, WITH_LATER), stand_in)
+    assert {run.status for run in done.runs} == {"finished"}
+    trained = [c for c in stand_in.run_commands if c[0] == "train" and "/sources/" in option(c, "output")]
+    early, late = trained
+    assert option(late, "branch-from") == option(early, "output")
+    assert "--branch-from" not in early
+    assert set(done.sources) == {"small", "late"}
+
+
+@pytest.mark.parametrize("found", ["late", "none"])
+def test_a_source_that_would_wait_for_itself_is_named(found: str, directory: Path) -> None:
+    text = WITH_LATER.replace('branch_of = "small"', f'branch_of = "{found}"')
+    with pytest.raises(StudyError) as caught:
+        config_file.read(write_study(directory, text))
+    assert caught.value.details["field"] == "sources.late.branch_of"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "field"),
     [

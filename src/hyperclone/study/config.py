@@ -18,6 +18,7 @@ eval_data = ["validation.jsonl.gz"]  # and a text that decides nothing else
 [sources.small]                    # models that clones are grown from
 model = "small"                    # a directory or Hub id; with `train`, trained from random weights first
 train = { data = ["pretrain.jsonl.gz"], tokens = "20M", lr = 6e-3 }
+branch_of = "early"                # a shorter source with the same settings, from whose end it goes on
 remake = "make source"             # a command that trains it again; by default `hyperclone study FILE --source small`
 
 [sources.base]
@@ -65,6 +66,7 @@ class SourceModel:
         train: options of its own training from random weights; None if it is ready.
         remake: the command that trains it again.
         study: file of the study that it is trained in, if that is another one.
+        branch_of: the source from whose stable phase its training begins; None if it begins by itself.
     """
 
     name: str
@@ -72,6 +74,7 @@ class SourceModel:
     train: Mapping[str, Any] | None
     remake: str
     study: Path | None = None
+    branch_of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

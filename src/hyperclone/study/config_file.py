@@ -60,6 +60,13 @@ class _Reader(OptionFile):
             if needed not in train:
                 raise self.wrong("all arms must be trained on the same", f"train.{needed}", cure=f"give {needed}")
         sources = {name: self._source(name, table, train) for name, table in self._tables(table, "sources")}
+        before: list[str] = []  # so that no source waits for itself
+        for source in sources.values():
+            if source.branch_of is not None and (source.branch_of not in before or source.train is None):
+                raise self.wrong("a source begins from one before it, and both are trained by this study",
+                                 f"sources.{source.name}.branch_of", found=source.branch_of,
+                                 expected=", ".join(before))  # fmt: skip
+            before += [source.name] if source.train is not None else []
         shared = table.get("tune")
         tuning = None if shared is None else self._tuning(shared, "tune", train, seeds)
         arms: dict[str, Arm] = {}
@@ -139,7 +146,7 @@ class _Reader(OptionFile):
         path = f"sources.{name}"
         if "study" in table:
             return self._source_of_another_study(name, table)
-        self.check_keys(table, path, ("model", "train", "remake", "study"))
+        self.check_keys(table, path, ("model", "train", "remake", "study", "branch_of"))
         if not isinstance(model := table.get("model"), str):
             raise self.wrong("a source is a model directory or Hub id", f"{path}.model", found=model)
         remake = table.get("remake", f"hyperclone study {self._file} --source {name}")
@@ -149,6 +156,7 @@ class _Reader(OptionFile):
         return SourceModel(
             name=name, model=self.path(model, f"{path}.model"), remake=remake,
             train=None if options is None else _merged(train, options, None),
+            branch_of=self._text(table, "branch_of", path),
         )  # fmt: skip
 
     def _source_of_another_study(self, name: str, table: dict[str, Any]) -> SourceModel:

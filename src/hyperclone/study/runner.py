@@ -140,7 +140,10 @@ class Runner:
         self._changed()
 
     async def _source(self, source: SourceModel) -> Path:
-        """The directory of a source, trained if it has never been."""
+        """The directory of a source, trained if it has never been; after the one that it begins from."""
+        if source.branch_of is not None and self._sources.recorded(source) is None:
+            trunk = self._study.sources[source.branch_of]
+            await self._shared(("source", trunk.name), partial(self._source, trunk))
         directory = await self._sources.directory(source)
         self._changed()
         return directory

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hyperclone.errors import StudyError
 from hyperclone.io import hub
@@ -99,6 +100,13 @@ class Sources:
             await self._train(source, directory)
         return self.record_of_weights(source, directory)
 
+    def _trunk(self, source: SourceModel) -> dict[str, Any]:
+        """The option of a source that begins from another: that one's directory, if it has its checkpoint still."""
+        if source.branch_of is None:
+            return {}
+        directory = self._identity.source_directory(self._progress.study.sources[source.branch_of])
+        return {"branch_from": str(directory)} if checkpoints.every(directory) else {}
+
     async def _train(self, source: SourceModel, directory: Path) -> None:
         """Train a source, or train it again: then what is there stays there until there is more.
 
@@ -111,7 +119,8 @@ class Sources:
         again = first is not None and directory.is_dir() and not checkpoints.every(directory)
         target = directory.with_name(f"{directory.name}.again") if again else directory
         await trainings.train(
-            self._processes, hub.resolve(source.model), {"keep": 1, **source.train}, seed=0, scratch=True,
+            self._processes, hub.resolve(source.model), {"keep": 1, **source.train, **self._trunk(source)}, seed=0,
+            scratch=True,
             began=Began(f"source {source.name}", target), on_event=self._on_event,
         )  # fmt: skip
         if again:
