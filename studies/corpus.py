@@ -3,6 +3,7 @@
     python studies/corpus.py public       # public domain: State of the Union, Shakespeare, King James Bible (23 MB)
     python studies/corpus.py mixed        # that and four of free documentation (76 MB; needs Debian's apt)
     python studies/corpus.py whole        # the same seven, all that they hold
+    python studies/corpus.py lasting      # all of the five that stay as they are, for studies that span days
 
 Each becomes a directory below $HYPERCLONE_CACHE/corpora (~/.cache/hyperclone/corpora) with
 
@@ -13,8 +14,9 @@ Each becomes a directory below $HYPERCLONE_CACHE/corpora (~/.cache/hyperclone/co
 
 Works are cut at blank lines into documents of about 2 kB, and the hash of a document says which part it belongs to, so
 that parts never depend on order or machine. Documents that occur twice are kept once. Of `mixed`, none gives more than
-16 MB, so that none rules the rest; `whole` is for models that need more text than that. Debian mends its packages: on
-another day some documents differ, and a study's runs, which are known by their text, may not be found again.
+16 MB, so that none rules the rest; `whole` is for models that need more text than that. Debian mends the documentation
+of Linux and Python: on another day some documents differ, and a study's runs, which are known by their text, may not be
+found again. `lasting` is without these two.
 
 Licenses: `public` is in the public domain in the United States (17 USC 105; authors dead for centuries). Of the others,
 anarchism and GCIDE are GPL-2+, Linux's documentation is GPL-2, Python's is PSF-2.0; they are fetched, never shipped.
@@ -95,7 +97,7 @@ def python(scratch: Path) -> Iterator[str]:
 
 PUBLIC: tuple[Callable[[Path], Iterator[str]], ...] = (state_of_the_union, shakespeare, king_james)
 EVERY = (*PUBLIC, anarchism, gcide, linux, python)
-CORPORA = {"public": PUBLIC, "mixed": EVERY, "whole": EVERY}
+CORPORA = {"public": PUBLIC, "mixed": EVERY, "whole": EVERY, "lasting": (*PUBLIC, anarchism, gcide)}
 
 
 def _pypi(scratch: Path, package: str) -> Path:
