@@ -117,8 +117,8 @@ def main() -> None:
     (PACKAGE / resume.RECORD_FILE).write_text(json.dumps(told, indent=2) + "\n")
     (PACKAGE / "README.md").write_text(CARD.format(**summary()))
     shutil.copy(text / "held_out.jsonl.gz", PACKAGE / "held_out.jsonl.gz")
-    with gzip.open(text / "train.jsonl.gz") as lines:  # the largest file of the repository: a quarter smaller as xz
-        packed = lzma.compress(lines.read(), preset=9 | lzma.PRESET_EXTREME)
+    with gzip.open(text / "train.jsonl.gz") as lines:  # half of it is five times what the demo trains on
+        packed = lzma.compress(b"".join(list(lines)[::2]), preset=9 | lzma.PRESET_EXTREME)  # a quarter below gzip
     (PACKAGE / "train.jsonl.xz").write_bytes(packed)
 
 
