@@ -225,7 +225,7 @@ FLAGS = {
     "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
     "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --receipt --report-to "
-    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --tasks "
+    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --streaming --tasks "
     "--text-field --tokens --warmup --weight-decay",
     "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",

@@ -92,7 +92,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
     """Write the record, tell that the run starts, and open its log."""
     training, budget = prepared.training, prepared.budget
     texts = prepared.texts
-    text, held_out = TextSize.of(texts.train), TextSize.of(texts.held_out) if texts.held_out else None
+    text, held_out = (TextSize.of(corpora) if corpora else None for corpora in (texts.train, texts.held_out))
     peak = flops.peak(arguments.device, prepared.precision)
     arguments.distributed_state.wait_for_everyone()  # until all have seen the output as it was
     if main and prepared.step < budget.steps:  # a finished run keeps the record of where it ran
@@ -106,12 +106,12 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
             scaled=prepared.scaled,
             training=training,
             budget=budget,
-            windows=sum(map(len, prepared.windows)),
+            windows=None if prepared.streamed else sum(map(len, prepared.windows)),
             mixture=uses(
                 training.data_sources,
                 seq_len=budget.seq_len,
                 trained_windows=budget.steps * budget.windows,
-                sizes=[(corpus.documents, corpus.tokens) for corpus in prepared.texts.train],
+                sizes=[(corpus.documents, corpus.tokens) for corpus in texts.train] or None,
             ),
             text=text,
             held_out=held_out,
@@ -131,7 +131,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
         batch_tokens=budget.batch_tokens,
         flops_per_token=flops.per_token(model, budget.seq_len),
         peak_flops=None if peak is None else peak * arguments.world_size,
-        held_out=held_out or text,
+        held_out=held_out,
         metrics=MetricsFile(prepared.output, step=prepared.step) if main else None,
         watch=watch,
     )
@@ -144,7 +144,7 @@ def _run(prepared: PreparedRun, trainer: GrownTrainer, run_log: RunLog, interrup
         trainer.add_callback(RecordedAnatomyCallback(prepared.receipt or prepared.directory, run_log))
     _check_sharding(prepared, sharded=trainer.is_fsdp_enabled)
     on_cpu = trainer.args.device.type == "cpu"
-    with memory.kept() if on_cpu else nullcontext():
+    with memory.kept() if on_cpu else nullcontext(), trainer.reading():
         trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     return int(trainer.state.global_step)
 
