@@ -17,7 +17,15 @@ from hyperclone.training.optimizer_names import OF_COPIES, usual_optimizer
 from hyperclone.training.run_file import PATHS, PLACEHOLDERS
 from hyperclone.units import is_finite
 
-_OURS = ("model", "output", "seed", "from_scratch", "resume", "grown_moments")  # a study sets these itself
+_OURS = (
+    "model",
+    "output",
+    "seed",
+    "from_scratch",
+    "resume",
+    "grown_moments",
+    "push_to_hub",
+)  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 

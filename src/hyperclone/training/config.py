@@ -91,6 +91,15 @@ class Training:
             group=_FILES,
         )
     )
+    push_to_hub: str | None = field(
+        default=None,
+        metadata=option(
+            "Upload the trained model to the Hub at the end, without checkpoints: NAMESPACE/MODEL, or MODEL for your "
+            "own; private if it is new.",
+            metavar="REPO",
+            group=_FILES,
+        ),
+    )
     seq_len: int | None = field(
         default=None,
         metadata=option(

@@ -126,6 +126,13 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uploading:
+    """The trained model is being uploaded to a repository of the Hub."""
+
+    repo: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Something was measured after `step` steps, on `tokens` tokens."""
 
@@ -181,6 +188,7 @@ Event = (
     | TextEnded
     | StepTaken
     | CheckpointSaved
+    | Uploading
     | LossLogged
     | HeldOutEvaluated
     | AnatomyMeasured

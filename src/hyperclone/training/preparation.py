@@ -16,7 +16,7 @@ from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import FamilyError, TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
-from hyperclone.io import hub
+from hyperclone.io import hub, hub_upload
 from hyperclone.io.destination import check_target
 from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
@@ -125,6 +125,8 @@ def choose(training: Training, *, dry_run: bool = False) -> Choices:
     _check_installed(training)
     if not dry_run:
         _check_launched(training)
+    if training.push_to_hub is not None and os.environ.get("RANK", "0") == "0":  # who uploads
+        training = replace(training, push_to_hub=hub_upload.check(training.push_to_hub))
     directory, output = hub.resolve(training.model, weights=not dry_run), user_path(training.output)
     if not output.exists():
         check_target(output, source=directory, overwrite=False)

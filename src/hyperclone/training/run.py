@@ -17,11 +17,11 @@ import torch
 
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
-from hyperclone.io import hub
+from hyperclone.io import hub, hub_upload
 from hyperclone.training import doubts, export, flops, inputs, packing, resume
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
-from hyperclone.training.events import Device, Event, RunStarted, Watch
+from hyperclone.training.events import Device, Event, RunStarted, Uploading, Watch
 from hyperclone.training.metrics import MetricsFile
 from hyperclone.training.mixture import uses
 from hyperclone.training.model_card import trained_card
@@ -42,6 +42,7 @@ class Trained:
         step, tokens: how far it came.
         metrics: the latest figures (loss, eval_loss, bits_per_byte, ...).
         interrupted: the signal that stopped it; None if it is finished.
+        address: of the model on the Hub; None if it was not uploaded from this process.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Trained:
     tokens: int
     metrics: dict[str, Any]
     interrupted: int | None
+    address: str | None = None
 
 
 def train(training: Training, *, watch: Watch | None = None) -> Trained:
@@ -59,8 +61,8 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
         watch: called with every event (events.py), in the main process only.
 
     Raises:
-        HypercloneError: it cannot be run as asked, the loss became infinite or NaN, or a checkpoint could not be
-            written.
+        HypercloneError: it cannot be run as asked, the loss became infinite or NaN, a checkpoint could not be
+            written, or the model, which is complete then, could not be uploaded.
     """
     main = os.environ.get("RANK", "0") == "0"
     tell = watch if main and watch is not None else _ignore
@@ -85,7 +87,17 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
                 from_scratch=training.from_scratch,
             )
             export.export(trainer, prepared, dtype, card=card)
-    return Trained(prepared.output, step, tokens, run_log.latest, None if finished else interruption.signal)
+    address = _upload(prepared, tell) if finished and main else None
+    return Trained(prepared.output, step, tokens, run_log.latest, None if finished else interruption.signal, address)
+
+
+def _upload(prepared: PreparedRun, watch: Watch) -> str | None:
+    """Upload the model if that was asked for; its address."""
+    repo = prepared.training.push_to_hub
+    if repo is None:
+        return None
+    watch(Uploading(repo=repo))
+    return hub_upload.upload(repo, prepared.output, export.exported_files(prepared))
 
 
 def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, watch: Watch) -> RunLog:

@@ -39,6 +39,7 @@ def dry_run_view(run: DryRun) -> RenderableType:
         ("memory", _memory(run)),
         ("disk", _disk(run)),
         ("output", f"{training.output}" + (f"; resumes from step {run.start}" if run.start else "")),
+        *([("upload", f"{training.push_to_hub} on the Hub, private if it is new")] if training.push_to_hub else []),
     ]
     for label, value in rows:
         table.add_row(label, Text(value))

@@ -24,6 +24,7 @@ from hyperclone.training.events import (
     TasksEvaluated,
     TextEnded,
     Tokenizing,
+    Uploading,
     Weights,
 )
 from hyperclone.training.optimizer_names import OF_COPIES
@@ -106,6 +107,9 @@ class TrainingView:
             case CheckpointSaved(step=step, checkpoint=checkpoint):
                 if not self._console.is_terminal:
                     self._say_at(step, f"saved {checkpoint}")
+            case Uploading(repo=repo):
+                self._hide(_TRAINING)
+                self._say(f"uploading to {repo}")
 
     def _tokenizing(self, event: Tokenizing) -> None:
         size = human_bytes(event.nbytes)
@@ -219,7 +223,8 @@ def ending(trained: Trained) -> str:
     labels = {"loss": "loss", "eval_loss": "held-out loss", "bits_per_byte": "bits per byte"}
     figures = [f"{label} {trained.metrics[name]:.4f}" for name, label in labels.items() if name in trained.metrics]
     losses = f": {', '.join(figures)}" if figures else ""
-    return f"Trained on {human_count(trained.tokens)} tokens{losses}. The model is in {trained.path}"
+    uploaded = f", and on the Hub: {trained.address}" if trained.address else ""
+    return f"Trained on {human_count(trained.tokens)} tokens{losses}. The model is in {trained.path}{uploaded}"
 
 
 def _speed(event: LossLogged) -> str:
