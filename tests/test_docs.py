@@ -39,9 +39,9 @@ _PATH = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)+[\w.-]+\.(?:py|toml|yaml|json|csv
 _COMMAND = re.compile(r"(?:-m )?\bhyperclone ((?:family draft|[a-z]+)\b[^#\n|`]*)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _TWO = re.compile(r"""(?<!\b[A-Z])[.!?][)"”*_`]*\s+["“(*_\[]*[A-Z`]""")  # a sentence ends, and another begins
-_OTHER_PROGRAMS = {"--help", "--safe_serialization",   # torchrun, pip, git; bench scripts
+_OTHER_PROGRAMS = {"--help", "--safe_serialization",   # torchrun, pip, git, hf upload; bench scripts
     "--nnodes", "--nproc-per-node", "--node-rank", "--rdzv-backend", "--rdzv-endpoint", "--no-deps", "--dest",
-    "--config_file", "--gpus", "--mfu", "--size",
+    "--config_file", "--gpus", "--mfu", "--size", "--private", "--exclude",
 }  # fmt: skip
 
 

@@ -217,15 +217,16 @@ FLAGS = {
     "--hidden --json --kv-heads --layers --multiple-of --noise --order --params --revision --seed --shard-size "
     "--snr-db --text-model --tokens --top-k --untie --width",
     "grow": "--allow-rounding --depth-mode --dry-run --dtype --expansion --experts --family --ffn --head-dim --heads "
-    "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --order --overwrite --proof --revision "
-    "--seed --shard-size --snr-db --text-model --threads --top-k --untie --width",
+    "--help --hidden --kv-heads --layers --moments --noise --optimizer-state --order --overwrite --proof --push-to-hub "
+    "--revision --seed --shard-size --snr-db --text-model --threads --top-k --untie --width",
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --branch-from --cache --compile --data --decay "
     "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
-    "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --receipt --report-to "
-    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --tasks "
+    "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --push-to-hub --receipt "
+    "--report-to "
+    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --streaming --tasks "
     "--text-field --tokens --warmup --weight-decay",
     "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",

@@ -69,6 +69,7 @@ def test_a_dry_run_after_tokenizing_is_the_run(directory: Path) -> None:
     assert (dry.parameters, dry.windows, dry.budget) == (started.parameters, started.windows, started.budget)
     assert (dry.training.optimizer, dry.model, dry.weights) == ("rotated", started.model, started.weights)
     assert dry.held_out is not None
+    assert started.text is not None
     assert (dry.text.tokens, dry.held_out.tokens) == (started.text.tokens, started.held_out and started.held_out.tokens)
     content = torch.load(directory / "run/checkpoint-2/optimizer.pt", weights_only=True)
     assert sorted(group.lr for group in dry.groups) == sorted(g["initial_lr"] for g in content["param_groups"])

@@ -120,23 +120,40 @@ def one_after_another(commands: list[list[str]]) -> list[str]:
     return [word for one in commands for word in ("+", *one)][1:]
 
 
-def check_equal(directory: Path, output: str) -> None:
+def check_equal(directory: Path, output: str, reference: str = "one") -> None:
     """Losses of every step, gradients' norms, held-out losses and weights, to 1e-5; the copies' symmetry as well."""
     for figure in ("loss", "grad_norm", "eval_loss"):
         one, other = (
-            [line[figure] for line in metrics.read(directory / name) if figure in line] for name in ("one", output)
+            [line[figure] for line in metrics.read(directory / name) if figure in line] for name in (reference, output)
         )
         assert other == pytest.approx(one, abs=1e-5), figure
-    one, other = ([line for line in metrics.read(directory / name) if "anatomy" in line] for name in ("one", output))
+    one, other = (
+        [line for line in metrics.read(directory / name) if "anatomy" in line] for name in (reference, output)
+    )
     assert [line["step"] for line in other] == [line["step"] for line in one] == [0, 5, STEPS]
     for mine, whole in zip(other, one, strict=True):
         assert mine["anatomy"] == pytest.approx(whole["anatomy"], rel=1e-4)
-    whole, mine = load_file(directory / "one/model.safetensors"), load_file(directory / output / "model.safetensors")
+    whole, mine = (
+        load_file(directory / reference / "model.safetensors"),
+        load_file(directory / output / "model.safetensors"),
+    )
     assert whole.keys() == mine.keys()
     for name in whole:
         assert torch.allclose(mine[name], whole[name], atol=1e-4), name
-    plain, sharded = ({file.name for file in (directory / name).iterdir()} for name in ("one", output))
+    plain, sharded = ({file.name for file in (directory / name).iterdir()} for name in (reference, output))
     assert sharded == plain
+
+
+def test_streamed_text_is_read_by_one_process_and_gives_the_same_curve(runs: Path) -> None:
+    """Resumed by a single process as well, which goes on where two have stopped."""
+    train_here(runs, "streamed", streaming=True, eval_data=str(runs / "text.jsonl"))
+    launch("-m", "hyperclone", *command(runs, "two-streamed", "--streaming", "--eval-data", str(runs / "text.jsonl")),
+           processes=2)  # fmt: skip
+    check_equal(runs, "two-streamed", "streamed")
+    shutil.rmtree(runs / "two-streamed/checkpoint-10")
+    (runs / "two-streamed/model.safetensors").unlink()
+    train_here(runs, "two-streamed", streaming=True, eval_data=str(runs / "text.jsonl"), resume=True)
+    check_equal(runs, "two-streamed", "streamed")
 
 
 def test_two_processes_have_the_curve_of_one(runs: Path) -> None:

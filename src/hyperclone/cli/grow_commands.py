@@ -29,6 +29,7 @@ from hyperclone.cli.grouped_help import GroupedCommand
 from hyperclone.cli.options import takes
 from hyperclone.cli.stopping import says_what_is_kept
 from hyperclone.conversion import plan as planning
+from hyperclone.io import hub_upload
 from hyperclone.planning.growth import Growth
 from hyperclone.units import human_bytes
 
@@ -133,11 +134,19 @@ def grow(
             "the others start at zero), or reset (none does).",
         ),
     ] = "copy",
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REPO",
+            help="Upload DST to the Hub at the end: NAMESPACE/MODEL, or MODEL for your own; private if it is new.",
+        ),
+    ] = None,
 ) -> None:
     """Grow SRC into DST and prove from the files that the function is the same.
 
     DST appears complete or not at all. After an interruption, rerun the same command to resume.
     """
+    repo = None if push_to_hub is None else hub_upload.check(push_to_hub)
     if dry_run:
         planned = planning.plan(
             src, growth, shard_size=shard_size, revision=revision, family=family, text_model=text_model
@@ -167,6 +176,9 @@ def grow(
         say(f"Optimizer state: {grown.optimizer_state.sentence}")
     nbytes = grown.plan.nbytes + (grown.optimizer_state.nbytes if grown.optimizer_state else 0)
     say(f"Wrote {human_bytes(nbytes)} to {dst}")
+    if repo is not None:
+        files = [file.relative_to(dst).as_posix() for file in sorted(dst.rglob("*")) if file.is_file()]
+        say(f"Uploaded to {hub_upload.upload(repo, dst, files)}")
 
 
 @app.command(epilog="Example: hyperclone verify HuggingFaceTB/SmolLM2-135M smollm2-480m")

@@ -90,10 +90,10 @@ def headers(
 
     with _hub_errors(source):
         try:
-            _check_accessible()
+            check_accessible()
             source_config = _config(str(source), revision)
             repository = HfApi().get_safetensors_metadata(str(source), revision=revision)
-        except _unreachable() as error:
+        except unreachable() as error:
             path, note = _cached(source, revision, error)
             return Checkpoint.open(path, family=family, text_model=text_model, dequantize=True, notes=(note,))
     entries: dict[str, Entry] = {}
@@ -121,9 +121,9 @@ def config(source: str | os.PathLike[str], *, revision: str | None = None) -> di
         return weight_files.read_config(directory)
     with _hub_errors(source):
         try:
-            _check_accessible()
+            check_accessible()
             return _config(str(source), revision)
-        except _unreachable() as error:
+        except unreachable() as error:
             return read_json(_cached(source, revision, error)[0] / "config.json")
 
 
@@ -160,15 +160,15 @@ def fetch(
 
     with _hub_errors(source):
         try:
-            _check_accessible()
+            check_accessible()
             files = [pattern for pattern in _FILES if weights or not pattern.endswith(".safetensors")]
             return Path(snapshot_download(str(source), revision=revision, allow_patterns=files)), ()
-        except _unreachable() as error:
+        except unreachable() as error:
             path, note = _cached(source, revision, error)
             return path, (note,)
 
 
-def _check_accessible() -> None:
+def check_accessible() -> None:
     """Raise at once where there is no network: the Hub's client would try for half a minute.
 
     Raises:
@@ -203,10 +203,10 @@ def _cached(source: str | os.PathLike[str], revision: str | None, error: Excepti
         raise error from None
     if not any(path.glob("*.safetensors")):
         raise error
-    return path, f"The Hub is not accessible: {_why(error)}. The model is the one in its cache, commit {path.name}."
+    return path, f"The Hub is not accessible: {why(error)}. The model is the one in its cache, commit {path.name}."
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """Why the Hub is not accessible, in plain words, and what its client says of that."""
     from huggingface_hub import constants
 
@@ -230,7 +230,7 @@ def on_hub(source: str | os.PathLike[str]) -> bool:
     return hub_id_of(path) is not None if exists(path) else local_path(source) is None
 
 
-def _unreachable() -> tuple[type[Exception], ...]:
+def unreachable() -> tuple[type[Exception], ...]:
     """What the Hub's client raises where there is no network: its own errors, and those of the HTTP library it uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -255,7 +255,7 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
             cure="convert once: AutoModelForCausalLM.from_pretrained(SRC).save_pretrained(OUT) writes safetensors",
         ) from None
     except Exception as error:
-        if not isinstance(error, (*_unreachable(), ValueError)):
+        if not isinstance(error, (*unreachable(), ValueError)):
             raise
         response = getattr(error, "response", None)
         refused = response is not None and getattr(response, "status_code", None) not in _OUT_OF_ORDER
@@ -263,7 +263,7 @@ def _hub_errors(source: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(
             "neither a local directory nor an accessible model on the Hub",
             file=source,
-            found=reason(error) if answered else f"the Hub is not accessible: {_why(error)}",
+            found=reason(error) if answered else f"the Hub is not accessible: {why(error)}",
             cure=nearest(user_path(source)) or _cure(answered=answered),
         ) from None
 

@@ -25,6 +25,7 @@ _OURS = (
     "resume",
     "grown_moments",
     "branch_from",
+    "push_to_hub",
 )  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

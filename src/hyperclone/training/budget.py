@@ -16,6 +16,8 @@ from hyperclone.training.config import Training
 _SEQ_LEN = 1024
 WINDOWS = 64  # of a batch
 _MICRO = 8
+BUFFER = 1 << 23  # tokens of streamed text that are shuffled together, of all sources
+UNKNOWN = 1 << 40  # windows of a text whose length is not known
 
 
 @dataclass(frozen=True)

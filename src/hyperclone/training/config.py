@@ -75,6 +75,14 @@ class Training:
         default=None,
         metadata=option("Where tokenized text is cached [~/.cache/hyperclone/tokens].", metavar="DIR", group=_FILES),
     )
+    streaming: bool = field(
+        default=False,
+        metadata=option(
+            "Read and tokenize the text while training goes on, and cache nothing: for text that does not fit the "
+            "disk. Needs --tokens, and --eval-data or --held-out 0; the order is shuffled less.",
+            group=_FILES,
+        ),
+    )
     output: str = field(
         metadata=option(
             "Directory for the trained model, its checkpoints and metrics.jsonl.",
@@ -82,6 +90,15 @@ class Training:
             metavar="DIR",
             group=_FILES,
         )
+    )
+    push_to_hub: str | None = field(
+        default=None,
+        metadata=option(
+            "Upload the trained model to the Hub at the end, without checkpoints: NAMESPACE/MODEL, or MODEL for your "
+            "own; private if it is new.",
+            metavar="REPO",
+            group=_FILES,
+        ),
     )
     seq_len: int | None = field(
         default=None,

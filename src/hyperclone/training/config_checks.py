@@ -35,9 +35,14 @@ def check_training(training: Training) -> None:
     _check_ranges(training)
     if training.from_scratch:
         _check_from_scratch(training)
+    if training.streaming:
+        _check_streaming(training)
     for name in ("difference_lr", "source_lr"):
         if (rate := getattr(training, name)) is not None:
             _check_difference_lr(training, name, rate)
+    if training.streaming and training.branch_from is not None:
+        raise TrainingError("streamed text has an order that depends on the length of the run", field="branch_from",
+                            found=training.branch_from, cure="leave --streaming or --branch-from out")  # fmt: skip
     if training.difference_lr is not None and training.source_lr is not None:
         raise TrainingError("the rate of the differences is given already", field="source_lr", found=training.source_lr,
                             cure="leave --source-lr or --difference-lr out")  # fmt: skip
@@ -78,6 +83,19 @@ def _check_from_scratch(training: Training) -> None:
             field="optimizer",
             found="rotated",
             cure="leave --optimizer out with --from-scratch",
+        )
+
+
+def _check_streaming(training: Training) -> None:
+    if training.tokens is None:
+        raise TrainingError("how long streamed text is, is not known, so a run needs its length", field="tokens",
+                            found="none", cure="--tokens 2B, or leave --streaming out")  # fmt: skip
+    if not training.eval_data and training.held_out:
+        raise TrainingError(
+            "no share of streamed text can be held out: all of it would have to be read first",
+            field="held_out",
+            found=training.held_out,
+            cure="--eval-data PATH for held-out text, or --held-out 0 for none",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class TextSource:
         return [self.kind, self.name, self.config, self.split, stats]
 
     @property
+    def content(self) -> list[Any]:
+        """Names and sizes of its files, wherever they lie; of a Hub dataset, its name."""
+        return [self.kind, self.name, self.config, self.split, [(f.name, f.stat().st_size) for f in self.files]]
+
+    @property
     def nbytes(self) -> int | None:
         """Bytes of the files; None where these are not bytes of text: Hub datasets, compressed files, parquet."""
         if (
@@ -94,54 +99,97 @@ def find(spelled: str) -> list[TextSource]:
     return [TextSource(spelled, kind, tuple(files)) for kind, files in kinds.items()]
 
 
-def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
+class Documents:
     """The documents of a source, in order. Empty ones are left out.
+
+    Args:
+        source: where they come from.
+        field, sample_by: as in Training.
+        place: where to go on, as `place` of other documents of the same source gave it; None for the first.
+    """
+
+    def __init__(self, source: TextSource, *, field: str, sample_by: str, place: dict[str, Any] | None = None) -> None:
+        self._source, self._sample_by, self._start = source, sample_by, place
+        self._column = "text" if source.kind == "text" else field
+        self._origin: Any = source.files[0] if len(source.files) == 1 else source.spelled
+        self._rows: Any = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Read them.
+
+        Raises:
+            TrainingError: it is not text, has no such column, or cannot be read.
+        """
+        try:
+            self._rows = _rows(self._source, self._sample_by)
+            if self._rows is None:
+                return
+            if self._start is not None:
+                self._rows.load_state_dict(self._start)
+            for number, row in enumerate(self._rows):
+                text = self._text(row, number)
+                if text and not text.isspace():
+                    yield text
+        except TrainingError:
+            raise
+        except UnicodeDecodeError as error:
+            file = _not_utf8(self._source) or self._origin
+            raise TrainingError("this is not UTF-8 text", file=file, found=error) from None
+        except Exception as error:  # every format's reader and the network have their own errors
+            raise TrainingError(
+                "the data cannot be read",
+                file=self._origin,
+                found=reason_with_class(error.__cause__ or error),
+                cure=None if self._source.files else "is it the name of a Hub dataset, and can it be reached?",
+            ) from error
+
+    def place(self) -> dict[str, Any] | None:
+        """Where the document after the last one is, as plain data; None for the first document."""
+        state: dict[str, Any] | None = self._start if self._rows is None else self._rows.state_dict()
+        return state
+
+    def _text(self, row: Mapping[str, Any], number: int) -> str | None:
+        if self._column not in row:
+            raise TrainingError(
+                "no such column in the data",
+                file=self._origin,
+                field=self._column,
+                found=", ".join(row),
+                cure="--text-field",
+            )
+        text = row[self._column]
+        if text is not None and not isinstance(text, str):
+            raise TrainingError(
+                "this column holds no text",
+                file=self._origin,
+                field=self._column,
+                found=f"{type(text).__name__} in row {number}",
+                cure="--text-field",
+            )
+        return text
+
+
+def texts(source: TextSource, *, field: str, sample_by: str) -> Iterator[str]:
+    """All documents of a source, in order. Empty ones are left out.
 
     Raises:
         TrainingError: it is not text, has no such column, or cannot be read.
     """
+    yield from Documents(source, field=field, sample_by=sample_by)
+
+
+def _rows(source: TextSource, sample_by: str) -> Any:
+    """The rows of a source as `datasets` streams them; None where all of its files are empty."""
     import datasets
 
     datasets.disable_progress_bars()
-    origin: Any = source.files[0] if len(source.files) == 1 else source.spelled
-    try:
-        if source.kind == "hub":
-            rows = datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
-        else:
-            options = {"sample_by": sample_by, "keep_linebreaks": True} if source.kind == "text" else {}
-            files = [str(file) for file in source.files if file.stat().st_size]  # an empty file has no columns
-            if not files:
-                return
-            rows = datasets.load_dataset(source.kind, data_files=files, split="train", streaming=True, **options)
-        column = "text" if source.kind == "text" else field
-        for number, row in enumerate(rows):
-            if column not in row:
-                raise TrainingError(
-                    "no such column in the data", file=origin, field=column, found=", ".join(row), cure="--text-field"
-                )
-            text = row[column]
-            if text is not None and not isinstance(text, str):
-                raise TrainingError(
-                    "this column holds no text",
-                    file=origin,
-                    field=column,
-                    found=f"{type(text).__name__} in row {number}",
-                    cure="--text-field",
-                )
-            if text and not text.isspace():
-                yield text
-    except TrainingError:
-        raise
-    except UnicodeDecodeError as error:
-        raise TrainingError("this is not UTF-8 text", file=_not_utf8(source) or origin, found=error) from None
-    except Exception as error:  # every format's reader and the network have their own errors
-        cause = error.__cause__ or error
-        raise TrainingError(
-            "the data cannot be read",
-            file=origin,
-            found=reason_with_class(cause),
-            cure=None if source.files else "is it the name of a Hub dataset, and can it be reached?",
-        ) from error
+    if source.kind == "hub":
+        return datasets.load_dataset(source.name, source.config, split=source.split, streaming=True)
+    options = {"sample_by": sample_by, "keep_linebreaks": True} if source.kind == "text" else {}
+    files = [str(file) for file in source.files if file.stat().st_size]  # an empty file has no columns
+    if not files:
+        return None
+    return datasets.load_dataset(source.kind, data_files=files, split="train", streaming=True, **options)
 
 
 def is_text(name: str) -> bool:

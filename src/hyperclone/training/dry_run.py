@@ -29,7 +29,6 @@ from hyperclone.training.preparation import Choices, choose
 from hyperclone.training.token_cache import Corpus
 
 _FP32 = 4  # bytes
-_ANY_STEPS = 1 << 40  # windows of a text whose length is not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Text:
     Attributes:
         files: how many; 0 of Hub datasets.
         nbytes: of these files, compressed ones as they are.
-        documents, tokens: None where it has not been tokenized yet.
+        documents, tokens: None where it has not been tokenized yet, or is streamed.
     """
 
     files: int
@@ -94,7 +93,7 @@ class DryRun:
         parameters: how many.
         text, held_out: what it reads; None for no held-out text.
         mixture: what it takes of each of its sources; empty where the text has no weights.
-        windows: of the text, once through; None where it has not been tokenized.
+        windows: of the text, once through; None where it has not been tokenized, or is streamed.
         budget: sizes of the run; its steps count only if `steps` is not None.
         steps: None where they are one epoch of a text that has not been tokenized (mixture.py: `one_epoch`).
         start: the step that it starts from.
@@ -191,9 +190,10 @@ def dry_run(training: Training) -> DryRun:
     chosen = choose(training, dry_run=True)
     training, seq_len = chosen.training, chosen.seq_len
     texts = inputs.cached_texts(training, chosen.config, chosen.tokenizer, seq_len=seq_len)
-    windows = None if texts is None else [len(Windows(corpus, seq_len)) for corpus in texts.train]
+    known = None if texts is None or training.streaming else texts.train
+    windows = None if known is None else [len(Windows(corpus, seq_len)) for corpus in known]
     shares = [source.share for source in training.data_sources]
-    available = _ANY_STEPS if windows is None else one_epoch(windows, shares)
+    available = budgets.UNKNOWN if windows is None else one_epoch(windows, shares)
     budget = budgets.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
     steps = None if windows is None and training.total_tokens is None else budget.steps
     model, dtype = inputs.empty_model(chosen.directory, training)
@@ -210,15 +210,13 @@ def dry_run(training: Training) -> DryRun:
         training=training,
         weights="random" if training.from_scratch else "stored" if chosen.receipt is None else "grown",
         parameters=parameters,
-        text=_text(
-            [one for source in training.data_sources for one in source.spelled], None if texts is None else texts.train
-        ),
+        text=_text([one for source in training.data_sources for one in source.spelled], known),
         held_out=_text(training.eval_data, None if texts is None else texts.held_out) if held_out else None,
         mixture=uses(
             training.data_sources,
             seq_len=seq_len,
             trained_windows=None if steps is None else steps * budget.windows,
-            sizes=None if texts is None else [(corpus.documents, corpus.tokens) for corpus in texts.train],
+            sizes=None if known is None else [(corpus.documents, corpus.tokens) for corpus in known],
         ),
         windows=None if windows is None else sum(windows),
         budget=budget,
@@ -249,7 +247,9 @@ def _text(spelled: Sequence[str], corpora: Sequence[Corpus] | None) -> Text:
 
 def _start(chosen: Choices, budget: Budget, texts: Texts | None, steps: int | None) -> int:
     """The step that the run starts from; what it would be refused for is, too, as far as it is known."""
-    record = resume.make_record(chosen.training, budget, chosen.directory, [] if texts is None else texts.digests)
+    streamed = inputs.streamed_texts(chosen.training, chosen.config, chosen.tokenizer)
+    digests = [] if texts is None else [*(text.digest[:20] for text in streamed), *texts.digests]
+    record = resume.make_record(chosen.training, budget, chosen.directory, digests)
     for field, known in (("texts", texts is not None), ("steps", steps is not None)):
         if not known:
             del record["curve"][field]

@@ -63,9 +63,9 @@ class RunStarted:
         scaled: param groups follow the scaling rule; otherwise one learning rate is used everywhere.
         training: the request, with the optimizer that was chosen.
         budget: sizes of the run.
-        windows: in the text, once through.
+        windows: in the text, once through; None of streamed text.
         mixture: what it takes of each of its sources; empty where the text has no weights.
-        text, held_out: how much text there is; no held-out text if none was wanted.
+        text, held_out: how much text there is; None of streamed text, and of held-out text if none was wanted.
         step: that it resumes from; 0 for a new run.
         device: where it computes.
         doubt: what speaks against the way in which the model is taken (doubts.py); None for nothing.
@@ -77,9 +77,9 @@ class RunStarted:
     scaled: bool
     training: Training
     budget: Budget
-    windows: int
+    windows: int | None
     mixture: tuple[SourceUse, ...]
-    text: TextSize
+    text: TextSize | None
     held_out: TextSize | None
     step: int
     device: Device
@@ -102,6 +102,14 @@ class OptimizerStateLoaded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextEnded:
+    """A streamed text has been read to its end for the `passes`-th time, and is read again."""
+
+    text: str
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepTaken:
     """The optimizer has taken step `step` of `steps`."""
 
@@ -115,6 +123,13 @@ class CheckpointSaved:
 
     step: int
     checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uploading:
+    """The trained model is being uploaded to a repository of the Hub."""
+
+    repo: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +185,10 @@ Event = (
     Tokenizing
     | RunStarted
     | OptimizerStateLoaded
+    | TextEnded
     | StepTaken
     | CheckpointSaved
+    | Uploading
     | LossLogged
     | HeldOutEvaluated
     | AnatomyMeasured

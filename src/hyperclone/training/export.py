@@ -26,7 +26,7 @@ from hyperclone.hf import parameter_names
 from hyperclone.io.checkpoint import carried_files
 from hyperclone.io.files import read_json, to_json
 from hyperclone.optimizer_state.distributed import DistributedTensors
-from hyperclone.training import checkpoints
+from hyperclone.training import checkpoints, metrics, resume
 from hyperclone.training.preparation import PreparedRun
 
 SHARDS = "pytorch_model_fsdp_0"  # accelerate's name for the model in a sharded checkpoint
@@ -65,6 +65,15 @@ def export(trainer: Any, prepared: PreparedRun, dtype: torch.dtype, *, card: str
                 )
         checkpoints.clear(output)
     trainer.accelerator.wait_for_everyone()
+
+
+def exported_files(prepared: PreparedRun) -> list[str]:
+    """The files of a trained model in the output of its run, and the run's record and metrics."""
+    output = prepared.output
+    names = ["config.json", "generation_config.json", "README.md", receipt.FILE, resume.RECORD_FILE, metrics.FILE]
+    weights = [file.name for file in output.glob("model*.safetensors*")]
+    carried = [file.relative_to(prepared.directory).as_posix() for file in carried_files(prepared.directory)]
+    return [name for name in sorted({*names, *weights, *carried}) if (output / name).is_file()]
 
 
 def write_shards(

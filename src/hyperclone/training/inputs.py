@@ -28,6 +28,7 @@ from hyperclone.training.config import Training
 from hyperclone.training.data_sources import TextSource
 from hyperclone.training.events import Tokenizing, Watch
 from hyperclone.training.mixture import DataSource
+from hyperclone.training.streamed_text import StreamedText
 from hyperclone.training.token_cache import Corpus, ReadingOptions, TextSize
 
 _TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -38,7 +39,7 @@ class Texts:
     """The tokenized text of a run.
 
     Attributes:
-        train: to train on, of each source of the mixture; one where there are no weights.
+        train: to train on, of each source of the mixture; one where there are no weights; none of streamed text.
         held_out: of each of these, or the text of --eval-data; empty if no held-out text is wanted.
     """
 
@@ -129,6 +130,29 @@ def cached_texts(training: Training, config: Any, tokenizer: Any, *, seq_len: in
     return _texts(training, config, tokenizer, seq_len=seq_len, read=token_cache.cached)
 
 
+def streamed_texts(training: Training, config: Any, tokenizer: Any) -> tuple[StreamedText, ...]:
+    """The text to train on as it is streamed, of each source of the mixture; none of text that is not streamed.
+
+    Raises:
+        TrainingError: there are no such files, or no end-of-text token.
+    """
+    if not training.streaming:
+        return ()
+    end = _end_of_text(tokenizer, config)
+    return tuple(
+        StreamedText(
+            ", ".join(source.spelled),
+            tuple(text_sources(source.spelled)),
+            training.text_field,
+            training.sample_by,
+            tokenizer,
+            end,
+            _vocabulary(config),
+        )
+        for source in training.data_sources
+    )
+
+
 def text_sources(spelled: Sequence[str]) -> list[TextSource]:
     """The sources of --data or --eval-data, without their weights.
 
@@ -157,7 +181,7 @@ def _texts(
         return read(sources, reading, tokenizer, end=end, cache=cache)
 
     held_out = 0.0 if training.eval_data else training.held_out
-    streams = [corpora(source, held_out) for source in training.data_sources]
+    streams = [] if training.streaming else [corpora(source, held_out) for source in training.data_sources]
     evaluated = [corpora(DataSource(tuple(training.eval_data)), 0.0)] if training.eval_data else streams
     if any(pair is None for pair in (*streams, *evaluated)):
         return None
@@ -165,11 +189,15 @@ def _texts(
         tuple(pair[0] for pair in streams if pair),
         tuple(pair[0] if training.eval_data else pair[1] for pair in evaluated if pair),
     )
-    _check_texts(training, texts, seq_len=seq_len, vocabulary=int(config.get_text_config().vocab_size))
+    _check_texts(training, texts, seq_len=seq_len, vocabulary=_vocabulary(config))
     if not training.eval_data and not training.held_out:
         return Texts(texts.train, ())
     _check_held_out(training, texts, seq_len)
     return texts
+
+
+def _vocabulary(config: Any) -> int:
+    return int(config.get_text_config().vocab_size)
 
 
 def _end_of_text(tokenizer: Any, config: Any) -> int:
@@ -192,7 +220,7 @@ def _limit(training: Training, sources: list[TextSource], share: Fraction, seq_l
 
 
 def _check_texts(training: Training, texts: Texts, *, seq_len: int, vocabulary: int) -> None:
-    sources = training.data_sources
+    sources = () if training.streaming else training.data_sources
     for number, (source, text) in enumerate(zip(sources, texts.train, strict=True)):
         name = source.spelled[0] if len(sources) > 1 else None
         if not text.tokens:
@@ -213,13 +241,8 @@ def _check_texts(training: Training, texts: Texts, *, seq_len: int, vocabulary: 
                 expected=f"at least {seq_len} tokens",
                 cure="more data, a shorter --seq-len, or leave this source out",
             )
-    if (largest := max(corpus.largest for corpus in (*texts.train, *texts.held_out))) >= vocabulary:
-        raise TrainingError(
-            "the tokenizer has more tokens than the model",
-            field="vocab_size",
-            found=f"token {largest} in the text",
-            expected=f"below {vocabulary}",
-        )
+    largest = max((corpus.largest for corpus in (*texts.train, *texts.held_out)), default=0)
+    token_cache.check_vocabulary(largest, vocabulary)
 
 
 def _check_held_out(training: Training, texts: Texts, seq_len: int) -> None:

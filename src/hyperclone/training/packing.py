@@ -1,5 +1,7 @@
 """Windows of fixed length cut from a stream of documents, in an order that depends on the seed alone.
 
+(Of text that is not tokenized beforehand, streaming.py cuts the same windows, and orders them otherwise.)
+
 Documents are concatenated, with an end-of-text token after each, and cut every `seq_len` tokens; a remainder that
 does not fill a window is left out. There are two ways to treat the documents that share a window:
 
@@ -46,17 +48,28 @@ class Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Window `index`: input_ids, labels and, for isolated documents, position_ids; (seq_len,) int64 each."""
         begin = index * self._seq_len
-        ids = torch.from_numpy(self._ids[begin : begin + self._seq_len].astype(np.int64))
-        window = {"input_ids": ids, "labels": ids.clone()}
-        if self._starts is not None:
-            first, last = np.searchsorted(self._starts, (begin, begin + self._seq_len))
-            starts = torch.from_numpy(self._starts[first:last] - begin)  # of the documents that begin in here
-            window["labels"][starts] = IGNORED
-            positions = torch.arange(self._seq_len)
-            began = torch.zeros(self._seq_len, dtype=torch.long)
-            began[starts] = starts
-            window["position_ids"] = positions - began.cummax(0).values
-        return window
+        ids = self._ids[begin : begin + self._seq_len]
+        if self._starts is None:
+            return tensors(ids)
+        first, last = np.searchsorted(self._starts, (begin, begin + self._seq_len))
+        return tensors(ids, self._starts[first:last] - begin)
+
+
+def tensors(ids: npt.NDArray[Any], starts: npt.NDArray[np.int64] | None = None) -> dict[str, Tensor]:
+    """A window as a model takes it: input_ids, labels and, for isolated documents, position_ids; (seq_len,) int64 each.
+
+    Args:
+        ids: (seq_len,) its tokens.
+        starts: where documents begin in it, for isolated documents; None for packed ones.
+    """
+    window = {"input_ids": torch.from_numpy(ids.astype(np.int64)), "labels": torch.from_numpy(ids.astype(np.int64))}
+    if starts is not None:
+        at = torch.from_numpy(starts)
+        window["labels"][at] = IGNORED
+        began = torch.zeros(len(ids), dtype=torch.long)
+        began[at] = at
+        window["position_ids"] = torch.arange(len(ids)) - began.cummax(0).values
+    return window
 
 
 class Shuffled(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -16,7 +16,7 @@ from hyperclone.conversion.receipt import Receipt
 from hyperclone.errors import FamilyError, TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
-from hyperclone.io import hub
+from hyperclone.io import hub, hub_upload
 from hyperclone.io.destination import check_target
 from hyperclone.io.files import user_path
 from hyperclone.optimizer_state import writer
@@ -28,6 +28,7 @@ from hyperclone.training.inputs import Texts
 from hyperclone.training.mixture import one_epoch
 from hyperclone.training.optimizer_names import OF_COPIES, STARTS_FROM, usual_optimizer
 from hyperclone.training.packing import Windows
+from hyperclone.training.streamed_text import StreamedText
 
 _REQUIRED = ("accelerate", "datasets")
 _REPORTERS = ("tensorboard", "wandb", "trackio")  # Trainer's integrations that are a package of the same name
@@ -43,7 +44,8 @@ class PreparedRun:
         output: directory of the run.
         tokenizer: the model's.
         texts: the tokenized text.
-        windows: of each source of the mixture; of all the text where there are no weights.
+        windows: of each source of the mixture; of all the text where there are no weights; none of streamed text.
+        streamed: text that is streamed, of each source; none of text that is not.
         held_out_windows: of the held-out text; None if none is wanted.
         budget: sizes of the run.
         receipt: directory whose receipt gives the param groups and the copies, as `param_groups` takes it; None if
@@ -62,6 +64,7 @@ class PreparedRun:
     tokenizer: Any
     texts: Texts
     windows: tuple[Windows, ...]
+    streamed: tuple[StreamedText, ...]
     held_out_windows: torch.utils.data.Dataset[dict[str, torch.Tensor]] | None
     budget: Budget
     receipt: Path | None
@@ -122,6 +125,8 @@ def choose(training: Training, *, dry_run: bool = False) -> Choices:
     _check_installed(training)
     if not dry_run:
         _check_launched(training)
+    if training.push_to_hub is not None and os.environ.get("RANK", "0") == "0":  # who uploads
+        training = replace(training, push_to_hub=hub_upload.check(training.push_to_hub))
     directory, output = hub.resolve(training.model, weights=not dry_run), user_path(training.output)
     if not output.exists():
         check_target(output, source=directory, overwrite=False)
@@ -159,9 +164,12 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         tuple(Windows(corpus, seq_len, isolated=isolated) for corpus in corpora)
         for corpora in (texts.train, texts.held_out)
     )
-    available = one_epoch([len(one) for one in windows], [source.share for source in training.data_sources])
+    streamed = inputs.streamed_texts(training, chosen.config, chosen.tokenizer)
+    shares = [source.share for source in training.data_sources]
+    available = budget.UNKNOWN if streamed else one_epoch([len(one) for one in windows], shares)
     sizes = budget.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
-    record = resume.make_record(training, sizes, chosen.directory, texts.digests)
+    digests = [*(text.digest[:20] for text in streamed), *texts.digests]
+    record = resume.make_record(training, sizes, chosen.directory, digests)
     return PreparedRun(
         training=training,
         directory=chosen.directory,
@@ -169,6 +177,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         tokenizer=chosen.tokenizer,
         texts=texts,
         windows=windows,
+        streamed=streamed,
         held_out_windows=torch.utils.data.ConcatDataset(held_out) if held_out else None,
         budget=sizes,
         receipt=chosen.receipt,

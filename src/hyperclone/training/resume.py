@@ -4,7 +4,8 @@
 What would change the loss curve must be equal, and the text must have the same tokens. What may change is where and how
 it computes (processes, precision, sharding, compilation), and how often it logs, evaluates and saves.
 Then preparation.py passes the newest complete checkpoint (checkpoints.py) to run.py, and Trainer loads weights,
-optimizer, schedule and random states from it; the order of the data is a function of seed and step (packing.py).
+optimizer, schedule and random states from it. The order of the data is a function of seed and step (packing.py);
+of streamed text, the checkpoint says where to go on (streaming.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from hyperclone.version import __version__
 RECORD_FILE = "training.json"
 _CURVE = (
     "held_out",
+    "streaming",
     "documents",
     "lr",
     "lr_rule",
@@ -58,7 +60,7 @@ def make_record(training: Training, budget: Budget, directory: Path, texts: list
     Args:
         training, budget: the request and its sizes.
         directory: the model's.
-        texts: digests of the tokenized text, so that a run can be resumed wherever its files lie.
+        texts: digests of the text, so that a run can be resumed wherever its files lie.
     """
     options, sources = asdict(training), training.data_sources
     return {

@@ -17,11 +17,11 @@ import torch
 
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
-from hyperclone.io import hub
+from hyperclone.io import hub, hub_upload
 from hyperclone.training import branch, doubts, export, flops, inputs, packing, resume
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
-from hyperclone.training.events import Device, Event, RunStarted, Watch
+from hyperclone.training.events import Device, Event, RunStarted, Uploading, Watch
 from hyperclone.training.metrics import MetricsFile
 from hyperclone.training.mixture import uses
 from hyperclone.training.model_card import trained_card
@@ -42,6 +42,7 @@ class Trained:
         step, tokens: how far it came.
         metrics: the latest figures (loss, eval_loss, bits_per_byte, ...).
         interrupted: the signal that stopped it; None if it is finished.
+        address: of the model on the Hub; None if it was not uploaded from this process.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class Trained:
     tokens: int
     metrics: dict[str, Any]
     interrupted: int | None
+    address: str | None = None
 
 
 def train(training: Training, *, watch: Watch | None = None) -> Trained:
@@ -59,8 +61,8 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
         watch: called with every event (events.py), in the main process only.
 
     Raises:
-        HypercloneError: it cannot be run as asked, the loss became infinite or NaN, or a checkpoint could not be
-            written.
+        HypercloneError: it cannot be run as asked, the loss became infinite or NaN, a checkpoint could not be
+            written, or the model, which is complete then, could not be uploaded.
     """
     main = os.environ.get("RANK", "0") == "0"
     tell = watch if main and watch is not None else _ignore
@@ -85,14 +87,24 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
                 from_scratch=training.from_scratch,
             )
             export.export(trainer, prepared, dtype, card=card)
-    return Trained(prepared.output, step, tokens, run_log.latest, None if finished else interruption.signal)
+    address = _upload(prepared, tell) if finished and main else None
+    return Trained(prepared.output, step, tokens, run_log.latest, None if finished else interruption.signal, address)
+
+
+def _upload(prepared: PreparedRun, watch: Watch) -> str | None:
+    """Upload the model if that was asked for; its address."""
+    repo = prepared.training.push_to_hub
+    if repo is None:
+        return None
+    watch(Uploading(repo=repo))
+    return hub_upload.upload(repo, prepared.output, export.exported_files(prepared))
 
 
 def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, watch: Watch) -> RunLog:
     """Write the record, tell that the run starts, and open its log."""
     training, budget = prepared.training, prepared.budget
     texts = prepared.texts
-    text, held_out = TextSize.of(texts.train), TextSize.of(texts.held_out) if texts.held_out else None
+    text, held_out = (TextSize.of(corpora) if corpora else None for corpora in (texts.train, texts.held_out))
     peak = flops.peak(arguments.device, prepared.precision)
     arguments.distributed_state.wait_for_everyone()  # until all have seen the output as it was
     if main and prepared.step < budget.steps:  # a finished run keeps the record of where it ran
@@ -109,12 +121,12 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
             scaled=prepared.scaled,
             training=training,
             budget=budget,
-            windows=sum(map(len, prepared.windows)),
+            windows=None if prepared.streamed else sum(map(len, prepared.windows)),
             mixture=uses(
                 training.data_sources,
                 seq_len=budget.seq_len,
                 trained_windows=budget.steps * budget.windows,
-                sizes=[(corpus.documents, corpus.tokens) for corpus in prepared.texts.train],
+                sizes=[(corpus.documents, corpus.tokens) for corpus in texts.train] or None,
             ),
             text=text,
             held_out=held_out,
@@ -134,7 +146,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
         batch_tokens=budget.batch_tokens,
         flops_per_token=flops.per_token(model, budget.seq_len),
         peak_flops=None if peak is None else peak * arguments.world_size,
-        held_out=held_out or text,
+        held_out=held_out,
         metrics=MetricsFile(prepared.output, step=prepared.step) if main else None,
         watch=watch,
     )
@@ -147,7 +159,7 @@ def _run(prepared: PreparedRun, trainer: GrownTrainer, run_log: RunLog, interrup
         trainer.add_callback(RecordedAnatomyCallback(prepared.receipt or prepared.directory, run_log))
     _check_sharding(prepared, sharded=trainer.is_fsdp_enabled)
     on_cpu = trainer.args.device.type == "cpu"
-    with memory.kept() if on_cpu else nullcontext():
+    with memory.kept() if on_cpu else nullcontext(), trainer.reading():
         trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     return int(trainer.state.global_step)
 

@@ -59,7 +59,7 @@ class RunLog:
         batch_tokens: int,
         flops_per_token: float,
         peak_flops: float | None,
-        held_out: TextSize,
+        held_out: TextSize | None,
         metrics: MetricsFile | None,
         watch: Watch,
     ) -> None:
@@ -69,7 +69,7 @@ class RunLog:
             batch_tokens: tokens of a step, over all processes.
             flops_per_token: floating-point operations for training on one token.
             peak_flops: FLOP/s of all devices together; None where that is not known.
-            held_out: the text that held-out losses are measured on, for bits per byte.
+            held_out: the text that held-out losses are measured on, for bits per byte; None for none.
             metrics: the file to write; None in all processes but the main one.
             watch: called with every event.
         """
@@ -98,6 +98,7 @@ class RunLog:
 
     def held_out_loss(self, step: int, loss: float) -> HeldOutEvaluated:
         """Report the held-out loss."""
+        assert self._held_out is not None
         bits = bits_per_byte(loss, self._held_out)
         return self._record(HeldOutEvaluated(**self._at(step), eval_loss=loss, bits_per_byte=bits))
 

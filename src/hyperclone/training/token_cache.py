@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -155,7 +155,7 @@ def cached(
 
 def _key(sources: list[TextSource], reading: ReadingOptions, tokenizer: Any, end: int) -> str:
     """The name of a cache entry."""
-    identity = [_FORMAT, [s.identity for s in sources], asdict(reading), _fingerprint(tokenizer), end]
+    identity = [_FORMAT, [s.identity for s in sources], asdict(reading), fingerprint(tokenizer), end]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
 
 
@@ -195,9 +195,9 @@ def _build(
         with _Stream(partial / "train", dtype) as train, _Stream(partial / "held_out", dtype) as held_out:
             number = 0
             documents = (text for s in sources for text in texts(s, field=reading.field, sample_by=reading.sample_by))
-            for batch, encoded in _encoded(_batches(documents), encoder(tokenizer)):
+            for batch, encoded in _encoded(batches(documents), encoder(tokenizer)):
                 for text, ids in zip(batch, encoded, strict=True):
-                    document = ids if ids and ids[-1] == end else [*ids, end]
+                    document = ended(ids, end)
                     (held_out if every and number % every == 0 else train).add(document, len(text.encode()))
                     number += 1
                 if progress:
@@ -259,7 +259,31 @@ def _encoded(batches: Iterable[list[str]], encode: Encode) -> Iterator[tuple[lis
             yield ahead[0], ahead[1].result()
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def ended(ids: list[int], end: int) -> list[int]:
+    """A document's ids with an end-of-text token, which the tokenizer may have put there already."""
+    return ids if ids and ids[-1] == end else [*ids, end]
+
+
+def check_vocabulary(largest: int, vocabulary: int) -> None:
+    """Check that a model has the tokens of a text.
+
+    Args:
+        largest: token id of the text.
+        vocabulary: tokens that the model has.
+
+    Raises:
+        TrainingError: it does not.
+    """
+    if largest >= vocabulary:
+        raise TrainingError(
+            "the tokenizer has more tokens than the model",
+            field="vocab_size",
+            found=f"token {largest} in the text",
+            expected=f"below {vocabulary}",
+        )
+
+
+def batches(documents: Iterable[str]) -> Generator[list[str]]:
     """Documents in lists of about _BATCH characters."""
     batch: list[str] = []
     size = 0
@@ -277,7 +301,7 @@ def _starts(file: Path) -> Path:
     return file.with_name(f"{file.name}.starts")
 
 
-def _fingerprint(tokenizer: Any) -> str:
+def fingerprint(tokenizer: Any) -> str:
     """Changes when the tokenizer would produce other tokens."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = (

@@ -8,6 +8,8 @@ resuming and integrations are those of Trainer and accelerate.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from hyperclone.errors import NonFiniteLossError
-from hyperclone.training import checkpoints, export, packing, rng
-from hyperclone.training.events import CheckpointSaved
+from hyperclone.training import checkpoints, export, packing, rng, streaming
+from hyperclone.training.events import CheckpointSaved, TextEnded
 from hyperclone.training.lr_schedule import factor, warmup_steps
 from hyperclone.training.optimizer import make_optimizer
 from hyperclone.training.preparation import PreparedRun
 from hyperclone.training.run_callbacks import EarlyEvaluationCallback, OptimizerStateCallback, StepCallback
 from hyperclone.training.run_log import RunLog
+from hyperclone.training.streaming import Streamed
 from hyperclone.training.task_callback import TaskCallback
 
 
@@ -42,16 +45,10 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         self._operations: dict[tuple[int, ...], int] = {}
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
-        budget = prepared.budget
         super().__init__(
             model=model,
             args=args,
-            train_dataset=packing.Mixed(
-                prepared.windows,
-                [source.share for source in prepared.training.data_sources],
-                count=budget.steps * budget.windows,
-                seed=prepared.training.seed,
-            ),
+            train_dataset=_windows(prepared, run_log),
             eval_dataset=prepared.held_out_windows,
             data_collator=packing.collate,
             callbacks=_callbacks(prepared, run_log),
@@ -59,7 +56,25 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)  # Mixed has the order
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)  # which has the order
+
+    def get_train_dataloader(self) -> Any:
+        """Trainer's; streamed text is read by the main process alone, which sends the others their windows."""
+        loading = self.accelerator.dataloader_config
+        loading.dispatch_batches = bool(self._prepared.streamed)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            loading.dispatch_batches = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Afterwards, no text is read any more."""
+        try:
+            yield
+        finally:
+            if isinstance(self.train_dataset, Streamed):
+                self.train_dataset.close()
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """The run's optimizer, over the wrapped model."""
@@ -171,6 +186,9 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if main:
+                if isinstance(self.train_dataset, Streamed):
+                    window = self.state.global_step * self._prepared.budget.windows
+                    self.train_dataset.save(partial / name / streaming.FILE, window=window)
                 export.carry(self._prepared.directory, partial / name, config=False, grown=self._prepared.receipt)
                 checkpoints.publish(partial / name, output / name)
         if main:
@@ -178,6 +196,25 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             checkpoints.rotate(output, self._prepared.training.keep)
         self.accelerator.wait_for_everyone()
         self._run_log.tell(CheckpointSaved(step=self.state.global_step, checkpoint=name))
+
+
+def _windows(prepared: PreparedRun, run_log: RunLog) -> torch.utils.data.Dataset[dict[str, torch.Tensor]]:
+    """The windows of the training, in its order."""
+    budget, training = prepared.budget, prepared.training
+    shares, count = [source.share for source in training.data_sources], budget.steps * budget.windows
+    if not prepared.streamed:
+        return packing.Mixed(prepared.windows, shares, count=count, seed=training.seed)
+    return Streamed(
+        prepared.streamed,
+        shares,
+        seq_len=budget.seq_len,
+        isolated=training.documents == "isolated",
+        count=count,
+        batch=budget.windows,
+        seed=training.seed,
+        start=None if prepared.checkpoint is None else prepared.checkpoint / streaming.FILE,
+        ended=lambda name, passes: run_log.tell(TextEnded(text=name, passes=passes)),
+    )
 
 
 def _callbacks(prepared: PreparedRun, run_log: RunLog) -> list[TrainerCallback]:

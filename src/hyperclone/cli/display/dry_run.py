@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.cli.display.training import WEIGHTS, optimizer_name, source_text, starting_step
+from hyperclone.cli.display.training import STREAMED, WEIGHTS, optimizer_name, source_text, starting_step
 from hyperclone.units import human_bytes, human_count, short_count
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ def dry_run_view(run: DryRun) -> RenderableType:
     table.add_column(overflow="fold")
     rows = [
         ("model", f"{run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}"),
-        ("text", _text(run.text)),
-        *(("mixture", source_text(source)) for source in run.mixture),
+        ("text", _text(run.text, streamed=training.streaming)),
+        *(("mixture", source_text(source, streamed=training.streaming)) for source in run.mixture),
         *([("held out", _held_out(run, run.held_out))] if run.held_out else []),
         ("batch", _batch(run)),
         ("steps", _steps(run)),
@@ -39,16 +39,17 @@ def dry_run_view(run: DryRun) -> RenderableType:
         ("memory", _memory(run)),
         ("disk", _disk(run)),
         ("output", f"{training.output}" + (f"; {starting_step(training, run.start)}" if run.start else "")),
+        *([("upload", f"{training.push_to_hub} on the Hub, private if it is new")] if training.push_to_hub else []),
     ]
     for label, value in rows:
         table.add_row(label, Text(value))
     return Group(table, Text(), _groups(run), Text("Nothing was written or trained."))
 
 
-def _text(text: TextOfRun) -> str:
+def _text(text: TextOfRun, *, streamed: bool = False) -> str:
     where = f"{text.files:,} file{'s' * (text.files != 1)}, {human_bytes(text.nbytes)}" if text.files else "on the Hub"
     if text.tokens is None:
-        return f"{where}; not tokenized yet"
+        return f"{where}; {STREAMED if streamed else 'not tokenized yet'}"
     return f"{where}; {text.documents:,} documents, {human_count(text.tokens)} tokens"
 
 
@@ -68,7 +69,7 @@ def _batch(run: DryRun) -> str:
 def _steps(run: DryRun) -> str:
     if run.steps is None or run.tokens is None:
         return f"{'until the first source is used up' if run.mixture else 'one epoch'}: {_UNTOKENIZED}"
-    of_text = "; epochs are known after tokenizing"
+    of_text = "" if run.training.streaming else "; epochs are known after tokenizing"
     if run.windows and run.mixture:
         of_text = "" if run.training.tokens is not None else ", until the first source is used up"
     elif run.windows:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hyperclone.training.budget import BUFFER
 from hyperclone.training.events import (
     AnatomyMeasured,
     CheckpointSaved,
@@ -21,7 +22,9 @@ from hyperclone.training.events import (
     RunStarted,
     StepTaken,
     TasksEvaluated,
+    TextEnded,
     Tokenizing,
+    Uploading,
     Weights,
 )
 from hyperclone.training.optimizer_names import OF_COPIES
@@ -45,6 +48,7 @@ WEIGHTS: dict[Weights, str] = {
     "grown": "grown by hyperclone",
     "stored": "as stored; no receipt",
 }
+STREAMED = "read and tokenized while training goes on"
 _ANATOMY = {"read": "cosine of copies: read", "write": "written", "effective_rank": "effective rank"}
 
 
@@ -86,6 +90,8 @@ class TrainingView:
             case OptimizerStateLoaded(step=step, filled=filled, fresh=fresh):
                 rest = f"; {fresh} start without" if fresh else ""
                 self._say(f"optimizer state of step {step} loaded for {filled} parameters{rest}")
+            case TextEnded(text=text, passes=passes):
+                self._say(f"the text of {text} has been read {passes} time{'s' * (passes > 1)}, and is read again")
             case StepTaken(step=step, steps=steps):
                 self._move(_TRAINING, step, steps)
             case LossLogged():
@@ -101,6 +107,9 @@ class TrainingView:
             case CheckpointSaved(step=step, checkpoint=checkpoint):
                 if not self._console.is_terminal:
                     self._say_at(step, f"saved {checkpoint}")
+            case Uploading(repo=repo):
+                self._hide(_TRAINING)
+                self._say(f"uploading to {repo}")
 
     def _tokenizing(self, event: Tokenizing) -> None:
         size = human_bytes(event.nbytes)
@@ -138,7 +147,7 @@ class TrainingView:
 def summary(run: RunStarted) -> list[str]:
     """What is about to run, in lines."""
     budget, text, held_out, device = run.budget, run.text, run.held_out, run.device
-    length = f", {budget.steps * budget.windows / run.windows:.3g} epochs"
+    length = "" if run.windows is None else f", {budget.steps * budget.windows / run.windows:.3g} epochs"
     if run.mixture:  # each has epochs of its own
         length = ", until the first source is used up" if run.training.tokens is None else ""
     batch = f"{budget.windows} windows of {budget.seq_len}"
@@ -148,8 +157,9 @@ def summary(run: RunStarted) -> list[str]:
     rates = "lr times each group's multiplier by the scaling rule" if run.scaled else "the same for all parameters"
     lines = [
         f"model     {run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}",
-        f"text      {text.documents:,} documents, {human_count(text.tokens)} tokens",
-        *(f"mixture   {source_text(source)}" for source in run.mixture),
+        "text      "
+        + (STREAMED if text is None else f"{text.documents:,} documents, {human_count(text.tokens)} tokens"),
+        *(f"mixture   {source_text(source, streamed=text is None)}" for source in run.mixture),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
         f"budget    {human_count(budget.tokens)} tokens{length}",
@@ -178,12 +188,17 @@ def starting_step(training: Training, step: int) -> str:
     return f"resumes from step {step}"
 
 
-def source_text(source: SourceUse) -> str:
+def _streamed(run: RunStarted) -> str:
+    first = human_count(min(BUFFER, run.budget.tokens))
+    return STREAMED if run.step else f"{STREAMED}, the first {first} tokens before step 1"
+
+
+def source_text(source: SourceUse, *, streamed: bool = False) -> str:
     """A source of a mixture: its share, what it holds, and how often that is read."""
-    held = "not tokenized yet" if source.tokens is None else f"{human_count(source.tokens)} tokens"
+    held = ", not tokenized yet" if source.tokens is None else f", {human_count(source.tokens)} tokens"
     trained = "" if source.trained_tokens is None else f", trained on {human_count(source.trained_tokens)}"
     epochs = "" if source.epochs is None else f", {source.epochs:.3g} epochs"
-    return f"{100 * source.share:.3g}% of the windows: {source.source}, {held}{trained}{epochs}"
+    return f"{100 * source.share:.3g}% of the windows: {source.source}{'' if streamed else held}{trained}{epochs}"
 
 
 def optimizer_name(training: Training, weights: Weights) -> str:
@@ -215,7 +230,8 @@ def ending(trained: Trained) -> str:
     labels = {"loss": "loss", "eval_loss": "held-out loss", "bits_per_byte": "bits per byte"}
     figures = [f"{label} {trained.metrics[name]:.4f}" for name, label in labels.items() if name in trained.metrics]
     losses = f": {', '.join(figures)}" if figures else ""
-    return f"Trained on {human_count(trained.tokens)} tokens{losses}. The model is in {trained.path}"
+    uploaded = f", and on the Hub: {trained.address}" if trained.address else ""
+    return f"Trained on {human_count(trained.tokens)} tokens{losses}. The model is in {trained.path}{uploaded}"
 
 
 def _speed(event: LossLogged) -> str:
