@@ -175,7 +175,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         grown_moments=chosen.grown_moments,
         record=record,
         checkpoint=resume.checkpoint_to_resume(chosen.output, record, resume=training.resume),
-        tasks=task_callback.choose(training.tasks, processes=chosen.processes),
+        tasks=task_callback.choose(training.tasks),
         processes=chosen.processes,
         precision=chosen.precision,
     )
