@@ -66,7 +66,8 @@ def test_weights_are_those_of_from_pretrained_and_each_process_reads_its_own_row
     cases = [(name, sharding) for name in MODELS for sharding in ("full", "gradients")]
     found = run([
         {"model": str(model_dir(name, **MODELS[name])), "sharding": sharding, "output": f"{name}-{sharding}",
-         "attention": "eager" if name == "gpt_oss" else "sdpa"}
+         "attention": "eager" if name == "gpt_oss" else "sdpa",
+         "gradient_checkpointing": name == "llama-grouped-untied"}
         for name, sharding in cases
     ])  # fmt: skip
     for (name, sharding), processes in zip(cases, found, strict=True):
