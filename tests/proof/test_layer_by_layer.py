@@ -129,10 +129,10 @@ def test_memory_decides_and_what_was_done_is_said(
 def test_a_model_that_cannot_be_read_by_parts_is_skipped_with_the_reason(
     model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperclone.hf import streamed_model
+    from hyperclone.hf import unread_model
 
     monkeypatch.setattr(behavioral, "available_memory", lambda: 1e6)
-    monkeypatch.setattr(streamed_model, "to_disk", lambda model, name, value: {f"other.{name}": value})
+    monkeypatch.setattr(unread_model, "to_disk", lambda model, name, value: {f"other.{name}": value})
     proof = hyperclone.grow(model_dir("opt"), tmp_path / "grown", Growth(width=2)).proof
     assert proof is not None
     assert proof.behavior is not None

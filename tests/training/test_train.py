@@ -369,8 +369,9 @@ def test_tasks_are_noted_and_change_nothing(
     grown: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Chosen:
-        def run(self, model: Any, tokenizer: Any, *, batch_size: int) -> dict[str, Any]:
+        def run(self, model: Any, tokenizer: Any, *, batch_size: int, shown: bool) -> dict[str, Any]:
             assert not model.training
+            assert shown
             torch.rand(7), np.random.rand(7)
             torch.manual_seed(99)
             return {"piqa": TaskAnswers("piqa", {"acc": 0.5}, {}, [])}

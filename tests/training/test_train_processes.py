@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import hyperclone
 from hyperclone.errors import TrainingError
+from hyperclone.evaluation import wheel_data
 from hyperclone.optimizer_state import distributed
 from hyperclone.training import metrics
 from tests.helpers import launch_on_cpu, models
@@ -196,6 +197,34 @@ def test_optimizers_of_copies_have_the_same_curve_when_these_lie_on_different_ma
     assert curve(f"{name}-shards") == pytest.approx(curve(name), abs=1e-3)
     assert curve(f"{name}-shards", "eval_loss") == pytest.approx(curve(name, "eval_loss"), abs=1e-3)
     assert curve(f"{name}-shards-resumed") == pytest.approx(curve(f"{name}-shards"), abs=1e-3)
+
+
+def test_tasks_have_the_figures_of_one_process(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    from tests.evaluation.test_evaluation import write_wheel
+
+    monkeypatch.setenv(wheel_data.VARIABLE, str(write_wheel(tmp_path)))
+    tasks, more = ["lambada_openai", "piqa", "arc_easy"], {"tokens": 256 * 5}
+    train_here(runs, "tasks", tasks=tasks, **more)
+    options = ["--tasks", ",".join(tasks), "--tokens", str(more["tokens"])]
+    said = launch("-m", "hyperclone", *command(runs, "tasks-ddp", *options), processes=2)
+    assert said.count("Running loglikelihood requests: 100%") == 2  # one bar at the start and one at the end
+    launch(str(Path(launch_on_cpu.__file__)),
+           *one_after_another([command(runs, f"tasks-{sharding}", *options, "--sharding", sharding)
+                               for sharding in ("full", "gradients")]), processes=2)  # fmt: skip
+    figures = {
+        name: [(line["step"], line["tasks"]) for line in metrics.read(runs / name) if "tasks" in line]
+        for name in ("tasks", "tasks-ddp", "tasks-full", "tasks-gradients")
+    }
+    whole = figures["tasks"]
+    assert [step for step, _ in whole] == [0, 5]
+    assert whole[0][1]["lambada_openai"]["perplexity"] != whole[1][1]["lambada_openai"]["perplexity"]
+    for name, found in figures.items():
+        assert [step for step, _ in found] == [0, 5]
+        for task in tasks:
+            # The same weights, which lie elsewhere in memory; then trained ones, which differ by rounding.
+            assert found[0][1][task] == pytest.approx(whole[0][1][task], rel=1e-5), (name, task)
+            assert found[1][1][task] == pytest.approx(whole[1][1][task], rel=1e-3), (name, task)
 
 
 @pytest.mark.parametrize(("name", "reshard"), [("full", True), ("gradients", False)])

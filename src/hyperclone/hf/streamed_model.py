@@ -11,16 +11,16 @@ What is not in memory is NaN: a weight that was used without having been read wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hyperclone.errors import CheckpointError
-from hyperclone.hf import memory
+from hyperclone.hf import memory, unread_model
 from hyperclone.hf.lockstep import Lockstep
-from hyperclone.hf.models import StoredModel, load_without_weights, model_errors, problems_of, quiet
+from hyperclone.hf.models import StoredModel, model_errors, quiet
 from hyperclone.hf.parameter_names import to_disk
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class StreamedModel:
         self._rounding: torch.dtype | None = None
         self._wider: torch.dtype | None = None
         with model_errors(stored.path):
-            self.module, self._load_config, self.problems = _without_weights(stored, dtype)
+            self.module, self._load_config, self.problems = unread_model.build(stored, dtype)
             weights = _weights(self.module, stored)
         self._parts: list[list[_Weight]] = []
         self._in_memory: int | None = None  # the number of a part
@@ -136,54 +136,18 @@ class StreamedModel:
             weight.drop(self._wider)
 
     def _load(self, weights: Sequence[_Weight]) -> None:
-        from transformers.core_model_loading import convert_and_load_state_dict_in_model
-
         with quiet(), torch.inference_mode(False), torch.no_grad():
             for weight in weights:
                 weight.drop()  # transformers loads into the type that it finds
-            files = {name: _Unread(self._stored, name) for weight in weights for name in weight.stored}
-            convert_and_load_state_dict_in_model(self.module, files, self._load_config)
+            names = [name for weight in weights for name in weight.stored]
+            unread_model.convert(self.module, self._load_config, self._stored, names)
             for weight in weights:
-                owner, field = _owner(self.module, weight.name)
+                owner, field = unread_model.owner(self.module, weight.name)
                 values = getattr(owner, field).data
                 setattr(owner, field, weight.tensor)  # transformers has put a new object there
                 if self._rounding is not None and isinstance(weight.tensor, nn.Parameter):
                     values = values.to(self._rounding).to(values.dtype)
                 weight.tensor.data = values if self._wider is None else values.to(self._wider)
-
-
-@dataclass(frozen=True)
-class _Unread:
-    """A tensor on disk that is read where transformers takes all of it: `tensor[...]`."""
-
-    stored: StoredModel
-    name: str
-
-    def __getitem__(self, _: object) -> Tensor:
-        return self.stored.read(self.name)
-
-
-def _without_weights(stored: StoredModel, dtype: torch.dtype) -> tuple[nn.Module, Any, list[str]]:
-    """What `from_pretrained` makes of a directory before it reads weights; they are on device meta.
-
-    Returns:
-        The model, in evaluation mode and with buffers that are computed; how to load it; problems with its weights.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
-
-    model = load_without_weights(
-        stored.path, dtype=dtype, config=None if stored.as_found and stored.left_out is None else stored.config
-    )
-    load_config = LoadStateDictConfig(
-        dtype=dtype, dtype_plan=model._get_dtype_plan(dtype), weight_mapping=get_model_conversion_mapping(model)
-    )
-    state = {name: torch.empty(entry.shape, dtype=dtype, device="meta") for name, entry in stored.entries.items()}
-    nowhere = replace(load_config, device_map={"": "meta"})
-    info, _ = convert_and_load_state_dict_in_model(model, state, nowhere)
-    info = model._finalize_model_loading(model, load_config, info)
-    return model.eval(), load_config, problems_of(info.to_dict())
 
 
 def _weights(model: nn.Module, stored: StoredModel) -> dict[int, _Weight]:
@@ -192,23 +156,13 @@ def _weights(model: nn.Module, stored: StoredModel) -> dict[int, _Weight]:
     Raises:
         CheckpointError: the disk has no tensor of the name that transformers would save one by.
     """
-    names: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.is_meta:  # else it is not on disk, which is one of the problems
-            names.setdefault(id(tensor), []).append(name)
     weights = {}
-    for tied in names.values():
-        meta = getattr(*_owner(model, tied[0]))
-        on_disk = {name: tuple(to_disk(model, name, meta)) for name in tied}
-        found = next((name for name in tied if stored.entries.keys() >= set(on_disk[name])), None)
-        if found is None:
-            raise CheckpointError("no tensor has the name that transformers gives it", file=stored.path,
-                                  expected=" or ".join(sum(on_disk.values(), ())))  # fmt: skip
+    for unread in unread_model.unread_tensors(model, stored):
+        meta = unread.tensor
         empty = torch.zeros((), dtype=meta.dtype).expand(meta.shape)
         tensor = nn.Parameter(empty, requires_grad=False) if isinstance(meta, nn.Parameter) else empty
-        for alias in tied:
-            setattr(*_owner(model, alias), tensor)
-        weights[id(tensor)] = _Weight(found, tensor, on_disk[found], meta.dtype)
+        unread.put(model, tensor)
+        weights[id(tensor)] = _Weight(unread.name, tensor, unread.stored, meta.dtype)
         weights[id(tensor)].drop()
     return weights
 
@@ -221,9 +175,3 @@ def _part_modules(module: nn.Module) -> Iterator[nn.Module]:
             yield from _part_modules(child)
         else:
             yield child
-
-
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a tensor, and its name there."""
-    path, _, field = name.rpartition(".")
-    return model.get_submodule(path), field

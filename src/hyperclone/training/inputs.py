@@ -19,6 +19,7 @@ from hyperclone.architectures.heads import head_of
 from hyperclone.conversion import receipt
 from hyperclone.errors import CheckpointError, TrainingError
 from hyperclone.hf import models
+from hyperclone.hf.unread_model import UnreadModel
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.files import user_path
 from hyperclone.io.tensor_files import read_header
@@ -258,8 +259,13 @@ def _check_held_out(training: Training, texts: Texts, seq_len: int) -> None:
         )
 
 
-def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
+def load_model(directory: Path, training: Training, *, unread: UnreadModel | None = None) -> tuple[Any, torch.dtype]:
     """The model in fp32, with its weights or randomly initialized, and the type that its directory stores.
+
+    Args:
+        directory: the model's.
+        training: the request.
+        unread: the model without its weights, where these are read later.
 
     Raises:
         CheckpointError: weights are missing, or do not fit the config.
@@ -274,6 +280,8 @@ def load_model(directory: Path, training: Training) -> tuple[Any, torch.dtype]:
         set_seed(training.seed)
         with models.quiet():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    elif unread is not None:
+        model = unread.module
     else:
         model, wrong = models.load_model(directory, torch.float32)
         if wrong:

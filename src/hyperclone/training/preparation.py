@@ -184,7 +184,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
         grown_moments=chosen.grown_moments,
         record=record,
         checkpoint=branch.starting_checkpoint(training, chosen.output, record),
-        tasks=task_callback.choose(training.tasks, processes=chosen.processes),
+        tasks=task_callback.choose(training.tasks),
         processes=chosen.processes,
         precision=chosen.precision,
     )

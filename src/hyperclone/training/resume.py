@@ -20,7 +20,7 @@ from typing import Any
 from hyperclone.errors import DestinationError, TrainingError
 from hyperclone.io import hub
 from hyperclone.io.files import read_json, write_text
-from hyperclone.training import checkpoints, hardware
+from hyperclone.training import checkpoints, hardware, metrics
 from hyperclone.training.budget import Budget
 from hyperclone.training.config import Training
 from hyperclone.training.optimizer_names import OptimizerName
@@ -152,6 +152,12 @@ def write_record(output: Path, record: dict[str, Any], *, before: Path | None) -
         write_text(output / RECORD_FILE, json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise DestinationError("the output cannot be written", file=output, found=error.strerror) from None
+
+
+def remove_record(output: Path) -> None:
+    """Undo the beginning of a run that took no step, so that another one may have its output."""
+    for name in (RECORD_FILE, metrics.FILE):
+        (output / name).unlink(missing_ok=True)
 
 
 def curve(output: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
 from hyperclone.io import hub, hub_upload
-from hyperclone.training import branch, doubts, export, flops, inputs, packing, resume
+from hyperclone.training import branch, doubts, export, flops, inputs, packing, resume, shard_reading
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Uploading, Watch
@@ -67,13 +67,14 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
     main = os.environ.get("RANK", "0") == "0"
     tell = watch if main and watch is not None else _ignore
     prepared = prepare(training, watch=tell)
-    model, dtype = inputs.load_model(prepared.directory, prepared.training)
+    unread = shard_reading.unread_model(prepared.directory, prepared.training)
+    model, dtype = inputs.load_model(prepared.directory, prepared.training, unread=unread)
     arguments = trainer_arguments(prepared)
-    if prepared.training.documents == "isolated":
+    if prepared.training.documents == "isolated" and unread is None:
         packing.check_isolated(model.to(arguments.device), precision=prepared.precision)
     run_log = _start(prepared, model, arguments, main=main, watch=tell)
     with Interruption() as interruption, quiet_logging():
-        trainer = GrownTrainer(prepared, run_log, model=model, args=arguments)
+        trainer = GrownTrainer(prepared, run_log, model=model, args=arguments, unread=unread)
         step = _run(prepared, trainer, run_log, interruption)
         finished = step >= prepared.budget.steps
         tokens = step * prepared.budget.batch_tokens

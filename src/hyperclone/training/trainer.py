@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from hyperclone.errors import NonFiniteLossError
+from hyperclone.hf.unread_model import UnreadModel
 from hyperclone.training import checkpoints, export, packing, rng, streaming
 from hyperclone.training.events import CheckpointSaved, TextEnded
 from hyperclone.training.lr_schedule import factor, warmup_steps
@@ -25,6 +26,7 @@ from hyperclone.training.optimizer import make_optimizer
 from hyperclone.training.preparation import PreparedRun
 from hyperclone.training.run_callbacks import EarlyEvaluationCallback, OptimizerStateCallback, StepCallback
 from hyperclone.training.run_log import RunLog
+from hyperclone.training.shard_reading import ShardReadingCallback
 from hyperclone.training.streaming import Streamed
 from hyperclone.training.task_callback import TaskCallback
 
@@ -32,7 +34,9 @@ from hyperclone.training.task_callback import TaskCallback
 class GrownTrainer(Trainer):  # type: ignore[misc]
     """A Trainer of grown (or any other) causal language models."""
 
-    def __init__(self, prepared: PreparedRun, run_log: RunLog, *, model: Any, args: Any) -> None:
+    def __init__(
+        self, prepared: PreparedRun, run_log: RunLog, *, model: Any, args: Any, unread: UnreadModel | None = None
+    ) -> None:
         """Nothing runs yet.
 
         Args:
@@ -40,6 +44,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             run_log: reports what is measured.
             model: its weights, in fp32.
             args: of `trainer_arguments`.
+            unread: the model, where its weights are read once it is sharded.
         """
         self._prepared, self._run_log = prepared, run_log
         self._operations: dict[tuple[int, ...], int] = {}
@@ -51,7 +56,7 @@ class GrownTrainer(Trainer):  # type: ignore[misc]
             train_dataset=_windows(prepared, run_log),
             eval_dataset=prepared.held_out_windows,
             data_collator=packing.collate,
-            callbacks=_callbacks(prepared, run_log),
+            callbacks=_callbacks(prepared, run_log, unread),
         )
         self.remove_callback(PrinterCallback)
 
@@ -217,8 +222,10 @@ def _windows(prepared: PreparedRun, run_log: RunLog) -> torch.utils.data.Dataset
     )
 
 
-def _callbacks(prepared: PreparedRun, run_log: RunLog) -> list[TrainerCallback]:
+def _callbacks(prepared: PreparedRun, run_log: RunLog, unread: UnreadModel | None) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = []
+    if unread is not None:
+        callbacks.append(ShardReadingCallback(unread, prepared))
     if prepared.grown_moments is not None:
         callbacks.append(OptimizerStateCallback(prepared.grown_moments, run_log))
     callbacks.append(StepCallback(run_log))
