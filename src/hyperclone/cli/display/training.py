@@ -158,7 +158,7 @@ def summary(run: RunStarted) -> list[str]:
     lines = [
         f"model     {run.model}, {human_count(run.parameters)} parameters, weights {WEIGHTS[run.weights]}",
         "text      "
-        + (STREAMED if text is None else f"{text.documents:,} documents, {human_count(text.tokens)} tokens"),
+        + (_streamed(run) if text is None else f"{text.documents:,} documents, {human_count(text.tokens)} tokens"),
         *(f"mixture   {source_text(source, streamed=text is None)}" for source in run.mixture),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
@@ -189,6 +189,7 @@ def starting_step(training: Training, step: int) -> str:
 
 
 def _streamed(run: RunStarted) -> str:
+    """How streamed text is read; a new run fills the buffer first, which takes a while."""
     first = human_count(min(BUFFER, run.budget.tokens))
     return STREAMED if run.step else f"{STREAMED}, the first {first} tokens before step 1"
 
