@@ -13,18 +13,10 @@ from hyperclone.errors import StudyError
 from hyperclone.report.load import read
 from hyperclone.study import config_file
 from hyperclone.training import checkpoints
-from tests.helpers.studies import STUDY, TUNE, Commands, option, rows, run_study, save_model, write_study
+from tests.helpers.studies import STUDY, TUNE, Commands, option, rows, run_study, write_study
 
 STABLE = 'train = { schedule = "wsd", warmup = 2 }\nbranches = ["1k", "2k"]\n'
 BRANCHED = STUDY.replace("random = true\n", f"random = true\n{STABLE}").replace("seeds = [1, 2]", "seeds = [1]")
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    save_model(tmp_path)
-    for name in ("train", "held_out", "pretrain", "validation"):
-        (tmp_path / f"{name}.txt").write_text(name)
-    return tmp_path
 
 
 class Keeping(Commands):

@@ -16,23 +16,23 @@ _STROKES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1, 1.5)))
 
 def color(results: Results, arm: str) -> str:
     """An arm's color, the same in all figures and for its branches; the control is gray."""
-    if results.control in (arm, results.arms[arm].get("branch_of")):
-        return CONTROL
-    return COLORS[_position(results, arm) % len(COLORS)]
+    trunk = _trunk(results, arm)
+    return CONTROL if trunk == results.control else COLORS[_position(results, trunk) % len(COLORS)]
 
 
 def stroke(results: Results, arm: str) -> Any:
     """An arm's kind of line: broken where its color is used for the second or third time."""
-    if results.control in (arm, results.arms[arm].get("branch_of")):
-        return "-"
-    return _STROKES[_position(results, arm) // len(COLORS) % len(_STROKES)]
+    trunk = _trunk(results, arm)
+    return "-" if trunk == results.control else _STROKES[_position(results, trunk) // len(COLORS) % len(_STROKES)]
+
+
+def _trunk(results: Results, arm: str) -> str:
+    """The arm itself, or that which it is a branch of."""
+    return results.arms[arm].get("branch_of") or arm
 
 
 def _position(results: Results, arm: str) -> int:
-    trunk = results.arms[arm].get("branch_of") or arm
-    return [name for name, one in results.arms.items() if name != results.control and not one.get("branch_of")].index(
-        trunk
-    )
+    return [name for name in results.arms if name != results.control and _trunk(results, name) == name].index(arm)
 
 
 def mean_over_seeds(curves: Sequence[Curve], cost: str, values: Callable[[Curve], Sequence[float | None]]) -> tuple[

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from hyperclone.report.canvas import INK, Canvas
+from hyperclone.report.headline import spread
 from hyperclone.report.load import Results, pairs
 from hyperclone.report.styles import color, stroke
 from hyperclone.study.frontier import RATIOS, Worth, along, at_ratio
@@ -17,9 +18,9 @@ _FIRST = 0.1  # share of an arm's training that is not shown: there, a small cha
 
 
 def worth(results: Results) -> Canvas | None:
-    """Speed-up, and worth of a token past the head start, of every arm along its training; None with nothing to show.
+    """Speed-up, and worth of a token past the head start, of every arm along its training.
 
-    Few arms have several points below the control's first: then there is nothing to show.
+    None if no arm has several points at losses that the control has, too.
     """
     curves = {arm: [_later(along(pair)) for pair in seeds] for arm, seeds in pairs(results).items()}
     shown = {arm: seeds for arm, seeds in curves.items() if all(len(seed) > 1 for seed in seeds)}
@@ -70,11 +71,8 @@ def at_equal_distance(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def _cell(seeds: Sequence[Worth | None]) -> str:
     """A speed-up over seeds; empty unless all of them came there."""
-    values = sorted(one.speedup_tokens for one in seeds if one is not None)
-    if len(values) < len(seeds) or not values:
-        return ""
-    ends = f" ({values[0]:.2f} to {values[-1]:.2f})" if f"{values[0]:.2f}" != f"{values[-1]:.2f}" else ""
-    return f"{statistics.median(values):.2f}x{ends}"
+    values = [one.speedup_tokens for one in seeds if one is not None]
+    return spread(values) if values and len(values) == len(seeds) else ""
 
 
 def _later(points: Sequence[Worth]) -> list[Worth]:
