@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import TrainingError
-from hyperclone.io.files import user_path, write_text
-from hyperclone.training import checkpoints, metrics, resume
+from hyperclone.io.files import user_path
+from hyperclone.training import checkpoints, resume
 from hyperclone.training.config import Training
 from hyperclone.training.lr_schedule import stable_until, warmup_steps
 
@@ -50,7 +50,8 @@ def checkpoint_to_branch_from(run: Path, record: dict[str, Any]) -> Path:
     """
     if not (run / resume.RECORD_FILE).is_file():
         raise TrainingError("no training run is here", file=run, field="branch_from", expected=resume.RECORD_FILE)
-    theirs, ours = resume.curve(run), json.loads(json.dumps(record["curve"]))
+    theirs = resume.curve(run)
+    ours = {**theirs, **json.loads(json.dumps(record["curve"]))}  # what is not known yet may be as there
     for field, value in ours.items():
         if field not in _FREE and theirs.get(field) != value:
             raise TrainingError(
@@ -58,14 +59,11 @@ def checkpoint_to_branch_from(run: Path, record: dict[str, Any]) -> Path:
                 file=run / resume.RECORD_FILE, field=field, found=value, expected=theirs.get(field),
                 cure="repeat its settings, or leave --branch-from out",
             )  # fmt: skip
-    steps = [one["steps"] for one in (theirs, ours) if "steps" in one]
-    if len({warmup_steps(one["warmup"], one["steps"]) for one in (theirs, ours) if "steps" in one}) > 1:
+    if warmup_steps(theirs["warmup"], theirs["steps"]) != warmup_steps(ours["warmup"], ours["steps"]):
         raise TrainingError("the warm-ups of the two runs differ", file=run / resume.RECORD_FILE, field="warmup",
                             found=ours["warmup"], expected="the same number of steps",
                             cure="give --warmup as a number of steps in both")  # fmt: skip
-    stable = min(
-        stable_until(one["schedule"], steps=one.get("steps", steps[0]), decay=one["decay"]) for one in (theirs, ours)
-    )
+    stable = min(stable_until(one["schedule"], steps=one["steps"], decay=one["decay"]) for one in (theirs, ours))
     if stable == 0:
         raise TrainingError("its learning rate has no stable phase", file=run / resume.RECORD_FILE, field="schedule",
                             found=f"{theirs['schedule']} there, {ours['schedule']} here", expected="wsd or constant",
@@ -79,11 +77,3 @@ def checkpoint_to_branch_from(run: Path, record: dict[str, Any]) -> Path:
             cure="train that run with --keep 0, which keeps all checkpoints, and --save-every to have one there",
         )  # fmt: skip
     return kept[-1]
-
-
-def copy_metrics(run: Path, output: Path, *, step: int) -> None:
-    """What the other run measured until the branch, unless the output has it already."""
-    if metrics.read(output):
-        return
-    lines = [line for line in metrics.read(run) if line["step"] <= step]
-    write_text(output / metrics.FILE, "".join(json.dumps(line) + "\n" for line in lines))

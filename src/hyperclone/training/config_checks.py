@@ -40,9 +40,6 @@ def check_training(training: Training) -> None:
     for name in ("difference_lr", "source_lr"):
         if (rate := getattr(training, name)) is not None:
             _check_difference_lr(training, name, rate)
-    if training.streaming and training.branch_from is not None:
-        raise TrainingError("streamed text has an order that depends on the length of the run", field="branch_from",
-                            found=training.branch_from, cure="leave --streaming or --branch-from out")  # fmt: skip
     if training.difference_lr is not None and training.source_lr is not None:
         raise TrainingError("the rate of the differences is given already", field="source_lr", found=training.source_lr,
                             cure="leave --source-lr or --difference-lr out")  # fmt: skip
@@ -70,20 +67,17 @@ def _check_from_scratch(training: Training) -> None:
     if training.receipt is not None:
         raise TrainingError("randomly initialized weights were not grown", field="receipt", found=training.receipt,
                             cure="leave --receipt out with --from-scratch")  # fmt: skip
-    if training.lr_rule == "scaled":
-        raise TrainingError(
-            "the scaling rule is for copies of trained weights, and randomly initialized weights are no copies",
-            field="lr_rule",
-            found="scaled",
-            cure="leave --lr-rule out with --from-scratch",
-        )
-    if training.optimizer == "rotated":
-        raise TrainingError(
-            "the rotated optimizer compares copies, and randomly initialized weights are no copies",
-            field="optimizer",
-            found="rotated",
-            cure="leave --optimizer out with --from-scratch",
-        )
+    for field, of_copies, why in (
+        ("lr_rule", "scaled", "the scaling rule is for copies of trained weights"),
+        ("optimizer", "rotated", "the rotated optimizer compares copies"),
+    ):
+        if getattr(training, field) == of_copies:
+            raise TrainingError(
+                f"{why}, and randomly initialized weights are no copies",
+                field=field,
+                found=of_copies,
+                cure=f"leave --{field.replace('_', '-')} out with --from-scratch",
+            )
 
 
 def _check_streaming(training: Training) -> None:
@@ -97,6 +91,9 @@ def _check_streaming(training: Training) -> None:
             found=training.held_out,
             cure="--eval-data PATH for held-out text, or --held-out 0 for none",
         )
+    if training.branch_from is not None:
+        raise TrainingError("streamed text has an order that depends on the length of the run", field="branch_from",
+                            found=training.branch_from, cure="leave --streaming or --branch-from out")  # fmt: skip
 
 
 def _check_difference_lr(training: Training, name: str, rate: float) -> None:

@@ -248,7 +248,7 @@ def _text(spelled: Sequence[str], corpora: Sequence[Corpus] | None) -> Text:
 def _start(chosen: Choices, budget: Budget, texts: Texts | None, steps: int | None) -> int:
     """The step that the run starts from; what it would be refused for is, too, as far as it is known."""
     streamed = inputs.streamed_texts(chosen.training, chosen.config, chosen.tokenizer)
-    digests = [] if texts is None else [*(text.digest[:20] for text in streamed), *texts.digests]
+    digests = [] if texts is None else inputs.digests(texts, streamed)
     record = resume.make_record(chosen.training, budget, chosen.directory, digests)
     for field, known in (("texts", texts is not None), ("steps", steps is not None)):
         if not known:

@@ -154,6 +154,11 @@ def streamed_texts(training: Training, config: Any, tokenizer: Any) -> tuple[Str
     )
 
 
+def digests(texts: Texts, streamed: Sequence[StreamedText]) -> list[str]:
+    """What tells the text of a run from another one, wherever its files lie."""
+    return [*(text.digest[:20] for text in streamed), *texts.digests]
+
+
 def text_sources(spelled: Sequence[str]) -> list[TextSource]:
     """The sources of --data or --eval-data, without their weights.
 

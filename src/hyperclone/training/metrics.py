@@ -35,10 +35,17 @@ class MetricsFile:
         latest: the latest of each figure that the file had when it was opened, but for the time.
     """
 
-    def __init__(self, output: Path, *, step: int) -> None:
-        """Open the file at a step: what an interrupted run wrote after its last checkpoint is removed."""
+    def __init__(self, output: Path, *, step: int, before: Path | None = None) -> None:
+        """Open the file at a step: what was written after that is removed.
+
+        Args:
+            output: directory of the run.
+            step: of the checkpoint that it goes on from; 0 for none.
+            before: directory of the run whose checkpoint that is, which this one may have branched off from; by default
+                its own.
+        """
         self._file = output / FILE
-        kept = [line for line in read(output) if line["step"] <= step] if step else []
+        kept = [line for line in read(before or output) if line["step"] <= step] if step else []
         self.latest = {key: value for line in kept for key, value in line.items() if key != "seconds"}
         self._seconds_before = max((line["seconds"] for line in kept), default=0.0)
         self._opened = time.monotonic()

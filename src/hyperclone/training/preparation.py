@@ -168,8 +168,7 @@ def prepare(training: Training, *, watch: Watch) -> PreparedRun:
     shares = [source.share for source in training.data_sources]
     available = budget.UNKNOWN if streamed else one_epoch([len(one) for one in windows], shares)
     sizes = budget.plan(training, seq_len=seq_len, available=available, processes=chosen.processes)
-    digests = [*(text.digest[:20] for text in streamed), *texts.digests]
-    record = resume.make_record(training, sizes, chosen.directory, digests)
+    record = resume.make_record(training, sizes, chosen.directory, inputs.digests(texts, streamed))
     return PreparedRun(
         training=training,
         directory=chosen.directory,

@@ -18,7 +18,7 @@ import torch
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
 from hyperclone.io import hub, hub_upload
-from hyperclone.training import branch, doubts, export, flops, inputs, packing, resume, shard_reading
+from hyperclone.training import doubts, export, flops, inputs, packing, resume, shard_reading
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Uploading, Watch
@@ -107,12 +107,10 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
     texts = prepared.texts
     text, held_out = (TextSize.of(corpora) if corpora else None for corpora in (texts.train, texts.held_out))
     peak = flops.peak(arguments.device, prepared.precision)
+    before = None if prepared.checkpoint is None else prepared.checkpoint.parent  # the run that it goes on from
     arguments.distributed_state.wait_for_everyone()  # until all have seen the output as it was
     if main and prepared.step < budget.steps:  # a finished run keeps the record of where it ran
-        before = None if prepared.checkpoint is None else prepared.checkpoint.parent
         resume.write_record(prepared.output, prepared.record, before=before)
-        if before is not None and before != prepared.output:
-            branch.copy_metrics(before, prepared.output, step=prepared.step)
     gpu = torch.cuda.is_available()
     watch(
         RunStarted(
@@ -148,7 +146,7 @@ def _start(prepared: PreparedRun, model: Any, arguments: Any, *, main: bool, wat
         flops_per_token=flops.per_token(model, budget.seq_len),
         peak_flops=None if peak is None else peak * arguments.world_size,
         held_out=held_out,
-        metrics=MetricsFile(prepared.output, step=prepared.step) if main else None,
+        metrics=MetricsFile(prepared.output, step=prepared.step, before=before) if main else None,
         watch=watch,
     )
 
