@@ -730,7 +730,7 @@ def test_every_run_names_its_optimizer(directory: Path) -> None:
 growth = { width = 2, noise = "none" }
 train = { lr_rule = "uniform" }
 
-[arms.usual]
+[arms.plain]
 growth = { width = 2 }
 train = { optimizer = "adamw" }
 
@@ -767,16 +767,16 @@ model = "other"
         Path(option(c, "output")).name.split("-s1-")[0]: option(c, "optimizer") for c in final if "-s1-" in str(c)
     }
     assert optimizers == {
-        "random": "adamw",
-        "continued": "adamw",
+        "random": "muon",
+        "continued": "muon",
         "published": "adamw",
-        "deeper": "adamw",
-        "usual": "adamw",
-        "with-state": "rotated",
+        "deeper": "muon",
+        "plain": "adamw",
+        "with-state": "muon",
         "asymmetric": "adamw",
-        "clone": "rotated",
-        "reset": "rotated",
-        "other": "rotated",
+        "clone": "muon",
+        "reset": "muon",
+        "other": "muon",
     }
 
 

@@ -67,7 +67,7 @@ def test_a_dry_run_after_tokenizing_is_the_run(directory: Path) -> None:
     dry = dry_run(dataclasses.replace(asked, output=str(directory / "another"), tokens=2 * BATCH))
     assert files(directory) == before
     assert (dry.parameters, dry.windows, dry.budget) == (started.parameters, started.windows, started.budget)
-    assert (dry.training.optimizer, dry.model, dry.weights) == ("rotated", started.model, started.weights)
+    assert (dry.training.optimizer, dry.model, dry.weights) == ("muon", started.model, started.weights)
     assert dry.held_out is not None
     assert started.text is not None
     assert (dry.text.tokens, dry.held_out.tokens) == (started.text.tokens, started.held_out and started.held_out.tokens)
@@ -152,7 +152,7 @@ def test_the_command_shows_it_in_its_width(directory: Path, columns: str) -> Non
 def test_json_has_the_same_and_a_run_prints_none(directory: Path) -> None:
     asked = ("train", directory / "grown", "--data", directory / "text.jsonl", "-o", directory / "o", "--json")
     shown = json.loads(call(*asked, "--dry-run", "--tokens", "2048000", "--seq-len", "32").stdout)
-    assert (shown["steps"], shown["warmup_steps"], shown["options"]["optimizer"]) == (1000, 10, "rotated")
+    assert (shown["steps"], shown["warmup_steps"], shown["options"]["optimizer"]) == (1000, 10, "muon")
     assert shown["every"] == {"log": 10, "evaluate": 50, "save": 100}
     assert shown["flops"]["run"] == shown["tokens"] * shown["flops"]["token"] > 0
     assert not (directory / "o").exists()

@@ -53,7 +53,7 @@ def started(model: Path, tmp_path: Path, **options: Any) -> tuple[RunStarted, Pa
 
 def test_a_model_that_another_trainer_saved_is_trained_as_the_clone_that_it_is(grown: Path, tmp_path: Path) -> None:
     run, output = started(saved_elsewhere(grown, tmp_path / "saved"), tmp_path)
-    assert (run.weights, run.training.optimizer, run.scaled, run.doubt) == ("grown", "rotated", True, None)
+    assert (run.weights, run.training.optimizer, run.scaled, run.doubt) == ("grown", "muon", True, None)
     assert "hyperclone" in json.loads((output / "config.json").read_text())
 
 
@@ -71,7 +71,7 @@ def test_where_nothing_says_how_it_was_grown_its_weights_do_and_a_receipt_can_be
     assert "2 copies of each channel" in run.doubt
     assert "--receipt" in run.doubt
     named, output = started(bare, tmp_path, receipt=str(made))
-    assert (named.weights, named.training.optimizer, named.scaled, named.doubt) == ("grown", "rotated", True, None)
+    assert (named.weights, named.training.optimizer, named.scaled, named.doubt) == ("grown", "muon", True, None)
     assert (output / "hyperclone.json").read_text() == (made / "hyperclone.json").read_text()
 
 

@@ -294,10 +294,7 @@ def test_the_control_arm_is_randomly_initialized_and_sees_the_same_data(
     clone, control = (
         json.loads((tmp_path / name / "training.json").read_text())["curve"] for name in ("clone", "random")
     )
-    assert {field for field in clone if clone[field] != control[field]} == {
-        "from_scratch",
-        "optimizer",  # random weights are no copies
-    }
+    assert {field for field in clone if clone[field] != control[field]} == {"from_scratch"}
     assert (tmp_path / "clone/hyperclone.json").exists()
     assert not list((tmp_path / "random").rglob("hyperclone.json"))  # nothing in it would be true of random weights
     set_seed(0)
@@ -337,7 +334,7 @@ def test_the_output_is_a_plain_model_directory_in_the_type_that_came_in(
 
 @pytest.mark.slow
 def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Path, tmp_path: Path) -> None:
-    hyperclone.train(request(source, text, tmp_path / "first"))
+    hyperclone.train(request(source, text, tmp_path / "first", optimizer="adamw"))
     state = tmp_path / "first/checkpoint-12"
     hyperclone.grow(
         tmp_path / "first", tmp_path / "grown", hyperclone.Growth(width=2), proof="none", optimizer_state=state
@@ -345,7 +342,7 @@ def test_a_grown_optimizer_state_is_where_the_run_starts(source: Path, text: Pat
     loaded: list[Event] = []
     for name, asked in (("with", {}), ("without", {"grown_moments": "none"})):
         hyperclone.train(
-            request(tmp_path / "grown", text, tmp_path / name, **asked),
+            request(tmp_path / "grown", text, tmp_path / name, optimizer="rotated", **asked),
             watch=lambda event: loaded.append(event) if isinstance(event, OptimizerStateLoaded) else None,
         )
     assert loaded == [OptimizerStateLoaded(step=STEPS, filled=20, fresh=0)]
@@ -413,26 +410,34 @@ def test_the_rotated_optimizer_refuses_what_has_no_copies(source: Path, text: Pa
 
 @pytest.mark.slow
 def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Path, text: Path, tmp_path: Path) -> None:
-    """Rotated for a wider clone; AdamW for everything else, such as the published recipe and first-copy moments."""
-    hyperclone.train(request(source, text, tmp_path / "first"))
+    """Muon; AdamW for the published recipe, for first-copy moments, and where matrices are not known."""
+    from transformers import CTRLConfig, CTRLLMHeadModel
+
+    hyperclone.train(request(source, text, tmp_path / "first", optimizer="adamw"))
+    unknown = tmp_path / "unknown"
+    config = CTRLConfig(vocab_size=models.VOCAB, n_embd=32, n_layer=1, n_head=2, dff=48, n_positions=64)
+    CTRLLMHeadModel(config).save_pretrained(unknown)
+    models.save_tokenizer(unknown)
     treatments: dict[str, Literal["copy", "first-copy"]] = {"moments": "copy", "first-copy": "first-copy"}
     for name, moments in treatments.items():
         hyperclone.grow(
             tmp_path / "first", tmp_path / name, hyperclone.Growth(width=2), proof="none",
             optimizer_state=tmp_path / "first/checkpoint-12", moments=moments,
         )  # fmt: skip
-    hyperclone.grow(tmp_path / "first", tmp_path / "deeper", hyperclone.Growth(layers="2x"), proof="none")
+    deeper = tmp_path / "deeper"
+    hyperclone.grow(tmp_path / "first", deeper, hyperclone.Growth(layers="2x"), proof="none")
     cases: list[tuple[Path, dict[str, Any], str]] = [
-        (source, {}, "adamw"),
-        (grown, {}, "rotated"),
-        (grown, {"difference_lr": 6e-3}, "rotated"),
-        (grown, {"lr_rule": "scaled"}, "rotated"),
+        (source, {}, "muon"),
+        (grown, {}, "muon"),
+        (grown, {"difference_lr": 6e-3}, "muon"),
+        (grown, {"lr_rule": "scaled"}, "muon"),
         (grown, {"lr_rule": "uniform"}, "adamw"),
-        (grown, {"from_scratch": True}, "adamw"),
-        (tmp_path / "moments", {}, "rotated"),
+        (grown, {"from_scratch": True}, "muon"),
+        (tmp_path / "moments", {}, "muon"),
         (tmp_path / "first-copy", {}, "adamw"),
-        (tmp_path / "first-copy", {"grown_moments": "none"}, "rotated"),
-        (tmp_path / "deeper", {}, "adamw"),
+        (tmp_path / "first-copy", {"grown_moments": "none"}, "muon"),
+        (deeper, {}, "muon"),
+        (unknown, {}, "adamw"),
         (grown, {"optimizer": "muon", "difference_lr": 6e-3}, "muon"),
         (grown, {"optimizer": "muon", "from_scratch": True}, "muon"),
         (grown, {"optimizer": "plain-muon"}, "plain-muon"),
@@ -447,7 +452,8 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
         assert json.loads((output / "training.json").read_text())["curve"]["optimizer"] == expected
         state = torch.load(output / "checkpoint-1/optimizer.pt", weights_only=True)["state"]
         kinds = {kind for moments in state.values() for kind in moments}
-        assert ("rotated_avg" in kinds) == (expected == "rotated" or asked.keys() == {"optimizer", "difference_lr"})
+        of_copies = expected == "muon" and model not in (source, deeper) and "from_scratch" not in asked
+        assert ("rotated_avg" in kinds) == of_copies
         assert ("momentum_buffer" in kinds) == ("muon" in expected)
         assert started.training.optimizer == expected
     for model, asked, problem in (
@@ -464,9 +470,9 @@ def test_the_optimizer_that_is_taken_when_none_is_named(source: Path, grown: Pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("optimizer", [None, "rotated", "adamw"])
+@pytest.mark.parametrize("optimizer", ["rotated", "adamw"])
 def test_the_state_of_muon_is_for_muon(
-    optimizer: OptimizerName | None, source: Path, grown: Path, text: Path, tmp_path: Path
+    optimizer: OptimizerName, source: Path, grown: Path, text: Path, tmp_path: Path
 ) -> None:
     """Before anything is loaded or written, and with a cure."""
     model = tmp_path / "grown"
@@ -777,7 +783,7 @@ def test_what_is_no_branch_says_why(grown: Path, text: Path, tmp_path: Path) -> 
     for asked, words in (
         ({"lr": 1e-3}, ["lr", "0.001", "0.003"]),
         ({"seed": 5}, ["seed"]),
-        ({"optimizer": "adamw"}, ["optimizer", "rotated"]),
+        ({"optimizer": "adamw"}, ["optimizer", "muon"]),
         ({"warmup": 0.3, "tokens": SEQUENCE * WINDOWS * 20}, ["warmup", "number of steps"]),
         ({"schedule": "cosine"}, ["stable phase", "--schedule wsd"]),
         ({"tokens": SEQUENCE * WINDOWS * 20}, ["before the learning rate decays", "checkpoint-12", "--keep 0"]),

@@ -282,10 +282,14 @@ def _merged(
     """All options of a training. Shared ones about copies are for arms that have copies."""
     merged = {**shared, **different}
     if kind in ("clone", "model"):
-        usual = usual_optimizer(grown=True, first_copy_moments=moments == "first-copy", lr_rule=merged.get("lr_rule"))
+        usual = usual_optimizer(
+            matrices_known=True, first_copy_moments=moments == "first-copy", lr_rule=merged.get("lr_rule")
+        )
         unused = set() if (merged.get("optimizer") or usual) in OF_COPIES else {"difference_lr", "source_lr"}
     else:
-        unused = {"difference_lr", "source_lr"} | ({"optimizer"} if merged.get("optimizer") == "rotated" else set())
+        unused = {"difference_lr", "source_lr"}
+        if merged.get("optimizer") == "rotated" and "optimizer" not in different:
+            merged["optimizer"] = "adamw"  # which it is where there are no copies
     return {name: value for name, value in merged.items() if name in different or name not in unused}
 
 

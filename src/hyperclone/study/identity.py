@@ -11,6 +11,7 @@ from hyperclone.planning.growth import Growth
 from hyperclone.study import paths, run_keys, tables
 from hyperclone.study.config import Arm, SourceModel, Study
 from hyperclone.study.records import RunRecord
+from hyperclone.training.known_matrices import matrices_known
 from hyperclone.training.optimizer_names import usual_optimizer
 
 
@@ -27,7 +28,19 @@ class Identity:
     def source(self, source: SourceModel) -> str:
         """The key of a source's recipe, or of its files if it is not trained by a study."""
         key = run_keys.model(hub.resolve(source.model))
-        return key if source.train is None else run_keys.of("source", key, run_keys.training(source.train))
+        if source.train is None:
+            return key
+        settings = run_keys.training(self.source_options(source))
+        if settings["optimizer"] == "adamw":  # what keys from before there was another default mean
+            del settings["optimizer"]
+        return run_keys.of("source", key, settings)
+
+    def source_options(self, source: SourceModel) -> dict[str, Any]:
+        """Options of a source's own training. The optimizer is always named."""
+        assert source.train is not None
+        known = matrices_known(hub.resolve(source.model))
+        usual = usual_optimizer(matrices_known=known, first_copy_moments=False, lr_rule=source.train.get("lr_rule"))
+        return {"optimizer": usual, **source.train}
 
     def source_directory(self, source: SourceModel) -> Path:
         """Where a trained source lies: in the directory of the study that trains it."""
@@ -47,12 +60,11 @@ class Identity:
         if arm.kind in ("source", "model"):
             directory = hub.resolve(arm.source.model if arm.source else str(arm.model))
             grown_by = receipt.read(directory)
-            grown = grown_by is not None and grown_by.growth.wider
             first_copy = grown_by is not None and grown_by.first_copy_moments
+            known = grown_by is not None or matrices_known(directory)
         else:
-            grown = arm.kind == "clone" and Growth(**arm.growth).wider
-            first_copy = arm.moments == "first-copy"
-        usual = usual_optimizer(grown=grown, first_copy_moments=first_copy, lr_rule=arm.train.get("lr_rule"))
+            known, first_copy = True, arm.moments == "first-copy"  # what can be grown is known
+        usual = usual_optimizer(matrices_known=known, first_copy_moments=first_copy, lr_rule=arm.train.get("lr_rule"))
         return {"optimizer": usual, **arm.train}
 
     def run_options(self, arm: Arm, lr: float | None) -> dict[str, Any]:
@@ -61,8 +73,8 @@ class Identity:
 
     def run(self, arm: Arm, seed: int, lr: float | None) -> str:
         """The key of a run."""
-        settings = run_keys.training(self.run_options(arm, lr))
-        return run_keys.of("run", self.model(arm, seed), arm.kind == "random", settings, seed)
+        model = self.model(arm, seed)  # first: without it nothing else can be known
+        return run_keys.of("run", model, arm.kind == "random", run_keys.training(self.run_options(arm, lr)), seed)
 
     def tuning_options(self, arm: Arm, lr: float) -> dict[str, Any]:
         """Options of a tuning run: on the short horizon and its own text, for a last loss only."""
@@ -73,8 +85,9 @@ class Identity:
     def tuning_run(self, arm: Arm, lr: float) -> str:
         """The key of a tuning run."""
         assert arm.tuning is not None
-        seed, settings = arm.tuning.seed, run_keys.training(self.tuning_options(arm, lr))
-        return run_keys.of("tune", self.model(arm, seed), arm.kind == "random", settings, seed)
+        seed = arm.tuning.seed
+        model = self.model(arm, seed)
+        return run_keys.of("tune", model, arm.kind == "random", run_keys.training(self.tuning_options(arm, lr)), seed)
 
     def recorded_run(self, arm: Arm, seed: int, record: RunRecord | None) -> str:
         """The key of a run, at the learning rate on record if its own has to be chosen first."""

@@ -271,7 +271,7 @@ class Runner:
     async def _trained(self, run: Run, rate: float | None) -> RunRecord:
         """The record of a finished run, which is begun or resumed if it has not finished yet."""
         arm, known = run.arm, self.progress.records.runs
-        options, key = self._identity.run_options(arm, rate), self._identity.run(arm, run.seed, rate)
+        key, options = self._identity.run(arm, run.seed, rate), self._identity.run_options(arm, rate)
         if run.kept is not None and run.kept.key != key:
             run.kept = None
         if key not in known:

@@ -114,13 +114,12 @@ class Sources:
         """
         if self._processes.stopped:
             raise Interrupted
-        assert source.train is not None
         first = self.recorded(source)
         again = first is not None and directory.is_dir() and not checkpoints.every(directory)
         target = directory.with_name(f"{directory.name}.again") if again else directory
+        options = {"keep": 1, **self._identity.source_options(source), **self._trunk(source)}
         await trainings.train(
-            self._processes, hub.resolve(source.model), {"keep": 1, **source.train, **self._trunk(source)}, seed=0,
-            scratch=True,
+            self._processes, hub.resolve(source.model), options, seed=0, scratch=True,
             began=Began(f"source {source.name}", target), on_event=self._on_event,
         )  # fmt: skip
         if again:

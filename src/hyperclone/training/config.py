@@ -171,10 +171,10 @@ class Training:
     optimizer: OptimizerName | None = field(
         default=None,
         metadata=option(
-            "adamw; rotated: AdamW on the common part of copies and on their differences, which brings the added width "
-            "into use; muon: Muon for the matrices in the layers, also on these parts, and rotated for the rest; "
-            "plain-muon: Muon on whole matrices, and adamw for the rest "
-            "[rotated for a wider clone with the scaled rule, else adamw].",
+            "muon: Muon for the matrices in the layers, of a clone on the common part of copies and on their "
+            "differences, which brings the added width into use, and rotated for the rest; rotated: AdamW on these "
+            "parts; adamw; plain-muon: Muon on whole matrices, and adamw for the rest "
+            "[muon; adamw with the uniform rule, and where the architecture is not known].",
             group=_OPTIMIZER,
         ),
     )

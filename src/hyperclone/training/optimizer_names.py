@@ -15,12 +15,12 @@ STARTS_FROM: dict[str, tuple[OptimizerName, ...]] = {
 }
 
 
-def usual_optimizer(*, grown: bool, first_copy_moments: bool, lr_rule: LrRule | None) -> OptimizerName:
-    """The optimizer when none is asked for: what was best in docs/findings.md.
+def usual_optimizer(*, matrices_known: bool, first_copy_moments: bool, lr_rule: LrRule | None) -> OptimizerName:
+    """The optimizer when none is asked for: what was best in docs/findings.md, for clones and what they compare with.
 
     Args:
-        grown: the model starts as a wider clone, so that copies can be compared.
+        matrices_known: the architecture is known, so that Muon can be told its matrices.
         first_copy_moments: it starts from moments of the first copies only, which make copies diverge under AdamW.
         lr_rule: as asked for; "uniform" is the published recipe, whose optimizer is AdamW.
     """
-    return "rotated" if grown and not first_copy_moments and lr_rule != "uniform" else "adamw"
+    return "muon" if matrices_known and not first_copy_moments and lr_rule != "uniform" else "adamw"

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from hyperclone.architectures import registry
 from hyperclone.conversion import receipt, source_rate
 from hyperclone.conversion.receipt import Receipt
-from hyperclone.errors import FamilyError, TrainingError
+from hyperclone.errors import TrainingError
 from hyperclone.evaluation import evaluate
 from hyperclone.hf.models import max_positions
 from hyperclone.io import hub, hub_upload
@@ -25,6 +24,7 @@ from hyperclone.training.budget import Budget
 from hyperclone.training.config import PrecisionName, Training
 from hyperclone.training.events import Watch, Weights
 from hyperclone.training.inputs import Texts
+from hyperclone.training.known_matrices import matrices_known
 from hyperclone.training.mixture import one_epoch
 from hyperclone.training.optimizer_names import OF_COPIES, STARTS_FROM, usual_optimizer
 from hyperclone.training.packing import Windows
@@ -270,9 +270,8 @@ def _with_optimizer(
     """
     recorded = receipt.read(grown) if grown else None
     first_copy = moments and recorded is not None and recorded.first_copy_moments
-    usual = usual_optimizer(
-        grown=recorded is not None and recorded.growth.wider, first_copy_moments=first_copy, lr_rule=training.lr_rule
-    )
+    known = recorded is not None or matrices_known(directory)
+    usual = usual_optimizer(matrices_known=known, first_copy_moments=first_copy, lr_rule=training.lr_rule)
     begun = user_path(training.branch_from) if training.branch_from is not None else output if training.resume else None
     earlier = None if begun is None else resume.recorded_optimizer(begun)
     optimizer = training.optimizer or earlier or usual
@@ -315,8 +314,15 @@ def _with_optimizer(
         )
     if optimizer in OF_COPIES and recorded is not None and training.difference_lr is None:
         training = replace(training, difference_lr=_difference_lr(training, recorded), source_lr=None)
-    if grown is None and optimizer in STARTS_FROM["muon"]:
-        _check_matrices_known(directory, optimizer)
+    if not known and optimizer in STARTS_FROM["muon"]:
+        raise TrainingError(
+            "the matrices of this architecture, which Muon would train, are not known",
+            file=directory / "config.json",
+            field="optimizer",
+            found=f"{optimizer}, of model_type {hub.config(directory).get('model_type')}",
+            expected="a model type that `hyperclone families` lists",
+            cure="--optimizer adamw",
+        )
     return replace(training, optimizer=optimizer)
 
 
@@ -327,23 +333,6 @@ def _difference_lr(training: Training, recorded: Receipt) -> float | None:
         return None
     old, new = recorded.plan.sizes["hidden"]
     return source_rate.difference_lr(source_lr, old, new)
-
-
-def _check_matrices_known(directory: Path, optimizer: str) -> None:
-    """Muon must know which matrices a model without copies has: from its family, or from the receipt's."""
-    recorded = receipt.read(directory)
-    config = hub.config(directory)
-    try:
-        registry.of_config(config, user_family=None if recorded is None else recorded.family)
-    except FamilyError:
-        raise TrainingError(
-            "the matrices of this architecture, which Muon would train, are not known",
-            file=directory / "config.json",
-            field="optimizer",
-            found=f"{optimizer}, of model_type {config.get('model_type')}",
-            expected="a model type that `hyperclone families` lists",
-            cure="--optimizer adamw",
-        ) from None
 
 
 def _usual_precision() -> PrecisionName:
