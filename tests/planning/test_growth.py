@@ -286,7 +286,7 @@ def test_options_are_named_and_do_not_change() -> None:
         ("expansion", None, ["symmetric, diagonal"]),
         ("noise", "white", ["split, gaussian, none"]),
         ("noise", False, ["split, gaussian, none"]),
-        ("dtype", "bfloat16", ["bf16, fp16, fp32, fp64"]),
+        ("dtype", "int8", ["bf16, fp16, fp32, fp64"]),
         ("dtype", ["bf16"], ["bf16"]),
         ("snr_db", 81, ["-40 to 80"]),
         ("snr_db", -41.0, ["-40 to 80"]),

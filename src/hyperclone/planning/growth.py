@@ -27,7 +27,7 @@ from hyperclone.planning.recipe import (
 
 Width = str | int | float
 OUTPUT_DTYPES: dict[str, str] = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "fp64": "F64"}
-
+_TORCH_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "float64": "fp64"}
 
 LARGEST_FACTOR = 64  # a larger one is probably meant as a size
 _GROUP = "Growth"  # heading of the command line's help
@@ -132,7 +132,7 @@ class Growth:
     )
     dtype: OutputDtype | None = field(
         default=None,
-        metadata=option("Type of the grown weights [the source's].", group=_GROUP),
+        metadata=option("Type of the grown weights, by these names or torch's [the source's].", group=_GROUP),
     )
     allow_rounding: bool = field(
         default=False,
@@ -140,6 +140,7 @@ class Growth:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", dtype_name(self.dtype))
         check(self, GrowthError)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
@@ -186,6 +187,12 @@ class Growth:
                 "a token cannot be routed to this many experts", field="top_k", found=repr(self.top_k),
                 expected=f"1 to {most}", cure="give --experts as well" if experts is None else None,
             )  # fmt: skip
+
+
+def dtype_name(dtype: object) -> object:
+    """A type by our name, if it has one: "bf16" of "bfloat16", of torch.bfloat16, and of "bf16" itself."""
+    name = str(dtype).removeprefix("torch.")
+    return _TORCH_DTYPES.get(name, dtype)
 
 
 def resolve(growth: Growth, sizes: Mapping[str, int], *, deeper: bool = False) -> dict[str, int]:
