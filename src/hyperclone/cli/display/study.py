@@ -131,7 +131,8 @@ def outlook(study: Study, progress: Progress | None) -> Table:
         study: the request.
         progress: what of it has finished (study.finished); None if nothing has.
     """
-    table = Table(title=study.name, caption=f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}")
+    caption = f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}"
+    table = _table(study.name, caption)
     table.add_column("arm")
     table.add_column("starts from")
     for column in ("tokens", "learning rate", "runs", "finished", "tokens in all"):
@@ -156,14 +157,22 @@ def outlook(study: Study, progress: Progress | None) -> Table:
             lr, runs = "one of " + ", ".join(f"{rate:g}" for rate in tried), runs + max(len(tried), extended)
         whole += total
         row = (_start(arm), human_count(tokens), lr, str(runs), _finished(arm, progress), human_count(total))
-        table.add_row(arm.label, *row)
-    table.add_section()
-    table.add_row("in all", "", "", "", "", "", human_count(whole))
+        table.add_row(arm.name, *row)
+    table.add_row("in all", "", "", "", "", "", human_count(whole), style="bold")
     return table
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim",
+        caption=caption, caption_justify="left",
+    )  # fmt: skip
 
 
 def _start(arm: Arm) -> str:
     """What an arm starts from, in words."""
+    if arm.branch_of is not None:
+        return f"{arm.branch_of}, before its rate decays"
     source = arm.model or (arm.source.name if arm.source else "")
     grown = f"{source} {Growth(**arm.growth).flags()}" if arm.growth else source
     return f"random weights ({grown})" if arm.kind == "random" else grown
@@ -195,8 +204,10 @@ def table(progress: Progress, speedups: Sequence[tuple[Run, Speedup]]) -> Table:
     """Arms with their median over seeds (lowest to highest); compared with the control as far as that has ended."""
     control = progress.study.control
     compared = ("minus\ncontrol", "rise", "faster:\ntokens", "\nFLOPs", "with\nsource")
-    table = Table(title=progress.study.name, caption="median over seeds, lowest - highest"
-                  + ("; speed-ups as in docs/study.md" if control else ""))  # fmt: skip
+    table = _table(
+        progress.study.name,
+        "median over seeds, lowest - highest" + ("; speed-ups as in docs/study.md" if control else ""),
+    )
     table.add_column("arm")
     for column in ("lr", "loss", *(compared if control else ())):
         table.add_column(column, justify="right")
