@@ -21,7 +21,7 @@ def draw(results: Results, answer: Answer) -> Canvas | None:
         return None
     canvas = Canvas("answer", "What the number means", "", height=3.2)
     axes = canvas.axes[0]
-    rows = curve_figures.lines(axes, results, [control, arm], "tokens")
+    rows = curve_figures.lines(axes, results, list(dict.fromkeys([control, arm])), "tokens")
     low, high = axes.plot.get_ylim()
     axes.plot.set_ylim(low - 0.08 * (high - low), high)  # room below the arrow
     target, final = (statistics.mean(curve.loss[-1] for curve in results.curves[one]) for one in (control, arm))

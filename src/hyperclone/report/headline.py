@@ -196,7 +196,7 @@ def _uncompared(results: Results) -> Answer:
     """Without a control to compare with: the lowest final loss; before the first run has ended, how many have."""
     finished = [row.status for row in results.rows].count(FINISHED)
     if not results.runs:
-        return Answer(RUNS, f"{finished}/{len(results.rows)}", missing(results))
+        return Answer(RUNS, f"{finished}/{len(results.rows)}", f"{standing(results)} {missing(results)}".strip())
     last = final_losses(results)
     arm = min(last, key=lambda name: last[name])
     lengths = sorted(run.curve.tokens[-1] for runs in results.runs.values() for run in runs)
@@ -226,7 +226,7 @@ def _label(results: Results, arm: str) -> str:
 
 
 def _target(results: Results, control: str) -> str:
-    return f"the final held-out loss of the control arm, {_label(results, control)},"
+    return f"the final held-out loss of the control arm, {_label(results, control)}"
 
 
 def _beside(results: Results, arm: str, rows: Sequence[Speedup], *, over: str = "") -> str:
@@ -271,6 +271,6 @@ def signed(value: float) -> str:
 def spread(values: Sequence[float | None]) -> str:
     """Median, and the range where there is one: 3.10x (2.90x to 3.30x)."""
     over = Spread.over(values)
-    if over.low == over.high:
+    if factor(over.low) == factor(over.high):
         return factor(over.median)
     return f"{factor(over.median)} ({factor(over.low)} to {factor(over.high)})"

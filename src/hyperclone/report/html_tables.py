@@ -39,7 +39,7 @@ def summary(results: Results) -> str:
     """How each arm with results ended, against the control, at what cost, on which machine. Branches are left out."""
     shown = [arm for arm in results.runs if not results.arms[arm].get("branch_of")]
     machines = {arm: _machines(results, [arm]) for arm in shown}
-    one = len(set(machines.values())) == 1
+    letters = {machine: chr(ord("A") + i) for i, machine in enumerate(dict.fromkeys(machines.values()))}
     seconds = {arm: statistics.median(run.curve.seconds[-1] for run in results.runs[arm]) for arm in shown}
     unit, size = ("hours", 3600) if max(seconds.values(), default=0) >= 3600 else ("minutes", 60)
     head = ["arm", "final loss", "against the control", "tokens", "FLOPs", unit, "machine"]
@@ -49,13 +49,16 @@ def summary(results: Results) -> str:
         rows.append([
             _name(results, arm), f"{headline.final_losses(results)[arm]:.3f}", _against(results, arm),
             short_count(curve.tokens[-1]), short_count(curve.flops[-1]), f"{seconds[arm] / size:.3g}",
-            _text(machines[arm]),
+            letters[machines[arm]],
         ])  # fmt: skip
-    dropped = [*([] if results.control else [2]), *([6] if one else [])]
+    dropped = [*([] if results.control else [2]), *([6] if len(letters) == 1 else [])]
     head, *rows = ([cell for i, cell in enumerate(row) if i not in dropped] for row in [head, *rows])
     seeds = sorted({len(results.runs[arm]) for arm in shown})
     said = [f"Medians over {' to '.join(map(str, seeds))} seeds." if seeds[-1] > 1 else "One seed each."]
-    said += [f"All on {machines[shown[0]]}."] if one else []
+    said.append(
+        f"All on {machines[shown[0]]}." if len(letters) == 1
+        else f"Machines: {'; '.join(f'{letter}: {machine}' for machine, letter in letters.items())}."
+    )  # fmt: skip
     said += _sources(results)
     return table(head, rows, raw=True, name="summary", owners=shown) + f"<p class=note>{_text(' '.join(said))}</p>"
 

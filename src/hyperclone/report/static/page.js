@@ -82,10 +82,11 @@ class Shown { // a figure on the page
     this.listen();
   }
   draw() {
-    if (this.element.hidden) return;
-    const style = getComputedStyle(this.plot.parentNode.parentNode);
-    const width = printed || this.plot.clientWidth || parseFloat(style.width);
     this.plot.replaceChildren();
+    this.svg = null;
+    this.sets = [];
+    if (this.element.hidden) return;
+    const width = printed || this.plot.clientWidth;
     this.sets = drawFigure(this.plot, this.element.id, this.figure, this.views, width, shown);
     this.svg = this.plot.firstChild;
     const zoomed = this.views.some(Boolean);
@@ -136,7 +137,7 @@ class Shown { // a figure on the page
     return [within((px - left) / width), within(1 - (py - top) / height)];
   }
   listen() {
-    const plot = this.plot, gone = () => leave(this.svg);
+    const plot = this.plot, gone = () => { if (this.svg) leave(this.svg); };
     plot.addEventListener("pointermove", event => {
       const at = this.units(event);
       if (this.from) return this.drag(at, event);
@@ -161,7 +162,10 @@ class Shown { // a figure on the page
       if (x[1] - x[0] > 0.02) this.look(from.number, x, y[1] - y[0] > 0.05 ? y : [0, 1]);
     });
     plot.addEventListener("pointercancel", () => { this.from = null; });
-    plot.addEventListener("pointerleave", () => { gone(); if (!this.from?.moved) this.from = null; });
+    plot.addEventListener("pointerleave", event => { // what a finger touched stays until the next touch
+      if (event.pointerType !== "touch") gone();
+      if (!this.from?.moved) this.from = null;
+    });
     plot.addEventListener("blur", gone);
     plot.addEventListener("dblclick", () => this.whole());
     plot.addEventListener("keydown", event => this.press(event));
@@ -228,6 +232,9 @@ new ResizeObserver(() => {
 }).observe(document.querySelector("main"));
 drawAll();
 
+document.addEventListener("pointerdown", event => {
+  for (const one of drawn.values()) if (one.svg && !one.plot.contains(event.target)) leave(one.svg);
+}, true);
 const boxes = [...document.querySelectorAll("#chips input")];
 function hide() {
   hidden.clear();

@@ -155,7 +155,7 @@ function ends(svg, axes, box, at) { // names beside the ends of lines, pushed ap
   for (const one of axes.series) {
     if (one.kind === "quiet" || (one.kind === "points" && axes.series.some(other => other.kind === "line"))) continue;
     const inside = one.x.map((x, i) => [x, one.y[i]]).filter(([x, y]) => y !== null && x <= axes.x[1] && x >= axes.x[0]);
-    if (!inside.length) continue;
+    if (!inside.some(([, y]) => y >= axes.y[0] && y <= axes.y[1])) continue;
     const heights = inside.map(([, y]) => y).sort((a, b) => a - b);
     const value = one.kind === "line" ? inside[inside.length - 1][1]
       : one.kind === "bars" ? heights.reduce((sum, y) => sum + y, 0) / heights.length : heights[Math.floor(heights.length / 2)];
