@@ -8,6 +8,7 @@ from hyperclone.report import comparison_figures, curve_figures
 from hyperclone.report.canvas import Canvas
 from hyperclone.report.headline import EFFICIENCY, LOWEST, SPEEDUP, Answer, final_losses, measure
 from hyperclone.report.load import Results
+from hyperclone.report.styles import table
 
 _MOST = 10  # rows of a figure without a control
 
@@ -36,7 +37,7 @@ def draw(results: Results, answer: Answer) -> Canvas | None:
     elif answer.kind == EFFICIENCY:
         axes.rule(final, across=True, dotted=True)
         axes.span(answer.number, (own, final), (own * found.median, final))
-        caption += "Dotted: where the arm ends. The arrow goes from the arm's end to where the control comes down to it."
+        caption += "Dotted: where the arm ends. The arrow goes from there to where the control comes down to it."
     else:
         axes.rule(target, across=True, dotted=True)
         axes.span(answer.number, (own, target), (own, final))
@@ -44,7 +45,7 @@ def draw(results: Results, answer: Answer) -> Canvas | None:
     canvas.caption = caption
     axes.legend()
     canvas.label(axes, "tokens", "held-out loss (nats per token)")
-    canvas.table = curve_figures.table(rows, ["arm", "tokens", "loss"])
+    canvas.table = table(rows, ["arm", "tokens", "loss"])
     return canvas
 
 

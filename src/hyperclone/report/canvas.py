@@ -166,4 +166,3 @@ def _apart(heights: Sequence[float], low: float, high: float, gap: float) -> lis
         moved[i] = min(moved[i], limit)
         limit = moved[i] - gap
     return moved
-

@@ -94,8 +94,8 @@ def speedups(results: Results) -> Canvas | None:
     canvas = Canvas(
         "speedup", "Speed-up in tokens",
         "Tokens of the control arm's whole training over those that an arm needs to the same held-out loss. "
-        "Points are seeds, strokes medians, for which a seed that never reaches that loss counts as 0. A seed that never "
-        "reaches it, or starts below it, has no point.",
+        "Points are seeds, strokes medians, for which a seed that never reaches that loss counts as 0. Such a seed has "
+        "no point, nor has one that starts below that loss.",
         height=1.2 + 0.34 * len(arms),
     )  # fmt: skip
     dots(canvas, results, arms, values, "speed-up in tokens", without=without, median=median)
@@ -129,8 +129,9 @@ def groups(results: Results) -> Iterator[Canvas]:
     """Arms that a study compares with each other: expansions, noise, factors, ..."""
     for number, (group, arms) in enumerate(results.groups().items()):
         canvas = Canvas(f"group-{number}", f"Compared: {group}",
-                        "First: held-out loss, mean and range over seeds. Second: at the end; points are seeds, strokes "
-                        "medians.", columns=2, widths=(3, 2), height=max(2.8, 1.2 + 0.34 * len(arms)))  # fmt: skip
+                        "First: held-out loss, mean and range over seeds. Second: at the end; points are seeds, "
+                        "strokes medians.", columns=2, widths=(3, 2),
+                        height=max(2.8, 1.2 + 0.34 * len(arms)))  # fmt: skip
         curve_figures.lines(canvas.axes[0], results, arms, "tokens")
         canvas.axes[0].labels.clear()  # the other half says which is which
         canvas.label(canvas.axes[0], "tokens", "held-out loss (nats per token)")

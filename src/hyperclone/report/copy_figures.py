@@ -54,8 +54,8 @@ def divergence(results: Results) -> Canvas | None:
     shown = next((arm for arm in measured if arm == results.headline), next(iter(measured)))
     canvas = Canvas(
         "divergence", "Symmetry between copies against tokens",
-        "Mean cosine between the copies of the columns that read a grown axis (paper, section 3.2 and figure 5). First: "
-        f"mean over matrices, by arm. Second: the layers of “{results.arms[shown]['label']}”.",
+        "Mean cosine between the copies of the columns that read a grown axis (paper, section 3.2 and figure 5). "
+        f"First: mean over matrices, by arm. Second: the layers of “{results.arms[shown]['label']}”.",
         columns=2,
     )  # fmt: skip
     numbers: list[list[str]] = []

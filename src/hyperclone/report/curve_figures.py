@@ -102,7 +102,8 @@ def early(
         kept = [i for number, i in enumerate(after) if number < 4 or x[i] <= 0.1 * x[-1]]
         if kept:
             x, y, low, high = ([values[i] for i in kept] for values in (x, y, low, high))
-            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm), marker="o", markersize=3)
+            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm), marker="o",
+                      markersize=3)  # fmt: skip
             rows.append((arm, x, y))
     if not rows:
         return None
@@ -136,7 +137,8 @@ def accuracy(results: Results) -> Canvas | None:
     for arm, curves in results.curves.items():
         x, y, low, high = mean_over_seeds(curves, "tokens", mean)
         if x:
-            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm), marker="o", markersize=3)
+            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm), marker="o",
+                      markersize=3)  # fmt: skip
             rows.append((arm, x, y))
     if not rows:
         return None

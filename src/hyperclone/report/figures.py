@@ -11,7 +11,8 @@ COSTS = (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of train
 
 def every(results: Results) -> list[Canvas]:
     """All figures that the results allow, in the order of the page."""
-    canvases: list[Canvas | None] = [answer_figure.draw(results, headline.answer(results)), worth_figures.worth(results)]
+    first = answer_figure.draw(results, headline.answer(results))
+    canvases: list[Canvas | None] = [first, worth_figures.worth(results)]
     if results.runs:
         canvases += [
             curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)

@@ -30,7 +30,8 @@ class Measure:
 
     Attributes:
         kind: SPEEDUP, EFFICIENCY, DIFFERENCE, or END_DIFFERENCE where the two were not trained equally long.
-        values: by seed; None: a speed-up of a seed that never reaches the control, an efficiency of one that ends lower.
+        values: by seed; None is the speed-up of one that never reaches the control, the efficiency of one that ends
+            lower.
     """
 
     kind: str
@@ -152,7 +153,8 @@ def _also_reached(rows: Sequence[Speedup]) -> str:
     reached = [row.speedup_tokens for row in rows if row.speedup_tokens not in (None, math.inf)]
     if not reached:
         return ""
-    return f"It reaches the control's final loss in {len(reached)} of {_seeds(rows)}, with {spread(reached)} fewer tokens."
+    where = f"in {len(reached)} of {_seeds(rows)}"
+    return f"It reaches the control's final loss {where}, with {spread(reached)} fewer tokens."
 
 
 def _also_efficient(rows: Sequence[Speedup]) -> str:
@@ -204,9 +206,10 @@ def _uncompared(results: Results) -> Answer:
     trained = f"trained for {low} tokens" if low == high else f"trained for {low} to {high} tokens"
     rows = results.runs[arm]
     source = "" if results.arms[arm]["kind"] == "random" else "; the source's own training is not charged"
+    every = f"{len(last)} {'arm' if len(last) == 1 else 'arms'}"
     sentence = (
-        f"{_label(results, arm)} ends at the lowest held-out loss of {len(last)} {'arm' if len(last) == 1 else 'arms'}, "
-        f"{trained} ({'one seed' if len(rows) == 1 else f'median of {len(rows)} seeds'}{source})."
+        f"{_label(results, arm)} ends at the lowest held-out loss of {every}, {trained} "
+        f"({'one seed' if len(rows) == 1 else f'median of {len(rows)} seeds'}{source})."
     )
     return Answer(LOWEST, f"{last[arm]:.3f}", sentence, [missing(results), *_caveats(results, len(rows))])
 

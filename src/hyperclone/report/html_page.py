@@ -51,8 +51,9 @@ def render(results: Results, canvases: Sequence[Canvas]) -> str:
         f'<link rel=icon href="data:,"><title>{_text(study["name"])}</title><style>{_file("page.css")}</style></head>'
         '<body><button id=theme type=button aria-label="light or dark">◐</button><main>'
         + "\n".join(part for part in parts if part)
-        + f"</main><div id=tip role=status hidden></div><script id=data type=application/json>{_data(results, canvases)}"
-        f"</script><script>{_file('plot.js')}\n{_file('page.js')}</script></body></html>\n"
+        + "</main><div id=tip role=status hidden></div>"
+        f"<script id=data type=application/json>{_data(results, canvases)}</script>"
+        f"<script>{_file('plot.js')}\n{_file('page.js')}</script></body></html>\n"
     )
 
 
