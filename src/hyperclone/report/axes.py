@@ -25,6 +25,7 @@ class Series:
             (`x`, `y` or `both` of its numbers), of `bars` the height of the nearest name; nothing of a `quiet` line.
         shown: which numbers of points the page shows; the others only say where a name is.
         low, high: (points,) of a band.
+        seeds: (bars, seeds) values behind each bar.
         dash: lengths of strokes and gaps, as in SVG.
         mark: whether each point of a line is marked.
         opacity: from 0 to 1.
@@ -39,17 +40,20 @@ class Series:
     shown: str = "both"
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    seeds: Sequence[Sequence[float]] = ()
     dash: str = ""
     mark: bool = False
     opacity: float = 1.0
 
     def numbers(self) -> dict[str, Any]:
         """For the page, without what is as usual."""
-        usual = {"shown": "both", "low": [], "high": [], "dash": "", "mark": False, "opacity": 1.0, "arm": self.label}
+        usual = {"shown": "both", "low": [], "high": [], "seeds": [], "dash": "", "mark": False, "opacity": 1.0}
+        usual["arm"] = self.label
         values = {
             "label": self.label, "color": on_page(self.color), "arm": self.arm, "x": _short(self.x),
             "y": _short(self.y), "kind": self.kind, "shown": self.shown, "low": _short(self.low),
-            "high": _short(self.high), "dash": self.dash, "mark": self.mark, "opacity": self.opacity,
+            "high": _short(self.high), "seeds": [_short(one) for one in self.seeds], "dash": self.dash,
+            "mark": self.mark, "opacity": self.opacity,
         }  # fmt: skip
         return {name: value for name, value in values.items() if name not in usual or usual[name] != value}
 
@@ -116,9 +120,7 @@ class Axes:
         self.plot.bar(x, [0 if one is None else one for one in y], width, color=color, alpha=0.55)
         for at, values in zip(x, seeds, strict=True):
             self.plot.plot([at] * len(values), values, "o", color=color, markersize=3)
-        low = [min(values, default=math.nan) for values in seeds]
-        high = [max(values, default=math.nan) for values in seeds]
-        self.series.append(Series(label, color, label, list(range(len(y))), list(y), "bars", low=low, high=high))
+        self.series.append(Series(label, color, label, list(range(len(y))), list(y), "bars", seeds=seeds))
 
     def rule(self, value: float, *, across: bool, color: str = INK, dotted: bool = False, arm: str = "") -> None:
         """A line through the whole figure, `across` it or upright; hidden with `arm`."""

@@ -42,7 +42,7 @@ def summary(results: Results) -> str:
     letters = {machine: chr(ord("A") + i) for i, machine in enumerate(dict.fromkeys(machines.values()))}
     seconds = {arm: statistics.median(run.curve.seconds[-1] for run in results.runs[arm]) for arm in shown}
     unit, size = ("hours", 3600) if max(seconds.values(), default=0) >= 3600 else ("minutes", 60)
-    head = ["arm", "final loss", "against the control", "tokens", "FLOPs", unit, "machine"]
+    head = ["arm", "final loss", "against the control", "tokens", "FLOPs", unit, "on"]
     rows = []
     for arm in shown:
         curve = results.runs[arm][0].curve

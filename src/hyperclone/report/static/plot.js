@@ -116,15 +116,14 @@ function series(group, axes, one, at) { // at(x, y): where a point lies
       if (y !== null) make("circle", {cx: x.toFixed(1), cy: y.toFixed(1), r: one.mark ? 2.6 : 4, fill: color, "fill-opacity": one.mark ? "" : 0.75}, group);
 }
 
-function bars(group, axes, at) { // groups of bars, with a stroke from the lowest to the highest seed
+function bars(group, axes, at) { // groups of bars, with a point for each seed
   const shown = axes.series.filter(one => one.kind === "bars"), width = 0.8 / Math.max(1, shown.length);
   shown.forEach((one, number) => one.y.forEach((value, name) => {
     if (value === null) return;
     const start = name - 0.4 + width * number, [x, y] = at(start + 0.05 * width, value);
     const [end, floor] = at(start + 0.95 * width, Math.max(0, axes.y[0])), middle = (x + end) / 2;
     make("rect", {x, y: Math.min(y, floor), width: end - x, height: Math.abs(floor - y), fill: one.color, "fill-opacity": 0.6}, group);
-    if (one.low?.[name] != null && one.low[name] < one.high[name])
-      make("path", {d: `M${middle} ${at(0, one.low[name])[1]}V${at(0, one.high[name])[1]}`, stroke: one.color, "stroke-width": 2}, group);
+    for (const seed of one.seeds[name]) make("circle", {cx: middle, cy: at(0, seed)[1], r: 2.4, fill: one.color}, group);
   }));
 }
 
