@@ -1,81 +1,22 @@
 """Drawing once, for page and paper: matplotlib figures whose SVG takes its colors from the page.
 
 Ink and grid are drawn in two colors that nothing else has; in the page these and the arms' colors become CSS
-variables, so that the same figure is dark on light and light on dark. What is drawn through `Canvas` is also kept as
-numbers with the position of its axes, from which the page shows values under the pointer.
+variables, so that the same figure is dark on light and light on dark. What is drawn through `Axes` is also kept as
+numbers, from which the page draws the figure anew, at its own width; without scripts it shows the SVG.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hyperclone.errors import StudyError
+from hyperclone.report.axes import Axes, literal
+from hyperclone.report.palette import GRID, INK, LIGHT, PAGE
 from hyperclone.units import short_count
-
-INK, GRID = "#010203", "#040506"  # sentinels
-_LIGHT = {INK: "#1f2328", GRID: "#d0d7de"}
-# Okabe and Ito's colors for the color-blind, without the two that are too pale or too dark on one of the pages.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D", "#66A61E", "#E7298A")
-# What a color is called in the page, whose style says what it is on light and on dark.
-_PAGE = {INK: "var(--ink)", GRID: "var(--grid)", **{one: f"var(--c{i})" for i, one in enumerate(COLORS)}}
-
-
-@dataclass
-class Series:
-    """Numbers behind what was drawn; None where there is nothing.
-
-    Attributes:
-        label, color: of the arm.
-        x, y: (points,).
-        kind: what the page shows of it under the pointer: of a `line` its height there, of `points` the nearest one
-            (`x`, `y` or `both` of its numbers), of `bars` the height of the nearest name.
-        shown: which numbers of points the page shows; the others only say where a name is.
-    """
-
-    label: str
-    color: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    kind: str = "line"
-    shown: str = "both"
-
-
-@dataclass
-class Axes:
-    """One set of axes with what was drawn in it."""
-
-    plot: Any
-    series: list[Series] = field(default_factory=list)
-    labels: list[tuple[float, float, str, str]] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-
-    def line(self, label: str, color: str, x: Sequence[float], y: Sequence[float], **style: Any) -> None:
-        """A line that is named beside its end."""
-        self.plot.plot(x, y, color=color, **{"linewidth": 1.6, **style})
-        self.series.append(Series(label, color, list(x), list(y)))
-        self.labels.append((x[-1], y[-1], label, color))
-
-    def band(self, color: str, x: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
-        """From the lowest to the highest seed."""
-        self.plot.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-
-    def points(
-        self, label: str, color: str, x: Sequence[float], y: Sequence[float], *, shown: str = "both", **style: Any
-    ) -> None:
-        """Points without a line; `shown`: the numbers that are shown under the pointer, `x`, `y` or `both`."""
-        self.plot.plot(x, y, color=color, linestyle="none", **{"marker": "o", "markersize": 5, **style})
-        self.series.append(Series(label, color, list(x), list(y), "points", shown))
-
-    def bars(self, label: str, color: str, x: Sequence[float], y: Sequence[float | None], width: float) -> None:
-        """One bar for each of `names`, which stand at 0, 1, 2, ...; None: no bar."""
-        self.plot.bar(x, [0 if one is None else one for one in y], width, color=color, alpha=0.55)
-        self.series.append(Series(label, color, list(range(len(y))), list(y), "bars"))
 
 
 class Canvas:
@@ -96,6 +37,7 @@ class Canvas:
             raise StudyError("matplotlib draws the figures, and it is not installed",
                              cure="pip install 'hyperclone[report]'") from None  # fmt: skip
         self.name, self.title, self.caption = name, title, caption
+        self.height, self.widths = height, widths or [1] * columns
         self.table: tuple[list[str], list[list[str]]] = ([], [])
         matplotlib.use("Agg")
         with matplotlib.rc_context(_STYLE):
@@ -115,7 +57,7 @@ class Canvas:
 
     def label(self, axes: Axes, x: str, y: str, title: str = "") -> None:
         """Names of the axes, and of each line at its end, pushed apart where they would overlap."""
-        plot = axes.plot
+        plot, axes.titles = axes.plot, (x, y, title)
         from matplotlib.ticker import FuncFormatter
 
         for axis, scale in ((plot.xaxis, plot.get_xscale()), (plot.yaxis, plot.get_yscale())):
@@ -163,39 +105,33 @@ class Canvas:
             self.figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = stream.getvalue()
         text = text[text.index("<svg") :]
-        for color, variable in _PAGE.items():
+        for color, variable in PAGE.items():
             text = text.replace(color.lower(), variable)
         return _small(text, self.name)
 
-    def numbers(self) -> list[dict[str, Any]]:
-        """Axes and series for the page: boxes in the SVG's own units."""
-        size = self.figure.get_size_inches() * 72
-        numbers = []
-        for axes in self.axes:
-            box = axes.plot.get_position()
-            numbers.append({
-                "box": [box.x0 * size[0], (1 - box.y1) * size[1], box.width * size[0], box.height * size[1]],
-                "x": [*axes.plot.get_xlim(), axes.plot.get_xscale() == "log"],
-                "y": [*axes.plot.get_ylim(), axes.plot.get_yscale() == "log"],
-                "names": axes.names,
-                "series": [{"label": one.label, "color": on_page(one.color), "x": _short(one.x), "y": _short(one.y),
-                            "kind": one.kind, "shown": one.shown} for one in axes.series],
-            })  # fmt: skip
-        return numbers
+    def numbers(self) -> dict[str, Any]:
+        """What the page draws: widths of the axes in proportion, the height in inches of a figure 8.4 inches wide."""
+        return {"title": self.title, "height": self.height, "widths": list(self.widths),
+                "axes": [axes.numbers() for axes in self.axes]}  # fmt: skip
+
+    def alternative(self) -> str:
+        """The figure in words, for who cannot see it: where each line ends, and the middle of points."""
+        parts = [one for axes in self.axes if (one := axes.words_for_all())]
+        return f"{self.title}. {' '.join(parts)}"
 
     def save(self, directory: Path) -> list[Path]:
         """PNG and SVG for a paper, dark on white."""
         files = []
         text = self.svg()
-        for color, variable in _PAGE.items():
-            text = text.replace(variable, _LIGHT.get(color, color))
+        for color, variable in PAGE.items():
+            text = text.replace(variable, LIGHT.get(color, color))
         (directory / f"{self.name}.svg").write_text(text)
         files.append(directory / f"{self.name}.svg")
         for part in self.figure.findobj():
             for kind in ("color", "edgecolor", "facecolor"):
                 get, put = getattr(part, f"get_{kind}", None), getattr(part, f"set_{kind}", None)
-                if get is not None and put is not None and isinstance(value := get(), str) and value in _LIGHT:
-                    put(_LIGHT[value])
+                if get is not None and put is not None and isinstance(value := get(), str) and value in LIGHT:
+                    put(LIGHT[value])
         self.figure.savefig(directory / f"{self.name}.png", dpi=200, facecolor="white")
         files.append(directory / f"{self.name}.png")
         return files
@@ -206,16 +142,6 @@ _STYLE = {
     "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.facecolor": "none",
     "figure.facecolor": "none",
 }  # fmt: skip
-
-
-def on_page(color: str) -> str:
-    """A color as the page's style knows it."""
-    return _PAGE.get(color, color)
-
-
-def literal(text: str) -> str:
-    """Text in which matplotlib finds no formula."""
-    return text.replace("$", r"\$")
 
 
 def _small(svg: str, name: str) -> str:
@@ -240,9 +166,3 @@ def _apart(heights: Sequence[float], low: float, high: float, gap: float) -> lis
         moved[i] = min(moved[i], limit)
         limit = moved[i] - gap
     return moved
-
-
-def _short(values: Sequence[float | None]) -> list[float | None]:
-    """Numbers of six digits; whole ones as such, None where there is nothing to show."""
-    shown = [None if value is None or not math.isfinite(value) else float(f"{value:.6g}") for value in values]
-    return [int(value) if value is not None and value.is_integer() else value for value in shown]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from hyperclone.report.canvas import COLORS, Axes, Canvas
+from hyperclone.report.axes import Axes
+from hyperclone.report.canvas import Canvas
 from hyperclone.report.load import Results
 from hyperclone.report.styles import color, stroke
 from hyperclone.study.layers import LayerAnatomy, LayerSymmetry
@@ -34,11 +35,11 @@ def symmetry(results: Results) -> Canvas | None:
             if end and y:
                 axes.line(arm, color(results, arm), layers, y, linestyle=stroke(results, arm), marker="o", markersize=4)
             elif y:
-                axes.plot.plot(layers, y, color=color(results, arm), linewidth=1, linestyle=":")
+                axes.quiet_line(arm, color(results, arm), layers, y)
             numbers += [
                 [arm, "after" if end else "before", str(at), f"{v:.4f}"] for at, v in zip(layers, y, strict=True)
             ]
-    axes.plot.set_xticks(sorted({row.layer for rows in measured.values() for row in rows}))
+    axes.ticks_at(sorted({row.layer for rows in measured.values() for row in rows}))
     canvas.label(axes, "layer", "cosine between copies")
     canvas.table = (["arm", "training", "layer", "cosine"], numbers)
     return canvas
@@ -53,23 +54,24 @@ def divergence(results: Results) -> Canvas | None:
     shown = next((arm for arm in measured if arm == results.headline), next(iter(measured)))
     canvas = Canvas(
         "divergence", "Symmetry between copies against tokens",
-        "Mean cosine between the copies of the columns that read a grown axis (paper, section 3.2 and figure 5). Left: "
-        f"mean over matrices, by arm. Right: the layers of “{results.arms[shown]['label']}”.",
+        "Mean cosine between the copies of the columns that read a grown axis (paper, section 3.2 and figure 5). "
+        f"First: mean over matrices, by arm. Second: the layers of “{results.arms[shown]['label']}”.",
         columns=2,
     )  # fmt: skip
     numbers: list[list[str]] = []
 
-    def draw(axes: Axes, label: str, tone: str, line: Any, rows: list[LayerSymmetry]) -> None:
+    def draw(axes: Axes, label: str, arm: str, rows: list[LayerSymmetry], **style: Any) -> None:
         x = sorted({row.tokens for row in rows})
         y = [_mean_cosine(row for row in rows if row.tokens == at) for at in x]
-        axes.line(label, tone, x, y, linestyle=line)
+        axes.line(label, color(results, arm), x, y, arm=arm, **style)
         numbers.extend([label, f"{at:.6g}", f"{value:.4f}"] for at, value in zip(x, y, strict=True))
 
     for arm, rows in measured.items():
-        draw(canvas.axes[0], arm, color(results, arm), stroke(results, arm), rows)
-    for number, layer in enumerate(sorted({row.layer for row in measured[shown]})):
-        tone = COLORS[number % len(COLORS)]
-        draw(canvas.axes[1], f"layer {layer}", tone, "-", [row for row in measured[shown] if row.layer == layer])
+        draw(canvas.axes[0], arm, arm, rows, linestyle=stroke(results, arm))
+    layers = sorted({row.layer for row in measured[shown]})
+    for number, layer in enumerate(layers):  # in the arm's color, the deeper the stronger
+        draw(canvas.axes[1], f"layer {layer}", shown, [row for row in measured[shown] if row.layer == layer],
+             opacity=round(0.35 + 0.65 * (number + 1) / len(layers), 2))  # fmt: skip
     canvas.label(canvas.axes[0], "tokens", "cosine between copies")
     canvas.label(canvas.axes[1], "tokens", "")
     canvas.table = (["arm or layer", "tokens", "cosine"], numbers)
@@ -102,7 +104,7 @@ def spectra(results: Results) -> Canvas | None:
             if one.tokens:
                 axes.line(arm, color(results, arm), ranks, one.values, linestyle=stroke(results, arm))
             else:
-                axes.plot.plot(ranks, one.values, color=color(results, arm), linewidth=1, linestyle=":")
+                axes.quiet_line(arm, color(results, arm), ranks, one.values)
             tenths = sorted({round(share * last / 10) for share in range(11)})
             numbers += [
                 [arm, short, "after" if one.tokens else "before", f"{ranks[i]:.2f}", f"{one.values[i]:.4g}"]

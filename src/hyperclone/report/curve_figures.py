@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hyperclone.report.canvas import INK, Axes, Canvas
+from hyperclone.report.axes import Axes
+from hyperclone.report.canvas import Canvas
 from hyperclone.report.load import Results
-from hyperclone.report.styles import CONTROL, color, mean_over_seeds, stroke, table
+from hyperclone.report.palette import CONTROL
+from hyperclone.report.styles import color, mean_over_seeds, stroke, table
 from hyperclone.study.speedup import Curve
 
 _MOST = 8  # arms that one figure can hold
@@ -29,10 +31,10 @@ def loss(results: Results, cost: str, title: str, *, log: bool = False) -> Canva
     axes = canvas.axes[0]
     rows = lines(axes, results, arms, cost, log=log)
     if log:
-        axes.plot.set_xscale("log")
+        axes.logarithmic()
     if results.control is not None and results.control in results.curves:
         end = statistics.mean(curve.loss[-1] for curve in results.curves[results.control])
-        axes.plot.axhline(end, color=CONTROL, linewidth=1, linestyle=":")
+        axes.rule(end, across=True, color=CONTROL, dotted=True, arm=results.control)
     canvas.label(axes, title, "held-out loss (nats per token)")
     canvas.table = table(rows, ["arm", title, "loss"])
     return canvas
@@ -59,12 +61,11 @@ def lines(
         if log:
             x, y, low, high = ([v for v, at in zip(one, x, strict=True) if at > 0] for one in (x, y, low, high))
         if x:
-            axes.band(color(results, arm), x, low, high)
-            axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm))
+            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm))
             rows.append((arm, x, y))
         for branch in _branches(results, arm):  # a point for the end of each
             x, y, *_ = mean_over_seeds(results.curves[branch], cost, lambda curve: curve.loss)
-            axes.points(branch, color(results, branch), x[-1:], y[-1:])
+            axes.points(branch, color(results, branch), x[-1:], y[-1:], arm=arm)
             rows.append((branch, x[-1:], y[-1:]))
     if rows:
         best = min(min(y) for _, _, y in rows)
@@ -101,13 +102,13 @@ def early(
         kept = [i for number, i in enumerate(after) if number < 4 or x[i] <= 0.1 * x[-1]]
         if kept:
             x, y, low, high = ([values[i] for i in kept] for values in (x, y, low, high))
-            axes.band(color(results, arm), x, low, high)
-            axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
+            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm), marker="o",
+                      markersize=3)  # fmt: skip
             rows.append((arm, x, y))
     if not rows:
         return None
-    axes.plot.set_xscale("log", base=2)
-    axes.plot.axhline(0, color=INK, linewidth=1)
+    axes.logarithmic(base=2)
+    axes.rule(0, across=True)
     lowest, usual = (min(0.0, of(min(y) for _, _, y in rows)) for of in (min, statistics.median))
     highest = max(0.0, *(max(y) for _, _, y in rows))
     if lowest < (floor := 3 * usual - highest - 0.01):
@@ -136,8 +137,8 @@ def accuracy(results: Results) -> Canvas | None:
     for arm, curves in results.curves.items():
         x, y, low, high = mean_over_seeds(curves, "tokens", mean)
         if x:
-            axes.band(color(results, arm), x, low, high)
-            axes.line(arm, color(results, arm), x, y, linestyle=stroke(results, arm), marker="o", markersize=3)
+            axes.line(arm, color(results, arm), x, y, band=(low, high), linestyle=stroke(results, arm), marker="o",
+                      markersize=3)  # fmt: skip
             rows.append((arm, x, y))
     if not rows:
         return None
@@ -163,10 +164,10 @@ def tuning(results: Results) -> Canvas | None:
             above += sorted(over)[1:]
     if not rows:
         return None
-    axes.plot.set_xscale("log", base=2)
+    axes.logarithmic(base=2)
     rates = sorted({rate for _, x, _ in rows for rate in x})
     if len(rates) < 2 or all(b / a > 1.3 for a, b in pairwise(rates)):
-        axes.plot.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.ticks_at(rates, [f"{rate:g}" for rate in rates])
         axes.plot.minorticks_off()
     top = min(max(above, default=0.0), 3 * statistics.median(above or [0.0])) + 1e-3
     axes.plot.set_ylim(-0.06 * top, 1.1 * top)

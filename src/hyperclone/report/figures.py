@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hyperclone.report import comparison_figures, copy_figures, curve_figures, worth_figures
+from hyperclone.report import answer_figure, comparison_figures, copy_figures, curve_figures, headline, worth_figures
 from hyperclone.report.canvas import Canvas
 from hyperclone.report.load import Results
 
@@ -11,18 +11,16 @@ COSTS = (("tokens", "tokens"), ("flops", "FLOPs"), ("seconds", "seconds of train
 
 def every(results: Results) -> list[Canvas]:
     """All figures that the results allow, in the order of the page."""
-    canvases: list[Canvas | None] = []
+    first = answer_figure.draw(results, headline.answer(results))
+    canvases: list[Canvas | None] = [first, worth_figures.worth(results)]
     if results.runs:
         canvases += [
             curve_figures.loss(results, name, title, log=log) for name, title in COSTS for log in (False, True)
         ]
         canvases.append(curve_figures.early(results, curve_figures.principal(results)))
+    canvases += [comparison_figures.speedups(results), comparison_figures.efficiencies(results)]
     if results.tasks:
         canvases += [curve_figures.accuracy(results), comparison_figures.tasks(results)]
-    others = [row for arm, rows in results.speedups.items() if arm != results.control for row in rows]
-    if any(row.speedup_tokens is not None for row in others):
-        canvases.append(comparison_figures.speedups(results))
-    canvases.append(worth_figures.worth(results))
     canvases += comparison_figures.groups(results)
     canvases += comparison_figures.sources(results)
     canvases += [

@@ -1,150 +1,99 @@
-"""One page: the answer, the table of arms, the figures, and exactly what was run. Nothing is loaded from elsewhere."""
+"""One page: the answer, a summary, the figures, and exactly what was run. Nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib import resources
 from typing import Any
 
-from hyperclone.report import figures, headline, styles, worth_figures
-from hyperclone.report.canvas import Canvas, on_page
+from hyperclone.report import figures, headline, html_tables, styles, worth_figures
+from hyperclone.report.canvas import Canvas
+from hyperclone.report.glossary import TERMS
 from hyperclone.report.load import Results
+from hyperclone.report.palette import on_page
 from hyperclone.study.records import FAILED
-from hyperclone.study.speedup import Speedup, Spread
-from hyperclone.units import short_count
 
-_COLUMNS = (
-    ("speed-up, tokens", "speedup_tokens"),
-    ("FLOPs", "speedup_flops"),
-    ("seconds", "speedup_seconds"),
-    ("FLOPs, source charged", "charged_flops"),
-)
-_EFFICIENCIES = (
-    ("token efficiency", "token_efficiency"),
-    ("FLOP efficiency, source charged", "charged_flop_efficiency"),
-)
-_ENDS = (
-    ("loss minus control, at the end", "difference_to_target"),
-    ("loss minus control, equal tokens", "difference_at_equal_tokens"),
-)
-_DEFINITIONS = (
-    "Speed-up: tokens (FLOPs, seconds) of the control arm's whole training over those that an arm needs until its "
-    "held-out loss, smoothed by a median of three, first is at the control's last; medians over seeds, with the range. "
-    "Token and FLOP efficiency, relative to the control: what the control needs to an arm's last loss, over what the "
-    "arm took; undefined where the arm ends lower. "
-    "Source charged: with the FLOPs of its own training, the control's likewise if it began from one. "
-    "Rise at the start: the highest held-out loss after the start above the source's own. The HyperCloning paper "
-    "(arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the source not charged."
+_PAPER = (
+    "The HyperCloning paper (arXiv 2409.12903) reports 2.2x to 4x in tokens to equal task accuracy, one run each, the "
+    "source not charged."
 )
 
 
 def render(results: Results, canvases: Sequence[Canvas]) -> str:
     """The page as HTML."""
-    number, sentences = headline.answer(results)
     study = results.study
     costs = [canvas for canvas in canvases if canvas.name.startswith("loss-")]
+    shown = {canvas.name: _figure(canvas) for canvas in canvases if canvas not in costs}
+    answer = headline.answer(results)
     parts = [
         f"<header><p class=kind>hyperclone study</p><h1>{_text(study['name'])}</h1></header>",
-        f"<section class=answer><p class=number>{_text(number)}"
-        + ("<span>speed-up in tokens</span>" if number.endswith("x") else "")
-        + "</p><div>"
-        + "".join(f"<p>{_text(one)}</p>" for one in sentences)
-        + "</div></section>",
-        *(
-            f"<p class=note>{_text(' '.join(part.split()))}</p>"
-            for part in (study.get("note") or "").split("\n\n")
-            if part.strip()
-        ),
-        f"<section id=arms><h2>Arms</h2>{arms(results)}</section>",
+        _answer(answer),
+        shown.pop("answer", ""),
+        _list(answer.remarks),
+        f"<section><h2>Summary</h2>{html_tables.summary(results)}</section>" if results.runs else "",
+        _notes(study.get("note") or ""),
+        _chips(results) if results.runs else "",
+        shown.pop("worth", ""),
+        _equal_distance(results),
         _switch(costs) if costs else "",
-        *(
-            _figure(canvas) + (_equal_distance(results) if canvas.name == "worth" else "")
-            for canvas in canvases
-            if canvas not in costs
-        ),
+        *shown.values(),
+        f"<section><h2>Arms in detail</h2>{html_tables.arms(results)}</section>",
         f"<section><h2>What was run</h2>{_configuration(results)}</section>",
-        f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(_last_date(results))}. "
-        f"{_DEFINITIONS}</footer>",
+        f"<section><h2>Glossary</h2><dl>{_glossary()}</dl></section>",
+        f"<footer>hyperclone {_text(study.get('hyperclone', ''))}, {_text(_last_date(results))}. {_PAPER}</footer>",
     ]
-    data = json.dumps({canvas.name: canvas.numbers() for canvas in canvases}, allow_nan=False).replace("<", "\\u003c")
     return (
-        '<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
         f'<link rel=icon href="data:,"><title>{_text(study["name"])}</title><style>{_file("page.css")}</style></head>'
         '<body><button id=theme type=button aria-label="light or dark">◐</button><main>'
         + "\n".join(part for part in parts if part)
-        + f"</main><div id=tip role=status hidden></div><script id=data type=application/json>{data}</script>"
-        f"<script>{_file('page.js')}</script></body></html>\n"
+        + "</main><div id=tip role=status hidden></div>"
+        f"<script id=data type=application/json>{_data(results, canvases)}</script>"
+        f"<script>{_file('plot.js')}\n{_file('page.js')}</script></body></html>\n"
     )
+
+
+def _data(results: Results, canvases: Sequence[Canvas]) -> str:
+    """Numbers of the figures, and which arm a branch belongs to, for the scripts."""
+    trunks = {name: trunk for name, arm in results.arms.items() if (trunk := arm.get("branch_of"))}
+    numbers = {canvas.name: canvas.numbers() for canvas in canvases}
+    return json.dumps({"trunks": trunks, "figures": numbers}, allow_nan=False).replace("<", "\\u003c")
+
+
+def _answer(answer: headline.Answer) -> str:
+    caveats = "".join(f"<p class=caveat>{_text(one)}</p>" for one in answer.caveats)
+    return (
+        f"<section class=answer><p class=number>{_text(answer.number)}<span>{headline.UNITS[answer.kind]}</span></p>"
+        f"<div><p>{_text(answer.sentence)}</p>{caveats}</div></section>"
+    )
+
+
+def _list(sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{_text(one)}</li>" for one in sentences)
+    return f"<ul class=remarks>{items}</ul>" if items else ""
+
+
+def _notes(note: str) -> str:
+    parts = [f"<p class=note>{_text(' '.join(part.split()))}</p>" for part in note.split("\n\n") if part.strip()]
+    return f"<section><h2>About this study</h2>{''.join(parts)}</section>" if parts else ""
+
+
+def _chips(results: Results) -> str:
+    """The arms with their colors; each can be hidden everywhere."""
+    chips = "".join(
+        f'<label title="{_text(arm["label"])}"><input type=checkbox checked value="{_text(name)}">'
+        f'<i style="background:{on_page(styles.color(results, name))}"></i>{_text(name)}</label>'
+        for name, arm in results.arms.items() if name in results.runs and not arm.get("branch_of")
+    )  # fmt: skip
+    return f'<div id=chips role=group aria-label="arms that are shown">{chips}<button type=button>all</button></div>'
 
 
 def _last_date(results: Results) -> str:
     return max((run.date for runs in results.runs.values() for run in runs), default="")
-
-
-def arms(results: Results) -> str:
-    """The table of arms."""
-    rows = []
-    for name, arm in results.arms.items():
-        curves = results.curves.get(name, [])
-        column = partial(_column, results.speedups.get(name, []))
-        rate = (arm.get("tuned") or {}).get("lr") or arm["train"].get("lr") or results.study["train"].get("lr")
-        other, given = name != results.control, "<br><span>given</span>"
-        mark = f'<i style="background:{on_page(styles.color(results, name))}"></i><b>{_text(name)}</b>'
-        mark += "" if other else " <span>control</span>"
-        rows.append({
-            "arm": f"{mark}<br><span>{_text(arm['label'])}</span>",
-            **{title: _factor(column(key)) if other else "" for title, key in _COLUMNS},
-            "final loss": _range([curve.loss[-1] for curve in curves], ".3f"),
-            **{title: _range(column(key), "+.3f") if other else "" for title, key in _ENDS},
-            **{title: _range(column(key), ".2f") if other else "" for title, key in _EFFICIENCIES},
-            "forgetting": _range(column("forgetting"), ".3f"),
-            "parameters": short_count(arm["parameters"]) if arm.get("parameters") else "",
-            "tokens": short_count(curves[0].tokens[-1]) if curves else "",
-            "learning rate": "" if rate is None else _text(rate) + ("" if arm.get("tuned") else given),
-            "seeds": str(len(curves)),
-        })  # fmt: skip
-    skipped = set()
-    if len({row["seeds"] for row in rows}) < 2:
-        skipped.add("seeds")  # what was run says how many
-    end, equal = (title for title, _ in _ENDS)
-    if all(row[end] == row[equal] for row in rows):
-        skipped.add(end)
-    head = [title for title in (rows[0] if rows else {}) if title not in skipped and any(row[title] for row in rows)]
-    return _table(head, [[row[title] for title in head] for row in rows], raw=True)
-
-
-def _column(compared: Sequence[Speedup], name: str) -> list[float | None]:
-    return [getattr(row, name) for row in compared]
-
-
-def _range(values: Iterable[float | None], form: str) -> str:
-    known = sorted(value for value in values if value is not None and math.isfinite(value))
-    if not known:
-        return ""
-    middle = (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2
-    if f"{known[0]:{form}}" == f"{known[-1]:{form}}":
-        return f"{middle:{form}}"
-    return f"{middle:{form}}<br><span>{known[0]:{form}} to {known[-1]:{form}}</span>"
-
-
-def _factor(values: Sequence[float | None]) -> str:
-    """A speed-up over seeds; nothing where there is none, or where the source's cost is not known."""
-    if not values or (len(values) > 1 and all(value is None for value in values)):
-        return "not reached" if values else ""
-    over = Spread.over(values)
-    if over.low == over.high:
-        return _text(headline.factor(over.median))
-    return f"{_text(headline.factor(over.median))}<br><span>{_bound(over.low)} to {_bound(over.high)}</span>"
-
-
-def _bound(value: float) -> str:
-    """An end of a range of speed-ups."""
-    return "never" if value == 0 else "start" if value == math.inf else f"{value:.2f}"
 
 
 def _switch(costs: Sequence[Canvas]) -> str:
@@ -163,12 +112,13 @@ def _switch(costs: Sequence[Canvas]) -> str:
 
 
 def _figure(canvas: Canvas, *, hidden: bool = False) -> str:
+    """A place that the scripts draw into; without them, the figure as for papers."""
     head, rows = canvas.table
-    numbers = f"<details><summary>numbers</summary>{_table(head, rows)}</details>" if rows else ""
+    numbers = f"<details><summary>numbers</summary>{html_tables.table(head, rows)}</details>" if rows else ""
     return (
         f'<figure id="{canvas.name}"{" hidden" if hidden else ""}><h2>{_text(canvas.title)}</h2>'
-        f'<div class=plot tabindex=0 role=img aria-label="{_text(canvas.title)}; arrow keys show values">'
-        f"{canvas.svg()}</div>"
+        f'<div class=plot tabindex=0 role=img aria-label="{_text(canvas.alternative())} Arrow keys show values.">'
+        f"<noscript>{canvas.svg()}</noscript></div>"
         f"<figcaption>{_text(canvas.caption)}</figcaption>"
         f"{numbers}</figure>"
     )
@@ -181,8 +131,12 @@ def _equal_distance(results: Results) -> str:
     return (
         "<section><h2>Speed-up at equal distance from the source</h2><p class=note>D0: tokens of the control to the "
         "loss of the arm's source; T: to the loss at which the speed-up is taken. Medians over seeds, with the range; "
-        f"empty where an arm or the control did not come so far.</p>{_table(head, rows)}</section>"
+        f"empty where an arm or the control did not come so far.</p>{html_tables.table(head, rows)}</section>"
     )
+
+
+def _glossary() -> str:
+    return "".join(f"<dt>{_text(term)}</dt><dd>{_text(meaning)}</dd>" for term, meaning in TERMS.items())
 
 
 def _configuration(results: Results) -> str:
@@ -194,7 +148,8 @@ def _configuration(results: Results) -> str:
     parts = [f"<p>{_text('; '.join((*machines, *versions, seeds)))}.</p>"]
     rows = [[row.arm, str(row.seed), row.error] for row in results.rows if row.status == FAILED]
     if rows:
-        parts.append(f"<h3>Runs that failed</h3><div class=words>{_table(['arm', 'seed', 'error'], rows)}</div>")
+        failed = html_tables.table(["arm", "seed", "error"], rows)
+        parts.append(f"<h3>Runs that failed</h3><div class=words>{failed}</div>")
     parts.append("<h3>Training, all arms</h3>" + _settings(study["train"]))
     if study.get("tune"):
         parts.append("<h3>Choosing learning rates</h3>" + _settings(study["tune"]))
@@ -216,18 +171,9 @@ def _without_name(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in settings.items()]
-    return f"<div class=settings>{_table(['', ''], rows)}</div>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, raw: bool = False) -> str:
-    show = str if raw else _text
-    return (
-        "<div class=wide><table><thead><tr>"
-        + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr></thead><tbody>"
-        + "".join("<tr>" + "".join(f"<td>{show(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        + "</tbody></table></div>"
-    )  # fmt: skip
+    return html_tables.settings({
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()
+    })  # fmt: skip
 
 
 def _text(value: object) -> str:

@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hyperclone.report.canvas import COLORS
 from hyperclone.report.load import Results
+from hyperclone.report.palette import COLORS, CONTROL
 from hyperclone.study.speedup import Curve
 
-CONTROL = "#7F7F7F"
 _STROKES: tuple[Any, ...] = ("-", (0, (6, 1.5)), (0, (6, 1.5, 1, 1.5)))
 
 

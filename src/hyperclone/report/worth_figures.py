@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from hyperclone.report.canvas import INK, Canvas
+from hyperclone.report.canvas import Canvas
 from hyperclone.report.headline import spread
 from hyperclone.report.load import Results, pairs
 from hyperclone.report.styles import color, stroke
@@ -26,34 +26,37 @@ def worth(results: Results) -> Canvas | None:
     shown = {arm: seeds for arm, seeds in curves.items() if all(len(seed) > 1 for seed in seeds)}
     if not shown:
         return None
+    speedups = {arm: _over_seeds(seeds, lambda one: one.speedup_tokens) for arm, seeds in shown.items()}
+    worths = {arm: _over_seeds(seeds, lambda one: one.token_worth) for arm, seeds in shown.items()}
+    if not any(speedups.values()):
+        return None
+    both = any(worths.values())
     canvas = Canvas(
         "worth", "What a token is worth along the way",
-        "Left: tokens that the control arm needs to the loss of an arm, over the arm's. Right: the same without what "
-        "the control needs to the loss of the arm's source, its head start: tokens of the control that each token of "
-        "the arm is worth past it. Medians over seeds, with the range; the first tenth of the training is left out. "
-        + _how_measured(results),
-        columns=2, height=3.8,
+        "Speed-up s: tokens that the control arm needs to the loss of an arm, over the arm's. "
+        + ("Worth of a token g: the same without what the control needs to the loss of the arm's source, its head "
+           "start. " if both else "")
+        + "Medians over seeds, with the range; the first tenth of the training is left out. " + _how_measured(results),
+        columns=2 if both else 1, height=3.8,
     )  # fmt: skip
-    left, right = canvas.axes
     rows: list[list[str]] = []
-    for arm, seeds in shown.items():
-        points = _over_seeds(seeds, lambda one: one.speedup_tokens)
-        worths = _over_seeds(seeds, lambda one: one.token_worth)
-        for axes, line in ((left, points), (right, worths)):
+    halves = (("speed-up s in tokens", speedups), ("worth of a token g", worths))
+    for axes, (title, lines) in zip(canvas.axes, halves, strict=False):
+        for arm, line in lines.items():
             if line:
                 tokens, lows, medians, highs = zip(*line, strict=True)
-                axes.band(color(results, arm), tokens, lows, highs)
-                axes.line(arm, color(results, arm), tokens, medians, linestyle=stroke(results, arm))
-        by_tokens = {tokens: median for tokens, _, median, _ in worths}
+                axes.line(arm, color(results, arm), tokens, medians, band=(lows, highs),
+                          linestyle=stroke(results, arm))  # fmt: skip
+        axes.rule(1, across=True)
+        if axes is not canvas.axes[-1] and all(worths[arm] for arm, line in lines.items() if line):
+            axes.labels.clear()  # the right half says which is which
+        canvas.label(axes, "tokens of the arm", title)
+    for arm, points in speedups.items():
+        by_tokens = {tokens: median for tokens, _, median, _ in worths[arm]}
         rows += [
             [arm, short_count(tokens), f"{median:.2f}", f"{by_tokens[tokens]:.2f}" if tokens in by_tokens else ""]
             for tokens, _, median, _ in points
         ]
-    left.labels.clear()  # the right half says which is which
-    for axes in canvas.axes:
-        axes.plot.axhline(1, color=INK, linewidth=1)
-    canvas.label(left, "tokens of the arm", "speed-up in tokens")
-    canvas.label(right, "tokens of the arm", "worth of a token")
     canvas.table = (["arm", "tokens", "speed-up", "worth of a token"], rows)
     return canvas
 
@@ -66,7 +69,8 @@ def at_equal_distance(results: Results) -> tuple[list[str], list[list[str]]]:
         cells = [_cell([at_ratio(pair, ratio) for pair in seeds]) for ratio in RATIOS]
         if any(cells):
             rows.append([arm, *cells])
-    return head, rows
+    reached = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    return [head[i] for i in reached], [[row[i] for i in reached] for row in rows]
 
 
 def _cell(seeds: Sequence[Worth | None]) -> str:

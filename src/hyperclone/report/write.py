@@ -1,6 +1,7 @@
 """The report of a study: one page without a network, and its figures for papers.
 
-load.py -> headline.py (the answer in words), figures.py (through canvas.py) -> html_page.py
+load.py -> headline.py (the answer in words), figures.py (through canvas.py and axes.py) -> html_page.py, whose
+scripts (static/) draw the figures anew from their numbers
 """
 
 from __future__ import annotations
