@@ -226,8 +226,8 @@ FLAGS = {
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
     "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --push-to-hub --receipt "
     "--report-to "
-    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --streaming --tasks "
-    "--text-field --tokens --warmup --weight-decay",
+    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --skip-tokens --source-lr --streaming "
+    "--tasks --text-field --tokens --warmup --weight-decay",
     "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",

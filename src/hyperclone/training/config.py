@@ -118,6 +118,15 @@ class Training:
     tokens: str | int | None = field(
         default=None, metadata=option("Tokens to train on: 2B, 350M, ... [one epoch].", metavar="COUNT", group=_SIZES)
     )
+    skip_tokens: str | int | None = field(
+        default=None,
+        metadata=option(
+            "Tokens of the data's order that another run with this seed and sequence length has read already: this one "
+            "begins with the window after them [none].",
+            metavar="COUNT",
+            group=_SIZES,
+        ),
+    )
     batch_tokens: str | int | None = field(
         default=None,
         metadata=option(
@@ -317,7 +326,7 @@ class Training:
         mixture.check(self.data, self.eval_data)
         check(self, TrainingError)
         check_training(self)
-        _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
+        _ = self.total_tokens, self.step_tokens, self.skipped_tokens  # raise if they are no numbers of tokens
 
     @property
     def data_sources(self) -> tuple[mixture.DataSource, ...]:
@@ -333,6 +342,22 @@ class Training:
     def step_tokens(self) -> int | None:
         """Tokens of an optimizer step, as a number."""
         return None if self.batch_tokens is None else _count(self.batch_tokens, "batch_tokens")
+
+    @property
+    def skipped_tokens(self) -> int:
+        """Tokens that are passed over, as a number; 0 for none."""
+        return skipped(self.skip_tokens)
+
+
+def skipped(value: str | int | None) -> int:
+    """What `skip_tokens` means as a number, in which alone 0 stands for none.
+
+    Raises:
+        TrainingError: it is no number of tokens.
+    """
+    if value is None or (not isinstance(value, bool) and str(value).strip() == "0"):
+        return 0
+    return _count(value, "skip_tokens")
 
 
 def _count(value: str | int, field: str) -> int:

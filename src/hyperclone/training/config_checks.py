@@ -81,6 +81,11 @@ def _check_from_scratch(training: Training) -> None:
 
 
 def _check_streaming(training: Training) -> None:
+    if training.skipped_tokens:
+        raise TrainingError(
+            "streamed text has an order that depends on the length of the run, so none of it can be passed over",
+            field="skip_tokens", found=training.skip_tokens, cure="leave --streaming or --skip-tokens out",
+        )  # fmt: skip
     if training.tokens is None:
         raise TrainingError("how long streamed text is, is not known, so a run needs its length", field="tokens",
                             found="none", cure="--tokens 2B, or leave --streaming out")  # fmt: skip

@@ -221,6 +221,12 @@ def _limit(training: Training, sources: list[TextSource], share: Fraction, seq_l
     streamed = any(source.kind == "hub" for source in sources)
     if not streamed or not training.total_tokens:
         return None
+    if training.skipped_tokens:
+        raise TrainingError(
+            "of a Hub dataset only as much is fetched as a run needs, and the order of the data depends on that, so no "
+            "other run's part of it can be passed over",
+            field="skip_tokens", found=training.skip_tokens, cure="download the dataset, and give its files as --data",
+        )  # fmt: skip
     rounding = 0 if share == 1 else seq_len  # a source may be ahead of its share by less than a window
     return math.ceil(training.total_tokens * share) + rounding + seq_len
 

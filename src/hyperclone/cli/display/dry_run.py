@@ -8,7 +8,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.cli.display.training import STREAMED, WEIGHTS, optimizer_name, source_text, starting_step
+from hyperclone.cli.display.training import (
+    STREAMED,
+    WEIGHTS,
+    after_skipped,
+    optimizer_name,
+    source_text,
+    starting_step,
+)
 from hyperclone.units import human_bytes, human_count, short_count
 
 if TYPE_CHECKING:
@@ -75,7 +82,8 @@ def _steps(run: DryRun) -> str:
     elif run.windows:
         of_text = f", {run.steps * run.budget.windows / run.windows:.3g} epochs of {run.windows:,} windows"
     each = f", {run.tokens / run.parameters:.3g} for each parameter"
-    return f"{run.steps:,} step{'s' * (run.steps != 1)}, {human_count(run.tokens)} tokens{each}{of_text}"
+    skipped = after_skipped(run.training)
+    return f"{run.steps:,} step{'s' * (run.steps != 1)}, {human_count(run.tokens)} tokens{each}{of_text}{skipped}"
 
 
 def _schedule(run: DryRun) -> str:

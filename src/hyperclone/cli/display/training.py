@@ -162,7 +162,7 @@ def summary(run: RunStarted) -> list[str]:
         *(f"mixture   {source_text(source, streamed=text is None)}" for source in run.mixture),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
-        f"budget    {human_count(budget.tokens)} tokens{length}",
+        f"budget    {human_count(budget.tokens)} tokens{length}{after_skipped(run.training)}",
         f"optimizer {_optimizer(run.training, run.weights)}",
         f"rates     {rates}",
         f"device    {device.name}, {device.precision}"
@@ -179,6 +179,12 @@ def summary(run: RunStarted) -> list[str]:
     if run.step:
         lines.append(starting_step(run.training, run.step))
     return lines
+
+
+def after_skipped(training: Training) -> str:
+    """Which part of the data's order a run reads, if that does not begin at its start."""
+    skipped = training.skipped_tokens
+    return f", after {human_count(skipped)} that another run has read" if skipped else ""
 
 
 def starting_step(training: Training, step: int) -> str:
