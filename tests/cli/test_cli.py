@@ -222,7 +222,7 @@ FLAGS = {
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --branch-from --cache --compile --data --decay "
-    "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
+    "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch --grow-at --grow-width "
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
     "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --push-to-hub --receipt "
     "--report-to "

@@ -26,6 +26,9 @@ _OURS = (
     "grown_moments",
     "branch_from",
     "push_to_hub",
+    "grow_at",
+    "grow_width",
+    "grow",
 )  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hyperclone.errors import TrainingError
+from hyperclone.training.growing_checks import check_growing
 from hyperclone.training.optimizer_names import OF_COPIES
 from hyperclone.units import is_finite
 
@@ -33,7 +34,8 @@ def check_training(training: Training) -> None:
         TrainingError: a value out of its range, or options that contradict each other.
     """
     _check_ranges(training)
-    if training.from_scratch:
+    check_growing(training)
+    if training.from_scratch and training.grow_at is None:
         _check_from_scratch(training)
     if training.streaming:
         _check_streaming(training)

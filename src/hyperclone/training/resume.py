@@ -27,6 +27,7 @@ from hyperclone.training.optimizer_names import OptimizerName
 from hyperclone.version import __version__
 
 RECORD_FILE = "training.json"
+STAGES = ("small", "grown")  # directories in the output of a run that goes on from a small model (progressive.py)
 _CURVE = (
     "held_out",
     "streaming",
@@ -98,7 +99,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
     """
     if output.exists() and not output.is_dir():
         raise DestinationError("the output is no directory", file=output, cure="choose another path")
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or all(entry.name in STAGES for entry in output.iterdir()):
         return None
     if not (output / RECORD_FILE).is_file():
         raise DestinationError(
