@@ -50,10 +50,10 @@ class Identity:
             grown = grown_by is not None and grown_by.growth.wider
             first_copy = grown_by is not None and grown_by.first_copy_moments
         else:
-            grown = arm.kind == "clone" and Growth(**arm.growth).wider
+            grown = (arm.kind == "clone" or arm.grow_at is not None) and Growth(**arm.growth).wider
             first_copy = arm.moments == "first-copy"
         usual = usual_optimizer(grown=grown, first_copy_moments=first_copy, lr_rule=arm.train.get("lr_rule"))
-        return {"optimizer": usual, **arm.train}
+        return {"optimizer": usual, **arm.train, **({} if arm.grow_at is None else {"grow_at": arm.grow_at})}
 
     def run_options(self, arm: Arm, lr: float | None) -> dict[str, Any]:
         """Options of a run; `lr` is the rate that was chosen for its arm, None if none had to be."""
@@ -85,8 +85,8 @@ class Identity:
 
 
 def growth(arm: Arm, seed: int) -> Growth:
-    """How an arm's model is grown; of a random arm only the sizes matter, so it has one whatever the seed."""
-    return arm.grown(0 if arm.kind == "random" else seed)
+    """How an arm's model is grown; of random weights only the sizes matter, so they have one whatever the seed."""
+    return arm.grown(0 if arm.kind == "random" and arm.grow_at is None else seed)
 
 
 def tried_rate(arm: Arm, lr: float) -> float:
