@@ -9,6 +9,7 @@ import pytest
 
 from hyperclone import Growth
 from hyperclone.errors import StudyError
+from hyperclone.report import headline, load
 from hyperclone.study import config_file, record_tables
 from hyperclone.study.collect import sizes
 from hyperclone.study.speedup import Curve, compare
@@ -59,7 +60,7 @@ def write(directory: Path, lines: list[dict[str, float]]) -> None:
 
 def test_the_whole_run_is_on_record_from_token_0_and_is_found_again(directory: Path) -> None:
     stand_in = InStages()
-    file = write_study(directory, STUDY + GROWN)
+    file = write_study(directory, f'headline = "progressive"\n{STUDY}{GROWN}')
     done = run_study(file, stand_in)
     assert {run.status for run in done.runs} == {"finished"}
     commands = [one for one in stand_in.run_commands if "/progressive-" in " ".join(one)]
@@ -85,6 +86,9 @@ def test_the_whole_run_is_on_record_from_token_0_and_is_found_again(directory: P
         ("0", "0", 5.0), ("2", "1024", 4.5), ("5", "2560", 3.5), ("8", "4096", 3.0),
     ]  # fmt: skip
     assert not list((runs / "runs").glob("progressive-*/grown"))  # of no more use
+
+    said = " ".join(headline.answer(load.read(runs))[1])
+    assert "Its small model's training counted, " in said
 
     before = {name: (runs / name).read_bytes() for name in ("runs.csv", "evaluations.csv", "study.json")}
     again = InStages()

@@ -20,7 +20,7 @@ def answer(results: Results) -> tuple[str, list[str]]:
     sentences = [
         _speedup(results, arm, control, rows),
         _efficiency(rows),
-        _charged(rows),
+        _charged(rows, on_the_way="grow_at" in results.arms[arm]),
         _forgetting(rows),
         "One seed is a demonstration, not evidence." if len(rows) == 1 else "",
         standing(results),
@@ -79,12 +79,12 @@ def _efficiency(rows: Sequence[Speedup]) -> str:
     )
 
 
-def _charged(rows: Sequence[Speedup]) -> str:
-    """The same in FLOPs, with the source's own training."""
+def _charged(rows: Sequence[Speedup], *, on_the_way: bool) -> str:
+    """The same in FLOPs, with the source's own training; that of an arm which grows on the way is in its figures."""
     factors = [row.speedup_tokens for row in rows]
     charged = [row.charged_flops for row in rows]
     efficiency = [row.charged_flop_efficiency for row in rows if row.charged_flop_efficiency is not None]
-    intro = "With the source's own training charged as well,"
+    intro = "Its small model's training counted," if on_the_way else "With the source's own training charged as well,"
     if Spread.over(factors).median == 0 and efficiency:  # most seeds have no speed-up: to the arm's end instead
         return f"{intro} it takes {spread(efficiency)} as many FLOPs."
     if any(value is not None for value in charged):
