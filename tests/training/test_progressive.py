@@ -216,6 +216,8 @@ def test_what_cannot_be_grown_on_the_way_says_why_before_anything_runs(place: Pa
     refused("leave --branch-from or --grow-at out", branch_from="o")
     refused("leave --skip-tokens or --grow-at out", skip_tokens=STEP)
     refused("too large for a factor", grow_width=100)
+    refused("download the dataset", data="org/name")
+    refused("download the dataset", eval_data="org/name")
     refused("could not|no such size|heads", grow_width=1.3)
     refused("give --grow-at 0.25", grow_at=None, grow_width=2)
     refused("cannot be grown on the way", sharding="full")

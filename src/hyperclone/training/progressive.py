@@ -99,6 +99,7 @@ def train(training: Training, run: RunStage, watch: Watch) -> Trained:
     """
     stages, output = plan(training), user_path(training.output)
     _check_output(output)
+    _check_text(training)
     with _shape_of_clone(stages) as shape:
         choose(replace(stages.large, model=str(shape)), dry_run=True)
     if not _is_finished(stages.small, watch):
@@ -119,6 +120,7 @@ def dry_runs(training: Training) -> tuple[DryRun, DryRun]:
     """
     stages = plan(training)
     _check_output(user_path(training.output))
+    _check_text(training)
     small = dry_run(stages.small)
     with _shape_of_clone(stages) as shape:
         large = dry_run(replace(stages.large, model=str(shape)))
@@ -197,6 +199,12 @@ def _check_output(output: Path) -> None:
             "the output exists and does not hold a training that grows its model", file=output,
             expected=f"a directory {SMALL} with a training run", cure="choose another directory",
         )  # fmt: skip
+
+
+def _check_text(training: Training) -> None:
+    """The text must be the same for both stages, which are of different lengths."""
+    of_data = [one for source in training.data_sources for one in source.spelled]
+    inputs.check_files([*of_data, *training.eval_data], field="grow_at")
 
 
 @contextmanager
