@@ -171,6 +171,7 @@ def test_the_study_file_that_is_shown_can_be_read(tmp_path: Path) -> None:
         "source",
         "model",
         "growth",
+        "grow_at",
         "moments",
         "train",
         "tune",

@@ -64,6 +64,11 @@ def option(
     }
 
 
+def option_fields(request: type[Any]) -> tuple[Field[Any], ...]:
+    """The fields that are options; a field without such metadata is for Python, or a table of a file, alone."""
+    return tuple(field for field in fields(request) if _KEY in field.metadata)
+
+
 def option_of(field: Field[Any]) -> Option:
     """What a field says about itself."""
     described = field.metadata[_KEY]
@@ -149,7 +154,7 @@ def check(request: Any, error: type[HypercloneError]) -> None:
         HypercloneError: a value that is none of the choices, or no whole number of at least `least`.
     """
     hints = hints_of(type(request))
-    for field in fields(request):
+    for field in option_fields(type(request)):
         described, value, choices = option_of(field), getattr(request, field.name), choices_of(hints[field.name])
         if value is None and field.default is None:
             continue

@@ -222,12 +222,12 @@ FLAGS = {
     "verify": "--allow-changed --family --help --json --proof --revision --threads",
     "collapse": "--help --shard-size --threads",
     "train": "--anatomy --attention --batch-tokens --beta1 --beta2 --branch-from --cache --compile --data --decay "
-    "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch "
+    "--difference-lr --documents --dry-run --eval-data --eval-early --eval-every --from-scratch --grow-at --grow-width "
     "--gradient-checkpointing --grown-moments --held-out --help --json --keep --log-every --lr --lr-rule "
     "--max-grad-norm --micro-batch --min-lr --momentum --optimizer --output --precision --push-to-hub --receipt "
     "--report-to "
-    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --source-lr --streaming --tasks "
-    "--text-field --tokens --warmup --weight-decay",
+    "--resume --sample-by --save-every --schedule --seed --seq-len --sharding --skip-tokens --source-lr --streaming "
+    "--tasks --text-field --tokens --warmup --weight-decay",
     "groups": "--adamw-lr --adjust-lr-fn --decay-all --eps --help --json --lr --optimizer --weight-decay",
     "anatomy": "--activations --against --family --help --json --layers --output --revision --spectra --tensors",
     "eval": "--against --batch-size --data-wheel --device --dtype --help --hub --json --limit --revision --tasks",

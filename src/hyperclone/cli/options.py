@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import typer
 
 from hyperclone.errors import OptionError
-from hyperclone.options import choices_of, flag_of, hints_of, option_of
+from hyperclone.options import choices_of, flag_of, hints_of, option_fields, option_of
 
 Command = Callable[..., None]
 FromFile = Callable[[str, Mapping[str, Any]], Any]  # (a positional word, options that were typed) -> request, or None
@@ -29,9 +29,9 @@ def takes(request: type[Any], *, from_file: FromFile | None = None) -> Callable[
             None. Options that were typed come before the file's, so each flag has a `--no-` form as well.
     """
     hints = hints_of(request)
-    options = [_parameter(field, hints[field.name], files=from_file is not None) for field in fields(request)]
+    options = [_parameter(field, hints[field.name], files=from_file is not None) for field in option_fields(request)]
     several = {field.name for field in fields(request) if field.default == ()}
-    positional = next((field.name for field in fields(request) if option_of(field).positional), "")
+    positional = next((field.name for field in option_fields(request) if option_of(field).positional), "")
 
     def replaced(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)

@@ -76,11 +76,19 @@ def _show_dry_run(training: Training, *, as_json: bool, show: bool) -> None:
     from hyperclone.cli.display import dry_run as dry_run_display
     from hyperclone.training import dry_run
 
-    planned = dry_run.dry_run(training)
+    if training.grow_at is not None:
+        from hyperclone.training import progressive
+
+        small, grown = progressive.dry_runs(training)
+        content: Any = {"small": small.summary(), "grown": grown.summary()}
+        view = dry_run_display.dry_runs_view(small, grown)
+    else:
+        planned = dry_run.dry_run(training)
+        content, view = planned.summary(), dry_run_display.dry_run_view(planned)
     if show and as_json:
-        print(json.dumps(planned.summary(), indent=2))
+        print(json.dumps(content, indent=2))
     elif show:
-        make_console().print(dry_run_display.dry_run_view(planned), highlight=False)
+        make_console().print(view, highlight=False)
 
 
 @app.command(epilog="Example: hyperclone groups smollm2-480m --lr 1e-4 --weight-decay 0.1 --json > groups.json")

@@ -103,7 +103,7 @@ def answer(results: Results) -> Answer:
     remarks = [
         _also_reached(rows) if found.kind != SPEEDUP else "",
         _also_efficient(rows) if found.kind != EFFICIENCY else "",
-        _charged(rows),
+        _charged(rows, on_the_way="grow_at" in results.arms[arm]),
         _rise(rows),
     ]
     return Answer(found.kind, found.shown, sentence, _caveats(results, len(rows)), [one for one in remarks if one])
@@ -168,12 +168,12 @@ def _also_efficient(rows: Sequence[Speedup]) -> str:
     )
 
 
-def _charged(rows: Sequence[Speedup]) -> str:
-    """The same in FLOPs, with the source's own training."""
+def _charged(rows: Sequence[Speedup], *, on_the_way: bool) -> str:
+    """The same in FLOPs, with the source's own training; that of an arm which grows on the way is in its figures."""
     factors = [row.speedup_tokens for row in rows]
     charged = [row.charged_flops for row in rows]
     efficiency = [row.charged_flop_efficiency for row in rows if row.charged_flop_efficiency is not None]
-    intro = "With the source's own training charged as well,"
+    intro = "Its small model's training counted," if on_the_way else "With the source's own training charged as well,"
     if Spread.over(factors).median == 0 and efficiency:  # most seeds have no speed-up: to the arm's end instead
         return f"{intro} the control arm takes {spread(efficiency)} as many FLOPs to the loss where it ends."
     if any(value is not None for value in charged):

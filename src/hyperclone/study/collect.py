@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -41,16 +42,25 @@ def run(path: Path, *, key: str, arm: str, seed: int, source: str, options: Mapp
         StudyError: it was not evaluated before and after training.
     """
     training = json.loads((path / resume.RECORD_FILE).read_text())
-    lines = metrics.read(path)
+    lines, timing = metrics.read(path), Timing(metrics.read(path))
     tokens = training["curve"]["steps"] * training["curve"]["batch_tokens"]
+    small = training.get("small", {"tokens": 0, "flops_per_token": 0})
+    if small["tokens"]:
+        before, steps = metrics.read(path / resume.STAGES[0]), small["tokens"] // training["curve"]["batch_tokens"]
+        timing = Timing(before, timing, at=small["tokens"])
+        lines = [*before, *_later(lines, steps=steps, tokens=small["tokens"])]
+        tokens += small["tokens"]
     parameters, per_token = sizes(path / "config.json", training["curve"]["seq_len"])
     anatomy, spectra = _examined(path, tokens)
     return RunRecord(
         key=key, arm=arm, seed=seed, source=source, lr=float(options.get("lr", Training.lr)),
         optimizer=options["optimizer"], tokens=tokens, parameters=parameters, flops_per_token=per_token,
-        seconds=round(Timing(lines).at(tokens), 3), hardware=hardware(training), versions=versions(training),
-        date=f"{datetime.now(UTC):%Y-%m-%d}", curve=_curve(path, lines, tokens, per_token), symmetry=_symmetry(lines),
-        anatomy=anatomy, spectra=spectra,
+        seconds=round(timing.at(tokens), 3), hardware=hardware(training), versions=versions(training),
+        date=f"{datetime.now(UTC):%Y-%m-%d}", symmetry=_symmetry(lines), anatomy=anatomy, spectra=spectra,
+        curve=replace(
+            _curve(path, lines, timing, tokens, per_token), small_tokens=small["tokens"],
+            small_flops_per_token=small["flops_per_token"],
+        ),
     )  # fmt: skip
 
 
@@ -70,9 +80,16 @@ def source(path: Path, *, key: str, name: str) -> SourceRecord:
     )  # fmt: skip
 
 
-def _curve(path: Path, lines: Sequence[Mapping[str, Any]], tokens: int, flops_per_token: int) -> Curve:
+def _later(lines: Iterable[Mapping[str, Any]], *, steps: int, tokens: int) -> list[dict[str, Any]]:
+    """Lines of a clone as those of the whole training, whose small model took so many steps and tokens.
+
+    Without its evaluation before its first step: there is the small model's after its last, at the same point.
+    """
+    return [{**line, "step": line["step"] + steps, "tokens": line["tokens"] + tokens} for line in lines if line["step"]]
+
+
+def _curve(path: Path, lines: Sequence[Mapping[str, Any]], timing: Timing, tokens: int, flops_per_token: int) -> Curve:
     """The evaluations in the lines of metrics.jsonl."""
-    timing = Timing(lines)
     rows: dict[int, dict[str, Any]] = {}
     for line in lines:
         row = rows.setdefault(line["step"], {"step": line["step"], "tokens": line["tokens"], "tasks": {}})
@@ -133,7 +150,9 @@ def sizes(config: Path, seq_len: int) -> tuple[int, int]:
 class Timing:
     """Seconds of training steps until a number of tokens: evaluations, saving and start-up do not count."""
 
-    def __init__(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, lines: Iterable[Mapping[str, Any]], after: Timing | None = None, *, at: float = 0) -> None:
+        """Of the lines of a run; with `after`, also of the run that goes on from it when it has read `at` tokens."""
+        self._after, self._end = after, at
         self._tokens, self._seconds = [0.0], [0.0]
         for line in lines:
             if line.get("tokens_per_second") and line["tokens"] > self._tokens[-1]:
@@ -143,6 +162,8 @@ class Timing:
 
     def at(self, tokens: float) -> float:
         """Seconds; on the straight line between logs, and beyond the last at its speed."""
+        if self._after is not None and tokens > self._end:
+            return self.at(self._end) + self._after.at(tokens - self._end)
         logged, seconds = self._tokens, self._seconds
         for i in range(1, len(logged)):
             if tokens <= logged[i] or i == len(logged) - 1:

@@ -28,6 +28,11 @@ study = "other.toml"               # the source `base` of another study
 random = true                      # the clone's architecture, randomly initialized
 growth = { width = 2 }
 
+[arms.progressive]
+random = true                      # the source's architecture from random weights, grown on the way: with each seed
+growth = { width = 2 }             # a small model of its own, whose cost is in the run's
+grow_at = 0.25                     # share of the tokens after which it is grown
+
 [arms.continued]                   # the source itself, trained further
 
 [arms.clone]
@@ -109,6 +114,8 @@ class Arm:
         like: whose tuned learning rate it takes.
         tuning: how its learning rate is to be chosen; None if it is given, or another arm's.
         branch_of: the arm from the stable phase of whose runs its own begin; None if they begin by themselves.
+        grow_at: of an arm of kind "random", the share of its tokens after which the source's architecture is grown;
+            None where the grown architecture is trained from the start.
     """
 
     name: str
@@ -123,6 +130,7 @@ class Arm:
     like: str | None
     tuning: Tuning | None
     branch_of: str | None = None
+    grow_at: float | None = None
 
     def grown(self, seed: int) -> Growth:
         """The growth with a seed, if it names none."""

@@ -26,6 +26,9 @@ _OURS = (
     "grown_moments",
     "branch_from",
     "push_to_hub",
+    "grow_at",
+    "grow_width",
+    "grow",
 )  # a study sets these itself
 _EXTEND = 4  # times that a grid of learning rates may be extended
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -86,7 +89,7 @@ class _Reader(OptionFile):
                                  found=arm.like, expected=tuned)  # fmt: skip
         control = self._text(table, "control")
         if control is None:
-            control = next((arm.name for arm in arms.values() if arm.kind == "random"), None)
+            control = next((a.name for a in arms.values() if a.kind == "random" and a.grow_at is None), None)
         if control is not None and control not in arms:
             raise self.wrong("no such arm", "control", found=control, expected=", ".join(arms))
         if (headline := self._text(table, "headline")) is not None and headline not in arms:
@@ -201,7 +204,20 @@ class _Reader(OptionFile):
         self.check_keys(
             table,
             path,
-            ("label", "group", "random", "source", "model", "growth", "moments", "train", "tune", "like", "branches"),
+            (
+                "label",
+                "group",
+                "random",
+                "source",
+                "model",
+                "growth",
+                "grow_at",
+                "moments",
+                "train",
+                "tune",
+                "like",
+                "branches",
+            ),
         )
         different, growth, model = (
             self._options(table.get("train"), f"{path}.train"),
@@ -224,6 +240,7 @@ class _Reader(OptionFile):
                 Growth(**growth)
             except HypercloneError as error:
                 raise self.wrong_option(error, f"{path}.growth") from None
+        grow_at = self._grow_at(table, kind, path)
         moments = self._text(table, "moments", path)
         if moments is not None and (moments not in MOMENTS or kind != "clone"):
             raise self.wrong("no such moments for this arm", f"{path}.moments", found=moments,
@@ -236,7 +253,9 @@ class _Reader(OptionFile):
         elif "tune" in table:
             raise self.wrong("this arm's learning rate is not to be chosen", f"{path}.tune",
                              cure="leave lr and like out, and give [tune]")  # fmt: skip
-        merged = self._options(_merged(train, different, kind, moments), f"{path}.train")
+        merged = self._options(
+            _merged(train, different, "clone" if grow_at is not None else kind, moments), f"{path}.train"
+        )
         if moments == "first-copy" and merged.get("optimizer") in OF_COPIES:
             raise self.wrong("moments of the first copy only make copies diverge under AdamW, not under this optimizer",
                              f"{path}.moments", found=moments, expected="copy, reset")  # fmt: skip
@@ -244,8 +263,21 @@ class _Reader(OptionFile):
             name=name, label=str(table.get("label", name)), kind=kind, source=source,
             group=self._group(table.get("group"), f"{path}.group"),
             model=None if model is None else self.path(model, f"{path}.model"), growth=growth, moments=moments,
-            train=merged, like=like, tuning=tuning,
+            train=merged, like=like, tuning=tuning, grow_at=grow_at,
         )  # fmt: skip
+
+    def _grow_at(self, table: Mapping[str, Any], kind: str, path: str) -> float | None:
+        """The share of its tokens after which an arm is grown; None for an arm that is not grown on the way."""
+        if (share := table.get("grow_at")) is None:
+            return None
+        if not is_finite(share) or not 0 < share < 1:
+            raise self.wrong("no share of the tokens", f"{path}.grow_at", found=share,
+                             expected="a number between 0 and 1")  # fmt: skip
+        if kind != "random" or not table.get("growth") or "branches" in table:
+            raise self.wrong("what is grown on the way starts from random weights, and has no branches",
+                             f"{path}.grow_at", found=kind, expected="random = true and growth = { width = 2 }",
+                             cure="give these, and no branches; or leave grow_at out")  # fmt: skip
+        return float(share)
 
     def _branches(self, arm: Arm, lengths: Any) -> Iterator[Arm]:
         """The arm with other numbers of tokens, as arms named after both."""

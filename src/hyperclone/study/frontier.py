@@ -26,7 +26,7 @@ those of its source added, and the control's of its own, if it began from one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -43,7 +43,7 @@ class Frontier:
         tokens: (points,) ascending.
         loss: (points,) nats per token, never rising.
         seconds: (points,) of training steps.
-        flops_per_token: as of `Curve`.
+        flops_at: operations for its first tokens, as of `Curve`.
         annealed: whether every point is the end of a run. Between points, loss is straight over the logarithm of
             tokens then, else over tokens.
     """
@@ -51,7 +51,7 @@ class Frontier:
     tokens: Sequence[float]
     loss: Sequence[float]
     seconds: Sequence[float]
-    flops_per_token: float
+    flops_at: Callable[[float], float]
     annealed: bool
 
     @classmethod
@@ -60,10 +60,10 @@ class Frontier:
         if len(runs) == 1:
             run = runs[0]
             least = list(accumulate(smooth(run.loss), min))
-            return cls(run.tokens, least, run.seconds, run.flops_per_token, annealed=False)
+            return cls(run.tokens, least, run.seconds, run.flops_at, annealed=False)
         ends = sorted((run.tokens[-1], run.loss[-1], run.seconds[-1]) for run in runs)
         tokens, loss, seconds = zip(*ends, strict=True)
-        return cls(tokens, list(accumulate(loss, min)), seconds, runs[0].flops_per_token, annealed=True)
+        return cls(tokens, list(accumulate(loss, min)), seconds, runs[0].flops_at, annealed=True)
 
     def reach(self, loss: float) -> float | None:
         """Tokens to a loss; None beyond the ends."""
@@ -199,7 +199,7 @@ def farthest(speedup: float, token_worth: float) -> float:
 def _worth(pair: Pair, tokens: float, loss: float, matched: float) -> Worth:
     start, nothing = pair.head_start, Cost(0.0, 0.0)
     added, base = pair.cost or nothing, pair.control_cost or nothing
-    flops = matched * pair.control.flops_per_token, tokens * pair.arm.flops_per_token
+    flops = pair.control.flops_at(matched), pair.arm.flops_at(tokens)
     seconds = pair.control.seconds_at(matched), pair.arm.seconds_at(tokens)
     return Worth(
         tokens=tokens,

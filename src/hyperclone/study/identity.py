@@ -65,7 +65,7 @@ class Identity:
         else:
             known, first_copy = True, arm.moments == "first-copy"  # what can be grown is known
         usual = usual_optimizer(matrices_known=known, first_copy_moments=first_copy, lr_rule=arm.train.get("lr_rule"))
-        return {"optimizer": usual, **arm.train}
+        return {"optimizer": usual, **arm.train, **({} if arm.grow_at is None else {"grow_at": arm.grow_at})}
 
     def run_options(self, arm: Arm, lr: float | None) -> dict[str, Any]:
         """Options of a run; `lr` is the rate that was chosen for its arm, None if none had to be."""
@@ -73,8 +73,8 @@ class Identity:
 
     def run(self, arm: Arm, seed: int, lr: float | None) -> str:
         """The key of a run."""
-        model = self.model(arm, seed)  # first: without it nothing else can be known
-        return run_keys.of("run", model, arm.kind == "random", run_keys.training(self.run_options(arm, lr)), seed)
+        settings = run_keys.training(self.run_options(arm, lr))
+        return run_keys.of("run", self.model(arm, seed), arm.kind == "random", settings, seed)
 
     def tuning_options(self, arm: Arm, lr: float) -> dict[str, Any]:
         """Options of a tuning run: on the short horizon and its own text, for a last loss only."""
@@ -85,9 +85,8 @@ class Identity:
     def tuning_run(self, arm: Arm, lr: float) -> str:
         """The key of a tuning run."""
         assert arm.tuning is not None
-        seed = arm.tuning.seed
-        model = self.model(arm, seed)
-        return run_keys.of("tune", model, arm.kind == "random", run_keys.training(self.tuning_options(arm, lr)), seed)
+        seed, settings = arm.tuning.seed, run_keys.training(self.tuning_options(arm, lr))
+        return run_keys.of("tune", self.model(arm, seed), arm.kind == "random", settings, seed)
 
     def recorded_run(self, arm: Arm, seed: int, record: RunRecord | None) -> str:
         """The key of a run, at the learning rate on record if its own has to be chosen first."""
@@ -98,8 +97,8 @@ class Identity:
 
 
 def growth(arm: Arm, seed: int) -> Growth:
-    """How an arm's model is grown; of a random arm only the sizes matter, so it has one whatever the seed."""
-    return arm.grown(0 if arm.kind == "random" else seed)
+    """How an arm's model is grown; of random weights only the sizes matter, so they have one whatever the seed."""
+    return arm.grown(0 if arm.kind == "random" and arm.grow_at is None else seed)
 
 
 def tried_rate(arm: Arm, lr: float) -> float:

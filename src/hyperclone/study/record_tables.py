@@ -45,6 +45,7 @@ _T = TypeVar("_T", LayerSymmetry, LayerAnatomy, Spectrum)
 _Rows = Sequence[Mapping[str, Any]]
 _ATTEMPTS = 5  # at reading tables that a study is writing just then
 TASK = "task:"  # before the name of a task, as a column
+SMALL = ("small_tokens", "small_flops_per_token")  # columns of a study with runs that were grown on the way
 REPEAT = f"{tables.RESTORE}; or set the run's status in runs.csv to {WAITING}, and it is trained again"
 
 _WHICH: Mapping[str, Column] = {"arm": NAME, "seed": WHOLE, "key": NAME}
@@ -134,7 +135,7 @@ class _Loader:
         self._tables = {
             name: tables.read(
                 directory / name, columns,
-                further=(TASK, optional(NUMBER)) if name == "evaluations.csv" else None,
+                further=_FURTHER.get(name),
             )
             for name, columns in TABLES.items()
         }  # fmt: skip
@@ -220,12 +221,14 @@ class _Loader:
                 cure=REPEAT,
                 expected="none of them empty, as the run has finished",
             )
-        if row["flops"] != row["tokens"] * row["flops_per_token"]:
+        tokens, per_token = (row.get(name) or 0 for name in SMALL)
+        if row["flops"] != tokens * per_token + (row["tokens"] - tokens) * row["flops_per_token"]:
             raise self._wrong(
                 "runs.csv",
                 field=f"flops of {which}",
                 found=row["flops"],
-                expected=f"{row['tokens']} tokens x {row['flops_per_token']}",
+                expected=f"{row['tokens'] - tokens} tokens x {row['flops_per_token']}"
+                + (f" + {tokens} x {per_token}" if tokens else ""),
                 cure=REPEAT,
             )
         curve = self._curve(which, row, rows["evaluations.csv"])
@@ -262,11 +265,18 @@ class _Loader:
         for one in rows:
             if one["tokens"] * last["step"] != one["step"] * last["tokens"]:
                 raise wrong(f"tokens after step {one['step']}", one["tokens"], "the same number for each step")
-        tasks = {name.removeprefix(TASK): [one[name] for one in rows] for name in first if name.startswith(TASK)}
+
+        def column(name: str) -> list[Any]:
+            return [one[name] for one in rows]
+
+        tasks = {name.removeprefix(TASK): column(name) for name in first if name.startswith(TASK)}
         return Curve(
             flops_per_token=row["flops_per_token"],
-            tasks={name: column for name, column in tasks.items() if any(value is not None for value in column)},
-            **{name: [one[name] for one in rows] for name in ("step", "tokens", "seconds", "loss", "bits_per_byte")},
+            small_tokens=row.get(SMALL[0]) or 0,
+            small_flops_per_token=row.get(SMALL[1]) or 0,
+            tasks={name: values for name, values in tasks.items() if any(value is not None for value in values)},
+            step=column("step"), tokens=column("tokens"), seconds=column("seconds"), loss=column("loss"),
+            bits_per_byte=column("bits_per_byte"),
         )  # fmt: skip
 
     def _layers(self, name: str, which: str, rows: Mapping[str, _Rows], kind: type[_T], curve: Curve) -> list[_T]:
@@ -324,6 +334,7 @@ class _Loader:
                 )
 
 
+_FURTHER = {"evaluations.csv": (TASK, optional(NUMBER)), "runs.csv": ("small_", optional(WHOLE))}
 _OF_RUNS = ("evaluations.csv", "symmetry.csv", "anatomy.csv", "spectra.csv")
 _AS_THEY_ARE = ("key", "arm", "seed", "source", "lr", "optimizer", "tokens", "parameters", "flops_per_token", "seconds",
                 "hardware", "versions", "date")  # fmt: skip

@@ -24,7 +24,7 @@ from hyperclone.study import request, tables
 from hyperclone.study.config import SourceModel
 from hyperclone.study.layers import Spectrum
 from hyperclone.study.progress import Progress, Run
-from hyperclone.study.record_tables import TABLES, TASK
+from hyperclone.study.record_tables import SMALL, TABLES, TASK
 from hyperclone.study.records import FAILED, FINISHED, FORMER, INTERRUPTED, RunRecord, TuningRun
 from hyperclone.study.speedup import Contender, Cost, Curve, Speedup, charged, compare_with_control
 from hyperclone.version import __version__
@@ -132,9 +132,10 @@ def _rows(progress: Progress) -> dict[str, _Rows]:
 
 
 def _columns(name: str, rows: _Rows) -> list[str]:
-    """The columns of a table; that of evaluations also has the tasks."""
-    tasks = {column for row in rows for column in row if name == "evaluations.csv" and column.startswith(TASK)}
-    return [*TABLES[name], *sorted(tasks)]
+    """The columns of a table; that of evaluations also has the tasks, that of runs what small models took."""
+    there = {column for row in rows for column in row}
+    tasks = {column for column in there if name == "evaluations.csv" and column.startswith(TASK)}
+    return [*TABLES[name], *sorted(tasks), *(column for column in SMALL if name == "runs.csv" and column in there)]
 
 
 def evaluation_rows(curve: Curve) -> _Rows:
@@ -183,8 +184,9 @@ def _run_rows(progress: Progress) -> Iterable[dict[str, Any]]:
 def _result(record: RunRecord) -> dict[str, Any]:
     """The columns of a finished run."""
     shown = {name: getattr(record, name) for name in TABLES["runs.csv"] if hasattr(record, name)}
-    loss = record.curve.loss
-    return {**shown, "flops": record.tokens * record.flops_per_token, "start_loss": loss[0], "final_loss": loss[-1]}
+    loss, flops = record.curve.loss, round(record.curve.flops_at(record.tokens))
+    small = {name: getattr(record.curve, name) for name in SMALL} if record.curve.small_tokens else {}
+    return {**shown, "flops": flops, "start_loss": loss[0], "final_loss": loss[-1], **small}
 
 
 def _tuning_runs(progress: Progress) -> Iterable[TuningRun]:
@@ -211,6 +213,7 @@ def _request(progress: Progress) -> dict[str, Any]:
             "train": {key: value for key, value in plain(arm.train).items() if shared.get(key) != value},
             "tuned": _tuned(progress, arm.like or arm.name), "like": arm.like,
             **({} if arm.branch_of is None else {"branch_of": arm.branch_of}),
+            **({} if arm.grow_at is None else {"grow_at": arm.grow_at}),
         }  # fmt: skip
     return {
         "name": study.name, "note": study.note, "hyperclone": __version__,

@@ -22,6 +22,7 @@ from hyperclone.errors import CheckpointError
 from hyperclone.io.files import read_json, to_json
 from hyperclone.planning.growth import Growth
 from hyperclone.training import data_sources, mixture
+from hyperclone.training.config import skipped
 
 _UNRELATED = (
     "cache",
@@ -98,6 +99,8 @@ def training(options: Mapping[str, Any]) -> dict[str, Any]:
             settings[name] = _mixture(value)
         elif name == "eval_data":
             settings[name] = text(value)
+        elif name == "skip_tokens":
+            settings |= {name: count} if (count := skipped(value)) else {}
         elif name in ("tokens", "batch_tokens"):
             settings[name] = units.parse(value, name)
         elif name not in _UNRELATED:

@@ -154,6 +154,8 @@ class Runner:
             return _Start(hub.resolve(arm.model))
         source = arm.source
         assert source is not None
+        if arm.grow_at is not None:  # its small model is trained with it
+            return _Start(hub.resolve(source.model))
         if arm.kind == "random":  # waits for no source: of that, only the sizes matter
             return _Start(self._shape(hub.resolve(source.model), arm, seed))
         directory: Path = await self._shared(("source", source.name), partial(self._source, source))
@@ -252,12 +254,12 @@ class Runner:
         if self._processes.stopped:
             raise Interrupted
         start = await self._model(arm, tuning.seed)
-        options, scratch = self._identity.tuning_options(arm, rate), arm.kind == "random"
+        options = self._identity.tuning_options(arm, rate)
         name = f"{arm.name}-lr{rate:g}"
         directory = paths.find(self._output / "tuning", name, self._of_weights(key, arm.source, start.record))
         began = Began(f"{arm.name}, learning rate {rate:g}", directory)
         try:
-            await self._train(start.model, options, tuning.seed, scratch=scratch, began=began)
+            await self._train(start.model, options, arm, tuning.seed, began)
             loss = metrics.last_loss(directory)
         except Diverged:
             loss = None  # that is a result
@@ -271,7 +273,7 @@ class Runner:
     async def _trained(self, run: Run, rate: float | None) -> RunRecord:
         """The record of a finished run, which is begun or resumed if it has not finished yet."""
         arm, known = run.arm, self.progress.records.runs
-        key, options = self._identity.run(arm, run.seed, rate), self._identity.run_options(arm, rate)
+        options, key = self._identity.run_options(arm, rate), self._identity.run(arm, run.seed, rate)
         if run.kept is not None and run.kept.key != key:
             run.kept = None
         if key not in known:
@@ -295,7 +297,7 @@ class Runner:
         usual = {"keep": 1, **({"anatomy": True} if examined else {})}
         given = {**usual, **options, **({"keep": 0} if self._branches(run) else {}), **await self._trunk(run)}
         began = Began(f"{arm.name}, seed {run.seed}", directory, run)
-        await self._train(start.model, given, run.seed, scratch=arm.kind == "random", began=began)
+        await self._train(start.model, given, arm, run.seed, began)
         if examined:
             assert start.source is not None
             await self._examine(start.model, directory, start.source)
@@ -333,10 +335,11 @@ class Runner:
             if one is not None and one.path is not None and not self._branches(one):
                 trainings.forget_checkpoints(one.path)
 
-    async def _train(self, model: Path, options: Mapping[str, Any], seed: int, *, scratch: bool, began: Began) -> None:
+    async def _train(self, model: Path, options: Mapping[str, Any], arm: Arm, seed: int, began: Began) -> None:
         await trainings.train(
-            self._processes, model, options, seed=seed, scratch=scratch, began=began, on_event=self._on_event
-        )
+            self._processes, model, options, seed=seed, scratch=arm.kind == "random", began=began,
+            on_event=self._on_event, growth=None if arm.grow_at is None else growth(arm, seed),
+        )  # fmt: skip
 
     async def _examine(self, clone: Path, trained: Path, source: Path) -> None:
         """Anatomy before and after."""

@@ -17,7 +17,8 @@ there; none if it never does.
     in FLOPs     T f_control / (t* f_arm),                     charged: T f_control / (t* f_arm + F_source)
     in seconds   the same with the time that steps took,       charged with the source's
 
-f is the cost of a token (training/flops.py), F_source that of the source's own training. A control that began from a
+f is the cost of a token (training/flops.py); of a model that was grown on the way, t f is the sum of both sizes', each
+with its own tokens. F_source that of the source's own training. A control that began from a
 source is charged with it as well. Tokens are not charged: a small model's tokens cost less. Uncharged figures answer
 "I have a small model already"; charged ones "I have nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are
 uncharged, in tokens, of single runs and task accuracy.
@@ -52,6 +53,8 @@ class Curve:
         loss: (evaluations,) held-out, nats per token.
         seconds: (evaluations,) of training steps before each.
         flops_per_token: operations for each token of training.
+        small_tokens, small_flops_per_token: tokens that a model which was grown on the way was trained on while it was
+            small, the first ones, and their operations; 0 for every other run.
         step: (evaluations,) optimizer steps before each; empty where they are not needed.
         bits_per_byte: (evaluations,) held-out; empty where it is not needed.
         tasks: (evaluations,) accuracies by task, None where a task was not run.
@@ -64,6 +67,8 @@ class Curve:
     step: Sequence[int] = ()
     bits_per_byte: Sequence[float] = ()
     tasks: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    small_tokens: float = 0
+    small_flops_per_token: float = 0
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.loss) == len(self.seconds) > 0
@@ -72,7 +77,12 @@ class Curve:
     @property
     def flops(self) -> list[float]:
         """(evaluations,) operations before each."""
-        return [tokens * self.flops_per_token for tokens in self.tokens]
+        return [self.flops_at(tokens) for tokens in self.tokens]
+
+    def flops_at(self, tokens: float) -> float:
+        """Operations for the first tokens of the training."""
+        small = min(tokens, self.small_tokens)
+        return small * self.small_flops_per_token + (tokens - small) * self.flops_per_token
 
 
 @dataclass(frozen=True)
@@ -173,8 +183,8 @@ def compare(
     tokens = reach(arm, target)
     cost = Cost(0.0, 0.0) if cost is None else cost
     base = Cost(0.0, 0.0) if control_cost is None else control_cost
-    whole = (control.tokens[-1], control.tokens[-1] * control.flops_per_token, control.seconds[-1])
-    needed = None if tokens is None else (tokens, tokens * arm.flops_per_token, _at(arm.tokens, arm.seconds, tokens))
+    whole = (control.tokens[-1], control.flops_at(control.tokens[-1]), control.seconds[-1])
+    needed = None if tokens is None else (tokens, arm.flops_at(tokens), _at(arm.tokens, arm.seconds, tokens))
     plain = [None if needed is None else _ratio(a, b) for a, b in zip(whole, needed or whole, strict=True)]
     charged = [
         None if needed is None or added is None or more is None else _ratio(a + more, b + added)
@@ -199,7 +209,7 @@ def compare(
         token_efficiency=None if matched is None or not spent else matched / spent,
         charged_flop_efficiency=None
         if matched is None or cost.flops is None or base.flops is None or not spent
-        else (matched * control.flops_per_token + base.flops) / (spent * arm.flops_per_token + cost.flops),
+        else (control.flops_at(matched) + base.flops) / (arm.flops_at(spent) + cost.flops),
         forgetting=None if source is None else forgetting(arm.loss, source),
         start=arm.loss[0],
         final=arm.loss[-1],

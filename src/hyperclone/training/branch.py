@@ -7,7 +7,6 @@ runs of several lengths may share their first steps: each branches off from a ch
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def checkpoint_to_branch_from(run: Path, record: dict[str, Any]) -> Path:
     if not (run / resume.RECORD_FILE).is_file():
         raise TrainingError("no training run is here", file=run, field="branch_from", expected=resume.RECORD_FILE)
     theirs = resume.curve(run)
-    ours = {**theirs, **json.loads(json.dumps(record["curve"]))}  # what is not known yet may be as there
+    ours = {**theirs, **resume.curve_of(record)}  # what is not known yet may be as there
     for field, value in ours.items():
         if field not in _FREE and theirs.get(field) != value:
             raise TrainingError(

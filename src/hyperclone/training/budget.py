@@ -87,13 +87,29 @@ def sequence_length(wanted: int | None, positions: int | None) -> int:
     return wanted
 
 
+def windows_to_skip(training: Training, seq_len: int) -> int:
+    """Windows of the data's order that the run passes over.
+
+    Raises:
+        TrainingError: not a whole number of windows, so that the run's first one would begin within another.
+    """
+    windows, rest = divmod(training.skipped_tokens, seq_len)
+    if rest:
+        raise TrainingError(
+            "only whole windows can be passed over", field="skip_tokens", found=f"{training.skipped_tokens} tokens",
+            expected=f"a multiple of {seq_len}",
+            cure=" or ".join(f"--skip-tokens {count * seq_len}" for count in (windows, windows + 1)),
+        )  # fmt: skip
+    return windows
+
+
 def plan(training: Training, *, seq_len: int, available: int, processes: int) -> Budget:
     """The sizes of a run.
 
     Args:
         training: the request.
         seq_len: tokens of a window.
-        available: windows of the data.
+        available: windows of the data, once through.
         processes: that share a batch.
 
     Raises:
@@ -106,6 +122,7 @@ def plan(training: Training, *, seq_len: int, available: int, processes: int) ->
             found=seq_len,
             cure="more data, or a shorter --seq-len",
         )
+    skipped = windows_to_skip(training, seq_len)
     batch = training.step_tokens or WINDOWS * seq_len
     windows, rest = divmod(batch, seq_len)
     if rest or not windows:
@@ -132,7 +149,12 @@ def plan(training: Training, *, seq_len: int, available: int, processes: int) ->
             found=micro,
             expected=f"a divisor of {share}",
         )
-    budget = training.total_tokens or available * seq_len
+    if training.total_tokens is None and skipped >= available:
+        raise TrainingError(
+            "all of the data is passed over, and nothing says how long the run is", field="skip_tokens",
+            found=f"{skipped} windows of {available}", cure="--tokens COUNT, for further epochs",
+        )  # fmt: skip
+    budget = training.total_tokens or (available - skipped) * seq_len
     if budget < batch:
         what = "the data is" if training.total_tokens is None else "the token budget is"
         raise TrainingError(

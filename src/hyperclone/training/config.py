@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hyperclone import units
 from hyperclone.errors import OptionError, TrainingError
 from hyperclone.options import check, option
+from hyperclone.planning.growth import Growth, Width
 from hyperclone.planning.scaling_rule import LrRule
 from hyperclone.training import mixture
 from hyperclone.training.config_checks import check_training
@@ -118,6 +119,15 @@ class Training:
     tokens: str | int | None = field(
         default=None, metadata=option("Tokens to train on: 2B, 350M, ... [one epoch].", metavar="COUNT", group=_SIZES)
     )
+    skip_tokens: str | int | None = field(
+        default=None,
+        metadata=option(
+            "Tokens of the data's order that another run with this seed and sequence length has read already: this one "
+            "begins with the window after them [none].",
+            metavar="COUNT",
+            group=_SIZES,
+        ),
+    )
     batch_tokens: str | int | None = field(
         default=None,
         metadata=option(
@@ -138,6 +148,25 @@ class Training:
             group=_START,
         ),
     )
+    grow_at: str | float | None = field(
+        default=None,
+        metadata=option(
+            "With --from-scratch: train MODEL at a constant rate up to here (a share of --tokens below 1, or a number "
+            "of tokens), grow it with its optimizer state, and train the clone on the tokens that are left.",
+            metavar="SHARE|COUNT",
+            group=_START,
+        ),
+    )
+    grow_width: Width | None = field(
+        default=None,
+        metadata=option(
+            "With --grow-at: factor for hidden size, feed-forward size and heads together [2; a run file may have a "
+            "table [grow] with any option of `hyperclone grow`].",
+            metavar="FACTOR",
+            group=_START,
+        ),
+    )
+    grow: Growth | None = None  # with grow_at: how; in a run file a table, on the command line --grow-width
     receipt: str | None = field(
         default=None,
         metadata=option(
@@ -317,7 +346,7 @@ class Training:
         mixture.check(self.data, self.eval_data)
         check(self, TrainingError)
         check_training(self)
-        _ = self.total_tokens, self.step_tokens  # raise if they are no numbers of tokens
+        _ = self.total_tokens, self.step_tokens, self.skipped_tokens  # raise if they are no numbers of tokens
 
     @property
     def data_sources(self) -> tuple[mixture.DataSource, ...]:
@@ -333,6 +362,31 @@ class Training:
     def step_tokens(self) -> int | None:
         """Tokens of an optimizer step, as a number."""
         return None if self.batch_tokens is None else _count(self.batch_tokens, "batch_tokens")
+
+    @property
+    def growth(self) -> Growth | None:
+        """How the model is grown in the course of its training; None if it is not."""
+        if self.grow_at is None:
+            return None
+        if self.grow_width is None:
+            return self.grow or Growth(width=2)
+        return replace(self.grow or Growth(), width=self.grow_width)
+
+    @property
+    def skipped_tokens(self) -> int:
+        """Tokens that are passed over, as a number; 0 for none."""
+        return skipped(self.skip_tokens)
+
+
+def skipped(value: str | int | None) -> int:
+    """What `skip_tokens` means as a number, in which alone 0 stands for none.
+
+    Raises:
+        TrainingError: it is no number of tokens.
+    """
+    if value is None or (not isinstance(value, bool) and str(value).strip() == "0"):
+        return 0
+    return _count(value, "skip_tokens")
 
 
 def _count(value: str | int, field: str) -> int:

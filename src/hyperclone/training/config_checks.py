@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hyperclone.errors import TrainingError
+from hyperclone.training.growing_checks import check_growing
 from hyperclone.training.optimizer_names import OF_COPIES
 from hyperclone.units import is_finite
 
@@ -33,7 +34,8 @@ def check_training(training: Training) -> None:
         TrainingError: a value out of its range, or options that contradict each other.
     """
     _check_ranges(training)
-    if training.from_scratch:
+    check_growing(training)
+    if training.from_scratch and training.grow_at is None:
         _check_from_scratch(training)
     if training.streaming:
         _check_streaming(training)
@@ -81,6 +83,11 @@ def _check_from_scratch(training: Training) -> None:
 
 
 def _check_streaming(training: Training) -> None:
+    if training.skipped_tokens:
+        raise TrainingError(
+            "streamed text has an order that depends on the length of the run, so none of it can be passed over",
+            field="skip_tokens", found=training.skip_tokens, cure="leave --streaming or --skip-tokens out",
+        )  # fmt: skip
     if training.tokens is None:
         raise TrainingError("how long streamed text is, is not known, so a run needs its length", field="tokens",
                             found="none", cure="--tokens 2B, or leave --streaming out")  # fmt: skip

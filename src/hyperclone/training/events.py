@@ -87,6 +87,41 @@ class RunStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageStarted:
+    """One of the two trainings of a model that is grown on the way begins, or goes on.
+
+    Attributes:
+        stage: "small" before the growth, "grown" after it.
+        tokens: of this stage.
+        total_tokens: of both.
+    """
+
+    stage: Literal["small", "grown"]
+    tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelGrown:
+    """The small model has been grown, and the files have been checked against the plan of the growth.
+
+    Attributes:
+        path: directory of the clone.
+        checkpoint: of the small model that it was grown from.
+        source_parameters, parameters: before and after.
+        proved: the clone computes the same function; False for a growth that is not meant to keep it.
+        optimizer_state: what became of the optimizer state, in a sentence.
+    """
+
+    path: str
+    checkpoint: str
+    source_parameters: int
+    parameters: int
+    proved: bool
+    optimizer_state: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerStateLoaded:
     """The optimizer starts from moments that were grown with the model.
 
@@ -184,6 +219,8 @@ class TasksEvaluated(Measurement):
 Event = (
     Tokenizing
     | RunStarted
+    | StageStarted
+    | ModelGrown
     | OptimizerStateLoaded
     | TextEnded
     | StepTaken

@@ -186,6 +186,8 @@ def _texts(
         reading = ReadingOptions(training.text_field, training.sample_by, held_out, limit)
         return read(sources, reading, tokenizer, end=end, cache=cache)
 
+    if training.skipped_tokens and training.total_tokens:
+        check_files([one for source in training.data_sources for one in source.spelled], field="skip_tokens")
     held_out = 0.0 if training.eval_data else training.held_out
     streams = [] if training.streaming else [corpora(source, held_out) for source in training.data_sources]
     evaluated = [corpora(DataSource(tuple(training.eval_data)), 0.0)] if training.eval_data else streams
@@ -214,6 +216,24 @@ def _end_of_text(tokenizer: Any, config: Any) -> int:
     raise TrainingError(
         "neither tokenizer nor config has an end-of-text token to put between documents", field="eos_token_id"
     )
+
+
+def check_files(spelled: Sequence[str], *, field: str) -> None:
+    """Check that text is the same for runs of any length.
+
+    Args:
+        spelled: of --data or --eval-data, without weights.
+        field: the option that needs it.
+
+    Raises:
+        TrainingError: some of it is a Hub dataset, of which only as much is fetched as a run needs.
+    """
+    if hub := next((source for source in text_sources(spelled) if source.kind == "hub"), None):
+        raise TrainingError(
+            "of a Hub dataset only as much is fetched as a run needs, so the order of the data depends on the run's "
+            "length, and two runs cannot share it",
+            field=field, found=hub.spelled, cure="download the dataset, and give its files",
+        )  # fmt: skip
 
 
 def _limit(training: Training, sources: list[TextSource], share: Fraction, seq_len: int) -> int | None:

@@ -53,6 +53,8 @@ def trained_card(
     origin = f"The architecture of {code(model)}, randomly initialized and " if from_scratch else f"{code(model)}, "
     if grown:
         origin += f"grown from {code(str(grown.get('source', '?')))} (arXiv 2409.12903), "
+    if small := record.get("small"):
+        origin += f"as a model of {small['parameters']:,} parameters trained on {small['tokens']:,} tokens before, "
     text = ", ".join(code(str(data_source)) for data_source in record["data"])
     figures = [f"| {label} | {latest[key]:.4f} |" for key, label in _FIGURES.items() if latest.get(key) is not None]
     settings = {key: value for key, value in record["curve"].items() if key not in ("config", "texts")}

@@ -11,9 +11,10 @@ does not fill a window is left out. There are two ways to treat the documents th
   block-diagonal mask from the positions), and its first token is not predicted from the document before.
 
 The order: epoch e is a random permutation of the windows that depends on (seed, e), and batch k is the windows
-k B ... (k+1) B - 1 of the concatenated epochs. Arms, processes and interruptions do not change it. Of a mixture, each
-source has epochs of its own, whose orders depend on its place in the mixture as well, and mixture.py says which source
-has the next window.
+k B ... (k+1) B - 1 of the concatenated epochs, counted from those on that are skipped
+because another run has read them. Arms, processes and interruptions do not change it. Of a mixture, each source has
+epochs of its own, whose orders depend on its place in the mixture as well, and mixture.py says which source has the
+next window.
 """
 
 from __future__ import annotations
@@ -111,17 +112,20 @@ class Mixed(torch.utils.data.Dataset[dict[str, Tensor]]):
         shares: of each source in the training.
         count: windows of the training.
         seed: of the orders.
+        skip: windows of the order that another training has read, before the first of this one.
     """
 
-    def __init__(self, windows: Sequence[Windows], shares: Sequence[Fraction], *, count: int, seed: int) -> None:
-        self._sources = [Shuffled(one, count=count, seed=seed, source=i) for i, one in enumerate(windows)]
-        self._interleaving, self._count = Interleaving(shares), count
+    def __init__(
+        self, windows: Sequence[Windows], shares: Sequence[Fraction], *, count: int, seed: int, skip: int = 0
+    ) -> None:
+        self._sources = [Shuffled(one, count=skip + count, seed=seed, source=i) for i, one in enumerate(windows)]
+        self._interleaving, self._count, self._skip = Interleaving(shares), count, skip
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        source, number = self._interleaving.at(index)
+        source, number = self._interleaving.at(self._skip + index)
         return self._sources[source][number]
 
 

@@ -27,6 +27,7 @@ from hyperclone.training.optimizer_names import OptimizerName
 from hyperclone.version import __version__
 
 RECORD_FILE = "training.json"
+STAGES = ("small", "grown")  # directories in the output of a run that goes on from a small model (progressive.py)
 _CURVE = (
     "held_out",
     "streaming",
@@ -49,7 +50,7 @@ _CURVE = (
     "grown_moments",
 )
 # Of options that came later than a record they are what it ran with.
-_DEFAULTS = {field.name: field.default for field in fields(Training) if field.name in _CURVE}
+_DEFAULTS = {"skip_tokens": 0, **{field.name: field.default for field in fields(Training) if field.name in _CURVE}}
 _RUN = ("precision", "attention", "compile", "gradient_checkpointing", "sharding")
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets")
 
@@ -77,6 +78,7 @@ def make_record(training: Training, budget: Budget, directory: Path, texts: list
             "batch_tokens": budget.batch_tokens,
             "steps": budget.steps,
             **{name: options[name] for name in _CURVE},
+            **({"skip_tokens": training.skipped_tokens} if training.skipped_tokens else {}),
         },
         "run": {name: options[name] for name in _RUN},
         **({} if training.branch_from is None else {"branch_from": Path(training.branch_from).name}),
@@ -97,7 +99,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
     """
     if output.exists() and not output.is_dir():
         raise DestinationError("the output is no directory", file=output, cure="choose another path")
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or all(entry.name in STAGES for entry in output.iterdir()):
         return None
     if not (output / RECORD_FILE).is_file():
         raise DestinationError(
@@ -110,7 +112,7 @@ def checkpoint_to_resume(output: Path, record: dict[str, Any], *, resume: bool) 
             cure="--resume continues it; or choose another directory",
         )
     before = curve(output)
-    for field, value in json.loads(json.dumps(record["curve"])).items():
+    for field, value in curve_of(record).items():
         if before.get(field) != value:
             raise TrainingError(
                 "this output holds a training run with other settings",
@@ -162,5 +164,10 @@ def remove_record(output: Path) -> None:
 
 def curve(output: Path) -> dict[str, Any]:
     """What determines the loss curve of the run in a directory."""
-    recorded: dict[str, Any] = read_json(output / RECORD_FILE).get("curve", {})
+    return curve_of(read_json(output / RECORD_FILE))
+
+
+def curve_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What determines the loss curve of a run, from its record, written or not."""
+    recorded: dict[str, Any] = json.loads(json.dumps(record.get("curve", {})))
     return {**_DEFAULTS, **recorded}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from hyperclone.errors import TrainingError
 from hyperclone.hf import memory
 from hyperclone.io import hub, hub_upload
-from hyperclone.training import doubts, export, flops, inputs, packing, resume, shard_reading
+from hyperclone.training import doubts, export, flops, inputs, packing, progressive, resume, shard_reading
 from hyperclone.training.anatomy_callback import RecordedAnatomyCallback
 from hyperclone.training.config import Training
 from hyperclone.training.events import Device, Event, RunStarted, Uploading, Watch
@@ -26,6 +26,7 @@ from hyperclone.training.metrics import MetricsFile
 from hyperclone.training.mixture import uses
 from hyperclone.training.model_card import trained_card
 from hyperclone.training.preparation import PreparedRun, prepare
+from hyperclone.training.progressive import SmallStage
 from hyperclone.training.run_log import RunLog
 from hyperclone.training.signals import Interruption
 from hyperclone.training.token_cache import TextSize
@@ -42,6 +43,7 @@ class Trained:
         step, tokens: how far it came.
         metrics: the latest figures (loss, eval_loss, bits_per_byte, ...).
         interrupted: the signal that stopped it; None if it is finished.
+        small_tokens: that its small model was trained on before, if it has grown on the way.
         address: of the model on the Hub; None if it was not uploaded from this process.
     """
 
@@ -51,6 +53,7 @@ class Trained:
     metrics: dict[str, Any]
     interrupted: int | None
     address: str | None = None
+    small_tokens: int = 0
 
 
 def train(training: Training, *, watch: Watch | None = None) -> Trained:
@@ -64,9 +67,16 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
         HypercloneError: it cannot be run as asked, the loss became infinite or NaN, a checkpoint could not be
             written, or the model, which is complete then, could not be uploaded.
     """
-    main = os.environ.get("RANK", "0") == "0"
-    tell = watch if main and watch is not None else _ignore
-    prepared = prepare(training, watch=tell)
+    tell = watch if _is_main() and watch is not None else _ignore
+    if training.grow_at is not None:
+        return progressive.train(training, _train, tell)
+    return _train(training, tell, None)
+
+
+def _train(training: Training, tell: Watch, small: SmallStage | None) -> Trained:
+    """One training; `small`: what that of the small model took, which its own was grown from on the way."""
+    main, prepared = _is_main(), prepare(training, watch=tell)
+    prepared = replace(prepared, record={**prepared.record, **progressive.recorded(small)})
     unread = shard_reading.unread_model(prepared.directory, prepared.training)
     model, dtype = inputs.load_model(prepared.directory, prepared.training, unread=unread)
     arguments = trainer_arguments(prepared)
@@ -89,7 +99,10 @@ def train(training: Training, *, watch: Watch | None = None) -> Trained:
             )
             export.export(trainer, prepared, dtype, card=card)
     address = _upload(prepared, tell) if finished and main else None
-    return Trained(prepared.output, step, tokens, run_log.latest, None if finished else interruption.signal, address)
+    return Trained(
+        prepared.output, step, tokens, run_log.latest, None if finished else interruption.signal, address,
+        0 if small is None else small.tokens,
+    )  # fmt: skip
 
 
 def _upload(prepared: PreparedRun, watch: Watch) -> str | None:
@@ -161,6 +174,11 @@ def _run(prepared: PreparedRun, trainer: GrownTrainer, run_log: RunLog, interrup
     with memory.kept() if on_cpu else nullcontext(), trainer.reading():
         trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     return int(trainer.state.global_step)
+
+
+def _is_main() -> bool:
+    """Whether this is the only process, or the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _ignore(event: Event) -> None:

@@ -7,6 +7,9 @@ tokens = "2B"
 lr = 1e-4
 difference_lr = 3e-4
 
+[grow]                             # with grow_at: options of `hyperclone grow`
+width = 2
+
 Options on the command line come before the file's.
 """
 
@@ -21,6 +24,7 @@ from hyperclone.errors import HypercloneError, TrainingError
 from hyperclone.io.files import user_path
 from hyperclone.io.option_files import OptionFile
 from hyperclone.options import flag_of, option_of
+from hyperclone.planning.growth import Growth
 from hyperclone.training.config import Training
 
 PATHS = {
@@ -56,8 +60,9 @@ def read(file: Path, given: Mapping[str, Any]) -> Training:
     table = reader.toml()
     if study := next((name for name in _OF_STUDIES if name in table), None):
         raise reader.wrong("this is a study, not a run file", study, cure=f"hyperclone study {file}")
+    growth = _growth(reader, table)
     known = [field.name for field in fields(Training)]
-    options = reader.options(Training, table, "", known=known, placeholders=PLACEHOLDERS, paths=PATHS)
+    options = reader.options(Training, table, "", known=known, placeholders=PLACEHOLDERS, paths=PATHS) | growth
     instead = {name for pair in _INSTEAD for name in pair if pair & given.keys()}
     options = {name: value for name, value in options.items() if name not in instead} | dict(given)
     for field in fields(Training):
@@ -69,3 +74,11 @@ def read(file: Path, given: Mapping[str, Any]) -> Training:
     except HypercloneError as error:
         at = error.details.get("field")
         raise reader.wrong_option(error) if at in table and at not in given else error from None
+
+
+def _growth(reader: OptionFile, table: dict[str, Any]) -> dict[str, Growth]:
+    """The field `grow`, taken out of a file's table; nothing if it has none."""
+    if "grow" not in table:
+        return {}
+    known = [field.name for field in fields(Growth)]
+    return {"grow": Growth(**reader.options(Growth, table.pop("grow"), "grow", known=known, placeholders={}, paths={}))}

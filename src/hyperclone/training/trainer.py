@@ -208,7 +208,9 @@ def _windows(prepared: PreparedRun, run_log: RunLog) -> torch.utils.data.Dataset
     budget, training = prepared.budget, prepared.training
     shares, count = [source.share for source in training.data_sources], budget.steps * budget.windows
     if not prepared.streamed:
-        return packing.Mixed(prepared.windows, shares, count=count, seed=training.seed)
+        return packing.Mixed(
+            prepared.windows, shares, count=count, seed=training.seed, skip=training.skipped_tokens // budget.seq_len
+        )
     return Streamed(
         prepared.streamed,
         shares,

@@ -8,18 +8,43 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hyperclone.cli.display.training import STREAMED, WEIGHTS, optimizer_name, source_text, starting_step
+from hyperclone.cli.display.training import (
+    STREAMED,
+    WEIGHTS,
+    after_skipped,
+    optimizer_name,
+    source_text,
+    starting_step,
+)
 from hyperclone.units import human_bytes, human_count, short_count
 
 if TYPE_CHECKING:
     from hyperclone.training.dry_run import DryRun
     from hyperclone.training.dry_run import Text as TextOfRun
 
+_NOTHING = Text("Nothing was written or trained.")
 _UNTOKENIZED = "known after tokenizing, or with --tokens"
+
+
+def dry_runs_view(small: DryRun, grown: DryRun) -> RenderableType:
+    """A training that grows its model on the way: both stages, and what they take together."""
+    tokens = (small.tokens or 0) + (grown.tokens or 0)
+    before, after = (run.flops_per_token * (run.tokens or 0) for run in (small, grown))
+    alone = grown.flops_per_token * tokens
+    both = f"{human_count(tokens)} tokens, {before + after:.3g} FLOPs; the grown model alone on all tokens: {alone:.3g}"
+    return Group(
+        Text("Stage 1 of 2: the small model, from random weights"), Text(), _view(small), Text(),
+        Text("Stage 2 of 2: the grown model"), Text(), _view(grown), Text(),
+        Text(f"both stages: {both}"), _NOTHING,
+    )  # fmt: skip
 
 
 def dry_run_view(run: DryRun) -> RenderableType:
     """All of it, for any width."""
+    return Group(_view(run), _NOTHING)
+
+
+def _view(run: DryRun) -> RenderableType:
     training = run.training
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -43,7 +68,7 @@ def dry_run_view(run: DryRun) -> RenderableType:
     ]
     for label, value in rows:
         table.add_row(label, Text(value))
-    return Group(table, Text(), _groups(run), Text("Nothing was written or trained."))
+    return Group(table, Text(), _groups(run))
 
 
 def _text(text: TextOfRun, *, streamed: bool = False) -> str:
@@ -75,14 +100,15 @@ def _steps(run: DryRun) -> str:
     elif run.windows:
         of_text = f", {run.steps * run.budget.windows / run.windows:.3g} epochs of {run.windows:,} windows"
     each = f", {run.tokens / run.parameters:.3g} for each parameter"
-    return f"{run.steps:,} step{'s' * (run.steps != 1)}, {human_count(run.tokens)} tokens{each}{of_text}"
+    skipped = after_skipped(run.training)
+    return f"{run.steps:,} step{'s' * (run.steps != 1)}, {human_count(run.tokens)} tokens{each}{of_text}{skipped}"
 
 
 def _schedule(run: DryRun) -> str:
     training = run.training
     warmup = f"{training.warmup:.3g} of the steps" if run.warmup is None else f"{run.warmup:,} steps"
     end = "" if training.schedule == "constant" else f", to {training.min_lr:g} of the peak"
-    decay = f" over the last {training.decay:g} of the steps" if training.schedule == "wsd" else ""
+    decay = f" over the last {training.decay:.3g} of the steps" if training.schedule == "wsd" else ""
     return f"{training.schedule}, warm-up {warmup}{end}{decay}"
 
 

@@ -18,8 +18,10 @@ from hyperclone.training.events import (
     Event,
     HeldOutEvaluated,
     LossLogged,
+    ModelGrown,
     OptimizerStateLoaded,
     RunStarted,
+    StageStarted,
     StepTaken,
     TasksEvaluated,
     TextEnded,
@@ -44,7 +46,7 @@ _OPTIMIZERS = {
     "plain-muon": "Muon on whole matrices, and AdamW for the rest",
 }
 WEIGHTS: dict[Weights, str] = {
-    "random": "randomly initialized (the control arm)",
+    "random": "randomly initialized",
     "grown": "grown by hyperclone",
     "stored": "as stored; no receipt",
 }
@@ -86,6 +88,12 @@ class TrainingView:
                 self._hide(_TOKENIZING)
                 self._steps = event.budget.steps
                 for line in summary(event):
+                    self._say(line)
+            case StageStarted(stage=stage, tokens=tokens, total_tokens=total):
+                model, number = ("the small model", 1) if stage == "small" else ("the grown model", 2)
+                self._say(f"stage {number} of 2: {model}, {human_count(tokens)} of {human_count(total)} tokens")
+            case ModelGrown():
+                for line in growth_summary(event):
                     self._say(line)
             case OptimizerStateLoaded(step=step, filled=filled, fresh=fresh):
                 rest = f"; {fresh} start without" if fresh else ""
@@ -162,7 +170,7 @@ def summary(run: RunStarted) -> list[str]:
         *(f"mixture   {source_text(source, streamed=text is None)}" for source in run.mixture),
         *([f"held out  {held_out.documents:,} documents, {human_count(held_out.tokens)} tokens"] if held_out else []),
         f"run       {budget.steps:,} steps of {human_count(budget.batch_tokens)} tokens ({batch})",
-        f"budget    {human_count(budget.tokens)} tokens{length}",
+        f"budget    {human_count(budget.tokens)} tokens{length}{after_skipped(run.training)}",
         f"optimizer {_optimizer(run.training, run.weights)}",
         f"rates     {rates}",
         f"device    {device.name}, {device.precision}"
@@ -179,6 +187,22 @@ def summary(run: RunStarted) -> list[str]:
     if run.step:
         lines.append(starting_step(run.training, run.step))
     return lines
+
+
+def growth_summary(grown: ModelGrown) -> list[str]:
+    """What became of the small model, in lines."""
+    before, after = human_count(grown.source_parameters), human_count(grown.parameters)
+    verdict = "proved to be the same function" if grown.proved else "as planned, which changes the function"
+    return [
+        f"grown     {grown.checkpoint} from {before} to {after} parameters, {verdict}: {grown.path}",
+        f"state     {grown.optimizer_state}",
+    ]
+
+
+def after_skipped(training: Training) -> str:
+    """Which part of the data's order a run reads, if that does not begin at its start."""
+    skipped = training.skipped_tokens
+    return f"; begins after {human_count(skipped)} tokens that another run has read" if skipped else ""
 
 
 def starting_step(training: Training, step: int) -> str:
@@ -232,7 +256,8 @@ def ending(trained: Trained) -> str:
     figures = [f"{label} {trained.metrics[name]:.4f}" for name, label in labels.items() if name in trained.metrics]
     losses = f": {', '.join(figures)}" if figures else ""
     uploaded = f", and on the Hub: {trained.address}" if trained.address else ""
-    return f"Trained on {human_count(trained.tokens)} tokens{losses}. The model is in {trained.path}{uploaded}"
+    small = f", after {human_count(trained.small_tokens)} of the small model" if trained.small_tokens else ""
+    return f"Trained on {human_count(trained.tokens)} tokens{small}{losses}. The model is in {trained.path}{uploaded}"
 
 
 def _speed(event: LossLogged) -> str:
