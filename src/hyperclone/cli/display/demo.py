@@ -205,34 +205,33 @@ def closing(console: Console, view: DemoView, texts: list[tuple[str, str]], prom
 
 
 def verdict(speedups: Sequence[tuple[Run, Speedup]]) -> str:
-    """What the demonstration shows, in words; empty if the clone or its control did not end."""
+    """What the demonstration shows, in words; empty if the clone or Seedling trained further did not end.
+
+    Args:
+        speedups: of the arms, against Seedling trained further.
+    """
     by_arm = {run.arm.name: speedup for run, speedup in speedups}
-    clone, continued = by_arm.get("clone"), by_arm.get("continued")
-    if clone is None:
+    if "clone" not in by_arm:
         return ""
-    said = [*sentences(clone)]
-    if continued is not None:
-        gap = clone.final - continued.final
-        side = "level with" if abs(gap) < 5e-4 else f"{abs(gap):.3f} nats {'below' if gap < 0 else 'above'}"
-        said.append(f"The clone ends {side} Seedling itself trained further ({continued.final:.3f}).")
+    said = [against_continued(by_arm["clone"])]
+    if "random" in by_arm:
+        said.append(f"Random weights of the clone's size end at {by_arm['random'].final:.3f} after as many tokens.")
     said.append("One seed and a few minutes are a demonstration, not evidence; docs/findings.md has studies.")
     return "\n".join(said)
 
 
-def sentences(clone: Speedup) -> list[str]:
-    """The clone against random weights: plain, then with Seedling's own training charged."""
-    said = f"Random weights end at a held-out loss of {clone.target:.3f}. "
-    speed, charged = clone.speedup_tokens, clone.charged_flops
-    if speed is None:
-        return [f"{said}The clone does not reach that; it ends at {clone.final:.3f}."]
-    if math.isinf(speed):
-        said += f"The clone starts below that, at {clone.start:.3f}, and ends at {clone.final:.3f}."
-    else:
-        said += f"The clone is there with {speed:.1f}x fewer tokens, and ends at {clone.final:.3f}."
-    if charged is None:
-        return [said, "That excludes Seedling's own training, whose cost is not known here."]
-    if charged >= 1:
-        return [said, f"With Seedling's own training charged it is {charged:.2f}x in FLOPs."]
-    return [said, "That excludes Seedling's own training. With it included, random weights are cheaper here: "
-            f"reaching their final loss\ntakes the clone {1 / charged:.0f}x the FLOPs of their whole training, which "
-            f"is this short (speed-up {charged:.2g}x)."]  # fmt: skip
+def against_continued(clone: Speedup) -> str:
+    """The clone against its source trained further, in tokens and in FLOPs."""
+    gap = clone.final - clone.target
+    said = f"Seedling itself, trained further, ends at a held-out loss of {clone.target:.3f}; the clone ends "
+    if abs(gap) < 5e-4:
+        return f"{said}level with it."
+    said += f"{abs(gap):.3f} nats {'below' if gap < 0 else 'above'} it, at {clone.final:.3f}."
+    if clone.speedup_tokens is None or clone.speedup_flops is None or math.isinf(clone.speedup_tokens):
+        return said
+    took = _of_flops(clone.speedup_flops)
+    return f"{said}\nIt was there with {clone.speedup_tokens:.1f}x fewer tokens, which took {took}."
+
+
+def _of_flops(speedup: float) -> str:
+    return f"{1 / speedup:.1f}x the FLOPs" if speedup < 1 else f"{speedup:.1f}x fewer FLOPs"
