@@ -298,6 +298,7 @@ def test_options_are_named_and_do_not_change() -> None:
         ("seed", 1.5, ["whole number"]),
         ("seed", "1", ["whole number"]),
         ("seed", True, ["whole number"]),
+        ("seed", -1, ["a whole number from 0"]),
         ("untie", "no", ["True or False"]),
         ("untie", 1, ["True or False"]),
     ],
@@ -334,7 +335,7 @@ def test_what_is_no_shard_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, True, None])
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, None, "5", " 500000 "])
 def test_a_number_that_is_no_shard_size_is_refused(size: Any) -> None:
     with pytest.raises(OptionError, match="shard_size"):
         lay_out([TensorHeader("a", "F32", (1,), 4)], shard_size=size)

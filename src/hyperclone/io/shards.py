@@ -14,6 +14,8 @@ from typing import Any
 from hyperclone.errors import OptionError
 from hyperclone.units import parse_size
 
+_SMALLEST_WITHOUT_UNIT = 1_000_000  # bytes of a shard: below it a typed number probably lacks its GB
+
 
 @dataclass(frozen=True)
 class TensorHeader:
@@ -68,10 +70,13 @@ def lay_out(tensors: Sequence[TensorHeader], *, shard_size: str | int, stem: str
     A tensor is never split: one that is larger than `shard_size` has a file of its own.
 
     Raises:
-        OptionError: the size is not a positive number of bytes.
+        OptionError: the size is not a positive number of bytes, or it was typed without a unit and is tiny.
     """
     if isinstance(shard_size, str):
-        shard_size = parse_size(shard_size)
+        typed, shard_size = shard_size, parse_size(shard_size)
+        if typed.strip().isdigit() and shard_size < _SMALLEST_WITHOUT_UNIT:
+            raise OptionError("this is a number of bytes, and a unit is probably missing", field="shard_size",
+                              found=typed, expected=f"{typed.strip()}GB, or a number of bytes of a file")  # fmt: skip
     if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
         raise OptionError("not a size", field="shard_size", found=shard_size, expected="5GB, or a number of bytes")
     groups: list[list[TensorHeader]] = [[]]

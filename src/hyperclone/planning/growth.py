@@ -142,8 +142,8 @@ class Growth:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", dtype_name(self.dtype))
         check(self, GrowthError)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise GrowthError("not a seed", field="seed", found=repr(self.seed), expected="a whole number from 0")
         self._check_experts()
         for name in ("untie", "allow_rounding"):
             if not isinstance(flag := getattr(self, name), bool):
