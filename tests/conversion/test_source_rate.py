@@ -132,4 +132,4 @@ def test_a_model_that_was_grown_in_memory_is_trained_as_a_clone(tmp_path: Path) 
     training = Training(model=str(tmp_path / "grown"), data="text", output=str(tmp_path / "run"))
     assert preparation._receipt(training, tmp_path / "grown") == tmp_path / "grown"
     assert preparation._receipt(replace(training, from_scratch=True), tmp_path / "grown") is None
-    assert asked(tmp_path / "grown").optimizer == "rotated"
+    assert asked(tmp_path / "grown").optimizer == "muon"

@@ -189,7 +189,7 @@ def test_it_runs_offline_to_a_report_resumes_after_ctrl_c_and_reuses_what_is_don
         **os.environ, "OMP_NUM_THREADS": "1", "HYPERCLONE_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1",
         "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "COLUMNS": "100",
     }  # fmt: skip
-    arguments = ["demo", "--output", str(tmp_path / "small"), "--tokens", "40k", "--jobs", "2"]
+    arguments = ["demo", "--output", str(tmp_path / "small"), "--tokens", "16k", "--jobs", "2"]
     command = [sys.executable, "-m", "hyperclone", *arguments]
     begun = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert begun.stdout is not None

@@ -88,9 +88,9 @@ def with_own_family(name: str, *, without: str) -> Headers:
 
 REFUSALS: dict[str, Refusal] = {
     "seed": Refusal(lambda: growth(seed=1.5), GrowthError, "not a seed",
-        {"field": "seed", "found": "1.5", "expected": "a whole number"}),
+        {"field": "seed", "found": "1.5", "expected": "a whole number from 0"}),
     "seed, a boolean": Refusal(lambda: growth(seed=True), GrowthError, "not a seed",
-        {"field": "seed", "found": "True", "expected": "a whole number"}),
+        {"field": "seed", "found": "True", "expected": "a whole number from 0"}),
     "untie": Refusal(lambda: growth(untie="no"), GrowthError, "not a boolean",
         {"field": "untie", "found": "'no'", "expected": "True or False"}),
     "allow_rounding": Refusal(lambda: growth(allow_rounding=1), GrowthError, "not a boolean",

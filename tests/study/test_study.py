@@ -226,8 +226,8 @@ def test_what_has_finished_is_known_without_running_or_writing_anything(director
     assert {kept: kept.stat().st_mtime_ns for kept in runs.rglob("*")} == before
     printed = Console(width=160, file=io.StringIO())
     printed.print(study_display.outlook(config_file.read(file), found))
-    (clone,) = (line for line in printed.file.getvalue().splitlines() if "--width 2" in line and "clone" in line)  # type: ignore[attr-defined]
-    assert [cell.strip() for cell in clone.strip("│ ").split("│")][4:6] == ["3", "2"]
+    (clone,) = (line for line in printed.file.getvalue().splitlines() if line.startswith("clone"))  # type: ignore[attr-defined]
+    assert re.split(r"\s{2,}", clone.strip())[4:6] == ["3", "2"]
     (directory / "train.txt").unlink()  # now the keys cannot be known
     found = studies.finished(config_file.read(file), output=runs)
     assert "train.txt" in " ".join(study_display.obstacles(found))

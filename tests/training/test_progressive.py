@@ -121,7 +121,7 @@ def test_it_is_what_three_commands_do(optimizer: Any, place: Path, tmp_path: Pat
     assert before[0] - after[0] > 0.01
     assert (done.step, done.tokens, done.small_tokens) == (rest, rest * STEP, BEFORE * STEP)
     curve = resume.curve(tmp_path / "out")
-    assert curve["optimizer"] == (optimizer or "rotated")
+    assert curve["optimizer"] == (optimizer or "muon")
     assert curve["difference_lr"] == 4e-3 / 2
     hidden = receipt.read(tmp_path / "out")
     assert hidden is not None

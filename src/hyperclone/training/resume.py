@@ -170,4 +170,4 @@ def curve(output: Path) -> dict[str, Any]:
 def curve_of(record: dict[str, Any]) -> dict[str, Any]:
     """What determines the loss curve of a run, from its record, written or not."""
     recorded: dict[str, Any] = json.loads(json.dumps(record.get("curve", {})))
-    return {**_DEFAULTS, **recorded}
+    return recorded | {name: value for name, value in _DEFAULTS.items() if name not in recorded}
