@@ -22,7 +22,7 @@ def faults_of_blocks(count=6):
 
 usual = faults_of_blocks()
 with kept():
-    faults_of_blocks(3)  # until there is a place that small allocations in between leave alone
+    faults_of_blocks(20)  # until there is a place that small allocations in between leave alone (up to nine)
     inside = faults_of_blocks()
 print(json.dumps([usual, inside, faults_of_blocks()]))
 """
