@@ -17,11 +17,11 @@ there; none if it never does.
     in FLOPs     T f_control / (t* f_arm),                     charged: T f_control / (t* f_arm + F_source)
     in seconds   the same with the time that steps took,       charged with the source's
 
-f is the cost of a token (training/flops.py); of a model that was grown on the way, t f is the sum of both sizes', each
-with its own tokens. F_source that of the source's own training. A control that began from a
-source is charged with it as well. Tokens are not charged: a small model's tokens cost less. Uncharged figures answer
-"I have a small model already"; charged ones "I have nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are
-uncharged, in tokens, of single runs and task accuracy.
+f is the cost of a token (training/flops.py), F_source that of the source's own training. Of a model that was grown on
+the way, t f is the sum over both sizes, each with its own tokens. A control that began from a source is charged with it
+as well. Tokens are not charged: a small model's tokens cost less. Uncharged figures answer "I have a small model
+already"; charged ones "I have nothing yet". The published 2.2x to 4x (arXiv 2409.12903) are uncharged, in tokens, of
+single runs and task accuracy.
 
 **Token efficiency relative to the control.** An arm that got fewer tokens than the control may end above the target.
 Its token efficiency is the number of tokens that the control needs until its L~ first is at the arm's last, over the

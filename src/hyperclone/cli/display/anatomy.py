@@ -11,6 +11,7 @@ from rich.text import Text
 from hyperclone.anatomy.examine import Anatomy, TensorAnatomy
 from hyperclone.anatomy.figure import join_kinds, sizes_text
 from hyperclone.anatomy.weights import mean
+from hyperclone.cli.display.plan_and_proof import plain_table
 
 _Value = Callable[[TensorAnatomy], float | None]
 
@@ -52,9 +53,7 @@ def _table(anatomy: Anatomy, title: str, value: _Value, form: str) -> Table | No
         rows.setdefault(row, []).append(kind)
     if not rows:
         return None
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
-    )
+    table = plain_table(title=title)
     table.add_column("layer", overflow="fold")
     for layer in layers:
         table.add_column("-" if layer is None else str(layer), justify="right", no_wrap=True)

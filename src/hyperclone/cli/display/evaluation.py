@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from hyperclone.cli.display.plan_and_proof import plain_table
 from hyperclone.evaluation.evaluate import Evaluation
 from hyperclone.evaluation.scores import Row
 
@@ -14,9 +14,7 @@ def table(evaluation: Evaluation) -> RenderableType:
     """The results in percent (perplexity as it is) with standard errors, and the notes."""
     paired = evaluation.mean("source") is not None or any(row.source is not None for row in evaluation.rows)
     title = f"Zero-shot, {evaluation.documents:,} documents, {evaluation.dtype}, data: {evaluation.data}"
-    results = Table(
-        box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim"
-    )
+    results = plain_table(title=title)
     results.add_column("task", no_wrap=True)
     results.add_column("metric", no_wrap=True)
     for name in ("documents", *(("source", "model", "difference") if paired else ("model",))):

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hyperclone import units
+from hyperclone.cli.display.plan_and_proof import plain_table
 from hyperclone.planning.growth import Growth
 from hyperclone.study import results
 from hyperclone.study.config import Arm, SourceModel, Study
@@ -131,12 +132,10 @@ def outlook(study: Study, progress: Progress | None) -> Table:
         study: the request.
         progress: what of it has finished (study.finished); None if nothing has.
     """
-    caption = f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}"
-    table = _table(study.name, caption)
-    table.add_column("arm")
-    table.add_column("starts from")
-    for column in ("tokens", "learning rate", "runs", "finished", "tokens in all"):
-        table.add_column(column, justify="right")
+    columns = ("arm", "starts from", "tokens", "learning rate", "runs", "finished", "tokens in all")
+    table = plain_table(*columns, title=study.name)
+    table.columns[1].justify = "left"
+    table.caption, table.caption_justify = f"seeds {', '.join(map(str, study.seeds))}; control: {study.control}", "left"
     whole = 0
     for source in study.sources.values():
         if source.train is not None and source.study is None:
@@ -160,13 +159,6 @@ def outlook(study: Study, progress: Progress | None) -> Table:
         table.add_row(arm.name, *row)
     table.add_row("in all", "", "", "", "", "", human_count(whole), style="bold")
     return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        box=None, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="bold", header_style="dim",
-        caption=caption, caption_justify="left",
-    )  # fmt: skip
 
 
 def _start(arm: Arm) -> str:
@@ -204,13 +196,9 @@ def table(progress: Progress, speedups: Sequence[tuple[Run, Speedup]]) -> Table:
     """Arms with their median over seeds (lowest to highest); compared with the control as far as that has ended."""
     control = progress.study.control
     compared = ("minus\ncontrol", "rise", "faster:\ntokens", "\nFLOPs", "with\nsource")
-    table = _table(
-        progress.study.name,
-        "median over seeds, lowest - highest" + ("; speed-ups as in docs/study.md" if control else ""),
-    )
-    table.add_column("arm")
-    for column in ("lr", "loss", *(compared if control else ())):
-        table.add_column(column, justify="right")
+    table = plain_table("arm", "lr", "loss", *(compared if control else ()), title=progress.study.name)
+    table.caption = "median over seeds, lowest - highest" + ("; speed-ups as in docs/study.md" if control else "")
+    table.caption_justify = "left"
     for arm in progress.study.arms.values():
         losses = results.losses([run for run in progress.runs if run.arm is arm])
         if not losses:
