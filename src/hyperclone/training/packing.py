@@ -11,10 +11,9 @@ does not fill a window is left out. There are two ways to treat the documents th
   block-diagonal mask from the positions), and its first token is not predicted from the document before.
 
 The order: epoch e is a random permutation of the windows that depends on (seed, e), and batch k is the windows
-k B ... (k+1) B - 1 of the concatenated epochs, counted from those on that are skipped
-because another run has read them. Arms, processes and interruptions do not change it. Of a mixture, each source has
-epochs of its own, whose orders depend on its place in the mixture as well, and mixture.py says which source has the
-next window.
+k B ... (k+1) B - 1 of the concatenated epochs, after those that are skipped because another run has read them. Arms,
+processes and interruptions do not change it. Of a mixture, each source has epochs of its own, whose orders depend on
+its place in the mixture as well, and mixture.py says which source has the next window.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from hyperclone.errors import NonFiniteLossError
 from hyperclone.hf.unread_model import UnreadModel
 from hyperclone.training import checkpoints, export, packing, rng, streaming
+from hyperclone.training.budget import windows_to_skip
 from hyperclone.training.events import CheckpointSaved, TextEnded
 from hyperclone.training.lr_schedule import factor, warmup_steps
 from hyperclone.training.optimizer import make_optimizer
@@ -208,9 +209,8 @@ def _windows(prepared: PreparedRun, run_log: RunLog) -> torch.utils.data.Dataset
     budget, training = prepared.budget, prepared.training
     shares, count = [source.share for source in training.data_sources], budget.steps * budget.windows
     if not prepared.streamed:
-        return packing.Mixed(
-            prepared.windows, shares, count=count, seed=training.seed, skip=training.skipped_tokens // budget.seq_len
-        )
+        skip = windows_to_skip(training, budget.seq_len)
+        return packing.Mixed(prepared.windows, shares, count=count, seed=training.seed, skip=skip)
     return Streamed(
         prepared.streamed,
         shares,
